@@ -1,0 +1,7 @@
+"""Tests import the scripts as a user's shell finds them: from the folder above."""
+
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]

@@ -1,0 +1,71 @@
+"""Runs made of numbers, for tests and for looking at figures: no model, no torch, every truth known.
+
+make_run(n_layers=4, n_heads=3, effect=0.2)   a Run whose self-referent rows are `effect` less entropic
+save_run(run, output_dir)                     the same as a complete run folder
+"""
+
+import numpy as np
+
+import output_manager
+import role_metrics
+from prompts import select_prompts
+
+
+def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_id="synthetic", prompt_format="raw"):
+    """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens self-referent rows."""
+    rng = np.random.default_rng(seed)
+    prompts = select_prompts(per_category=per_category)
+    words = np.array([len(p.text.split()) for p in prompts])
+    n_tokens = words + 3
+    span = np.stack([np.ones_like(n_tokens), n_tokens], axis=1)
+    n_query, n_prompts = int(n_tokens.max()), len(prompts)
+    category = np.array([p.category for p in prompts])
+    scores = rng.normal(size=(n_prompts, n_layers, n_heads, n_query, n_query))
+    scores *= (
+        1 + rng.random((1, n_layers, n_heads, 1, 1)) + effect * (category == "self_referent")[:, None, None, None, None]
+    )
+    scores[..., 0] += 1.5
+    key = np.arange(n_query)
+    seen = (key[None, :] <= key[:, None]) & (key < n_tokens[:, None, None])
+    scores = np.where(seen[:, None, None], scores, -np.inf)
+    pattern = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    pattern /= pattern.sum(axis=-1, keepdims=True)
+    visible = role_metrics.visible_keys(n_query, [None] * n_layers)
+    real = (key < n_tokens[:, None])[:, None, None, :]
+    few = role_metrics.sinkfree_keys(visible)[None, :, None, :] < 2
+    final = pattern[np.arange(n_prompts), :, :, n_tokens - 1]
+    masses = [role_metrics.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
+    config = {
+        "schema_version": output_manager.SCHEMA_VERSION,
+        "model": {"id": model_id, "n_layers": n_layers, "n_heads": n_heads, "weights_sha256": model_id},
+        "prompts": {"format": prompt_format, "sha256": "synthetic"},
+        "status": "complete",
+    }
+    arrays = {
+        "category": category,
+        "prompt_id": np.array([p.id for p in prompts]),
+        "pair_id": np.array([p.pair_id for p in prompts]),
+        "n_tokens": n_tokens,
+        "span": span,
+        "entropy": np.where(real, role_metrics.attention_entropy(pattern), np.nan),
+        "entropy_sinkfree": np.where(real & ~few, role_metrics.sinkfree_entropy(pattern), np.nan),
+        "sink_mass": np.where(real, pattern[..., 0], np.nan),
+        "visible_keys": visible,
+        "first_mass": np.stack([m["first_mass"] for m in masses], axis=1),
+        "last_mass": np.stack([m["last_mass"] for m in masses], axis=1),
+        "edge_mass": np.stack([m["edge_mass"] for m in masses], axis=1),
+        "edge_tokens": masses[0]["edge_tokens"],
+    }
+    arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+    rows = [{"id": p.id, "category": p.category, "pair_id": p.pair_id, "text": p.text} for p in prompts]
+    return output_manager.Run(path=None, config=config, prompts=rows, **arrays)
+
+
+def save_run(run, output_dir, latest="latest_run"):
+    """Publish a Run as a run folder; returns its path."""
+    with output_manager.create_run(output_dir, latest) as new:
+        output_manager.write_json(new.path / "experiment_config.json", run.config)
+        output_manager.write_prompts(new.path / "prompts.jsonl", run.prompts)
+        arrays = {name: getattr(run, name) for name in output_manager.ARRAYS}
+        output_manager.write_npz(new.path / "attention.npz", arrays)
+    return new.final
