@@ -145,6 +145,7 @@ def compare_family(folders, family):
 
 def print_main_numbers(folders, summary, args):
     """One table: the mean over layers of each index in both runs beside its length null, and what to open."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -153,23 +154,34 @@ def print_main_numbers(folders, summary, args):
 
     console = Console(markup=False, highlight=False)
     runs = {name: load_run(folder) for name, folder in folders.items()}
-    table = Table("index", "kind", title=f"{args.family}: mean over layers", caption="length null in parentheses")
+    table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)
     for name, each in runs.items():
-        table.add_column(f"{name}: {each.label}", justify="right")
-    table.add_column("instruct - base", justify="right")
+        table.add_column(f"{name}, {each.prompt_format}", justify="right")
+    table.add_column("instruct - base [95 %]", justify="right")
     for index in INDICES:
         for kind in KINDS:
             values = [layer_indices(each, kind)[index].mean() for each in runs.values()]
             nulls = [layer_null(each, kind)[index].mean() for each in runs.values()]
-            cells = [f"{value:+.4f} ({null:+.4f})" for value, null in zip(values, nulls, strict=True)]
-            table.add_row(index.upper(), kind, *cells, f"{values[1] - values[0]:+.4f}")
+            cells = [f"{value:+.3f} ({null:+.3f})" for value, null in zip(values, nulls, strict=True)]
+            table.add_row(f"{index.upper()} {kind}", *cells, _difference(values, summary, kind, index))
     console.print(table)
+    if summary is not None and summary["pair"]:
+        console.print(summary["pair"])
     for name, folder in folders.items():
-        console.print(f"run      {resolve_run(folder)}")
-        if not args.skip_visualization:
-            console.print(f"figures  {Path('figures', args.family, name)}/")
+        figures = "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
+        console.print(
+            f"{name:9} {runs[name].label}: {resolve_run(folder).relative_to(Path.cwd())}/{figures}", soft_wrap=True
+        )
     if summary is not None:
-        console.print(f"compare  {Path('comparison_results', args.family)}/")
+        console.print(f"comparison {Path('comparison_results', args.family)}/")
+
+
+def _difference(values, summary, kind, index):
+    """instruct - base of the means over layers, with its interval where the comparison has one."""
+    entry = {} if summary is None else summary["differences"][kind][index]
+    if entry.get("mean_ci_low") is None:
+        return f"{values[1] - values[0]:+.3f}"
+    return f"{entry['mean']:+.3f} [{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
 
 
 def main(argv=None):
