@@ -188,14 +188,15 @@ def print_summary(summary):
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, emoji=False)
-    title = f"instruct - base over {summary['n_layers']} layers x {summary['n_heads']} heads ({summary['pair']})"
     columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "not 0")
-    table = Table(*columns, title=title, box=None, pad_edge=False)
+    table = Table(*columns, box=None, pad_edge=False)
     rows = [(kind, entry) for kind in KINDS for entry in summary["differences"][kind].items()]
     rows += [("original", (index, summary["original"][index])) for index in INDICES]
     for kind, (index, entry) in rows:
         table.add_row(f"{index.upper()} {kind}", *_format_difference(entry))
     console.print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}", soft_wrap=True)
+    size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
+    console.print(f"instruct - base over {size} ({summary['pair']})", soft_wrap=True)
     console.print(table)
     console.print("null: length null. not 0: layers whose 95 % interval excludes 0, one by one / all held at once")
     console.print(f"* layers whose t-interval over heads excludes 0: {NOT_INFERENCE}", soft_wrap=True)

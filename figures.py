@@ -67,7 +67,7 @@ class Study:
         """Model, format and n, as every figure names them."""
         n = self.run.counts
         if len(set(n.values())) == 1:
-            return f"{self.run.label}; n = {n[self.names[0]]} prompts per category"
+            return f"{self.run.label}; n = {n[self.names[0]]} per category"
         return f"{self.run.label}; n = " + ", ".join(f"{n[name]} {NAMES[name]}" for name in n)
 
     def layers(self, kind):
@@ -127,7 +127,7 @@ def write_caption(study, *sentences, intervals=True):
     missing = [NAMES[name] for name in CATEGORIES if name not in study.names]
     notes = [INTERVALS.format(len(study.counts))] if intervals and len(few) < len(study.names) else []
     if intervals and few:
-        notes.append(f"No interval where one prompt is all there is ({', '.join(few)}): it needs {MIN_PROMPTS}.")
+        notes.append(f"No intervals for what rests on one prompt ({', '.join(few)}): they need {MIN_PROMPTS}.")
     if missing:
         notes.append(f"This run has no {' and no '.join(missing)} prompts: what needs them is left out.")
     return " ".join(filter(None, [*notes, *sentences]))
@@ -172,8 +172,8 @@ def draw_heatmaps(study, title):
     differences = [means[a] - means[b] for a, b in contrasts]
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
-    note = "Blue: self-referent attention is the more focused. Grey: undefined."
-    caption = write_caption(study, note, intervals=False)
+    grey = "Grey: undefined." if np.isnan(differences).any() else ""
+    caption = write_caption(study, "Blue: self-referent attention is the more focused.", grey, intervals=False)
     options = {"right": 1.3, "gap": (0.4, 0.6), "sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
     figure, axes = open_panels((1, len(contrasts)), panel, title, study.subtitle, caption, **options)
     rows = []
@@ -428,7 +428,11 @@ FIGURES = {
     "visualization_2_heatmaps": (draw_heatmaps, "Entropy differences by layer and head", REQUIRED),
     "visualization_3_token_attention": (draw_token_attention, "What the final query attends to, by head", ()),
     "visualization_4_distributions": (draw_distributions, "Heads that separate self-referent from neutral", REQUIRED),
-    "visualization_5_delta_bar_summary": (draw_difference_bars, "Entropy above self-referent by layer", REQUIRED),
+    "visualization_5_delta_bar_summary": (
+        draw_difference_bars,
+        "Neutral and confounder minus self-referent by layer",
+        REQUIRED,
+    ),
     "visualization_6_top_k_head_ranking": (draw_top_heads, "Top heads of every layer", REQUIRED),
     "visualization_7_cross_token_control": (draw_edge_attention, "First versus last content tokens", ()),
     "visualization_8_delta_h_per_layer": (

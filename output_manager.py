@@ -320,7 +320,9 @@ def _read_prompts(path, arrays):
         raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
     for row, category in zip(rows, arrays["category"].tolist(), strict=True):
         if row.get("category") != category or not isinstance(row.get("text"), str):
-            raise UserError(f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run is damaged")
+            raise UserError(
+                f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run is damaged"
+            )
     return rows
 
 

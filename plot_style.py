@@ -64,9 +64,12 @@ def save_figure(figure, path):
     """Write a figure under its final name only when it is whole, and close it. The format is the path's suffix."""
     buffer = io.BytesIO()
     suffix = path.suffix[1:]
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    fast = {"compress_level": 1} if suffix == "png" else None
-    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=dates.get(suffix), pil_kwargs=fast)
+    options = {
+        "png": {"pil_kwargs": {"compress_level": 1}},
+        "svg": {"metadata": {"Date": None}},
+        "pdf": {"metadata": {"CreationDate": None}},
+    }
+    figure.savefig(buffer, format=suffix, dpi=DPI, **options[suffix])
     plt.close(figure)
     with replaced_file(path, "wb") as file:
         file.write(buffer.getvalue())

@@ -37,8 +37,8 @@ def match_runs(base, instruct):
             f"--base_dir {base.path}: base has {base.n_layers} layers x {base.n_heads} heads, instruct has "
             f"{instruct.n_layers} layers x {instruct.n_heads} heads; compare two runs of one architecture"
         )
-    places = dict(reversed([(key, row) for row, key in enumerate(_prompt_keys(instruct))]))
-    rows = dict(reversed([(key, row) for row, key in enumerate(_prompt_keys(base)) if key in places]))
+    places = {key: row for row, key in enumerate(_prompt_keys(instruct))}
+    rows = {key: row for row, key in enumerate(_prompt_keys(base)) if key in places}
     keys = sorted(rows, key=rows.get)
     runs = {
         "base": take_prompts(base, [rows[key] for key in keys]),

@@ -67,7 +67,7 @@ def forge(folder, name, content):
 
 def forge_arrays(folder, **changed):
     with np.load(folder / "attention.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files} | changed
+        arrays = {name: archive[name] for name in om.ARRAYS} | changed
     buffer = io.BytesIO()
     np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
     forge(folder, "attention.npz", buffer.getvalue())
@@ -89,7 +89,9 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     loaded = om.load_run(tmp_path / "latest_run")
     assert loaded.path == path.resolve() and loaded.label == "me/model, raw prompts"
     for name in om.ARRAYS:
-        assert np.array_equal(getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))), name
+        assert np.array_equal(
+            getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))
+        ), name
     assert (loaded.n_layers, loaded.n_heads, loaded.prompts) == (3, 2, run.prompts)
     assert loaded.counts == dict.fromkeys(om.CATEGORIES, 3)
 
@@ -190,7 +192,12 @@ def test_paths_that_are_no_run_are_refused(tmp_path):
     (tmp_path / "gone").symlink_to("run_deleted")
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    cases = {"none": "no such folder", "gone": "points at a folder that is gone", "file": "is a file", "empty": "manifest"}
+    cases = {
+        "none": "no such folder",
+        "gone": "points at a folder that is gone",
+        "file": "is a file",
+        "empty": "manifest",
+    }
     for name, said in cases.items():
         refused(tmp_path / name, said)
 
@@ -216,7 +223,9 @@ def test_a_manifest_of_the_wrong_form_is_refused(harmed, files):
     refused(harmed, "missing")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"schema_version": 99}', b'{"files": {}}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b'{"schema_version": 99}', b'{"files": {}}', b"[" * 100_000]
+)
 def test_a_damaged_or_foreign_manifest_is_refused(harmed, content):
     (harmed / "manifest.json").write_bytes(content)
     refused(harmed)
@@ -234,7 +243,9 @@ def test_prompts_that_are_not_those_of_the_arrays_are_refused(harmed):
     refused(harmed, "prompts.jsonl", "not those of attention.npz")
     row = json.loads(lines[0])
     for change in ({"text": None}, {"category": "neutral"}):
-        forge(harmed, "prompts.jsonl", b"\n".join([json.dumps(row | change).encode(), *lines[1:]]).replace(b"\n\n", b"\n"))
+        forge(
+            harmed, "prompts.jsonl", b"\n".join([json.dumps(row | change).encode(), *lines[1:]]).replace(b"\n\n", b"\n")
+        )
         refused(harmed, "prompts.jsonl", "category or text of self_referent_00")
 
 
@@ -259,10 +270,10 @@ def test_object_arrays_are_never_unpickled(harmed, tmp_path):
     assert trap.exists()
     trap.unlink()
     array = np.array([Evil(trap)], dtype=object)
-    forge_arrays(harmed, entropy=array)
-    refused(harmed, "entropy.npy is an object array", "never unpickled")
     forge_arrays(harmed, extra=array)
     refused(harmed, "extra.npy is an object array")
+    forge_arrays(harmed, entropy=array)
+    refused(harmed, "entropy.npy is an object array", "never unpickled")
     assert not trap.exists()
     with pytest.raises(TypeError, match="object array"):
         om.write_npz(tmp_path / "new.npz", {"a": array})
@@ -357,7 +368,14 @@ def test_csv_numbers_and_empty_fields(tmp_path):
 
 def test_portable_hides_the_home_folder_and_nothing_else(monkeypatch):
     monkeypatch.setattr(om.Path, "home", lambda: Path("/root"))
-    arguments = {"a": "/root/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": Path("/root/y"), "d": 3, "e": None, "f": ""}
+    arguments = {
+        "a": "/root/models/x",
+        "b": ["/rootfs/x", "/data/root/x"],
+        "c": Path("/root/y"),
+        "d": 3,
+        "e": None,
+        "f": "",
+    }
     expected = {"a": "~/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": "~/y", "d": 3, "e": None, "f": ""}
     assert om.portable(arguments) == expected
 

@@ -98,7 +98,9 @@ def test_interval_agrees_with_scipys_own_resamples():
     rng = np.random.default_rng(4)
     expected = stats.bootstrap((sample,), np.mean, n_resamples=10_000, method="percentile", rng=rng).confidence_interval
     width = expected.high - expected.low
-    assert low == pytest.approx(expected.low, abs=0.04 * width) and high == pytest.approx(expected.high, abs=0.04 * width)
+    assert low == pytest.approx(expected.low, abs=0.04 * width) and high == pytest.approx(
+        expected.high, abs=0.04 * width
+    )
 
 
 def test_interval_of_undefined_draws_is_undefined_beside_defined_ones():

@@ -62,7 +62,8 @@ def test_no_epsilon_at_small_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"), [([0, 0, 0], "sums to 0,"), ([0.5, 0.3], "sums to 0.8,"), ([1, 1], "to 2,"), ([math.nan, 1], "to nan")]
+    ("row", "said"),
+    [([0, 0, 0], "sums to 0,"), ([0.5, 0.3], "sums to 0.8,"), ([1, 1], "to 2,"), ([math.nan, 1], "to nan")],
 )
 def test_rows_that_are_no_distribution_are_errors_with_the_sum(row, said):
     with pytest.raises(ValueError, match=said):
