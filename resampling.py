@@ -429,41 +429,47 @@ def q_values(p):
 def hedges_g(a, b, paired=False):
     """Standardised mean difference (a - b) / s without its small-sample bias: [prompt, ...] twice -> [...].
 
-    unpaired  s pools both variances (Hedges 1981; Hedges and Olkin 1985); NaN where a group has fewer than two values
-    paired    s = s_difference / sqrt(2 (1 - r)), the spread within one condition (Borenstein et al. 2009, ch. 4)
+    s pools both variances; g = J(df) (a - b) / s, J = 1 - 3 / (4 df - 1) (Hedges 1981; Hedges and Olkin 1985)
+    df = n_a + n_b - 2, and 2 (n - 1) / (1 + r^2) for pairs that correlate with r, the pooled spread's own df
+    NaN where a group has fewer than two defined values or nothing varies
     """
     return _effect_size(a, b, paired)[0]
 
 
 def hedges_g_interval(a, b, paired=False, confidence=CONFIDENCE):
-    """(low, high) of `hedges_g` from its large-sample variance (Hedges and Olkin 1985; Borenstein et al. 2009)."""
-    from scipy.stats import norm
+    """(low, high) of `hedges_g`, from a variance that supposes nearly normal values.
 
-    g, variance = _effect_size(a, b, paired)
-    half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance)
+    unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + d^2 / (2 (n_a + n_b)), normal quantile
+    paired    Bonett (2008), t quantile. Borenstein et al. (2009) treat the correlation as known: 88 % coverage at n = 10
+    """
+    from scipy.stats import norm, t
+
+    g, variance, df = _effect_size(a, b, paired)
+    half = (t.ppf((1 + confidence) / 2, df) if paired else norm.ppf((1 + confidence) / 2)) * np.sqrt(variance)
     return g - half, g + half
 
 
 def _effect_size(a, b, paired):
-    """(g, variance of g): Hedges' J(df) = 1 - 3 / (4 df - 1) times d, J^2 times the variance of d."""
+    """(g, variance of g, degrees of freedom of its interval), each [...]; pairs with an undefined side are left out."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if paired:
-        whole = np.isnan(a) | np.isnan(b)
-        a, b = np.where(whole, np.nan, a), np.where(whole, np.nan, b)
+        broken = np.isnan(a) | np.isnan(b)
+        a, b = np.where(broken, np.nan, a), np.where(broken, np.nan, b)
     (n_a, mean_a, var_a), (n_b, mean_b, var_b) = _defined_moments(a), _defined_moments(b)
     with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = ((n_a - 1) * var_a + (n_b - 1) * var_b) / (n_a + n_b - 2)
+        d = (mean_a - mean_b) / np.sqrt(pooled)
         if paired:
-            var_difference = _defined_moments(a - b)[2]
-            twice = 2 - (var_a + var_b - var_difference) / np.sqrt(var_a * var_b)
-            d, df = (mean_a - mean_b) / np.sqrt(var_difference / twice), n_a - 1.0
-            variance = (1 / n_a + d**2 / (2 * n_a)) * twice
+            var_difference, df = _defined_moments(a - b)[2], n_a - 1
+            product = ((var_a + var_b - var_difference) / 2) ** 2
+            variance = d**2 * (var_a**2 + var_b**2 + 2 * product) / (8 * df * pooled**2)
+            variance = variance + var_difference / (pooled * df)
+            j = 1 - 3 / (8 * df / (1 + product / (var_a * var_b)) - 1)
         else:
-            df = n_a + n_b - 2.0
-            d = (mean_a - mean_b) / np.sqrt(((n_a - 1) * var_a + (n_b - 1) * var_b) / df)
-            variance = (n_a + n_b) / (n_a * n_b) + d**2 / (2 * (n_a + n_b))
-        j = 1 - 3 / (4 * df - 1)
+            variance, df = 1 / n_a + 1 / n_b + d**2 / (2 * (n_a + n_b)), n_a + n_b - 2
+            j = 1 - 3 / (4 * df - 1)
     defined = np.isfinite(d) & np.isfinite(variance)
-    return np.where(defined, j * d, np.nan), np.where(defined, j**2 * variance, np.nan)
+    return np.where(defined, j * d, np.nan), np.where(defined, j**2 * variance, np.nan), df
 
 
 def _defined_moments(values):
