@@ -75,18 +75,20 @@ def _verdicts(layers, contrasts, too_few):
 
 
 def _print_tables(run, found, contrast, top_k):
+    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(markup=False, highlight=False)
     title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
-    table = Table("rank", "layer", "head", "difference", "g", "95 % interval", "p", "q (BH)", "max-T p", title=title)
+    interval = Column("95 % interval", no_wrap=True)
+    table = Table("layer", "head", "difference", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)
     for row in found["heads"][:top_k]:
         value = {key: row[f"{contrast}_{key}"] for key in ("difference", "g", "g_low", "g_high", "p", "q", "p_max")}
         interval = f"{_show(value['g_low'], '+.2f')} {_show(value['g_high'], '+.2f')}"
         numbers = [_show(value["difference"], "+.4f"), _show(value["g"], "+.2f"), interval]
         numbers += [_show(value[key], ".4f") for key in ("p", "q", "p_max")]
-        place = [str(row[key]) for key in ("rank", "layer", "head")]
+        place = [str(row[key]) for key in ("layer", "head")]
         table.add_row(*place, *numbers)
     console.print(table)
     print("\n".join(found["verdicts"]))

@@ -189,7 +189,14 @@ def _limit_axis(axis, values):
     outside = int(((values < low - 1.5 * reach) | (values > high + 1.5 * reach)).sum())
     if outside:
         axis.set_ylim(low - 0.6 * reach, high + 0.6 * reach)
-        axis.annotate(f"{outside} points outside the frame", (0.99, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8)
+        axis.annotate(
+            f"{outside} points outside the frame",
+            (0.99, 0.97),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
 
 
 def compare_models(comparisons, output_dir):

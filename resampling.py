@@ -97,7 +97,8 @@ def bootstrap_counts(category, pair_id, n_resamples=N_RESAMPLES, seed=0):
 
 
 def _draw_counts(rng, n, n_resamples):
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=n_resamples).astype(np.float64)
+    drawn = rng.integers(n, size=(n_resamples, n)) + n * np.arange(n_resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n).astype(np.float64)
 
 
 def resampled_means(values, category, name, counts):
@@ -473,9 +474,14 @@ def _effect_size(a, b, paired):
 
 
 def _defined_moments(values):
-    """(n, mean, variance with ddof 1) over the first axis without NaN; NaN where there are too few values."""
+    """(n, mean, variance with ddof 1) over the first axis without NaN; NaN where there are too few values.
+
+    Taken about the first row, so that values that are all equal have the variance 0 and not a rounding error.
+    """
     values = np.asarray(values, dtype=np.float64)
+    start = np.nan_to_num(values[0])
+    values = values - start
     mean = category_mean(values, np.ones(len(values), dtype=bool), True)
     n = (~np.isnan(values)).sum(axis=0)
     squares = np.where(np.isnan(values), 0.0, (values - mean) ** 2).sum(axis=0)
-    return n, mean, np.divide(squares, n - 1, out=np.full(np.shape(mean), np.nan), where=n > 1)
+    return n, start + mean, np.divide(squares, n - 1, out=np.full(np.shape(mean), np.nan), where=n > 1)
