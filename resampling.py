@@ -29,6 +29,7 @@ CONFIDENCE = 0.95
 MIN_PROMPTS = 3
 BLOCK = 2**18
 TIE = 1e-5
+TAIL = 0.999
 NUMERATORS = {"rfc": {"self_referent": -1.0}, "rsi": {"confounder": 1.0, "self_referent": -1.0}}
 
 
@@ -298,17 +299,24 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=0
     counts = bootstrap_counts(group, np.full(len(group), -1), n_resamples, seed)
     out = _Summary(flat.shape[1], n_resamples, confidence)
     for columns, rows in _column_blocks(flat, n_resamples):
-        part, scale = flat[np.ix_(rows, columns)], np.abs(flat[np.ix_(rows, columns)]).max(axis=0, initial=0.0)
-        estimate, shift, variance = 0.0, 0.0, 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            for name, sign in (("a", 1), ("b", -1))[: 1 if paired else 2]:
-                centre, chosen = category_mean(part, group[rows], name), group[rows] == name
-                (mean,), moments = _resampled_moments([(part - centre) / scale], chosen, counts[:, rows])
+        part = flat[np.ix_(rows, columns)]
+        out.add(columns, *_studentised_difference(part, group[rows], counts[:, rows]))
+    return out.finish(values.shape[1:])[:3]
+
+
+def _studentised_difference(values, group, counts):
+    """`studentised_indices` for mean(a) - mean(b), or for mean(a) where all prompts are in group a."""
+    scale = np.abs(values).max(axis=0, initial=0.0)
+    estimate, shift, variance = 0.0, 0.0, 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for name, sign in (("a", 1), ("b", -1)):
+            if (chosen := group == name).any():
+                centre = category_mean(values, group, name)
+                (mean,), moments = _resampled_moments([(values - centre) / scale], chosen, counts)
                 estimate, shift = estimate + sign * centre, shift + sign * mean
                 variance = variance + moments[0, 0]
-            unit = np.float32(scale)[:, None]
-            out.add(columns, estimate, shift * unit, np.sqrt(np.maximum(variance, 0)) * unit)
-    return out.finish(values.shape[1:])[:3]
+    unit = np.float32(scale)[:, None]
+    return estimate, shift * unit, np.sqrt(np.maximum(variance, 0)) * unit
 
 
 def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=0):
@@ -316,10 +324,19 @@ def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=0):
 
     a, b  [prompt, ...], undefined values (NaN) left out. All labellings are enumerated where there are few of them.
     p is NaN where a group has fewer than two defined values or nothing varies.
+
+    For p_max each column's |t| is divided by how much further its own bootstrap-t reaches than its permutations at their
+    99.9 % points, if further (balanced, after Beran 1988). Categories that differ in the shape of a skewed column are not
+    exchangeable: without the division 8 % of families of 270 heads hold a false finding, with it less than 5 %.
     """
     values = np.concatenate([np.asarray(a, np.float64), np.asarray(b, np.float64)])
     labels = _draw_labels(len(a), len(b), n_permutations, seed)
-    return _permute(values, labels, _welch_t, _defined_moments(a)[1] - _defined_moments(b)[1])
+    group = np.where(np.arange(len(values)) < len(a), "a", "b")
+    counts = None
+    if labels.shape[1] == n_permutations + 1:
+        counts = bootstrap_counts(group, np.full(len(group), -1), n_permutations, seed)
+    difference = _defined_moments(a)[1] - _defined_moments(b)[1]
+    return _permute(values, labels, _welch_t, difference, group, counts)
 
 
 def sign_flip_test(differences, n_permutations=N_RESAMPLES, seed=0):
@@ -354,23 +371,39 @@ def _draw_signs(n, n_permutations, seed):
     return signs
 
 
-def _permute(values, arrangements, statistic, difference):
+def _permute(values, arrangements, statistic, difference, group=None, counts=None):
     """p-values of |statistic|, entry 0 being the observed arrangement, one by one and against the family's maximum."""
     flat = values.reshape(len(values), -1)
     observed, p = np.full((2, flat.shape[1]), np.nan)
     maximum = np.full(arrangements.shape[1], -np.inf, dtype=np.float32)
     for columns, rows in _column_blocks(flat, arrangements.shape[1]):
+        part = flat[np.ix_(rows, columns)]
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.abs(statistic(flat[np.ix_(rows, columns)].T, arrangements[rows]))
+            t = np.abs(statistic(part.T, arrangements[rows]))
         tested = ~np.isnan(t[:, 0])
         columns, t = columns[tested], t[tested]
         if not len(columns):
             continue
-        observed[columns] = t[:, 0] * np.float32(1 - TIE)
-        p[columns] = (t >= observed[columns][:, None]).mean(axis=1)
+        reached = t[:, 0] * np.float32(1 - TIE)
+        p[columns] = (t >= reached[:, None]).mean(axis=1)
         maximum = np.fmax(maximum, np.fmax.reduce(t, axis=0))
+        if counts is not None:
+            _, shift, error = _studentised_difference(part[:, tested], group[rows], counts[:, rows])
+            reached = reached / _tail_ratio(shift, error, t)
+        observed[columns] = reached
     p_max = _family_p(observed, maximum[1:])
     return Test(difference, *(x.reshape(values.shape[1:]) for x in (p, p_max)))
+
+
+def _tail_ratio(shift, error, permuted):
+    """How much further the bootstrap-t reaches than the permutations at the 99.9 % point, at least 1: [column]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = np.abs(shift[:, 1:] / error[:, 1:])
+    own[np.isnan(own)] = np.inf
+    rank = int(np.ceil(TAIL * own.shape[1])) - 1
+    with np.errstate(invalid="ignore"):
+        ratio = np.partition(own, rank, axis=1)[:, rank] / np.partition(permuted, rank, axis=1)[:, rank]
+    return np.fmax(1, ratio)
 
 
 def _welch_t(values, labels):

@@ -11,14 +11,17 @@ of both signs; token counts as in the built-in prompts, and entropies that depen
 variable as self-referent ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
 against one large sample before anything else. Monte-Carlo errors count a data set once, however many layers it has.
 
-    python benchmarks/calibration.py            about two minutes on two cores
+    python benchmarks/calibration.py            some minutes on two cores
     python benchmarks/calibration.py --quick    a tenth of the data sets
 """
 
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402  (the modules lie one folder up)
@@ -29,7 +32,7 @@ from cli import Parser, RunFailed, positive_int, run_script, seed_value  # noqa:
 from prompts import CATEGORIES, PAIRED  # noqa: E402
 
 BLOCK = 20
-DRAWS = 999
+DRAWS, FAMILY_DRAWS = 999, 1999
 SPREAD = {"self_referent": 1.0, "confounder": 1.1, "neutral": 1.3, "third_person": 1.1}
 EFFECT = {"self_referent": 0.94, "confounder": 0.98, "neutral": 1.0, "third_person": 0.98}
 TOKENS = {  # counts of prompts with 4, 5, ... 9 tokens
@@ -38,7 +41,8 @@ TOKENS = {  # counts of prompts with 4, 5, ... 9 tokens
     "neutral": (1, 5, 16, 6, 2, 0),
     "third_person": (0, 1, 15, 13, 1, 0),
 }
-BOUNDS = {"coverage": (0.93, 0.97), "level": (0.035, 0.065), "family": (0.0, 0.06)}
+EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
+BOUNDS = {"power": (0.0, 1.0), "coverage": (0.93, 0.97), "level": (0.035, 0.065), "family": (0.0, 0.06)}
 
 
 def parse_args(argv=None):
@@ -47,6 +51,7 @@ def parse_args(argv=None):
         "--n_datasets", type=positive_int, default=2000, help="simulated data sets a row (default 2000)"
     )
     parser.add_argument("--seed", type=seed_value, default=0)
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data sets")
     return parser.parse_args(argv)
 
@@ -182,7 +187,7 @@ def coverage_rows(rng, n, n_datasets, n_runs):
 
 def level_rows(rng, n, n_datasets):
     """Rejections of true nulls by the tests in use, one layer at a time and as families: rows of the table."""
-    category, pair_id = labels(n)
+    category = labels(n)[0]
     flat_effect = dict.fromkeys(CATEGORIES, 1.0)
     alone, family = {}, {}
     for i in range(n_datasets):
@@ -190,22 +195,22 @@ def level_rows(rng, n, n_datasets):
             world = draw_world(rng, 30, 9)
             data = simulate(rng, world, n, BLOCK, (flat_effect, flat_effect))
         heads, layers = data[0][:, i % BLOCK], [run[:, i % BLOCK].mean(axis=-1) for run in data]
-        tests = {"two runs, bootstrap-t, 30 layers": resampling.infer_indices(*_two(layers, category), DRAWS, i)["rfc"]}
+        tests = {
+            "two runs, bootstrap-t, 30 layers": resampling.infer_indices(
+                layers[1], category, None, layers[0], FAMILY_DRAWS, i
+            )["rfc"]
+        }
         for size, values in (("30 layers", layers[0]), ("270 heads", heads)):
             by = {c: values[category == c] for c in CATEGORIES}
             name = f"label permutation, {size}"
-            tests[name] = resampling.permutation_test(by["self_referent"], by["neutral"], DRAWS, i)
-            tests[f"sign flips, {size}"] = resampling.sign_flip_test(by[PAIRED[0]] - by[PAIRED[1]], DRAWS, i)
+            tests[name] = resampling.permutation_test(by["self_referent"], by["neutral"], FAMILY_DRAWS, i)
+            tests[f"sign flips, {size}"] = resampling.sign_flip_test(by[PAIRED[0]] - by[PAIRED[1]], FAMILY_DRAWS, i)
         for name, test in tests.items():
             alone.setdefault(name, []).append((test.p < 0.05).mean())
             family.setdefault(name, []).append(np.nanmin(test.p_max) < 0.05)
     return [row(name, n, "p < 0.05", x, "level") for name, x in alone.items()] + [
         row(name, n, "max-T p < 0.05 anywhere", x, "family") for name, x in family.items()
     ]
-
-
-def _two(runs, category):
-    return runs[1], category, None, runs[0]
 
 
 def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
@@ -223,31 +228,39 @@ def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
 
 
 def discovery_rows(rng, n, n_datasets):
-    """False discovery rate of BH with 10 % true effects, and the g at which a true effect is found 80 % of the time."""
+    """False discovery rate of BH with 10 % true effects of several sizes, and how often a true effect of each is found."""
     category = labels(n)[0]
-    sizes = np.array([0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6])
-    found = {"one test, p < 0.05": [], "one head among 270, max-T": [], "27 heads among 270, BH": []}
-    false, power = [], {name: np.zeros(len(sizes)) for name in found}
-    for k, g in enumerate(sizes):
-        hits = {name: [] for name in found}
-        for i in range(max(BLOCK, n_datasets // len(sizes))):
-            if i % BLOCK == 0:
-                single, sparse = planted(rng, n, BLOCK, g, 0.0), planted(rng, n, BLOCK, g, 0.1)
-            for (values, true), many in ((single, False), (sparse, True)):
-                part = values[:, i % BLOCK].reshape(len(values), -1)
-                groups = part[category == "self_referent"], part[category == "neutral"]
-                test = resampling.permutation_test(*groups, 10 * DRAWS if many else DRAWS, i)
-                if many:
-                    rejected = resampling.q_values(test.p) < 0.05
-                    false.append((rejected & ~true).sum() / max(1, rejected.sum()))
-                    hits["27 heads among 270, BH"].append(rejected[true].mean())
-                else:
-                    hits["one test, p < 0.05"].append((test.p < 0.05)[true].mean())
-                    hits["one head among 270, max-T"].append((test.p_max < 0.05)[true].mean())
-        for name, x in hits.items():
-            power[name][k] = np.mean(x)
+    false, power = [], {}
+    for g in EFFECT_SIZES:
+        for i in range(n_datasets // 2):
+            if i % 5 == 0:
+                values, true = planted(rng, n, 5, g, 0.1)
+            part = values[:, i % 5].reshape(len(values), -1)
+            groups = part[category == "self_referent"], part[category == "neutral"]
+            test = resampling.permutation_test(*groups, FAMILY_DRAWS, i)
+            rejected = resampling.q_values(test.p) < 0.05
+            false.append((rejected & ~true).sum() / max(1, rejected.sum()))
+            found = {"alone, p < 0.05": test.p < 0.05, "among 270, max-T": test.p_max < 0.05, "27 true, BH": rejected}
+            for name, hits in found.items():
+                power.setdefault((name, g), []).append(hits[true].mean())
     rows = [row("27 of 270 heads true", n, "BH, false share", false, "family")]
-    return rows, {name: (sizes, curve) for name, curve in power.items()}
+    return rows + [row(f"head {name}", n, f"g = {g:.1f}", x, "power") for (name, g), x in sorted(power.items())]
+
+
+def change_rows(rng, n, n_datasets):
+    """How often a change of RFC between base and instruct is found in a layer (mean of 8 heads), by its size."""
+    category, flat = labels(n)[0], dict.fromkeys(CATEGORIES, 1.0)
+    rows = []
+    for change in (0.05, 0.1, 0.15, 0.2):
+        hits = []
+        for block in range(0, n_datasets, BLOCK):
+            world = draw_world(rng, 3, 8)
+            runs = simulate(rng, world, n, BLOCK, (flat, {**flat, "self_referent": 1 - change}))
+            base, instruct = (run.mean(axis=-1).reshape(4 * n, -1) for run in runs)
+            p = resampling.infer_indices(instruct, category, None, base, DRAWS, block)["rfc"].p
+            hits.append((p < 0.05).reshape(BLOCK, -1).mean(axis=1))
+        rows.append(row("layer, change of RFC between runs", n, f"change {change:.2f}", np.concatenate(hits), "power"))
+    return rows
 
 
 def position_rows(rng, n, n_datasets):
@@ -293,54 +306,78 @@ def effect_size_rows(rng, n, n_datasets):
 
 
 def row(what, n, method, observed, kind):
-    """One line of the table: the rate, its Monte-Carlo standard error over data sets, and the verdict."""
+    """One line of the table: the rate, its Monte-Carlo standard error over data sets, the verdict (error: three of them)."""
     observed = np.asarray(observed, dtype=np.float64)
-    rate, error = observed.mean(), observed.std() / np.sqrt(len(observed))
+    rate, spread = observed.mean(), observed.std()
+    if not spread:
+        spread = np.sqrt((len(observed) + 1) / (len(observed) + 2) ** 2)
+    error = spread / np.sqrt(len(observed))
     low, high = BOUNDS[kind]
     inside = low <= rate <= high
-    near = low - 2 * error <= rate <= high + 2 * error
+    near = low - 3 * error <= rate <= high + 3 * error
     return what, n, method, rate, error, kind, "inside" if inside else "within error" if near else "OUTSIDE"
 
 
 def judged(found):
     """Rows that must be inside their bound: the methods in use, at n = 30."""
-    return [r for r in found if r[1] == 30 and r[2] not in ("percentile", "BCa", "equal-tailed t")]
+    return [r for r in found if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")]
 
 
-def print_power(curves):
-    print("\npower at n = 30 a category (self-referent against neutral), by standardised difference g")
-    for name, (sizes, curve) in curves.items():
-        needed = np.interp(0.8, curve, sizes) if curve.max() >= 0.8 > curve.min() else np.nan
-        shown = "  ".join(f"{g:.1f}: {p:.2f}" for g, p in zip(sizes, curve, strict=True))
-        print(f"  {name:28s} {shown}   80 % at g = {needed:.2f}")
+def needed_effects(found):
+    """{test: g that is found 80 % of the time}, interpolated in the power rows; NaN beyond the sizes tried."""
+    curves = {}
+    for what, _, method, rate, _, kind, _ in found:
+        if kind == "power" and method.startswith("g ="):
+            curves.setdefault(what, []).append((float(method[4:]), rate))
+    return {
+        what: float(np.interp(0.8, [rate for _, rate in curve], [g for g, _ in curve], left=np.nan, right=np.nan))
+        for what, curve in curves.items()
+    }
+
+
+def run_stage(task):
+    """Rows of one stage, from its own random stream."""
+    stage, seed, n, n_datasets, arguments = task
+    return stage(np.random.default_rng(seed), n, n_datasets, *arguments)
+
+
+def plan_stages(seed, n_datasets):
+    """The stages as tasks, the longest first; families cost more, so they get half or a tenth of the data sets."""
+    half, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 10))
+    stages = [(discovery_rows, 30, tenth, ())]
+    for n in (30, 10):
+        stages += [
+            (level_rows, n, half, ()),
+            (coverage_rows, n, n_datasets, (1,)),
+            (coverage_rows, n, n_datasets, (2,)),
+        ]
+        stages += [(position_rows, n, n_datasets, ()), (effect_size_rows, n, n_datasets, ())]
+    stages.append((change_rows, 30, tenth, ()))
+    seeds = np.random.SeedSequence(seed).spawn(len(stages))
+    return [(stage, child, *rest) for (stage, *rest), child in zip(stages, seeds, strict=True)]
 
 
 def run(args):
     n_datasets = max(BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK)
-    rng = np.random.default_rng(args.seed)
-    print(f"{n_datasets} data sets a row, {DRAWS} draws each; seed {args.seed}")
-    print(
-        f"analytic truth against 50,000 prompts a category: largest gap {check_truth(rng):.2f} standard errors of 128"
-    )
+    print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
+    gap = check_truth(np.random.default_rng(args.seed))
+    print(f"analytic truth against 50,000 prompts a category: largest of 128 gaps is {gap:.2f} standard errors")
     found = []
-    for n in (30, 10):
-        stages = [coverage_rows(rng, n, n_datasets, runs) for runs in (1, 2)]
-        stages += [f(rng, n, n_datasets) for f in (level_rows, position_rows, effect_size_rows)]
-        if n == 30:
-            discoveries, curves = discovery_rows(rng, n, n_datasets)
-            stages.append(discoveries)
-        for what, size, method, rate, error, kind, verdict in (r for stage in stages for r in stage):
-            print(
-                f"{what:36s} n={size:<3d} {method:24s} {kind:9s} {100 * rate:6.2f} % +- {100 * error:.2f}   {verdict}"
-            )
-        found += [r for stage in stages for r in stage]
-    print_power(curves)
+    with ProcessPoolExecutor(args.workers) as pool:
+        for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
+            for what, n, method, rate, error, kind, verdict in rows:
+                shown = f"{100 * rate:6.2f} % +- {100 * error:.2f}"
+                verdict = "" if kind == "power" else verdict
+                print(f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True)
+            found += rows
+    for what, g in needed_effects(found).items():
+        print(f"80 % power at n = 30: {what}: g = {g:.2f}")
     broken = [r for r in judged(found) if r[-1] == "OUTSIDE"]
     if broken:
         raise RunFailed(
             f"{len(broken)} of {len(judged(found))} rows at n = 30 are outside their bounds: {broken[0][0]}"
         )
-    print(f"\nall {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds")
+    print(f"all {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds")
 
 
 def main(argv=None):
