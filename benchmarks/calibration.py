@@ -6,8 +6,8 @@
     power      share of planted effects found with n = 30 prompts a category
 
 Shapes taken from SmolLM2-135M-Instruct (30 layers, 9 heads) on the built-in prompts: log-normal heads whose log spread is
-0.03 to 0.35 over prompts, a quarter of them sinks with small means and log spread up to 2; common factors between heads
-of both signs; token counts as in the built-in prompts, and entropies that depend on them; neutral prompts 1.3 times as
+0.05 to 0.35 over prompts, a quarter of them sinks with small means and log spread 0.4 to 1.2; common factors of both
+signs between heads; token counts as in the built-in prompts, and entropies that depend on them; neutral prompts 1.3 times as
 variable as self-referent ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
 against one large sample before anything else. Monte-Carlo errors count a data set once, however many layers it has.
 
@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402  (the modules lie one folder up)
+from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices  # noqa: E402
 
 import resampling  # noqa: E402
 import role_metrics  # noqa: E402
@@ -33,14 +34,6 @@ from prompts import CATEGORIES, PAIRED  # noqa: E402
 
 BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999
-SPREAD = {"self_referent": 1.0, "confounder": 1.1, "neutral": 1.3, "third_person": 1.1}
-EFFECT = {"self_referent": 0.94, "confounder": 0.98, "neutral": 1.0, "third_person": 0.98}
-TOKENS = {  # counts of prompts with 4, 5, ... 9 tokens
-    "self_referent": (1, 6, 13, 6, 2, 2),
-    "confounder": (0, 1, 15, 13, 1, 0),
-    "neutral": (1, 5, 16, 6, 2, 0),
-    "third_person": (0, 1, 15, 13, 1, 0),
-}
 EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
 BOUNDS = {"power": (0.0, 1.0), "coverage": (0.93, 0.97), "level": (0.035, 0.065), "family": (0.0, 0.06)}
 
@@ -54,54 +47,6 @@ def parse_args(argv=None):
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data sets")
     return parser.parse_args(argv)
-
-
-def draw_world(rng, n_layers, n_heads):
-    """Heads of a made-up model: level, log spread, factor loading and length slope, each [layer, head]."""
-    shape = (n_layers, n_heads)
-    sink = rng.random(shape) < 0.25
-    level = np.where(sink, 10 ** rng.uniform(-3, -1, shape), rng.uniform(0.3, 0.8, shape))
-    spread = np.where(sink, rng.uniform(0.4, 1.2, shape), np.exp(rng.uniform(np.log(0.05), np.log(0.35), shape)))
-    return SimpleNamespace(
-        level=level, spread=spread, loading=rng.uniform(-0.8, 0.8, shape), slope=rng.normal(0, 0.05, shape)
-    )
-
-
-def labels(n):
-    """(category, pair_id) of n prompts a category."""
-    category = np.repeat(CATEGORIES, n)
-    return category, np.where(np.isin(category, PAIRED), np.tile(np.arange(n), len(CATEGORIES)), -1)
-
-
-def simulate(rng, world, n, n_data, effects=(EFFECT,)):
-    """One array [prompt, data set, layer, head] a run: E of category c is level * effects[run][c], exactly.
-
-    Runs share prompts, lengths and half of the randomness; later runs have 0.6 times the level and 1.5 times the spread.
-    """
-    factor, own = rng.normal(size=(4 * n, n_data, 1, 1)), rng.normal(size=(4 * n, n_data, *world.level.shape))
-    pair = labels(n)[0] == PAIRED[1]
-    factor[pair] = 0.7 * factor[labels(n)[0] == PAIRED[0]] + np.sqrt(0.51) * factor[pair]
-    own[pair] = 0.7 * own[labels(n)[0] == PAIRED[0]] + np.sqrt(0.51) * own[pair]
-    shared = world.loading * factor + np.sqrt(1 - world.loading**2) * own
-    lengths = {c: rng.choice(np.arange(4, 10), p=np.divide(TOKENS[c], 30), size=(n, n_data, 1, 1)) for c in CATEGORIES}
-    runs = []
-    for r, effect in enumerate(effects):
-        z = shared if r == 0 else 0.7 * shared + np.sqrt(0.51) * rng.normal(size=shared.shape)
-        values = np.empty_like(z)
-        for c in CATEGORIES:
-            chosen, spread = labels(n)[0] == c, world.spread * SPREAD[c] * 1.5**r
-            mean_of_length = sum(p / 30 * np.exp(world.slope * k) for k, p in zip(range(4, 10), TOKENS[c], strict=True))
-            grown = np.exp(spread * z[chosen] - spread**2 / 2 + world.slope * lengths[c]) / mean_of_length
-            values[chosen] = world.level * 0.6**r * effect[c] * grown
-        runs.append(values)
-    return runs
-
-
-def true_indices(world, effect, over_heads=True):
-    """RFC and RSI of the model itself: of layers, or of every head."""
-    means = {c: world.level * np.broadcast_to(effect[c], world.level.shape) for c in CATEGORIES}
-    means = {c: m.mean(axis=-1) if over_heads else m for c, m in means.items()}
-    return role_metrics.indices_of_means(means.get)
 
 
 def check_truth(rng):
@@ -377,7 +322,11 @@ def run(args):
         raise RunFailed(
             f"{len(broken)} of {len(judged(found))} rows at n = 30 are outside their bounds: {broken[0][0]}"
         )
-    print(f"all {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds")
+    near = sum(r[-1] == "within error" for r in judged(found))
+    print(
+        f"{len(judged(found)) - near} of {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds"
+    )
+    print(f"{near} are within three Monte-Carlo errors of them, none is further out")
 
 
 def main(argv=None):

@@ -15,6 +15,7 @@ import analyze_results
 import candidate_heads
 import role_metrics
 import role_tests
+from resampling import hedges_g
 
 
 def read_rows(path):
@@ -53,6 +54,19 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
     assert (first["layer"], first["head"]) == (2, 1)
     assert first["g_selection"] < -1 and first["g_held_out"] < -1 and first["q_held_out"] < 0.05
     assert plan["source"]["model_id"] == "synthetic" and plan["source"]["run"] == planted[2].name
+
+
+def test_held_out_g_is_measured_where_it_was_not_chosen():
+    run = make_run(n_layers=3, n_heads=4, effect=0.0, seed=8)
+    plan = candidate_heads.select_candidates(run, top_k=2, seed=1)
+    values, half = role_metrics.prompt_values(run), candidate_heads.split_prompts(run.category, run.pair_id, seed=1)
+    for row in plan["selection"]:
+        for key, part in (("g_selection", half), ("g_held_out", ~half)):
+            groups = (
+                values[part & (run.category == c), row["layer"], row["head"]] for c in ("self_referent", "confounder")
+            )
+            assert row[key] == pytest.approx(float(hedges_g(*groups)))
+    assert abs(plan["selection"][0]["g_selection"]) >= abs(plan["selection"][1]["g_selection"])
 
 
 def test_candidates_file_has_the_agreed_format(planted):
@@ -123,12 +137,15 @@ def test_layer_metrics_are_those_of_role_metrics(planted):
 
 
 def test_raw_p_tests_the_length_null_not_zero():
-    """Uniform attention in every category: raw RSI is its null, far from 0; its p must not call that an effect."""
+    """Equally spread attention on long confounders and short self prompts: raw RSI is far from 0, and that is length."""
     run = make_run(n_layers=2, n_heads=3, effect=0.0)
+    run.n_tokens = np.where(run.category == "self_referent", 5, 8)
+    run.span[:, 1] = run.n_tokens
     noise = np.random.default_rng(0).normal(size=run.entropy.shape[:3])[..., None]
-    run.entropy = np.where(np.isnan(run.entropy), np.nan, 0.8 * np.log(run.visible_keys[0]) * np.exp(0.02 * noise))
+    real = (np.arange(run.entropy.shape[-1]) < run.n_tokens[:, None])[:, None, None]
+    run.entropy = np.where(real, 0.8 * np.log(run.visible_keys[0]) * np.exp(0.02 * noise), np.nan)
     found = role_tests.infer_layers(run, "raw")["rsi"]
-    assert (np.abs(found["null"]) > 0.02).all() and (found["p"] > 0.01).all()
+    assert (found["null"] > 0.2).all() and (found["low"] > 0.1).all() and (found["p"] > 0.01).all()
 
 
 def test_category_summary(planted):

@@ -80,6 +80,20 @@ def test_standard_error_is_the_delta_method_by_hand():
     assert found["rsi"][2][0, 0] == pytest.approx(rsi, rel=1e-5)
 
 
+def test_standard_error_of_two_runs_uses_the_same_prompts():
+    """By hand: the error of instruct - base is that of the per-prompt differences of the two linearised indices."""
+    values = lognormal((), (0.9, 1, 1.2, 1))
+    base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
+    found = resampling.studentised_indices([values[:, None], base[:, None]], CATEGORY, np.ones((1, 120)))["rfc"]
+
+    def linearised(run):
+        s, n = run[:30], run[60:90]
+        return -s / n.mean(), s.mean() * n / n.mean() ** 2
+
+    parts = [a - b for a, b in zip(linearised(values), linearised(base), strict=True)]
+    assert found[2][0, 0] == pytest.approx(np.sqrt(sum(part.var(ddof=1) / 30 for part in parts)), rel=1e-4)
+
+
 def test_percentile_and_spread_agree_with_scipy_bootstrap():
     values = lognormal((), (0.8, 1, 1, 1))
     s, n = values[:30], values[60:90]
