@@ -4,9 +4,10 @@
     RSI(l) = (H_confounder - H_self) / H_neutral       > 0: self-referent is more focused than about-the-user
     difference = instruct - base
 
-Intervals are 95 % bootstrap intervals over prompts, the same resamples for both runs. Raw indices move with prompt length
-alone and are therefore shown beside their length null. Where both runs hold the same weights the difference is one of
-prompt formats, not of training, and every title says so.
+Intervals are 95 % bootstrap-t intervals over prompts, the same resamples for both runs; layers are marked that pass
+Benjamini-Hochberg at 0.05 over all layers, and counts are printed uncorrected and corrected side by side. Raw indices move
+with prompt length alone and are therefore shown beside their length null. Where both runs hold the same weights the
+difference is one of prompt formats, not of training, and every title says so.
 
 detailed_comparison.csv begins with the columns of the original study under its estimator (rows pooled, t-intervals over
 heads), for comparison with published numbers only; the columns behind them (rfc_normalised_diff, ...) are the result.
@@ -23,9 +24,11 @@ from cli import DEFAULT_RESULTS, Parser, check_output_dir, printable, run_script
 from output_manager import load_run, prepare_folder, write_csv, write_json
 from resampling import CONFIDENCE, N_RESAMPLES
 from role_metrics import INDICES, KINDS
+from role_tests import ALPHA
 from run_pairs import (
     RUNS,
     SEED,
+    TESTS,
     describe_pair,
     describe_run,
     estimate_original,
@@ -70,6 +73,7 @@ def list_layers(estimates, original):
             for name, estimate in estimates[kind][index].items():
                 columns[f"{index}_{kind}_{name}"] = estimate["value"]
                 columns |= {f"{index}_{kind}_{name}_ci_{end}": estimate[end] for end in ("low", "high")}
+                columns |= {f"{index}_{kind}_{name}_{test}": estimate[test] for test in TESTS}
     for index in INDICES:
         columns |= {f"{index}_null_raw_{name}": side["null"] for name, side in estimates["raw"][index].items()}
     return [{name: column[layer] for name, column in columns.items()} for layer in columns["layer"]]
@@ -118,6 +122,7 @@ def write_figures(folder, estimates, summary):
 def list_points(estimates, kind, run):
     """The points of one line of a figure, RFC then RSI, as rows for its CSV."""
     parts = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
+    parts |= {test: test for test in TESTS}
     return [
         {"kind": kind, "run": run, "index": index, "layer": layer}
         | {column: estimates[index][run][part][layer] for column, part in parts.items()}
@@ -128,24 +133,26 @@ def list_points(estimates, kind, run):
 
 def draw_indices(estimates, summary, kinds, shown):
     """Figure of RFC (top) and RSI (bottom) per layer, one column a kind, `raw` last; `shown`: the estimates drawn."""
-    from plot_style import PAIR_LOOKS, Line2D, number_axis, open_panels
+    from plot_style import MARKED_PAD, PAIR_LOOKS, Line2D, mark_layers, number_axis, open_panels
 
     looks = {run: PAIR_LOOKS[run] for run in shown}
     handles = [Line2D([], [], markersize=4, label=name, **look) for name, look in looks.values()]
     handles += [Line2D([], [], color=x["color"], linestyle="--", label=f"length null, {n}") for n, x in looks.values()]
     texts = _compose_texts(summary, shown)
     size = (max(3.6, min(6.0, 2.4 + 0.04 * summary["n_layers"])), 2.4)
-    figure, panels = open_panels((2, len(kinds)), size, *texts, handles, gap=(0.7, 0.5))
+    figure, panels = open_panels((2, len(kinds)), size, *texts, handles, gap=(0.7, 0.65), heading=2)
     for index, row in zip(INDICES, panels, strict=True):
         for kind, axes in zip(kinds, row, strict=True):
             axes.axhline(0, color="black", linewidth=0.7)
-            axes.set_title(f"{index.upper()}, {UNITS[kind]}")
+            axes.set_title(f"{index.upper()}, {UNITS[kind]}", pad=MARKED_PAD)
             number_axis(axes.xaxis, summary["n_layers"], "layer" if index == INDICES[-1] else "")
             axes.tick_params(labelbottom=index == INDICES[-1])
             axes.locator_params(axis="y", nbins=6)
             for slot, run in enumerate(shown):
                 shift = 0.04 * (2 * slot + 1 - len(shown))
-                _draw_line(axes, estimates[kind][index][run], looks[run][1], kind == "raw", shift)
+                estimate, look = estimates[kind][index][run], looks[run][1]
+                _draw_line(axes, estimate, look, kind == "raw", shift)
+                mark_layers(axes, estimate["q"] < ALPHA, look["color"], look.get("marker", "o"), slot)
             if summary["differences"][kind][index]["mean"] is None:
                 axes.text(0.5, 0.7, "undefined", transform=axes.transAxes, ha="center")
         row[0].set_ylabel(f"{index.upper()}, instruct - base" if "diff" in shown else index.upper())
@@ -178,7 +185,11 @@ def _compose_texts(summary, shown):
     caption = ["Dashed: length null, the same index if attention were uniform over the visible keys; 0 unless raw."]
     caption = [f"{reason}." for reason in summary["intervals_left_out"]] + caption
     if len(summary["intervals_left_out"]) < len(INDICES):
-        caption.insert(0, f"95 % bootstrap intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs).")
+        caption.insert(
+            0, f"95 % bootstrap-t intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs)."
+        )
+        untested = " (raw differences are not tested)" if shown == ("diff",) else ""
+        caption.append(f"Above the panels: layers that pass Benjamini-Hochberg at {ALPHA}{untested}.")
     return f"{what} ({summary['pair']})", subtitle, " ".join(caption)
 
 
@@ -188,7 +199,7 @@ def print_summary(summary):
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, emoji=False)
-    columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "not 0")
+    columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "layers")
     table = Table(*columns, box=None, pad_edge=False)
     rows = [(kind, entry) for kind in KINDS for entry in summary["differences"][kind].items()]
     rows += [("original", (index, summary["original"][index])) for index in INDICES]
@@ -198,7 +209,8 @@ def print_summary(summary):
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
     console.print(f"instruct - base over {size} ({summary['pair']})", soft_wrap=True)
     console.print(table)
-    console.print("null: length null. not 0: layers whose 95 % interval excludes 0, one by one / all held at once")
+    tests = f"95 % interval excludes 0, uncorrected / Benjamini-Hochberg q < {ALPHA} / max-T p < {ALPHA}"
+    console.print(f"null: length null. layers: {tests}; raw differences are not tested", soft_wrap=True)
     console.print(f"* layers whose t-interval over heads excludes 0: {NOT_INFERENCE}", soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
@@ -216,7 +228,8 @@ def _format_difference(entry):
     if entry.get("head_intervals_excluding_zero") is not None:
         excluding = f"{entry['head_intervals_excluding_zero']}*"
     elif entry.get("layers_excluding_zero") is not None:
-        excluding = f"{entry['layers_excluding_zero']}/{entry['layers_excluding_zero_simultaneously']}"
+        counts = [entry[f"layers_{name}"] for name in ("excluding_zero", "q_below_alpha", "p_max_below_alpha")]
+        excluding = "/".join("-" if count is None else str(count) for count in counts)
     return [mean, "-" if null is None else f"{null:+.3f}", *ends, excluding]
 
 

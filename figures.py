@@ -6,7 +6,8 @@
 
 Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as role_metrics defines it. "a - b" is the
 mean of category a minus that of b: below 0, a is the more focused. RFC and RSI are above 0 if self-referent is the more
-focused. Intervals are 95 % bootstrap intervals over prompts, and every figure uses the same resamples.
+focused. Intervals are 95 % bootstrap-t intervals over prompts. Heads and layers that pass Benjamini-Hochberg at 0.05 among
+all that are tested together are marked.
 
     study = study_run(load_run("results_activation_analysis/latest_run"))
     for name in FIGURES:
@@ -26,36 +27,39 @@ from prompts import CATEGORIES, PAIRED, REQUIRED
 from resampling import (
     MIN_PROMPTS,
     N_RESAMPLES,
-    bootstrap_counts,
+    compare_categories,
     hedges_g,
     hedges_g_interval,
-    percentile_interval,
-    resampled_indices,
-    resampled_means,
+    mean_difference_interval,
+    mean_interval,
+    pair_rows,
 )
-from role_metrics import category_mean, index_values, layer_null, null_values, prompt_values
+from role_metrics import category_mean, index_values, null_values, prompt_values
+from role_tests import ALPHA, infer_layers
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
-CONTRASTS = (("self_referent", "neutral"), ("self_referent", "confounder"))
+CONTRASTS = (REQUIRED, ("self_referent", "confounder"))
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",
     "key_0": "attention on key 0 (BOS or first template token)",
 }
 MAX_LAYERS_SHOWN, MAX_HEADS_SHOWN = 4, 6
 MAX_AREA = 170.0
-INTERVALS = "95 % bootstrap intervals over prompts ({:,} resamples)."
+INTERVALS = "95 % bootstrap-t intervals over prompts ({:,} resamples)."
 NULL_NOTE = "Dashed: length null, the same quantity if attention were uniform over the visible keys"
 NULL_HANDLE = Line2D([], [], color=style.NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)")
 
 
 @dataclass
 class Study:
-    """A run with what its figures share: counts [resample, prompt] and values {kind: [prompt, layer, head]}."""
+    """A run with what its figures share: values {kind: [prompt, layer, head]}, seed, tests {contrast: compare_categories}."""
 
     run: Run
-    counts: np.ndarray
     values: dict
+    tests: dict
+    seed: int
+    n_resamples: int
 
     @property
     def names(self):
@@ -76,9 +80,14 @@ class Study:
 
 
 def study_run(run, n_resamples=N_RESAMPLES):
-    """Draw the bootstrap, with the seed of the run, and reduce the entropies, once for all figures."""
-    counts = bootstrap_counts(run.category, run.pair_id, n_resamples, run.config.get("seed", 123))
-    return Study(run, counts, {kind: prompt_values(run, kind) for kind in PANELS})
+    """Reduce the entropies and test every head once for all figures, with the seed of the run."""
+    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, run.config.get("seed", 123)
+    contrasts = [pair for pair in CONTRASTS if set(pair) <= set(run.counts)]
+    tests = {
+        pair: compare_categories(values["normalised"], run.category, run.pair_id, *pair, n_resamples, seed)
+        for pair in contrasts
+    }
+    return Study(run, values, tests, seed, n_resamples)
 
 
 def draw_figure(name, study):
@@ -101,15 +110,21 @@ def draw_reason(study, title, reason):
 def estimate(study, values, name, minus=None):
     """Mean of a category, or its difference from that of `minus`, with its interval: (mean, ci_low, ci_high), each [...].
 
-    values  [prompt, ...]; the interval is NaN where a category has too few prompts to resample
+    values  [prompt, ...]; the interval is NaN where a category has too few prompts. Matched pairs are resampled as pairs.
     """
-    category, names = study.run.category, [name] if minus is None else [name, minus]
-    means = [category_mean(values, category, n) for n in names]
-    mean = means[0] if minus is None else means[0] - means[1]
-    if min(study.run.counts.get(n, 0) for n in names) < MIN_PROMPTS:
-        return mean, *np.full((2, *mean.shape), np.nan)
-    draws = [resampled_means(values, category, n, study.counts) for n in names]
-    return mean, *percentile_interval(draws[0] if minus is None else draws[0] - draws[1])
+    run = study.run
+    if minus is None:
+        return mean_interval(values[run.category == name], study.n_resamples, study.seed)
+    pairs = pair_rows(run.category, run.pair_id) if (name, minus) == PAIRED else None
+    sides = [run.category == name, run.category == minus] if pairs is None else pairs
+    return mean_difference_interval(*(values[side] for side in sides), pairs is not None, study.n_resamples, study.seed)
+
+
+def survivors_note(study, what):
+    """What the marks mean and how many there are, or that nothing survives."""
+    q = {pair: test["q"] for pair, test in study.tests.items()}
+    counts = [f"{int((q[pair] < ALPHA).sum())} of {q[pair].size} for {NAMES[pair[0]]} - {NAMES[pair[1]]}" for pair in q]
+    return f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads ({', '.join(counts)})."
 
 
 def axis_rows(axis, estimated, **columns):
@@ -125,9 +140,9 @@ def write_caption(study, *sentences, intervals=True):
     """What a reader must know under a figure: intervals or why there are none, missing categories, then `sentences`."""
     few = [f"{n} {NAMES[name]}" for name, n in study.run.counts.items() if n < MIN_PROMPTS]
     missing = [NAMES[name] for name in CATEGORIES if name not in study.names]
-    notes = [INTERVALS.format(len(study.counts))] if intervals and len(few) < len(study.names) else []
+    notes = [INTERVALS.format(study.n_resamples)] if intervals and len(few) < len(study.names) else []
     if intervals and few:
-        notes.append(f"No intervals for what rests on one prompt ({', '.join(few)}): they need {MIN_PROMPTS}.")
+        notes.append(f"No intervals for what rests on too few prompts ({', '.join(few)}): they need {MIN_PROMPTS}.")
     if missing:
         notes.append(f"This run has no {' and no '.join(missing)} prompts: what needs them is left out.")
     return " ".join(filter(None, [*notes, *sentences]))
@@ -167,13 +182,13 @@ def draw_layer_lines(study, title):
 
 def draw_heatmaps(study, title):
     """2: difference of normalised entropy for every head, self - neutral and self - confounder, on one colour scale."""
-    run, contrasts = study.run, [pair for pair in CONTRASTS if set(pair) <= set(study.names)]
-    means = {name: category_mean(study.values["normalised"], run.category, name) for name in study.names}
-    differences = [means[a] - means[b] for a, b in contrasts]
+    run, contrasts = study.run, list(study.tests)
+    differences = [test["difference"] for test in study.tests.values()]
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
     grey = "Grey: undefined." if np.isnan(differences).any() else ""
-    caption = write_caption(study, "Blue: self-referent attention is the more focused.", grey, intervals=False)
+    dots = survivors_note(study, "Dots")
+    caption = write_caption(study, "Blue: self-referent attention is the more focused.", dots, grey, intervals=False)
     options = {"right": 1.3, "gap": (0.4, 0.6), "sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
     figure, axes = open_panels((1, len(contrasts)), panel, title, study.subtitle, caption, **options)
     rows = []
@@ -183,8 +198,11 @@ def draw_heatmaps(study, title):
         place.grid(False)
         style.label_cells(place.xaxis, run.n_heads, "head")
         style.label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
-        cells = {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]}
-        rows += [{"layer": at[0], "head": at[1], **cells, "mean": mean} for at, mean in np.ndenumerate(values)]
+        test, cells = study.tests[a, b], {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]}
+        style.mark_cells(place, test["q"] < ALPHA)
+        for at, mean in np.ndenumerate(values):
+            measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
+            rows.append({"layer": at[0], "head": at[1]} | cells | measured)
     axes[0, 0].invert_yaxis()
     style.add_colour_bar(figure, axes, shown, "difference of normalised entropy")
     return figure, rows
@@ -232,7 +250,9 @@ def draw_distributions(study, title):
     halves = [[values[half & (category == name)] for name in REQUIRED] for half in (chooses, ~chooses)]
     n = [len(part) for part in halves[1]]
     if min(n) < MIN_PROMPTS:
-        return draw_reason(study, title, "This figure needs 4 self-referent and 4 neutral prompts: 2 for each half.")
+        return draw_reason(
+            study, title, f"This figure needs {2 * MIN_PROMPTS} self-referent and {2 * MIN_PROMPTS} neutral prompts."
+        )
     sizes = {"hedges_g": hedges_g(*halves[1]), "hedges_g_choosing_half": hedges_g(*halves[0])}
     sizes |= dict(zip(("ci_low", "ci_high"), hedges_g_interval(*halves[1]), strict=True))
     heads = rank_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
@@ -300,8 +320,8 @@ def draw_difference_bars(study, title):
 
 def draw_top_heads(study, title):
     """6: the heads of every layer that differ most between self-referent and neutral; area is proportional to |difference|."""
-    run, values = study.run, study.values["normalised"]
-    difference = category_mean(values, run.category, "self_referent") - category_mean(values, run.category, "neutral")
+    run, test = study.run, study.tests[REQUIRED]
+    difference = test["difference"]
     k = min(5, -(-run.n_heads // 3))
     top = [(layer, head) for layer in range(run.n_layers) for _, head in rank_heads(difference[[layer]], k)]
     if not top:
@@ -315,18 +335,22 @@ def draw_top_heads(study, title):
         study,
         f"Largest |self-referent - neutral| in normalised entropy, {k} a layer; blue: self-referent is the more focused. "
         "Ranked and drawn from the same prompts, so the largest are overstated; figure 4 avoids that.",
+        survivors_note(study, "Black edge"),
         intervals=False,
     )
     panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
     figure, axes = open_panels((1, 1), panel, title, study.subtitle, caption, handles, heading=0, right=1.3)
     scale = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING}
-    edge = {"edgecolors": "black", "linewidths": 0.4, "clip_on": False, "zorder": 2}
+    passes = test["q"][layer, head] < ALPHA
+    edge = {"edgecolors": np.where(passes, "black", "#bbbbbb"), "linewidths": np.where(passes, 1.0, 0.5)}
+    edge |= {"clip_on": False, "zorder": 2}
     points = axes[0, 0].scatter(layer, head, s=area, c=sizes, **scale, **edge)
     style.number_axis(axes[0, 0].xaxis, run.n_layers, "layer")
     style.number_axis(axes[0, 0].yaxis, run.n_heads, "head")
     style.add_colour_bar(figure, axes, points, "self-referent - neutral")
     rank = np.concatenate([np.arange(1, 1 + np.sum(layer == i)) for i in np.unique(layer)])
     columns = {"layer": layer, "head": head, "rank_in_layer": rank, "mean": sizes, "marker_area": area}
+    columns |= {name: test[name][layer, head] for name in ("p", "q", "p_max")}
     return figure, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -400,25 +424,26 @@ def draw_indices(study, title):
         study,
         "RFC = 1 - H self / H neutral, RSI = (H confounder - H self) / H neutral: above 0 self-referent is the more focused.",
         f"{NULL_NOTE}; for normalised entropy it is 0.",
+        f"Above the panels: layers that differ from the null by Benjamini-Hochberg at {ALPHA}, over all layers.",
         f"Undefined because H neutral is 0: layers {', '.join(map(str, undefined))}." if len(undefined) else "",
     )
-    options = {"handles": [*handles, NULL_HANDLE], "sharey": True, "gap": (0.5, 0.6)}
+    options = {"handles": [*handles, NULL_HANDLE], "sharey": True, "gap": (0.5, 0.6), "heading": 2}
     figure, axes = open_panels((1, 2), layer_panel(study), title, study.subtitle, caption, **options)
-    needed = {index: [*REQUIRED, "confounder"] if index == "rsi" else REQUIRED for index in looks}
-    enough = {index: min(run.counts[name] for name in names) >= MIN_PROMPTS for index, names in needed.items()}
-    rows, blank = [], np.full((2, run.n_layers), np.nan)
+    rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
-        layers, null = study.layers(kind), layer_null(run, kind)
-        point, draws = index_values(layers, run.category), resampled_indices(layers, run.category, study.counts)
+        found = infer_layers(run, kind, study.seed, study.n_resamples)
         style.draw_zero(place)
         for slot, (index, look) in enumerate(looks.items()):
-            measured = (point[index], *(percentile_interval(draws[index]) if enough[index] else blank))
+            numbers = found[index]
+            measured = tuple(numbers[name] for name in ("estimate", "low", "high"))
             style.draw_series(place, measured, *look, slot - 0.5)
+            style.mark_layers(place, numbers["q"] < ALPHA, *look, slot)
             if kind == "raw":
-                style.draw_null(place, null[index], look[0])
-            rows += axis_rows("layer", measured, kind=kind, index=index, length_null=null[index])
+                style.draw_null(place, numbers["null"], look[0])
+            tested = {name: numbers[name] for name in ("p", "q", "p_max")}
+            rows += axis_rows("layer", measured, kind=kind, index=index, length_null=numbers["null"], **tested)
         style.number_axis(place.xaxis, run.n_layers, "layer")
-        place.set_title(UNITS[kind])
+        place.set_title(UNITS[kind], pad=style.MARKED_PAD)
     axes[0, 0].set_ylabel("index")
     return figure, rows
 

@@ -1,6 +1,6 @@
 """One look for every figure: colours that hold for colour-blind readers, fonts that are always there, safe text.
 
-Colours are Okabe and Ito's set (Color Universal Design, 2008); categories also differ in marker and line style.
+Colours are Okabe and Ito's set (Color Universal Design, 2008); categories also differ in marker.
 """
 
 import io
@@ -21,7 +21,6 @@ from output_manager import replaced_file  # noqa: E402
 
 COLOURS = {"self_referent": "#D55E00", "confounder": "#0072B2", "neutral": "#009E73", "third_person": "#CC79A7"}
 MARKERS = {"self_referent": "o", "confounder": "s", "neutral": "^", "third_person": "D"}
-LINES = {"self_referent": "-", "confounder": "--", "neutral": "-.", "third_person": (0, (3, 1, 1, 1, 1, 1))}
 NAMES = {
     "self_referent": "self-referent",
     "confounder": "confounder",
@@ -36,6 +35,7 @@ PAIR_LOOKS = {
 }
 DIVERGING = "RdBu_r"
 DPI = 130
+MARKED_PAD = 18
 MIN_VIOLIN, NO_SPREAD = 5, 1e-6
 LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5
 TITLE_POINTS, TEXT_POINTS, CAPTION_POINTS = 11, 9, 8
@@ -181,6 +181,20 @@ def label_cells(axis, n, label):
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, n) if n <= 12 * step)
     axis.set_ticks(np.arange(0, n, step) + 0.5, np.arange(0, n, step))
     axis.set_label_text(label)
+
+
+def mark_cells(axes, chosen):
+    """A dot in the middle of every chosen cell of a heatmap [row, column]."""
+    row, column = np.nonzero(chosen)
+    axes.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
+
+
+def mark_layers(axes, chosen, colour, marker, slot=0):
+    """A small marker just above the panel for every chosen layer, one line a slot; it covers no data."""
+    layers = np.flatnonzero(chosen)
+    place = axes.get_xaxis_transform()
+    at = np.full(len(layers), 1.025 + 0.035 * slot)
+    axes.scatter(layers, at, s=9, color=colour, marker=marker, linewidths=0, transform=place, clip_on=False)
 
 
 def draw_heads(axes, measured):

@@ -22,6 +22,7 @@ KINDS = ("raw", "normalised", "sinkfree")
 INDICES = ("rfc", "rsi")
 ROW_SUM_TOLERANCE = 1e-3
 EDGE_TOKENS = 3
+MIN_POSITION_ROWS = 3
 
 
 def attention_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
@@ -201,6 +202,59 @@ def layer_null(run, kind="normalised"):
     return index_values(null_values(run, kind), run.category)
 
 
+def position_weights(run):
+    """Weight of every query index where all categories of the indices have rows: [layer, query], sums to 1 per layer.
+
+        w(q) proportional to min over categories of (rows at q / prompts), 0 where a category has fewer than three rows
+
+    Rows at one query index of a layer see the same number of keys, so nothing about length is left to compare. Categories
+    are self_referent, neutral and, where present, confounder. A layer without a shared position is NaN.
+    """
+    share = np.stack([_position_counts(run, name) / (run.category == name).sum() for name in _index_categories(run)])
+    least = np.stack([_position_counts(run, name) for name in _index_categories(run)]).min(axis=0)
+    weight = np.where(least >= MIN_POSITION_ROWS, share.min(axis=0), 0.0)
+    total = weight.sum(axis=-1, keepdims=True)
+    return np.divide(weight, total, out=np.full(weight.shape, np.nan), where=total > 0)
+
+
+def position_matched_values(run):
+    """Values whose category means are position-matched: [prompt, layer]; NaN for prompts of other categories.
+
+        H_c = sum_q w(q) m_c(q)       m_c(q) the mean of the normalised entropy over the prompts of c with a row at q
+        value of prompt i of c = H_c + N_c sum over its rows q of w(q) / n_c(q) (h_i(q) - m_c(q))
+
+    The second line is the linearised contribution of a prompt to H_c (Hajek's estimator; Sarndal, Swensson and Wretman
+    1992, ch. 5): the mean over the prompts of c is H_c, and their spread gives its standard error with w held fixed.
+    """
+    rows, weight = _own_rows(run), position_weights(run)
+    out = np.full(rows.shape[:2], np.nan)
+    for name in _index_categories(run):
+        chosen = run.category == name
+        part, count = rows[chosen], _position_counts(run, name)
+        mean = category_mean(rows, run.category, name)
+        each = np.divide(weight, count, out=np.zeros(count.shape), where=count > 0)
+        residual = np.where(np.isnan(part), 0.0, part - mean)
+        level = np.where(weight > 0, weight * np.nan_to_num(mean), weight * 0).sum(axis=-1)
+        out[chosen] = level + chosen.sum() * (each * residual).sum(axis=-1)
+    return out
+
+
+def _index_categories(run):
+    return [name for name in ("self_referent", "neutral", "confounder") if (run.category == name).any()]
+
+
+def _own_rows(run):
+    """Normalised entropy of every row of the prompt's own text, mean over heads; NaN elsewhere: [prompt, layer, query]."""
+    rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], False)
+    values = normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)
+    return np.where(rows[:, None], values, np.nan)
+
+
+def _position_counts(run, name):
+    """Prompts of a category with a defined row at each query index: [layer, query]."""
+    return (~np.isnan(_own_rows(run)[run.category == name])).sum(axis=0)
+
+
 def length_null(category, n_tokens, span, whole_prompt=True):
     """The raw indices of full causal uniform attention, from lengths alone: {"rfc": float, "rsi": float}.
 
@@ -255,3 +309,43 @@ def original_head_indices(run):
         return rows.mean(axis=0) if len(rows) else np.full(run.entropy.shape[1:3], np.nan)
 
     return indices_of_means(pooled_mean)
+
+
+def head_interval(values, confidence=0.95):
+    """The original study's columns: mean, std (ddof 1), t-interval over heads and n; a dict of [layer] arrays.
+
+    values  [layer, head]; a head without a defined value (NaN) is left out; one head has no std and no interval (NaN)
+
+    Kept so that published numbers can be set beside ours, and never used for a claim: heads read the same prompts and
+    feed one another, so they are no independent samples, and their spread says nothing about what other prompts would give.
+    """
+    defined = ~np.isnan(values)
+    n = defined.sum(axis=-1)
+    mean = _divide(np.where(defined, values, 0.0).sum(axis=-1), n)
+    squares = np.where(defined, values - mean[..., None], 0.0) ** 2
+    std = np.sqrt(_divide(squares.sum(axis=-1), n - 1))
+    radius = _t_quantile(n - 1, confidence) * _divide(std, np.sqrt(n))
+    return {"mean": mean, "std": std, "low": mean - radius, "high": mean + radius, "n": n}
+
+
+def head_difference_interval(base, instruct, confidence=0.95):
+    """instruct - base of two `head_interval` results, the original's way: {"value", "low", "high"}, each [layer].
+
+    Standard errors are added in squares as if the heads of the two models were unrelated samples, and the t-quantile has
+    min(n) - 1 degrees of freedom. Layer l head h is the same head in both, so even over heads this is the wrong interval.
+    """
+    error = np.hypot(*(_divide(side["std"], np.sqrt(side["n"])) for side in (base, instruct)))
+    radius = _t_quantile(np.minimum(base["n"], instruct["n"]) - 1, confidence) * error
+    value = instruct["mean"] - base["mean"]
+    return {"value": value, "low": value - radius, "high": value + radius}
+
+
+def _divide(numerator, denominator):
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
+
+
+def _t_quantile(freedom, confidence):
+    """Two-sided Student t quantile; NaN where there is no degree of freedom."""
+    from scipy.special import stdtrit
+
+    return np.where(freedom > 0, stdtrit(np.maximum(freedom, 1), (1 + confidence) / 2), np.nan)

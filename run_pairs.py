@@ -17,15 +17,24 @@ from resampling import (
     MIN_PROMPTS,
     bootstrap_counts,
     has_enough_prompts,
+    infer_indices,
+    percentile_interval,
+    q_values,
+    resampled_indices,
+)
+from role_metrics import (
+    INDICES,
+    KINDS,
     head_difference_interval,
     head_interval,
-    percentile_interval,
-    resampled_indices,
-    simultaneous_band,
+    layer_null,
+    layer_values,
+    original_head_indices,
 )
-from role_metrics import INDICES, KINDS, index_values, layer_null, layer_values, original_head_indices
+from role_tests import ALPHA, infer_layers
 
 SEED = 0
+TESTS = ("p", "q", "p_max")
 RUNS = ("base", "instruct")
 NEEDED = {"rfc": REQUIRED, "rsi": ("self_referent", "confounder", "neutral")}
 
@@ -131,37 +140,37 @@ def missing_interval_reason(category, index):
 def estimate_pair(runs):
     """({kind: {index: {"base" | "instruct" | "diff": estimate}}}, {index: why it has no interval, or None}).
 
-    An estimate holds value, low, high and null, each [layer]; those of "diff" also hold `band`, (low, high) simultaneous
-    over the defined layers, and `mean_interval`, of the mean over these layers. Intervals left out are NaN or None.
+    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also the interval of its mean over the
+    defined layers, `mean_interval` (percentile, from the same draws). p of a run is that of index = null, p of a
+    difference that of equal indices, whatever the scale of either model's entropies. Raw differences are not tested: raw
+    indices also differ where only lengths do. Numbers left out are NaN, or None.
     """
     base = runs["base"]
-    counts = bootstrap_counts(base.category, base.pair_id, seed=SEED)
     reasons = {index: missing_interval_reason(base.category, index) for index in INDICES}
-    estimates = {}
-    for kind in KINDS:
-        sides = {name: _estimate_run(run, kind, counts) for name, run in runs.items()}
-        estimates[kind] = {index: _estimate_index(sides, index, reasons[index]) for index in INDICES}
-    return estimates, reasons
+    return {kind: _estimate_kind(runs, kind, reasons) for kind in KINDS}, reasons
 
 
-def _estimate_run(run, kind, counts):
-    values, null = layer_values(run, kind), layer_null(run, kind)
-    point, draws = index_values(values, run.category), resampled_indices(values, run.category, counts)
-    return {index: {"value": point[index], "null": null[index], "draws": draws[index]} for index in INDICES}
-
-
-def _estimate_index(sides, index, reason):
-    base, instruct = sides["base"][index], sides["instruct"][index]
-    diff = {part: instruct[part] - base[part] for part in base}
-    out = {"base": base, "instruct": instruct, "diff": diff}
-    defined = ~np.isnan(diff["value"])
-    intervals = reason is None and defined.any()
-    diff["band"] = simultaneous_band(diff["value"][defined], diff["draws"][:, defined]) if intervals else None
-    diff["mean_interval"] = percentile_interval(diff["draws"][:, defined].mean(axis=1)) if intervals else None
-    for estimate in out.values():
-        nothing = np.full(defined.shape, np.nan)
-        draws = estimate.pop("draws")
-        estimate["low"], estimate["high"] = percentile_interval(draws) if intervals else (nothing, nothing)
+def _estimate_kind(runs, kind, reasons):
+    category, pair_id = runs["base"].category, runs["base"].pair_id
+    values = {name: layer_values(run, kind) for name, run in runs.items()}
+    tests = {name: infer_layers(run, kind, SEED) for name, run in runs.items()}
+    found = infer_indices(values["instruct"], category, pair_id, values["base"], seed=SEED)
+    null = {name: layer_null(run, kind) for name, run in runs.items()}
+    counts = bootstrap_counts(category, pair_id, seed=SEED)
+    draws = {name: resampled_indices(side, category, counts) for name, side in values.items()}
+    out = {}
+    for index in INDICES:
+        sides = {name: tests[name][index] | {"value": tests[name][index]["estimate"]} for name in RUNS}
+        value, low, high, p, p_max = found[index]
+        diff = {"value": value, "low": low, "high": high, "p": p, "q": q_values(p), "p_max": p_max}
+        if kind == "raw":
+            diff |= dict.fromkeys(TESTS, np.full(len(value), np.nan))
+        diff["null"] = null["instruct"][index] - null["base"][index]
+        defined = ~np.isnan(value)
+        shift = draws["instruct"][index] - draws["base"][index]
+        intervals = reasons[index] is None and defined.any()
+        diff["mean_interval"] = percentile_interval(shift[:, defined].mean(axis=1)) if intervals else None
+        out[index] = sides | {"diff": diff}
     return out
 
 
@@ -176,15 +185,16 @@ def estimate_original(runs):
 
 
 def summarise_difference(diff):
-    """Mean, minimum and maximum over layers, and how many layers' intervals exclude 0; None where undefined.
+    """Mean, minimum and maximum over layers, and how many layers differ from 0; None where undefined.
 
-    layers_excluding_zero is pointwise (0.05 L of L layers do so by chance), _simultaneously is corrected (max-T).
+    layers_excluding_zero is uncorrected (0.05 L of L layers do so by chance); layers_q_below_alpha passes
+    Benjamini-Hochberg, layers_p_max_below_alpha max-T over layers.
     """
-    value, band = diff["value"], diff.get("band")
+    value = diff["value"]
     layers = np.flatnonzero(~np.isnan(value))
     out = {"layers_undefined": int(len(value) - len(layers)), "layers": len(value)}
     keys = ("mean", "min", "min_layer", "max", "max_layer", "length_null_mean", "mean_ci_low", "mean_ci_high")
-    out |= dict.fromkeys((*keys, "layers_excluding_zero", "layers_excluding_zero_simultaneously"))
+    out |= dict.fromkeys((*keys, "layers_excluding_zero", "layers_q_below_alpha", "layers_p_max_below_alpha"))
     if not len(layers):
         return out
     low, high = (layers[np.argmin(value[layers])], layers[np.argmax(value[layers])])
@@ -193,12 +203,10 @@ def summarise_difference(diff):
     if "null" in diff:
         out["length_null_mean"] = float(diff["null"][layers].mean())
     if not np.isnan(diff["low"]).all():
-        out["layers_excluding_zero"] = _count_excluding_zero(diff["low"], diff["high"])
-    if band is not None:
-        out["layers_excluding_zero_simultaneously"] = _count_excluding_zero(*band)
+        out["layers_excluding_zero"] = int(((diff["low"] > 0) | (diff["high"] < 0)).sum())
+    if diff.get("mean_interval") is not None:
         out["mean_ci_low"], out["mean_ci_high"] = (float(end) for end in diff["mean_interval"])
+    for name in ("q", "p_max"):
+        if not np.isnan(diff.get(name, np.nan)).all():
+            out[f"layers_{name}_below_alpha"] = int((diff[name] < ALPHA).sum())
     return out
-
-
-def _count_excluding_zero(low, high):
-    return int(((low > 0) | (high < 0)).sum())

@@ -76,7 +76,7 @@ def test_original_columns_come_first_in_their_order(compared):
     rows = read_table(compared[2] / "detailed_comparison.csv")
     assert list(rows[0])[: len(ORIGINAL)] == ORIGINAL
     new = [f"{i}_{k}_{run}{end}" for k in role_metrics.KINDS for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")
-           for end in ("", "_ci_low", "_ci_high")]  # fmt: skip
+           for end in ("", "_ci_low", "_ci_high", "_p", "_q", "_p_max")]  # fmt: skip
     nulls = [f"{i}_null_raw_{run}" for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")]
     assert list(rows[0])[len(ORIGINAL) :] == new + nulls
     assert [row["layer"] for row in rows] == ["0", "1", "2"]
@@ -100,27 +100,38 @@ def test_original_columns_are_the_originals_arithmetic_over_all_heads(compared):
         assert (row["n_heads_base"], row["n_heads_instruct"]) == ("2", "2")
 
 
-def test_intervals_equal_a_loop_over_the_same_resamples_for_both_runs(compared):
+def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
+    """By hand for RFC of layer 1: resample prompts in both runs at once, divide every draw by its own standard error."""
     base, instruct, out, _ = compared
     row = read_table(out / "detailed_comparison.csv")[1]
     counts = bootstrap_counts(base.category, base.pair_id, seed=run_pairs.SEED)
-    draws = {}
-    for name, run in (("base", base), ("instruct", instruct)):
-        values = role_metrics.prompt_values(run, "normalised")[:, 1].mean(axis=-1)
-        mean = {}
-        for category in ("self_referent", "neutral"):
-            mine = [p for p in range(len(values)) if run.category[p] == category]
-            mean[category] = sum(counts[:, p] * values[p] for p in mine) / len(mine)
-        draws[name] = 1 - mean["self_referent"] / mean["neutral"]
-        assert float(row[f"rfc_normalised_{name}"]) == pytest.approx(
-            role_metrics.layer_indices(run)["rfc"][1], rel=1e-8
-        )
-    draws["diff"] = draws["instruct"] - draws["base"]
-    for name, draw in draws.items():
-        found = [float(row[f"rfc_normalised_{name}_ci_{end}"]) for end in ("low", "high")]
-        assert found == pytest.approx(np.percentile(draw, [2.5, 97.5]), rel=1e-7)
-    together = np.ptp([float(row[f"rfc_normalised_diff_ci_{end}"]) for end in ("low", "high")])
-    assert together == pytest.approx(np.ptp(np.percentile(draws["diff"], [2.5, 97.5])))
+    chosen = {name: np.flatnonzero(base.category == name) for name in ("self_referent", "neutral")}
+    values = {name: role_metrics.prompt_values(run)[:, 1].mean(axis=-1) for name, run in
+              (("base", base), ("instruct", instruct))}  # fmt: skip
+
+    def index_and_error(weights):
+        """RFC(instruct) - RFC(base) and its delta-method error, prompts weighted by how often they were drawn."""
+        n, index, slopes = 6, 0.0, {name: np.zeros(6) for name in chosen}
+        for sign, x in ((1, values["instruct"]), (-1, values["base"])):
+            h = {name: np.average(x[rows], weights=weights[rows]) for name, rows in chosen.items()}
+            index += sign * (1 - h["self_referent"] / h["neutral"])
+            slopes["self_referent"] -= sign * x[chosen["self_referent"]] / h["neutral"]
+            slopes["neutral"] += sign * x[chosen["neutral"]] * h["self_referent"] / h["neutral"] ** 2
+        variance = 0.0
+        for name, rows in chosen.items():
+            centre = np.average(slopes[name], weights=weights[rows])
+            variance += np.average((slopes[name] - centre) ** 2, weights=weights[rows]) / (n - 1)
+        return index, np.sqrt(variance)
+
+    value, error = index_and_error(np.ones(len(counts[0])))
+    draws = np.array([index_and_error(draw) for draw in counts])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.sort(np.nan_to_num(np.abs(draws[:, 0] - value) / draws[:, 1], nan=np.inf))
+    reach = t[int(np.ceil(0.95 * (len(counts) + 1))) - 1] * error
+    found = [float(row[f"rfc_normalised_diff{end}"]) for end in ("", "_ci_low", "_ci_high", "_p")]
+    assert found == pytest.approx(
+        [value, value - reach, value + reach, np.mean([True, *(t >= abs(value) / error)])], rel=2e-3
+    )
 
 
 def test_summary_says_what_the_table_says(compared):
@@ -136,7 +147,13 @@ def test_summary_says_what_the_table_says(compared):
             found = [entry[name] for name in ("mean", "min", "min_layer", "max", "max_layer")]
             assert found == pytest.approx([values.mean(), values.min(), values.argmin(), values.max(), values.argmax()])
             assert entry["layers_excluding_zero"] == ((low > 0) | (high < 0)).sum()
-            assert entry["layers_excluding_zero_simultaneously"] <= entry["layers_excluding_zero"]
+            q = [row[f"{index}_{kind}_diff_q"] for row in rows]
+            if kind == "raw":
+                assert set(q) == {""} and entry["layers_q_below_alpha"] is None
+            else:
+                assert entry["layers_q_below_alpha"] == sum(float(each) < 0.05 for each in q)
+                p_max = [float(row[f"{index}_{kind}_diff_p_max"]) for row in rows]
+                assert entry["layers_p_max_below_alpha"] == sum(p < 0.05 for p in p_max)
             assert entry["mean_ci_low"] < entry["mean"] < entry["mean_ci_high"]
     heads = [row for row in rows if float(row["rfc_diff_ci_low"]) > 0 or float(row["rfc_diff_ci_high"]) < 0]
     assert summary["original"]["rfc"]["head_intervals_excluding_zero"] == len(heads)
@@ -281,7 +298,7 @@ def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(t
     assert all(not row["rsi_raw_base_ci_high"] for row in rows)
     entry = summary["differences"]["normalised"]["rfc"]
     assert entry["mean"] is not None and entry["mean_ci_low"] is None and entry["layers_excluding_zero"] is None
-    assert summary["intervals_left_out"][0].startswith("no intervals for RFC: they need 2 prompts of each category")
+    assert summary["intervals_left_out"][0].startswith("no intervals for RFC: they need 3 prompts of each category")
     assert "NaN" not in (tmp_path / "out" / "comparison_summary.json").read_text("utf-8")
 
 

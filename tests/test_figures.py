@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from scipy.stats import false_discovery_control
 
 import figures
 import plot_style
@@ -16,7 +17,6 @@ import visualize_results
 from conftest import PROJECT
 from output_manager import ARRAYS
 from prompts import CATEGORIES
-from resampling import hedges_g, hedges_g_interval
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(figures.FIGURES, start=1))
@@ -107,7 +107,7 @@ def test_layer_lines_draw_what_their_rows_say(study):
 def test_heatmap_is_the_difference_of_prompt_means_on_one_centred_scale(run, study):
     figure, rows = draw(2, study)
     values = role_metrics.prompt_values(run, "normalised")
-    limits = [mesh.get_clim() for axes in figure.axes[:2] for mesh in axes.collections]
+    limits = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     expected = []
     for minus in ("neutral", "confounder"):
         difference = values[run.category == "self_referent"].mean(axis=0) - values[run.category == minus].mean(axis=0)
@@ -217,16 +217,6 @@ def test_indices_equal_role_metrics(run, study):
     assert abs(null["rfc"]).max() == 0 and figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
-def test_hedges_g_by_hand():
-    a, b = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
-    g = (1 - 3 / 15) * -2 / np.sqrt(2.5)
-    assert np.isclose(hedges_g(a, b), g)
-    reach = 1.959964 * np.sqrt(6 / 9 + g**2 / 12)
-    assert np.allclose(hedges_g_interval(a, b), (g - reach, g + reach))
-    assert np.isnan(hedges_g(np.full(9, 0.3), np.full(9, 0.1)))
-    assert np.isnan(hedges_g(a[:1], b))
-
-
 @pytest.mark.parametrize(
     "absent, numbers",
     [
@@ -255,7 +245,7 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
             assert "No intervals" in all_text(figure)
     figure, _ = draw(5, study)
     assert not any(line.size for bars in figure.axes[0].collections for line in bars.get_segments())
-    assert "needs 4 self-referent" in all_text(draw(4, study)[0])
+    assert "needs 6 self-referent" in all_text(draw(4, study)[0])
 
 
 def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
@@ -265,6 +255,30 @@ def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
     assert np.isnan(column(rows, "ci_low", minus="third_person")).all()
     assert np.isfinite(column(rows, "ci_low", minus="self_referent")).all()
     assert np.isfinite(column(draw(9, study)[1], "ci_low")).all()
+
+
+def test_marks_are_what_benjamini_hochberg_passes():
+    planted = make_run(n_layers=5, n_heads=4, effect=0.0)
+    rows, by = planted.category == "self_referent", np.float32(0.6)
+    planted.entropy[rows, 2, 1] *= by
+    study = figures.study_run(planted, n_resamples=999)
+    for number in (2, 6):
+        figure, rows = draw(number, study)
+        passed = [row for row in rows if row["q"] < 0.05]
+        assert 0 < len(passed) < len(rows)
+        assert (2, 1) in {(row["layer"], row["head"]) for row in passed}
+        q = study.tests["self_referent", "neutral"]["q"]
+        expected = false_discovery_control(study.tests["self_referent", "neutral"]["p"].ravel())
+        np.testing.assert_allclose(q.ravel(), expected)
+    dots = draw(2, study)[0].axes[0].collections[1].get_offsets()
+    assert {(int(y), int(x)) for x, y in dots} == {tuple(at) for at in np.argwhere(q < 0.05)}
+
+
+def test_heads_of_noise_are_not_marked_and_that_is_said():
+    study = figures.study_run(make_run(n_layers=3, n_heads=3, effect=0.0), n_resamples=999)
+    figure, rows = draw(2, study)
+    assert "(0 of 9 for self-referent - neutral, 0 of 9" in all_text(figure).replace("\n", " ")
+    assert not (column(rows, "q") < 0.05).any()
 
 
 def test_undefined_index_and_missing_bos_are_said(run):

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import resampling as rs
+import role_metrics as rm
 from prompts import select_prompts
 
 PROMPTS = select_prompts(per_category=5)
@@ -110,34 +111,27 @@ def test_interval_of_undefined_draws_is_undefined_beside_defined_ones():
 
 
 @pytest.mark.parametrize(
-    ("n_self", "n_neutral", "enough"), [(2, 2, True), (1, 2, False), (2, 1, False), (1, 1, False), (0, 2, True)]
+    ("n_self", "n_neutral", "enough"), [(3, 3, True), (2, 3, False), (3, 1, False), (1, 1, False), (0, 3, True)]
 )
-def test_an_interval_needs_two_prompts_of_each_category(n_self, n_neutral, enough):
+def test_an_interval_needs_three_prompts_of_each_category(n_self, n_neutral, enough):
     assert rs.has_enough_prompts(["self_referent"] * n_self + ["neutral"] * n_neutral) is enough
 
 
-def test_simultaneous_band_holds_all_layers_at_once():
-    rng = np.random.default_rng(5)
-    draws = rng.normal(size=(20_000, 40)) * np.linspace(0.5, 3, 40)
-    low, high = rs.simultaneous_band(np.zeros(40), draws)
-    held = ((draws > low) & (draws < high)).all(axis=1).mean()
-    pointwise = np.array(rs.percentile_interval(draws))
-    held_pointwise = ((draws > pointwise[0]) & (draws < pointwise[1])).all(axis=1).mean()
-    assert held == pytest.approx(0.95, abs=0.002) and held_pointwise < 0.2
-    assert (high / np.linspace(0.5, 3, 40)) == pytest.approx(np.full(40, stats.norm.ppf(1 - 0.025 / 40)), rel=0.05)
+def test_what_never_varies_has_an_interval_of_length_0():
+    values = np.stack([np.full(6, 0.5), np.arange(6.0)], axis=1)
+    estimate, low, high = rs.mean_interval(values, n_resamples=500)
+    assert low[0] == estimate[0] == high[0] == 0.5
+    assert low[1] < estimate[1] == 2.5 < high[1]
 
 
-def test_simultaneous_band_of_one_layer_is_the_pointwise_one_and_of_constants_is_empty():
-    draws = np.random.default_rng(6).normal(size=(20_000, 1))
-    low, high = rs.simultaneous_band(np.zeros(1), draws)
-    assert (-low, high) == pytest.approx((1.96, 1.96), abs=0.05)
-    low, high = rs.simultaneous_band(np.zeros(2), np.zeros((100, 2)))
-    assert (low == 0).all() and (high == 0).all()
+def test_an_empty_group_gives_undefined_tests():
+    found = rs.permutation_test(np.ones((0, 4)), np.ones((3, 4)), 50)
+    assert np.isnan(found.p).all() and found.p_max.shape == (4,)
 
 
 def test_head_interval_is_the_originals_t_interval():
     values = np.random.default_rng(7).normal(size=(3, 9))
-    found = rs.head_interval(values)
+    found = rm.head_interval(values)
     for layer, heads in enumerate(values):
         low, high = stats.t.interval(0.95, 8, loc=heads.mean(), scale=stats.sem(heads))
         assert (found["low"][layer], found["high"][layer]) == pytest.approx((low, high), rel=1e-12)
@@ -146,7 +140,7 @@ def test_head_interval_is_the_originals_t_interval():
 
 
 def test_head_interval_leaves_undefined_heads_out_and_one_head_has_none():
-    found = rs.head_interval(np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3]))
+    found = rm.head_interval(np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3]))
     assert found["n"].tolist() == [2, 1, 0]
     assert found["mean"][:2].tolist() == [2, 5] and np.isnan(found["mean"][2])
     assert found["std"][0] == pytest.approx(2**0.5) and np.isnan(found["std"][1:]).all()
@@ -155,7 +149,7 @@ def test_head_interval_leaves_undefined_heads_out_and_one_head_has_none():
 
 def test_head_difference_is_the_originals():
     base, instruct = np.random.default_rng(8).normal(size=(2, 1, 6))
-    found = rs.head_difference_interval(rs.head_interval(base), rs.head_interval(instruct))
+    found = rm.head_difference_interval(rm.head_interval(base), rm.head_interval(instruct))
     error = np.sqrt(base.var(ddof=1) / 6 + instruct.var(ddof=1) / 6)
     expected = stats.t.interval(0.95, 5, loc=instruct.mean() - base.mean(), scale=error)
     assert found["value"] == pytest.approx(instruct.mean() - base.mean())

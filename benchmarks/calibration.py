@@ -1,0 +1,337 @@
+"""Do the intervals cover and the tests hold their level? Simulated runs of known truth, shaped like real ones.
+
+    coverage   share of 95 % intervals that hold the true RFC, RSI or difference of two runs     should be 0.93 to 0.97
+    level      share of true nulls with p < 0.05                                                should be 0.035 to 0.065
+    FWER, FDR  chance of one false finding in a family, share of false findings among all       should be at most 0.06
+    power      share of planted effects found with n = 30 prompts a category
+
+Shapes taken from SmolLM2-135M-Instruct (30 layers, 9 heads) on the built-in prompts: log-normal heads whose log spread is
+0.05 to 0.35 over prompts, a quarter of them sinks with small means and log spread 0.4 to 1.2; common factors of both
+signs between heads; token counts as in the built-in prompts, and entropies that depend on them; neutral prompts 1.3 times as
+variable as self-referent ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
+against one large sample before anything else. Monte-Carlo errors count a data set once, however many layers it has.
+
+    python benchmarks/calibration.py            some minutes on two cores
+    python benchmarks/calibration.py --quick    a tenth of the data sets
+"""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402  (the modules lie one folder up)
+from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices  # noqa: E402
+
+import resampling  # noqa: E402
+import role_metrics  # noqa: E402
+from cli import Parser, RunFailed, positive_int, run_script, seed_value  # noqa: E402
+from prompts import CATEGORIES, PAIRED  # noqa: E402
+
+BLOCK = 20
+DRAWS, FAMILY_DRAWS = 999, 1999
+EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
+BOUNDS = {"power": (0.0, 1.0), "coverage": (0.93, 0.97), "level": (0.035, 0.065), "family": (0.0, 0.06)}
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--n_datasets", type=positive_int, default=2000, help="simulated data sets a row (default 2000)"
+    )
+    parser.add_argument("--seed", type=seed_value, default=0)
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data sets")
+    return parser.parse_args(argv)
+
+
+def check_truth(rng):
+    """Largest gap, in standard errors, between the analytic category means and those of one large sample."""
+    world, n = draw_world(rng, 4, 8), 50_000
+    values = simulate(rng, world, n, 1)[0][:, 0]
+    gaps = []
+    for c in CATEGORIES:
+        part = values[labels(n)[0] == c]
+        gaps.append(np.abs(part.mean(axis=0) - world.level * EFFECT[c]) / (part.std(axis=0) / np.sqrt(n)))
+    return float(np.max(gaps))
+
+
+def bca_interval(category, counts, runs):
+    """Bias-corrected accelerated interval (Efron 1987; jackknife over all prompts, as scipy): {index: (low, high)}."""
+    from scipy.stats import norm
+
+    def indices(weight):
+        found = [resampling.resampled_indices(run, category, weight) for run in runs]
+        return {k: found[0][k] - found[1][k] if len(found) == 2 else found[0][k] for k in role_metrics.INDICES}
+
+    draws, jackknife, estimate = (
+        indices(counts),
+        indices(1 - np.eye(len(category))),
+        indices(np.ones((1, len(category)))),
+    )
+    size = np.array([(category == c).sum() for c in category])[:, None]
+    out = {}
+    for name in role_metrics.INDICES:
+        pseudo = jackknife[name] - estimate[name]
+        pseudo = -pseudo * (size - 1) / size
+        acceleration = (pseudo**3).sum(axis=0) / (6 * (pseudo**2).sum(axis=0) ** 1.5)
+        ordered = np.sort(draws[name], axis=0)
+        bias = norm.ppf(np.clip((draws[name] < estimate[name]).mean(axis=0), 1 / len(counts), 1 - 1 / len(counts)))
+        ends = []
+        for z in norm.ppf([0.025, 0.975]):
+            share = norm.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+            place = np.clip((share * (len(counts) + 1)).astype(int) - 1, 0, len(counts) - 1)
+            ends.append(np.take_along_axis(ordered, place[None], axis=0)[0])
+        out[name] = tuple(ends)
+    return out
+
+
+def intervals_by_method(runs, n, seed):
+    """{method: {index: (low, high)}} of flat runs [prompt, column]; the project's own method is `bootstrap-t`."""
+    category, pair_id = labels(n)
+    counts = resampling.bootstrap_counts(category, pair_id, DRAWS, seed)
+    base = runs[1] if len(runs) == 2 else None
+    own = resampling.infer_indices(runs[0], category, pair_id, base, DRAWS, seed)
+    out = {"bootstrap-t": {k: own[k][1:3] for k in own}, "BCa": bca_interval(category, counts, runs)}
+    draws = [resampling.resampled_indices(run, category, counts) for run in runs]
+    out["percentile"], out["equal-tailed t"] = {}, {}
+    for name, (estimate, shift, error) in resampling.studentised_indices(runs, category, counts).items():
+        both = draws[0][name] - draws[1][name] if len(runs) == 2 else draws[0][name]
+        out["percentile"][name] = resampling.percentile_interval(both)
+        low, high = np.quantile(shift[:, 1:] / error[:, 1:], [0.025, 0.975], axis=1)
+        out["equal-tailed t"][name] = (estimate - high * error[:, 0], estimate - low * error[:, 0])
+    return out
+
+
+def coverage_rows(rng, n, n_datasets, n_runs):
+    """Coverage of every interval method for layers (means of 8 heads) and single heads: rows of the table."""
+    hits = {}
+    effects = (EFFECT, {**EFFECT, "self_referent": 0.9})[:n_runs]
+    for block in range(0, n_datasets, BLOCK):
+        world = draw_world(rng, 3, 8)
+        simulated = simulate(rng, world, n, BLOCK, effects)
+        for level in ("layer", "head"):
+            flat = [(v.mean(axis=-1) if level == "layer" else v).reshape(len(v), -1) for v in simulated]
+            truths = [true_indices(world, effect, level == "layer") for effect in effects]
+            for method, found in intervals_by_method(flat, n, block).items():
+                for index, (low, high) in found.items():
+                    truth = truths[0][index] - truths[1][index] if n_runs == 2 else truths[0][index]
+                    truth = np.broadcast_to(truth, (BLOCK, *truth.shape)).reshape(-1)
+                    inside = ((low <= truth) & (truth <= high)).reshape(BLOCK, -1).mean(axis=1)
+                    hits.setdefault((level, index, method), []).append(inside)
+    what = {1: "", 2: " difference of runs"}[n_runs]
+    return [
+        row(f"{level} {index.upper()}{what}", n, method, np.concatenate(found), "coverage")
+        for (level, index, method), found in sorted(hits.items())
+    ]
+
+
+def level_rows(rng, n, n_datasets):
+    """Rejections of true nulls by the tests in use, one layer at a time and as families: rows of the table."""
+    category = labels(n)[0]
+    flat_effect = dict.fromkeys(CATEGORIES, 1.0)
+    alone, family = {}, {}
+    for i in range(n_datasets):
+        if i % BLOCK == 0:
+            world = draw_world(rng, 30, 9)
+            data = simulate(rng, world, n, BLOCK, (flat_effect, flat_effect))
+        heads, layers = data[0][:, i % BLOCK], [run[:, i % BLOCK].mean(axis=-1) for run in data]
+        tests = {
+            "two runs, bootstrap-t, 30 layers": resampling.infer_indices(
+                layers[1], category, None, layers[0], FAMILY_DRAWS, i
+            )["rfc"]
+        }
+        for size, values in (("30 layers", layers[0]), ("270 heads", heads)):
+            by = {c: values[category == c] for c in CATEGORIES}
+            name = f"label permutation, {size}"
+            tests[name] = resampling.permutation_test(by["self_referent"], by["neutral"], FAMILY_DRAWS, i)
+            tests[f"sign flips, {size}"] = resampling.sign_flip_test(by[PAIRED[0]] - by[PAIRED[1]], FAMILY_DRAWS, i)
+        for name, test in tests.items():
+            alone.setdefault(name, []).append((test.p < 0.05).mean())
+            family.setdefault(name, []).append(np.nanmin(test.p_max) < 0.05)
+    return [row(name, n, "p < 0.05", x, "level") for name, x in alone.items()] + [
+        row(name, n, "max-T p < 0.05 anywhere", x, "family") for name, x in family.items()
+    ]
+
+
+def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
+    """Heads of which the first `share` have self-referent entropies raised by g standard deviations, additively."""
+    world = draw_world(rng, n_layers, n_heads)
+    large = simulate(np.random.default_rng(1), world, 500, 1, (dict.fromkeys(CATEGORIES, 1.0),))[0][:, 0]
+    category = labels(500)[0]
+    spread = np.sqrt((large[category == "self_referent"].var(axis=0) + large[category == "neutral"].var(axis=0)) / 2)
+    values = simulate(rng, world, n, n_data, (dict.fromkeys(CATEGORIES, 1.0),))[0]
+    true = np.zeros(n_layers * n_heads, dtype=bool)
+    true[rng.permutation(true.size)[: max(1, round(share * true.size))]] = True
+    raised = labels(n)[0] == "self_referent"
+    values[raised] += g * spread * true.reshape(spread.shape)
+    return values, true
+
+
+def discovery_rows(rng, n, n_datasets):
+    """False discovery rate of BH with 10 % true effects of several sizes, and how often a true effect of each is found."""
+    category = labels(n)[0]
+    false, power = [], {}
+    for g in EFFECT_SIZES:
+        for i in range(n_datasets // 2):
+            if i % 5 == 0:
+                values, true = planted(rng, n, 5, g, 0.1)
+            part = values[:, i % 5].reshape(len(values), -1)
+            groups = part[category == "self_referent"], part[category == "neutral"]
+            test = resampling.permutation_test(*groups, FAMILY_DRAWS, i)
+            rejected = resampling.q_values(test.p) < 0.05
+            false.append((rejected & ~true).sum() / max(1, rejected.sum()))
+            found = {"alone, p < 0.05": test.p < 0.05, "among 270, max-T": test.p_max < 0.05, "27 true, BH": rejected}
+            for name, hits in found.items():
+                power.setdefault((name, g), []).append(hits[true].mean())
+    rows = [row("27 of 270 heads true", n, "BH, false share", false, "family")]
+    return rows + [row(f"head {name}", n, f"g = {g:.1f}", x, "power") for (name, g), x in sorted(power.items())]
+
+
+def change_rows(rng, n, n_datasets):
+    """How often a change of RFC between base and instruct is found in a layer (mean of 8 heads), by its size."""
+    category, flat = labels(n)[0], dict.fromkeys(CATEGORIES, 1.0)
+    rows = []
+    for change in (0.05, 0.1, 0.15, 0.2):
+        hits = []
+        for block in range(0, n_datasets, BLOCK):
+            world = draw_world(rng, 3, 8)
+            runs = simulate(rng, world, n, BLOCK, (flat, {**flat, "self_referent": 1 - change}))
+            base, instruct = (run.mean(axis=-1).reshape(4 * n, -1) for run in runs)
+            p = resampling.infer_indices(instruct, category, None, base, DRAWS, block)["rfc"].p
+            hits.append((p < 0.05).reshape(BLOCK, -1).mean(axis=1))
+        rows.append(row("layer, change of RFC between runs", n, f"change {change:.2f}", np.concatenate(hits), "power"))
+    return rows
+
+
+def position_rows(rng, n, n_datasets):
+    """Coverage of the position-matched indices: rows of unequal texts whose level depends on position and category."""
+    hits = {"rfc": [], "rsi": []}
+    category, pair_id = labels(n)
+    keys, n_query = role_metrics.visible_keys(9, [None] * 10), 9
+    profile = np.linspace(0.9, 0.5, n_query)
+    for i in range(max(1, n_datasets // 10)):
+        n_tokens = np.concatenate(
+            [rng.choice(np.arange(4, 10), p=np.divide(TOKENS[c], 30), size=n) for c in CATEGORIES]
+        )
+        tilt = {c: profile * EFFECT[c] * np.linspace(1, SPREAD[c], n_query) ** 0.2 for c in CATEGORIES}
+        z = 0.6 * rng.normal(size=(4 * n, 10, 1, 1)) + 0.8 * rng.normal(size=(4 * n, 10, 1, n_query))
+        rows = 0.7 * np.stack([tilt[c] for c in category])[:, None, None] * np.exp(0.15 * z - 0.15**2 / 2)
+        seen = np.arange(n_query) < n_tokens[:, None, None, None]
+        run = SimpleNamespace(
+            entropy=np.where(seen, rows * np.log(keys)[None, :, None], np.nan), visible_keys=keys, category=category,
+            n_tokens=n_tokens, span=np.stack([np.ones_like(n_tokens), n_tokens], axis=1),
+        )  # fmt: skip
+        weight = np.nan_to_num(role_metrics.position_weights(run))
+        truth = role_metrics.indices_of_means(lambda c: (weight * 0.7 * tilt[c]).sum(axis=-1))  # noqa: B023
+        found = resampling.index_intervals(role_metrics.position_matched_values(run), category, pair_id, DRAWS, i)
+        for index, (_, low, high) in found.items():
+            hits[index].append(((low <= truth[index]) & (truth[index] <= high)).mean())
+    return [row(f"position-matched {index.upper()}", n, "bootstrap-t", x, "coverage") for index, x in hits.items()]
+
+
+def effect_size_rows(rng, n, n_datasets):
+    """Coverage of the interval of Hedges g, normal and log-normal values, unpaired and paired, true g = 0.8."""
+    rows = []
+    for shape in ("normal", "log-normal 0.3"):
+        for paired in (False, True):
+            z = rng.normal(size=(2, n, n_datasets))
+            if paired:
+                z[1] = 0.7 * z[0] + np.sqrt(0.51) * z[1]
+            a, b = z if shape == "normal" else np.exp(0.3 * z)
+            spread = 1.0 if shape == "normal" else np.sqrt((np.exp(0.09) - 1) * np.exp(0.09))
+            low, high = resampling.hedges_g_interval(a + 0.8 * spread, b, paired)
+            inside = (low <= 0.8) & (high >= 0.8)
+            rows.append(row(f"Hedges g, {shape}", n, "paired" if paired else "unpaired", inside, "coverage"))
+    return rows
+
+
+def row(what, n, method, observed, kind):
+    """One line of the table: the rate, its Monte-Carlo standard error over data sets, the verdict (error: three of them)."""
+    observed = np.asarray(observed, dtype=np.float64)
+    rate, spread = observed.mean(), observed.std()
+    if not spread:
+        spread = np.sqrt((len(observed) + 1) / (len(observed) + 2) ** 2)
+    error = spread / np.sqrt(len(observed))
+    low, high = BOUNDS[kind]
+    inside = low <= rate <= high
+    near = low - 3 * error <= rate <= high + 3 * error
+    return what, n, method, rate, error, kind, "inside" if inside else "within error" if near else "OUTSIDE"
+
+
+def judged(found):
+    """Rows that must be inside their bound: the methods in use, at n = 30."""
+    return [r for r in found if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")]
+
+
+def needed_effects(found):
+    """{test: g that is found 80 % of the time}, interpolated in the power rows; NaN beyond the sizes tried."""
+    curves = {}
+    for what, _, method, rate, _, kind, _ in found:
+        if kind == "power" and method.startswith("g ="):
+            curves.setdefault(what, []).append((float(method[4:]), rate))
+    return {
+        what: float(np.interp(0.8, [rate for _, rate in curve], [g for g, _ in curve], left=np.nan, right=np.nan))
+        for what, curve in curves.items()
+    }
+
+
+def run_stage(task):
+    """Rows of one stage, from its own random stream."""
+    stage, seed, n, n_datasets, arguments = task
+    return stage(np.random.default_rng(seed), n, n_datasets, *arguments)
+
+
+def plan_stages(seed, n_datasets):
+    """The stages as tasks, the longest first; families cost more, so they get half or a tenth of the data sets."""
+    half, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 10))
+    stages = [(discovery_rows, 30, tenth, ())]
+    for n in (30, 10):
+        stages += [
+            (level_rows, n, half, ()),
+            (coverage_rows, n, n_datasets, (1,)),
+            (coverage_rows, n, n_datasets, (2,)),
+        ]
+        stages += [(position_rows, n, n_datasets, ()), (effect_size_rows, n, n_datasets, ())]
+    stages.append((change_rows, 30, tenth, ()))
+    seeds = np.random.SeedSequence(seed).spawn(len(stages))
+    return [(stage, child, *rest) for (stage, *rest), child in zip(stages, seeds, strict=True)]
+
+
+def run(args):
+    n_datasets = max(BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK)
+    print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
+    gap = check_truth(np.random.default_rng(args.seed))
+    print(f"analytic truth against 50,000 prompts a category: largest of 128 gaps is {gap:.2f} standard errors")
+    found = []
+    with ProcessPoolExecutor(args.workers) as pool:
+        for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
+            for what, n, method, rate, error, kind, verdict in rows:
+                shown = f"{100 * rate:6.2f} % +- {100 * error:.2f}"
+                verdict = "" if kind == "power" else verdict
+                print(f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True)
+            found += rows
+    for what, g in needed_effects(found).items():
+        print(f"80 % power at n = 30: {what}: g = {g:.2f}")
+    broken = [r for r in judged(found) if r[-1] == "OUTSIDE"]
+    if broken:
+        raise RunFailed(
+            f"{len(broken)} of {len(judged(found))} rows at n = 30 are outside their bounds: {broken[0][0]}"
+        )
+    near = sum(r[-1] == "within error" for r in judged(found))
+    print(
+        f"{len(judged(found)) - near} of {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds"
+    )
+    print(f"{near} are within three Monte-Carlo errors of them, none is further out")
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

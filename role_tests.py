@@ -1,0 +1,116 @@
+"""What a run says about its layers and heads, tested: numbers in, rows of tables out; no file, no model, no figure.
+
+    layer_metrics(run)     RFC and RSI of every layer, four ways, with interval, null, p, q and max-T p
+    contrast_heads(run)    every head's differences between categories with Hedges g, p, q and max-T p
+    rank_heads(contrasts)  the heads as rows, strongest first
+
+The estimators are role_metrics', the tests are resampling's; a family for q and max-T is all layers of one kind and
+index, or all heads of one contrast.
+"""
+
+import numpy as np
+
+import role_metrics
+from resampling import N_RESAMPLES, compare_categories, infer_indices, mean_interval, permutation_test, q_values
+
+CONTRASTS = {
+    "self_confounder": ("self_referent", "confounder"),
+    "self_neutral": ("self_referent", "neutral"),
+    "confounder_third": ("confounder", "third_person"),
+}
+KINDS = (*role_metrics.KINDS, "position_matched")
+MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
+ALPHA = 0.05
+SEED = 123
+
+
+def available_contrasts(category):
+    """The entries of CONTRASTS whose two categories are both present; the first is the one that ranks heads."""
+    present = set(np.asarray(category).tolist())
+    return {name: pair for name, pair in CONTRASTS.items() if set(pair) <= present}
+
+
+def infer_layers(run, kind="normalised", seed=SEED, n_resamples=N_RESAMPLES):
+    """RFC and RSI of every layer: {index: {"estimate", "low", "high", "null", "p", "q", "p_max"}}, each [layer].
+
+    p tests index = null. Normalised and sink-free: permutation test (RFC: self against neutral, RSI: confounder against
+    self). Raw: bootstrap-t against the index of uniform attention on the same prompts. Position-matched: bootstrap-t.
+    """
+    matched = kind == "position_matched"
+    values = role_metrics.position_matched_values(run) if matched else role_metrics.layer_values(run, kind)
+    null = role_metrics.layer_null(run, "normalised" if matched else kind)
+    found = tests = infer_indices(values, run.category, run.pair_id, None, n_resamples, seed)
+    if kind == "raw":
+        uniform = role_metrics.null_values(run, "raw")
+        tests = infer_indices(values, run.category, run.pair_id, uniform, n_resamples, seed)
+    elif not matched:
+        self_referent = values[run.category == "self_referent"]
+        tests = {
+            "rfc": permutation_test(values[run.category == "neutral"], self_referent, n_resamples, seed),
+            "rsi": permutation_test(values[run.category == "confounder"], self_referent, n_resamples, seed),
+        }
+    return {
+        index: {"estimate": found[index].estimate, "low": found[index].low, "high": found[index].high}
+        | {"null": null[index], "p": test.p, "q": q_values(test.p), "p_max": test.p_max}
+        for index, test in tests.items()
+    }
+
+
+def layer_metrics(run, seed=SEED):
+    """Rows of layer_metrics.csv: one a kind, index and layer."""
+    return [
+        {"layer": layer, "kind": kind, "index": index} | {name: column[layer] for name, column in numbers.items()}
+        for kind in KINDS
+        for index, numbers in infer_layers(run, kind, seed).items()
+        for layer in range(run.n_layers)
+    ]
+
+
+def contrast_heads(run, seed=SEED):
+    """{contrast: {measure: [layer, head]}} of normalised values, for the contrasts whose categories the run has."""
+    values = role_metrics.prompt_values(run, "normalised")
+    return {
+        name: compare_categories(values, run.category, run.pair_id, *pair, seed=seed)
+        for name, pair in available_contrasts(run.category).items()
+    }
+
+
+def rank_heads(contrasts):
+    """Rows of head_ranking.csv, the strongest |g| of the first contrast first (|difference| where g is undefined)."""
+    first = next(iter(contrasts.values()))
+    strength = np.abs(first["g"] if np.isfinite(first["g"]).any() else first["difference"])
+    rows = []
+    for rank, i in enumerate(np.argsort(-np.nan_to_num(strength, nan=-1.0).ravel(), kind="stable"), 1):
+        layer, head = divmod(int(i), strength.shape[1])
+        row = {"rank": rank, "layer": layer, "head": head}
+        for name, measures in contrasts.items():
+            row |= {f"{name}_{measure}": measures[measure][layer, head] for measure in MEASURES}
+        rows.append(row)
+    return rows
+
+
+def summarise_categories(run, seed=SEED):
+    """Rows of category_summary.csv: one a kind and category; mean over layers and heads, interval over prompts."""
+    rows = []
+    for kind in role_metrics.KINDS:
+        values = role_metrics.layer_values(run, kind).mean(axis=1)
+        for name, n in run.counts.items():
+            chosen = run.category == name
+            mean, low, high = (float(x) for x in mean_interval(values[chosen], seed=seed))
+            row = {"category": name, "kind": kind, "n_prompts": n, "mean_tokens": run.n_tokens[chosen].mean()}
+            row |= {"mean_own_tokens": np.diff(run.span[chosen]).mean(), "entropy": mean, "low": low, "high": high}
+            rows.append(row | {"sink_mass": np.nanmean(run.sink_mass[chosen])})
+    return rows
+
+
+def describe_survivors(what, tests):
+    """One line on a family of tests: what passes BH and max-T at 0.05, plainly where nothing does."""
+    p, q, p_max = (np.ravel(tests[key]) for key in ("p", "q", "p_max"))
+    tested = int(np.isfinite(p).sum())
+    if not tested:
+        return f"no {what} could be tested"
+    alone, by_bh, by_max = (int((x < ALPHA).sum()) for x in (p, q, p_max))
+    uncorrected = f"uncorrected p < {ALPHA}: {alone} of {tested}, {ALPHA * tested:.1f} expected by chance"
+    if not by_bh and not by_max:
+        return f"no {what} survives max-T/BH at {ALPHA} ({uncorrected})"
+    return f"{by_max} of {tested} {what}s survive max-T and {by_bh} BH at {ALPHA} ({uncorrected})"

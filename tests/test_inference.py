@@ -1,0 +1,293 @@
+"""Resampling inference against scipy, against hand computations, and against simulations whose truth is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import resampling
+import role_metrics
+from resampling import bootstrap_counts, hedges_g, hedges_g_interval, infer_indices, permutation_test, sign_flip_test
+from synthetic import make_run
+
+CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
+PAIR = np.where(np.isin(CATEGORY, ["confounder", "third_person"]), np.tile(np.arange(30), 4), -1)
+
+
+def lognormal(shape, means=(1, 1, 1, 1), spread=(0.3, 0.3, 0.4, 0.3), per=30, seed=0):
+    """[prompt, *shape] values with exact expectations `means`, one a category, in the order of CATEGORY."""
+    z = np.random.default_rng(seed).normal(size=(4 * per, *shape))
+    column = (-1, *[1] * len(shape))
+    mean, sd = (np.repeat(x, per).reshape(column) for x in (means, spread))
+    return mean * np.exp(sd * z - sd**2 / 2)
+
+
+def welch(a, b, axis=-1):
+    """Welch's |t| along an axis, as scipy.stats.ttest_ind(equal_var=False) has it."""
+    variance = a.var(axis=axis, ddof=1) / a.shape[axis] + b.var(axis=axis, ddof=1) / b.shape[axis]
+    return abs(a.mean(axis=axis) - b.mean(axis=axis)) / np.sqrt(variance)
+
+
+def test_permutation_enumerates_as_scipy_does():
+    a, b = np.array([1.0, 2.5, 2.0, 4.0]), np.array([3.0, 5.5, 4.5])
+    ours = permutation_test(a, b)
+    theirs = stats.permutation_test((a, b), welch, n_resamples=np.inf, alternative="greater")
+    assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12)
+    assert ours.difference == pytest.approx(a.mean() - b.mean())
+
+
+def test_sign_flips_enumerate_as_scipy_does():
+    d = np.array([0.3, -0.1, 0.8, 0.4, 0.05, 0.6])
+    theirs = stats.permutation_test(
+        (d,), lambda x: abs(x.mean()), permutation_type="samples", n_resamples=np.inf, alternative="greater"
+    )
+    assert sign_flip_test(d).p == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_permutation_by_hand():
+    # 4 prompts, 2 and 2: six labellings; the observed split {1, 2} against {3, 4} and its mirror are the two extremes
+    assert permutation_test(np.array([1.0, 2.0]), np.array([3.0, 4.0])).p == pytest.approx(2 / 6)
+    assert sign_flip_test(np.array([1.0, 2.0, 3.0])).p == pytest.approx(2 / 8)
+
+
+def test_sampled_permutations_agree_with_scipy_and_count_the_observed_one():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0.5, 1, 20), rng.normal(0, 2, 20)
+    ours = permutation_test(a, b, n_permutations=9999)
+    theirs = stats.permutation_test((a, b), welch, n_resamples=2000, alternative="greater", rng=1)
+    assert ours.p == pytest.approx(theirs.pvalue, abs=0.04)
+    assert permutation_test(a + 100, b, n_permutations=999).p == pytest.approx(1 / 1000)
+
+
+def test_indices_agree_with_role_metrics_in_every_resample():
+    values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
+    counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
+    expected = [resampling.resampled_indices(run, CATEGORY, counts) for run in (values, base)]
+    found = resampling.studentised_indices([values, base], CATEGORY, counts)
+    for name, (estimate, shift, _) in found.items():
+        draws = (expected[0][name] - expected[1][name]).T
+        np.testing.assert_allclose(estimate[:, None] + shift[:, 1:], draws, atol=2e-6)
+        np.testing.assert_allclose(shift[:, 0], 0, atol=1e-6)
+
+
+def test_standard_error_is_the_delta_method_by_hand():
+    values = lognormal((), (0.9, 1, 1.2, 1))
+    s, c, n = (values[k * 30 : k * 30 + 30] for k in range(3))
+    found = resampling.studentised_indices([values[:, None]], CATEGORY, np.ones((1, 120)))
+    rfc = np.sqrt(s.var(ddof=1) / 30 / n.mean() ** 2 + s.mean() ** 2 * n.var(ddof=1) / 30 / n.mean() ** 4)
+    d = (c.mean() - s.mean()) / n.mean()
+    rsi = np.sqrt((c.var(ddof=1) + s.var(ddof=1) + d**2 * n.var(ddof=1)) / 30) / n.mean()
+    assert found["rfc"][2][0, 0] == pytest.approx(rfc, rel=1e-5)
+    assert found["rsi"][2][0, 0] == pytest.approx(rsi, rel=1e-5)
+
+
+def test_standard_error_of_two_runs_uses_the_same_prompts():
+    """By hand: the error of instruct - base is that of the per-prompt differences of the two linearised indices."""
+    values = lognormal((), (0.9, 1, 1.2, 1))
+    base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
+    found = resampling.studentised_indices([values[:, None], base[:, None]], CATEGORY, np.ones((1, 120)))["rfc"]
+
+    def linearised(run):
+        s, n = run[:30], run[60:90]
+        return -s / n.mean(), s.mean() * n / n.mean() ** 2
+
+    parts = [a - b for a, b in zip(linearised(values), linearised(base), strict=True)]
+    assert found[2][0, 0] == pytest.approx(np.sqrt(sum(part.var(ddof=1) / 30 for part in parts)), rel=1e-4)
+
+
+def test_percentile_and_spread_agree_with_scipy_bootstrap():
+    values = lognormal((), (0.8, 1, 1, 1))
+    s, n = values[:30], values[60:90]
+    theirs = stats.bootstrap((s, n), lambda x, y: 1 - x.mean() / y.mean(), vectorized=False, method="percentile",
+                             n_resamples=4000, rng=0)  # fmt: skip
+    counts = bootstrap_counts(CATEGORY, PAIR, 4000)
+    draws = resampling.resampled_indices(values, CATEGORY, counts)["rfc"]
+    ours = resampling.percentile_interval(draws)
+    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.012)
+    assert draws.std() == pytest.approx(theirs.standard_error, rel=0.05)
+    low, high = resampling.index_intervals(values, CATEGORY, PAIR)["rfc"][1:]
+    assert 1.0 < (high - low) / np.ptp(ours) < 1.2
+
+
+def test_index_interval_is_symmetric_bootstrap_t_by_hand():
+    values = lognormal((), (0.8, 1, 1, 1))
+    counts = bootstrap_counts(CATEGORY, PAIR, 999, seed=5)
+    s, n = values[:30], values[60:90]
+
+    def estimate_and_error(a, b):
+        error = np.sqrt(a.var(ddof=1) / b.mean() ** 2 + a.mean() ** 2 * b.var(ddof=1) / b.mean() ** 4) / np.sqrt(30)
+        return 1 - a.mean() / b.mean(), error
+
+    estimate, error = estimate_and_error(s, n)
+    t = []
+    for row in counts.astype(int):
+        star, star_error = estimate_and_error(np.repeat(s, row[:30]), np.repeat(n, row[60:90]))
+        t.append(abs(star - estimate) / star_error)
+    found = infer_indices(values, CATEGORY, PAIR, n_resamples=999, seed=5)["rfc"]
+    critical = np.sort(t)[949]
+    np.testing.assert_allclose(
+        found[:3], [estimate, estimate - critical * error, estimate + critical * error], rtol=1e-4
+    )
+    assert found.p == pytest.approx((1 + np.sum(t >= abs(estimate) / error)) / 1000, abs=0.0011)
+
+
+def test_pairs_are_drawn_together_and_categories_keep_their_size():
+    counts = bootstrap_counts(CATEGORY, PAIR, 100, seed=1)
+    np.testing.assert_array_equal(counts[:, 30:60], counts[:, 90:120])
+    assert (counts[:, :30].sum(axis=1) == 30).all()
+    assert (counts[:, :30] != counts[:, 60:90]).any()
+
+
+def test_two_runs_share_their_resamples():
+    values = lognormal((4,), (0.8, 1, 1, 1))
+    difference = infer_indices(values, CATEGORY, PAIR, base=0.5 * values)["rfc"]
+    np.testing.assert_allclose(difference.estimate, 0, atol=1e-12)
+    noisy = infer_indices(values, CATEGORY, PAIR, base=0.5 * values * np.exp(0.01 * lognormal((4,), seed=9)))["rfc"]
+    single = infer_indices(values, CATEGORY, PAIR)["rfc"]
+    assert (noisy.high - noisy.low < 0.1 * (single.high - single.low)).all()
+
+
+def test_undefined_values_are_left_out_column_by_column():
+    values = lognormal((3,))
+    values[[0, 65], 1] = np.nan
+    keep = ~np.isnan(values[:, 1])
+    found = infer_indices(values, CATEGORY, PAIR)["rfc"]
+    counts = bootstrap_counts(CATEGORY, PAIR)[:, keep]
+    alone = resampling.studentised_indices([values[keep][:, 1:2]], CATEGORY[keep], counts)["rfc"]
+    assert found.estimate[1] == pytest.approx(alone[0][0])
+    t = np.sort(np.abs(alone[1][0, 1:] / alone[2][0, 1:]))[9500]
+    assert found.high[1] - found.estimate[1] == pytest.approx(t * alone[2][0, 0], rel=1e-5)
+    assert np.isfinite(permutation_test(values[:30], values[60:90], 99).p).all()
+
+
+def test_too_few_prompts_give_nothing_and_the_reason():
+    category = CATEGORY[[0, 30, 60, 90]]
+    result = infer_indices(lognormal((2,))[[0, 30, 60, 90]], category, np.full(4, -1), n_resamples=99)["rfc"]
+    assert np.isfinite(result.estimate).all()
+    assert np.isnan([result.low, result.high, result.p, result.p_max]).all()
+    assert not resampling.has_enough_prompts(category)
+    assert "at least 3 prompts a category; confounder has 1" in resampling.missing_prompts_reason(category)
+    assert resampling.missing_prompts_reason(CATEGORY) is None
+    assert np.isnan(permutation_test(np.ones((1, 2)), np.zeros((1, 2))).p).all()
+    assert np.isnan(hedges_g(np.ones((1, 2)), np.zeros((1, 2)))).all()
+
+
+def test_nothing_varies_nothing_tested():
+    a = np.full((10, 2), 0.1)
+    a[:, 1] = np.arange(10)
+    test = permutation_test(a, a[::-1], 99)
+    assert np.isnan(test.p[0]) and test.p[1] == 1
+    assert np.isnan(hedges_g(a, a)[0]) and hedges_g(a, a)[1] == 0
+
+
+def test_q_values_are_benjamini_hochberg_without_the_undefined():
+    q = resampling.q_values(np.array([0.01, np.nan, 0.04, 0.03]))
+    np.testing.assert_allclose(q, [0.03, np.nan, 0.04, 0.04])
+
+
+def test_hedges_g_by_hand():
+    a, b = np.array([4.0, 6.0, 8.0]), np.array([1.0, 3.0, 5.0])
+    d, j = 3 / 2, 1 - 3 / (4 * 4 - 1)
+    half = 1.959964 * j * np.sqrt(2 / 3 + d**2 / 12)
+    assert hedges_g(a, b) == pytest.approx(j * d)
+    np.testing.assert_allclose(hedges_g_interval(a, b), (j * d - half, j * d + half), rtol=1e-6)
+    assert hedges_g(b, a) == -hedges_g(a, b)
+
+
+def test_paired_g_by_hand():
+    a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 1.0, 3.0])
+    pooled, r, df = (a.var(ddof=1) + b.var(ddof=1)) / 2, np.corrcoef(a, b)[0, 1], 3
+    d = 1 / np.sqrt(pooled)
+    j = 1 - 3 / (4 * 2 * df / (1 + r**2) - 1)
+    sa, sb = a.var(ddof=1), b.var(ddof=1)
+    variance = d**2 * (sa**2 + sb**2 + 2 * r**2 * sa * sb) / (8 * df * pooled**2) + (a - b).var(ddof=1) / (pooled * df)
+    half = stats.t.ppf(0.975, df) * j * np.sqrt(variance)
+    assert hedges_g(a, b, paired=True) == pytest.approx(j * d)
+    np.testing.assert_allclose(hedges_g_interval(a, b, paired=True), (j * d - half, j * d + half))
+
+
+def test_compare_categories_uses_the_pairs():
+    values = lognormal((6,), per=30)
+    values[90:] = values[30:60] * 1.02 + np.random.default_rng(0).normal(size=(30, 6)) * 0.001
+    found = resampling.compare_categories(values, CATEGORY, PAIR, "confounder", "third_person", 999)
+    alone = resampling.compare_categories(values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999)
+    assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
+
+
+def test_intervals_cover_and_percentile_would_not():
+    """400 data sets of 10 prompts a category: the bound lies between what bootstrap-t and percentile intervals reach."""
+    values = lognormal((400,), (0.9, 1, 1, 1), (0.4, 0.4, 0.6, 0.4), per=10)
+    category = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 10)
+    pair = np.full(40, -1)
+    low, high = resampling.index_intervals(values, category, pair, n_resamples=999)["rfc"][1:]
+    assert 0.925 < ((low <= 0.1) & (high >= 0.1)).mean() < 0.985
+    draws = resampling.resampled_indices(values, category, bootstrap_counts(category, pair, 999))["rfc"]
+    low, high = resampling.percentile_interval(draws)
+    assert ((low <= 0.1) & (high >= 0.1)).mean() < 0.925
+
+
+def test_two_run_test_keeps_its_level_when_scales_differ():
+    """Equal RFC in both runs, one at 0.3 times the entropy: 5 % rejected; comparing the raw differences rejects all."""
+    z = lognormal((500,), (0.8, 1, 1, 1), seed=4)
+    other = 0.3 * z * lognormal((500,), spread=(0.2,) * 4, seed=5)
+    found = infer_indices(z, CATEGORY, PAIR, base=other, n_resamples=999)["rfc"]
+    assert 0.025 < (found.p < 0.05).mean() < 0.08
+    moved = infer_indices(z * np.where(CATEGORY == "self_referent", 0.85, 1)[:, None], CATEGORY, PAIR, base=other,
+                          n_resamples=999)["rfc"]  # fmt: skip
+    assert (moved.p < 0.05).mean() > 0.6
+
+
+def test_tests_keep_their_level_with_unequal_spread():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(size=(30, 800)), 1.5 * rng.normal(size=(15, 800))
+    assert 0.03 < (permutation_test(a, b, 499).p < 0.05).mean() < 0.075
+    assert 0.03 < (sign_flip_test(rng.normal(size=(30, 800)), 499).p < 0.05).mean() < 0.075
+
+
+def test_family_error_of_max_t():
+    """200 families of 60 correlated heads without effect: some head below 0.05 in nearly all, max-T in about 5 %."""
+    rng = np.random.default_rng(7)
+    alone, family = [], []
+    for i in range(200):
+        values = np.exp(0.3 * (0.7 * rng.normal(size=(60, 1)) + rng.normal(size=(60, 60))))
+        test = permutation_test(values[:30], values[30:], 399, i)
+        alone.append(test.p.min() < 0.05)
+        family.append(test.p_max.min() < 0.05)
+    assert np.mean(alone) > 0.6
+    assert 0.01 < np.mean(family) < 0.095
+
+
+def test_position_matching_removes_what_position_does():
+    """Entropies that depend on the position alone, categories of unequal length: matched RFC is 0, normalised is not."""
+    run = make_run(n_layers=2, n_heads=2, effect=0.0)
+    extra = np.where(np.arange(len(run.category)) % 2, 0, 2) * (run.category == "self_referent")
+    run.n_tokens = np.minimum(run.n_tokens + extra, run.entropy.shape[-1])
+    run.span[:, 1] = run.n_tokens
+    share = np.linspace(0.9, 0.3, run.entropy.shape[-1])
+    real = np.arange(run.entropy.shape[-1]) < run.n_tokens[:, None]
+    rows = share * np.log(run.visible_keys[0])
+    run.entropy = np.where(real[:, None, None], rows, np.nan) * np.ones((1, 2, 2, 1))
+    matched = role_metrics.position_matched_values(run)
+    means = role_metrics.indices_of_means(lambda name: role_metrics.category_mean(matched, run.category, name))
+    np.testing.assert_allclose([means["rfc"], means["rsi"]], 0, atol=1e-12)
+    assert role_metrics.layer_indices(run, "normalised")["rfc"][0] > 0.01
+
+
+def test_position_matched_means_by_hand():
+    run = make_run(n_layers=1, n_heads=2, effect=0.3, seed=2)
+    weight = role_metrics.position_weights(run)[0]
+    assert weight.sum() == pytest.approx(1) and weight[0] == 0
+    rows = role_metrics.normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)[:, 0]
+    total = 0.0
+    for q in np.flatnonzero(weight):
+        here = (run.category == "neutral") & (run.span[:, 0] <= q) & (q < run.span[:, 1])
+        assert here.sum() >= 3
+        total += weight[q] * rows[here, q].mean()
+    values = role_metrics.position_matched_values(run)
+    assert values[run.category == "neutral", 0].mean() == pytest.approx(total)
+    assert np.isnan(values[run.category == "third_person"]).all()
+
+
+def test_memory_is_bounded_by_blocks():
+    blocks = list(resampling._column_blocks(np.zeros((120, 5120)), 10_000))
+    assert max(len(columns) for columns, _ in blocks) * 10_001 <= resampling.BLOCK
+    assert sum(len(columns) for columns, _ in blocks) == 5120
