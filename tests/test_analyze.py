@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROJECT
-from synthetic import make_run, save_run
 
 import analyze_results
 import candidate_heads
 import role_metrics
 import role_tests
+from conftest import PROJECT
 from resampling import hedges_g
+from synthetic import make_run, save_run
 
 
 def read_rows(path):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import make_run
 
 import resampling
 import role_metrics
 from resampling import bootstrap_counts, hedges_g, hedges_g_interval, infer_indices, permutation_test, sign_flip_test
+from synthetic import make_run
 
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
 PAIR = np.where(np.isin(CATEGORY, ["confounder", "third_person"]), np.tile(np.arange(30), 4), -1)
@@ -187,7 +187,7 @@ def test_q_values_are_benjamini_hochberg_without_the_undefined():
 def test_hedges_g_by_hand():
     a, b = np.array([4.0, 6.0, 8.0]), np.array([1.0, 3.0, 5.0])
     d, j = 3 / 2, 1 - 3 / (4 * 4 - 1)
-    half = 1.959964 * j * np.sqrt(2 / 3 + d**2 / 12)
+    half = 1.959964 * np.sqrt(2 / 3 + (j * d) ** 2 / 12)
     assert hedges_g(a, b) == pytest.approx(j * d)
     np.testing.assert_allclose(hedges_g_interval(a, b), (j * d - half, j * d + half), rtol=1e-6)
     assert hedges_g(b, a) == -hedges_g(a, b)

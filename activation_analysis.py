@@ -1,0 +1,186 @@
+"""Feed the four categories of prompts to a model and save the entropy of every attention row.
+
+    one forward pass per prompt, no sampling -> H = -sum_k A ln A for every layer, head and query, in nats
+    -> results_activation_analysis/run_<time>/ (attention.npz, activations.json, prompts.jsonl, experiment_config.json)
+
+    python activation_analysis.py --model_id bundled:smollm2-135m-instruct
+    python activation_analysis.py --model_id meta-llama/Llama-3.1-8B-Instruct --prompt_format chat --dtype bfloat16
+    python activation_analysis.py --output_type latest_base --raw none
+
+The newest run is linked as latest_run, or as latest_base with --output_type latest_base.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+
+from cli import (
+    DEFAULT_RESULTS,
+    Parser,
+    UserError,
+    add_model_arguments,
+    check_model_arguments,
+    check_output_dir,
+    run_script,
+)
+from deterministic import prepare_environment, set_determinism
+from prompts import load_prompts, prompt_set_sha256
+
+LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    add_model_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")
+    output.add_argument(
+        "--raw",
+        choices=["none", "patterns", "full"],
+        default="patterns",
+        help="also save the patterns (default), or patterns, MLP activations, embeddings and final norm",
+    )
+    return parser.parse_args(argv)
+
+
+def run(args):
+    """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
+    check_model_arguments(args)
+    check_output_dir(args.output_dir)
+    prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    for note in notes:
+        print(f"note: {note}")
+    started = time.perf_counter()
+    loaded = load_from_args(args)
+    timings = {"load_s": time.perf_counter() - started}
+    _, failed = analyze_model(loaded, prompts, args, timings)
+    return 3 if failed else 0
+
+
+def load_from_args(args):
+    """The model that the flags name; determinism is set before and after torch is imported."""
+    prepare_environment()
+    from model_loading import load_model
+
+    set_determinism(args.seed)
+    return load_model(
+        args.model_id, args.revision, args.dtype, args.device, args.device_map, trust_remote_code=args.trust_remote_code
+    )
+
+
+def analyze_model(loaded, prompts, args, timings=None):
+    """Capture all prompts of a loaded model and publish the run; returns (run folder, failed prompts)."""
+    from attention_capture import capture_attention, tokenize_prompts
+
+    timings = dict(timings or {})
+    determinism = set_determinism(args.seed)
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    started = time.perf_counter()
+    title = f"{args.model_id} {args.prompt_format}"
+    captured = capture_attention(loaded, tokenized, args.batch_size, keep_patterns=args.raw != "none", title=title)
+    timings["capture_s"] = time.perf_counter() - started
+    if len(captured.arrays["category"]) == 0:
+        raise UserError(
+            f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; try a smaller model or --dtype bfloat16"
+        )
+    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism)
+    for prompt_id, reason in captured.failed:
+        print(f"failed: {prompt_id}: {reason}")
+    print(
+        f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: "
+        f"{loaded.n_layers} layers x {loaded.n_heads} heads, "
+        f"capture {timings['capture_s']:.1f} s -> {folder}"
+    )
+    return folder, captured.failed
+
+
+def save_run(loaded, prompts, tokenized, captured, args, timings, determinism):
+    """Publish a run folder and return its path."""
+    from output_manager import create_run, write_json, write_npz, write_prompts
+
+    started = time.perf_counter()
+    lost = {prompt_id for prompt_id, _ in captured.failed}
+    kept = [p for p in tokenized if p.id not in lost]
+    with create_run(args.output_dir, LINKS[args.output_type]) as new:
+        write_prompts(new.path / "prompts.jsonl", [asdict(p) for p in kept])
+        write_npz(new.path / "attention.npz", captured.arrays)
+        n_tokens = captured.arrays["n_tokens"]
+        for layer, patterns in captured.patterns.items():
+            write_npz(new.path / f"raw_blocks_{layer}_attn_pattern.npz", {"patterns": patterns, "n_tokens": n_tokens})
+        if args.raw == "full":
+            save_activations(loaded, kept, args.batch_size, new.path)
+        config = describe_run(loaded, prompts, captured, args, timings, determinism)
+        write_json(new.path / "activations.json", summarize(captured.arrays, config))
+        config["timings"]["save_s"] = time.perf_counter() - started
+        write_json(new.path / "experiment_config.json", config)
+    return new.final
+
+
+def describe_run(loaded, prompts, captured, args, timings, determinism):
+    """experiment_config.json: everything that is needed to say what was run, and to run it again."""
+    from output_manager import SCHEMA_VERSION, git_state, package_versions, portable
+
+    return portable(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "script": "activation_analysis.py",
+            "status": "partial" if captured.failed else "complete",
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "arguments": vars(args),
+            "model": loaded.facts,
+            "prompts": {
+                "format": args.prompt_format,
+                "system_prompt": args.system_prompt,
+                "bos": args.bos,
+                "n": len(captured.arrays["category"]),
+                "sha256": prompt_set_sha256(prompts),
+                "failed": [{"id": prompt_id, "reason": reason} for prompt_id, reason in captured.failed],
+            },
+            "seed": args.seed,
+            "determinism": determinism,
+            "packages": package_versions(),
+            "git": git_state(),
+            "timings": timings,
+        }
+    )
+
+
+def summarize(arrays, config):
+    """activations.json: mean entropies per category and layer, and the indices with their length nulls, by kind."""
+    import numpy as np
+
+    import role_metrics
+    from output_manager import Run
+
+    run = Run(path=None, config=config, **arrays)
+    summary = {"axes": "layer", "n": run.counts}
+    for kind in role_metrics.KINDS:
+        values = role_metrics.layer_values(run, kind)
+        means = {name: role_metrics.category_mean(values, run.category, name) for name in run.counts}
+        indices, null = role_metrics.layer_indices(run, kind), role_metrics.layer_null(run, kind)
+        summary[kind] = {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}
+        undefined = int(np.isnan(values).any(axis=1).sum())
+        if undefined:
+            summary[kind]["prompts_without_a_defined_row"] = undefined
+    return summary
+
+
+def save_activations(loaded, tokenized, batch_size, folder):
+    """raw_blocks_{l}_mlp_post.npz, raw_embed.npz and raw_ln_final.npz: values [prompt, query, unit], zero-padded."""
+    from attention_capture import collect_activations
+    from output_manager import write_npz
+
+    names = {f"blocks.{layer}.mlp.hook_post": f"raw_blocks_{layer}_mlp_post" for layer in range(loaded.n_layers)}
+    names |= {"hook_embed": "raw_embed", "ln_final.hook_normalized": "raw_ln_final"}
+    n_tokens = [len(p.token_ids) for p in tokenized]
+    for name, values in collect_activations(loaded, tokenized, list(names), batch_size).items():
+        write_npz(folder / f"{names[name]}.npz", {"values": values, "n_tokens": n_tokens})
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

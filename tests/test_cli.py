@@ -1,0 +1,187 @@
+"""One line, one exit code: what a shell user meets when something is wrong."""
+
+import argparse
+import io
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import cli
+from conftest import PROJECT
+
+SLEEPER = """
+import sys, time, cli
+def run(args):
+    print("ready", flush=True)
+    time.sleep(30)
+sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
+"""
+
+
+@pytest.fixture
+def parser():
+    parser = cli.Parser(prog="stage.py")
+    cli.add_model_arguments(parser)
+    parser.add_argument("--output_dir")
+    return parser
+
+
+def refused(parser, capsys, *argv):
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(argv)
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("stage.py: error: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--model", "--model_id"),
+        ("--prompt-format", "--prompt_format"),
+        ("--output_dri=x", "--output_dir"),
+        ("--sed", "--seed"),
+    ],
+)
+def test_misspelt_flag_is_refused_and_the_right_one_named(parser, capsys, given, meant):
+    assert f"did you mean {meant}?" in refused(parser, capsys, given, "x")
+
+
+def test_abbreviations_are_refused(parser, capsys):
+    assert "--prompts_per_category" in refused(parser, capsys, "--prompts_per_cat", "3")
+    assert parser.parse_args(["--prompts_per_category", "3"]).prompts_per_category == 3
+
+
+def test_unlike_flags_and_stray_words_get_no_guess(parser, capsys):
+    assert "--help lists the flags" in refused(parser, capsys, "--zzzz")
+    assert "unknown argument stray" in refused(parser, capsys, "stray")
+    assert "\x1b" not in refused(parser, capsys, "--\x1b[31mred")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "ten", "1.5", "", " 3", "٣", "1e3", "\x1b[31m"])
+def test_counts_are_whole_numbers_from_1(parser, capsys, value):
+    err = refused(parser, capsys, f"--prompts_per_category={value}")
+    assert "whole number of at least 1" in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize("value", ["-1", str(2**32), "x", "1.0"])
+def test_seeds_outside_numpys_range_are_refused(parser, capsys, value):
+    assert f"from 0 to {2**32 - 1}" in refused(parser, capsys, f"--seed={value}")
+
+
+def test_the_ends_of_the_seed_range_are_taken(parser):
+    assert [parser.parse_args(["--seed", s]).seed for s in ("0", str(2**32 - 1))] == [0, 2**32 - 1]
+
+
+@pytest.mark.parametrize("value", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
+def test_devices_that_may_exist_are_taken(value):
+    assert cli.device_name(value) == value
+
+
+@pytest.mark.parametrize("value", ["gpu", "cuda:", "cuda:x", "cpu ", "CPU", "cuda:-1"])
+def test_other_devices_are_refused(value):
+    with pytest.raises(argparse.ArgumentTypeError, match="none of auto, cpu, cuda, cuda:N, mps"):
+        cli.device_name(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--device", "cpu", "--device_map", "auto"], "give one of them"),
+        (["--system_prompt", ""], "needs --prompt_format chat"),
+        (["--prompt_format", "chat", "--bos", "never"], "the chat template places the BOS"),
+        (["--trust_remote_code"], "pin it with --revision"),
+        (["--trust_remote_code", "--revision", "main"], "40-digit commit"),
+    ],
+)
+def test_contradicting_flags_are_refused(parser, argv, said):
+    with pytest.raises(cli.UserError, match=said):
+        cli.check_model_arguments(parser.parse_args(argv))
+
+
+def test_flags_that_agree_pass(parser):
+    for argv in (
+        [],
+        ["--prompt_format", "chat", "--system_prompt", ""],
+        ["--trust_remote_code", "--revision", "a" * 40],
+    ):
+        cli.check_model_arguments(parser.parse_args(argv))
+
+
+def outcome(capsys, effect, argv=()):
+    """(exit code, stderr) of a script whose run() raises or returns `effect`."""
+
+    def run(args):
+        if isinstance(effect, BaseException):
+            raise effect
+        return effect
+
+    code = cli.run_script(cli.Parser(prog="stage.py").parse_args, run, list(argv))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("effect", "code", "said"),
+    [
+        (None, 0, ""),
+        ({"a": 1}, 0, ""),
+        (3, 3, ""),
+        (cli.UserError("--seed 7: no"), 2, "error: --seed 7: no\n"),
+        (cli.RunFailed("layer 3: NaN"), 1, "error: layer 3: NaN\n"),
+        (
+            OSError(28, "No space left on device", "/tmp/x"),
+            1,
+            "error: No space left on device (/tmp/x); nothing was published\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: nothing was published, the same command starts over\n"),
+    ],
+)
+def test_exit_codes(capsys, effect, code, said):
+    assert outcome(capsys, effect) == (code, said)
+
+
+def test_a_defect_keeps_its_traceback(capsys):
+    with pytest.raises(ZeroDivisionError):
+        outcome(capsys, ZeroDivisionError())
+
+
+def test_verbose_shows_the_traceback(capsys):
+    assert "Traceback" not in outcome(capsys, cli.UserError("x"))[1]
+    assert "Traceback" in outcome(capsys, cli.UserError("x"), ["-v"])[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_script_with_130(number):
+    command = [sys.executable, "-c", SLEEPER]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stderr.read().startswith("interrupted")
+        assert process.wait(10) == 130
+
+
+def test_printable_escapes_what_moves_a_terminal():
+    assert cli.printable("a\x1b[31mb\r\n\x00\u202e") == r"a\x1b[31mb\r\n\x00\u202e"
+    assert cli.printable("naïve 你好 😀 [/INST] $x$") == "naïve 你好 😀 [/INST] $x$"
+    assert cli.printable(7) == "7"
+
+
+def test_printable_fits_the_terminals_encoding(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert cli.printable("é") == r"\xe9"
+
+
+def test_output_folder_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(cli.UserError, match="is a file, not a folder"):
+        cli.check_output_dir(tmp_path / "file" / "deep" / "er")
+    assert cli.check_output_dir(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
+    assert not (tmp_path / "new").exists()
+
+
+def test_read_only_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    with pytest.raises(cli.UserError, match=r"--output_dir .*cannot be written to"):
+        cli.check_output_dir(tmp_path)

@@ -1,0 +1,365 @@
+"""The nine figures: what they draw equals what role_metrics and resampling compute, and they stay legible and honest."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+import figures
+import plot_style
+import role_metrics
+import visualize_results
+from conftest import PROJECT
+from output_manager import ARRAYS
+from prompts import CATEGORIES
+from resampling import hedges_g, hedges_g_interval
+from synthetic import make_run, save_run
+
+NAMES = dict(enumerate(figures.FIGURES, start=1))
+LONG_ID = (
+    r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
+)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run(n_layers=4, n_heads=3, effect=0.4)
+
+
+@pytest.fixture(scope="module")
+def study(run):
+    return figures.study_run(run, n_resamples=400)
+
+
+def draw(number, study):
+    return figures.draw_figure(NAMES[number], study)
+
+
+def column(rows, name, **chosen):
+    """One column of CSV rows as an array, of the rows whose other columns have these values."""
+    return np.array([row[name] for row in rows if all(row[key] == value for key, value in chosen.items())])
+
+
+def take(run, keep):
+    """The run with some of its prompts."""
+    rows = np.flatnonzero(keep)
+    arrays = {name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"}
+    return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)
+
+
+def resize(run, n_layers, n_heads):
+    """The run with its layers and heads repeated until there are so many: a large model, without the wait."""
+    sizes = {"layer": np.arange(n_layers) % run.n_layers, "head": np.arange(n_heads) % run.n_heads}
+    arrays = {}
+    for name, (_, axes) in ARRAYS.items():
+        arrays[name] = getattr(run, name)
+        for place, axis in enumerate(axes):
+            if axis in sizes:
+                arrays[name] = np.take(arrays[name], sizes[axis], axis=place)
+    return dataclasses.replace(run, **arrays)
+
+
+def scaled(run, keep, layer, head, factor):
+    """The run with the entropy of one head multiplied for some prompts."""
+    entropy = run.entropy.copy()
+    entropy[np.flatnonzero(keep), layer, head] *= factor
+    return dataclasses.replace(run, entropy=entropy)
+
+
+def all_text(figure):
+    return " ".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+def test_layer_lines_show_means_and_the_length_null(run, study):
+    _, rows = draw(1, study)
+    for kind in ("raw", "normalised"):
+        values = role_metrics.layer_values(run, kind)
+        for name in CATEGORIES:
+            expected = values[run.category == name].mean(axis=0)
+            assert np.allclose(column(rows, "mean", kind=kind, category=name), expected)
+    lengths = run.n_tokens[run.category == "neutral"]
+    by_hand = np.mean([np.mean([np.log(keys) for keys in range(1, n + 1)]) for n in lengths])
+    assert np.allclose(column(rows, "length_null", kind="raw", category="neutral"), by_hand)
+    assert np.allclose(column(rows, "length_null", kind="normalised", category="neutral"), 1)
+
+
+def test_layer_lines_draw_what_their_rows_say(study):
+    figure, rows = draw(1, study)
+    drawn = [line.get_ydata() for line in figure.axes[1].lines]
+    means = [column(rows, "mean", kind="normalised", category=name) for name in CATEGORIES]
+    assert np.allclose(drawn, means)
+    low = column(rows, "ci_low", kind="normalised", category="self_referent")
+    assert (low < means[0]).all()
+    band = figure.axes[1].collections[0].get_paths()[0].vertices[:, 1]
+    assert np.isclose(band.min(), low.min())
+
+
+def test_heatmap_is_the_difference_of_prompt_means_on_one_centred_scale(run, study):
+    figure, rows = draw(2, study)
+    values = role_metrics.prompt_values(run, "normalised")
+    limits = [mesh.get_clim() for axes in figure.axes[:2] for mesh in axes.collections]
+    expected = []
+    for minus in ("neutral", "confounder"):
+        difference = values[run.category == "self_referent"].mean(axis=0) - values[run.category == minus].mean(axis=0)
+        assert np.allclose(column(rows, "mean", minus=minus).reshape(difference.shape), difference)
+        expected.append(difference)
+    limit = np.abs(expected).max()
+    assert np.allclose(limits, [(-limit, limit)] * 2)
+    assert np.allclose(figure.axes[0].collections[0].get_array(), expected[0])
+
+
+def test_final_query_masses_come_from_the_last_token(run, study):
+    _, rows = draw(3, study)
+    chosen = run.category == "confounder"
+    sink = [run.sink_mass[i, 3, 2, run.n_tokens[i] - 1] for i in np.flatnonzero(chosen)]
+    where = {"layer": 3, "head": 2, "category": "confounder"}
+    assert np.isclose(column(rows, "mean", target="key_0", **where)[0], np.mean(sink))
+    first = run.first_mass[chosen, 3, 2].mean()
+    assert np.isclose(column(rows, "mean", target="first_content_tokens", **where)[0], first)
+
+
+def test_planted_head_is_found_and_measured_on_other_prompts():
+    base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
+    run = scaled(base, base.category == "self_referent", layer=2, head=4, factor=0.5)
+    study = figures.study_run(run, n_resamples=50)
+    _, rows = draw(4, study)
+    assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
+    drawn = [row for row in rows if (row["layer"], row["head"]) == (2, 4)]
+    a, b = (column(drawn, "value", category=name) for name in ("self_referent", "neutral"))
+    assert len(a) == len(b) == 15
+    spread = np.sqrt((14 * a.var(ddof=1) + 14 * b.var(ddof=1)) / 28)
+    assert np.isclose(rows[0]["hedges_g"], (1 - 3 / (4 * 30 - 9)) * (a.mean() - b.mean()) / spread)
+    assert rows[0]["ci_low"] < rows[0]["hedges_g"] < rows[0]["ci_high"] < 0
+    _, top = draw(6, study)
+    assert column(top, "head", layer=2, rank_in_layer=1).tolist() == [4]
+
+
+def test_prompts_that_choose_heads_do_not_measure_them():
+    base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
+    chooses = figures.split_halves(base.category)
+    planted = scaled(base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5)
+    _, rows = draw(4, figures.study_run(planted, n_resamples=50))
+    assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
+    assert rows[0]["hedges_g_choosing_half"] < -1.5
+    assert rows[0]["ci_low"] < 0 < rows[0]["ci_high"]
+    assert not set(column(rows, "prompt_id")) & set(base.prompt_id[chooses])
+    assert all(chooses[base.category == name].sum() == 15 for name in CATEGORIES)
+
+
+def test_bars_are_above_zero_where_self_is_focused(run, study):
+    figure, rows = draw(5, study)
+    values = role_metrics.layer_values(run)
+    difference = values[run.category == "confounder"].mean(axis=0) - values[run.category == "self_referent"].mean(
+        axis=0
+    )
+    assert np.allclose(column(rows, "mean", category="confounder"), difference)
+    assert difference.mean() > 0
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert np.allclose(heights, column(rows, "mean"))
+
+
+def test_marker_areas_are_proportional_and_the_legend_uses_the_same_scale(study):
+    figure, rows = draw(6, study)
+    points = figure.axes[0].collections[0]
+    scale = points.get_sizes() / np.abs(column(rows, "mean"))
+    assert np.allclose(scale, scale[0])
+    for handle in figure.legends[0].get_lines():
+        assert np.isclose(handle.get_markersize() ** 2 / float(handle.get_label().split("=")[1]), scale[0], rtol=0.01)
+    low, high = points.get_clim()
+    assert low == -high and np.isclose(high, np.abs(column(rows, "mean")).max())
+
+
+def test_edge_attention_is_per_token_and_leaves_out_one_token_prompts(run):
+    run = dataclasses.replace(run, edge_tokens=run.edge_tokens.copy())
+    self_referent = np.flatnonzero(run.category == "self_referent")
+    run.edge_tokens[self_referent[:3]] = 0
+    figure, rows = draw(7, figures.study_run(run, n_resamples=50))
+    kept = self_referent[3:]
+    expected = [np.mean([run.edge_mass[i, 1, :, 1].mean() / run.edge_tokens[i] for i in kept])]
+    assert np.allclose(column(rows, "mean", category="self_referent", position="last", layer=1), expected)
+    assert set(column(rows, "n", category="self_referent")) == {27}
+    assert "3 prompts" in all_text(figure)
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_pairs_are_resampled_together(run):
+    entropy = run.entropy.copy()
+    entropy[run.category == "third_person"] = entropy[run.category == "confounder"]
+    copied = dataclasses.replace(run, entropy=entropy)
+    _, rows = draw(8, figures.study_run(copied, n_resamples=50))
+    bounds = [column(rows, end, minus="third_person") for end in ("mean", "ci_low", "ci_high")]
+    assert np.allclose(bounds, 0, atol=1e-12)
+    assert (column(rows, "ci_high", minus="self_referent") - column(rows, "ci_low", minus="self_referent") > 0).all()
+    null = role_metrics.null_values(run, "raw")
+    difference = null[run.category == "confounder"].mean() - null[run.category == "self_referent"].mean()
+    assert np.allclose(column(rows, "length_null", minus="self_referent", kind="raw"), difference)
+
+
+def test_indices_equal_role_metrics(run, study):
+    figure, rows = draw(9, study)
+    for kind in ("raw", "normalised"):
+        expected, null = role_metrics.layer_indices(run, kind), role_metrics.layer_null(run, kind)
+        for index in ("rfc", "rsi"):
+            mean, low, high = (column(rows, end, kind=kind, index=index) for end in ("mean", "ci_low", "ci_high"))
+            assert np.allclose(mean, expected[index])
+            assert ((low < mean) & (mean < high)).all()
+            assert np.allclose(column(rows, "length_null", kind=kind, index=index), null[index])
+    assert abs(null["rfc"]).max() == 0 and figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_hedges_g_by_hand():
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    g = (1 - 3 / 15) * -2 / np.sqrt(2.5)
+    assert np.isclose(hedges_g(a, b), g)
+    reach = 1.959964 * np.sqrt(6 / 9 + g**2 / 12)
+    assert np.allclose(hedges_g_interval(a, b), (g - reach, g + reach))
+    assert np.isnan(hedges_g(np.full(9, 0.3), np.full(9, 0.1)))
+    assert np.isnan(hedges_g(a[:1], b))
+
+
+@pytest.mark.parametrize(
+    "absent, numbers",
+    [
+        (("third_person",), (1, 8)),
+        (("confounder", "third_person"), (2, 3, 5, 7, 8, 9)),
+        (("neutral",), (1, 2, 4, 5, 6, 8, 9)),
+        (("self_referent",), (1, 2, 8)),
+    ],
+)
+def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers):
+    study = figures.study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
+    for number in numbers:
+        figure, rows = draw(number, study)
+        text = all_text(figure)
+        assert rows and plot_style.NAMES[absent[0]] in text
+        assert ("this run has none" in text) == (list(rows[0]) == ["note"])
+        assert np.isfinite([row["mean"] for row in rows if "mean" in row]).all()
+
+
+def test_one_prompt_per_category_has_no_intervals_and_says_why():
+    study = figures.study_run(make_run(3, 2, per_category=1), n_resamples=50)
+    for number in NAMES:
+        figure, rows = draw(number, study)
+        assert all(np.isnan(row[end]) for row in rows for end in ("ci_low", "ci_high") if end in row)
+        if "ci_low" in rows[0]:
+            assert "No intervals" in all_text(figure)
+    figure, _ = draw(5, study)
+    assert not any(line.size for bars in figure.axes[0].collections for line in bars.get_segments())
+    assert "needs 4 self-referent" in all_text(draw(4, study)[0])
+
+
+def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
+    first = np.char.endswith(run.prompt_id, "_00")
+    study = figures.study_run(take(run, first | (run.category != "third_person")), n_resamples=50)
+    rows = draw(8, study)[1]
+    assert np.isnan(column(rows, "ci_low", minus="third_person")).all()
+    assert np.isfinite(column(rows, "ci_low", minus="self_referent")).all()
+    assert np.isfinite(column(draw(9, study)[1], "ci_low")).all()
+
+
+def test_undefined_index_and_missing_bos_are_said(run):
+    silent = dataclasses.replace(run, entropy=np.where(np.isnan(run.entropy), np.nan, np.float32(0)))
+    study = figures.study_run(silent, n_resamples=50)
+    assert "Undefined because H neutral is 0: layers 0, 1, 2, 3" in all_text(draw(9, study)[0]).replace("\n", " ")
+    assert "undefined for every head" in all_text(draw(4, study)[0])
+    bare = dataclasses.replace(run, span=np.where([True, False], 0, run.span))
+    for number in (3, 7):
+        assert "120 prompts without a BOS" in all_text(draw(number, figures.study_run(bare, 50))[0]).replace("\n", " ")
+
+
+@pytest.mark.parametrize("n_layers, n_heads", [(1, 1), (2, 2), (80, 64)])
+def test_text_is_neither_clipped_nor_overlapping(run, n_layers, n_heads):
+    run = resize(run, n_layers, n_heads)
+    run.config = run.config | {"model": run.config["model"] | {"id": LONG_ID}}
+    study = figures.study_run(run, n_resamples=50)
+    for number, name in NAMES.items():
+        figure, _ = draw(number, study)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.texts]
+        boxes += [axes.get_tightbbox() for axes in figure.axes]
+        for box in boxes:
+            inside = [box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1]
+            assert min(inside) > -1, (name, box, figure.bbox)
+        for axes in figure.axes:
+            shown = [
+                tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks() if tick.label1.get_visible()
+            ]
+            shown = sorted((box for box in shown if box.width), key=lambda box: box.x0)
+            assert all(left.x1 < right.x0 for left, right in zip(shown, shown[1:], strict=False)), name
+        assert r"$\bad{$ [/INST]" in all_text(figure).replace("\n", " ")
+
+
+def test_script_writes_nine_figures_without_torch(run, tmp_path):
+    folder = save_run(run, tmp_path / "results")
+    command = (
+        "import sys, visualize_results as v; code = v.main(sys.argv[1:]); "
+        "print(code, sorted({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
+    )
+    arguments = ["--input_dir", folder, "--output_dir", tmp_path / "out"]
+    done = subprocess.run([sys.executable, "-c", command, *arguments], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stderr == ""
+    line, verdict = done.stdout.splitlines()
+    assert verdict == "0 []"
+    assert line.startswith("9 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in ")
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["data", *(f"{name}.png" for name in NAMES.values())]
+    with open(tmp_path / "out" / "data" / f"{NAMES[9]}.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "raw" and row["index"] == "rfc"]
+    assert np.allclose([float(row["mean"]) for row in rows], role_metrics.layer_indices(run, "raw")["rfc"])
+
+
+@pytest.mark.parametrize("file_format", visualize_results.FORMATS)
+def test_every_format_is_written_and_is_the_same_twice(study, tmp_path, file_format):
+    written = []
+    for name in ("first", "second"):
+        path = tmp_path / f"{name}.{file_format}"
+        plot_style.save_figure(draw(5, study)[0], path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] and len(written[0]) > 5000
+
+
+def test_help_needs_no_numbers_library():
+    command = (
+        "import sys, visualize_results as v\n"
+        "try: v.parse_args(['--help'])\n"
+        "except SystemExit: print(sorted({'numpy', 'matplotlib', 'seaborn', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--input_dir", "no_such_run"], "no_such_run: no such folder"),
+        (["--output_type", "intervention"], "no intervention run found"),
+        (["--output_dir", "file/below"], "is a file, not a folder"),
+    ],
+)
+def test_wrong_requests_are_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert visualize_results.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(visualize_results, "visualize", lambda *request: asked.append([str(part) for part in request]))
+    for arguments in ([], ["--output_type", "base", "--format", "svg"]):
+        assert visualize_results.main(arguments) == 0
+    results = "results_activation_analysis"
+    assert asked == [[f"{results}/latest_run", "figures", "png"], [f"{results}/latest_base", "figures_base", "svg"]]
