@@ -483,7 +483,7 @@ def hedges_g(a, b, paired=False):
 def hedges_g_interval(a, b, paired=False, confidence=CONFIDENCE):
     """(low, high) of `hedges_g`, from a variance that supposes nearly normal values.
 
-    unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + d^2 / (2 (n_a + n_b)), normal quantile
+    unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + g^2 / (2 (n_a + n_b)), normal quantile
     paired    Bonett (2008), t quantile. Borenstein et al. (2009) treat the correlation as known: 88 % coverage at n = 10
     """
     from scipy.stats import norm, t
@@ -507,13 +507,14 @@ def _effect_size(a, b, paired):
             var_difference, df = _defined_moments(a - b)[2], n_a - 1
             product = ((var_a + var_b - var_difference) / 2) ** 2
             variance = d**2 * (var_a**2 + var_b**2 + 2 * product) / (8 * df * pooled**2)
-            variance = variance + var_difference / (pooled * df)
             j = 1 - 3 / (8 * df / (1 + product / (var_a * var_b)) - 1)
+            variance = j**2 * (variance + var_difference / (pooled * df))
         else:
-            variance, df = 1 / n_a + 1 / n_b + d**2 / (2 * (n_a + n_b)), n_a + n_b - 2
+            df = n_a + n_b - 2
             j = 1 - 3 / (4 * df - 1)
+            variance = 1 / n_a + 1 / n_b + (j * d) ** 2 / (2 * (n_a + n_b))
     defined = np.isfinite(d) & np.isfinite(variance)
-    return np.where(defined, j * d, np.nan), np.where(defined, j**2 * variance, np.nan), df
+    return np.where(defined, j * d, np.nan), np.where(defined, variance, np.nan), df
 
 
 def _defined_moments(values):

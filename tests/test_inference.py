@@ -187,7 +187,7 @@ def test_q_values_are_benjamini_hochberg_without_the_undefined():
 def test_hedges_g_by_hand():
     a, b = np.array([4.0, 6.0, 8.0]), np.array([1.0, 3.0, 5.0])
     d, j = 3 / 2, 1 - 3 / (4 * 4 - 1)
-    half = 1.959964 * j * np.sqrt(2 / 3 + d**2 / 12)
+    half = 1.959964 * np.sqrt(2 / 3 + (j * d) ** 2 / 12)
     assert hedges_g(a, b) == pytest.approx(j * d)
     np.testing.assert_allclose(hedges_g_interval(a, b), (j * d - half, j * d + half), rtol=1e-6)
     assert hedges_g(b, a) == -hedges_g(a, b)
