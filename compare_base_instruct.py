@@ -18,8 +18,6 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 
 import sys
 
-import numpy as np
-
 from cli import DEFAULT_RESULTS, Parser, check_output_dir, printable, run_script
 from output_manager import load_run, prepare_folder, write_csv, write_json
 from resampling import CONFIDENCE, N_RESAMPLES
@@ -59,6 +57,8 @@ def compare(base_dir, instruct_dir, output_dir):
 
 def list_layers(estimates, original):
     """Rows of detailed_comparison.csv, one a layer: the original columns in their order, then the new ones."""
+    import numpy as np
+
     columns = {"layer": np.arange(len(original["rfc"]["diff"]["value"]))}
     for run in RUNS:
         for index in INDICES:
@@ -161,6 +161,8 @@ def draw_indices(estimates, summary, kinds, shown):
 
 def _draw_line(axes, estimate, look, with_null, shift):
     """Value over layers with its interval, a band or, for a single layer, a bar moved aside by `shift`; length null dashed."""
+    import numpy as np
+
     value, null = estimate["value"], estimate["null"]
     alone = len(value) == 1
     layers = np.arange(len(value)) + (shift if alone else 0)

@@ -27,7 +27,7 @@ from role_metrics import INDICES, category_mean, indices_of_means
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 MIN_PROMPTS = 3
-BLOCK = 2**18
+BLOCK = 2**19
 TIE = 1e-5
 TAIL = 0.999
 NUMERATORS = {"rfc": {"self_referent": -1.0}, "rsi": {"confounder": 1.0, "self_referent": -1.0}}
@@ -147,11 +147,11 @@ def infer_indices(values, category, pair_id=None, base=None, n_resamples=N_RESAM
     runs = [np.asarray(run, dtype=np.float64) for run in ([values] if base is None else [values, base])]
     shape, runs = runs[0].shape[1:], [run.reshape(len(run), -1) for run in runs]
     pair_id = np.full(len(category), -1) if pair_id is None else pair_id
-    counts = bootstrap_counts(category, pair_id, n_resamples, seed)
+    weights = draw_weights(bootstrap_counts(category, pair_id, n_resamples, seed))
     out = {name: _Summary(runs[0].shape[1], n_resamples, confidence) for name in INDICES}
     for columns, rows in _column_blocks(sum(runs), n_resamples):
         parts = [run[np.ix_(rows, columns)] for run in runs]
-        for name, (estimate, shift, error) in studentised_indices(parts, category[rows], counts[:, rows]).items():
+        for name, (estimate, shift, error) in studentised_indices(parts, category[rows], weights[rows]).items():
             out[name].add(columns, estimate, shift, error)
     return {name: summary.finish(shape) for name, summary in out.items()}
 
@@ -173,11 +173,16 @@ def index_difference_intervals(
     return {name: result[:3] for name, result in found.items()}
 
 
-def studentised_indices(runs, category, counts):
+def draw_weights(counts):
+    """Counts [resample, prompt] as the right-hand side of the products: [prompt, 1 + resample] float32, entry 0 the sample."""
+    return np.concatenate([np.ones((1, counts.shape[1])), counts]).T.astype(np.float32, order="C")
+
+
+def studentised_indices(runs, category, weights):
     """Estimate, shift and standard error of RFC and RSI in every resample: {index: (estimate, shift, error)}.
 
     runs      one run [prompt, column], or two: then of runs[0] - runs[1]
-    counts    [resample, prompt]
+    weights   [prompt, 1 + resample] float32   how often each prompt is drawn; entry 0 is the sample itself
     estimate  [column] float64
     shift     [column, 1 + resample] float32   index* - index; entry 0 is the sample itself
     error     [column, 1 + resample] float32   delta-method standard error inside the resample
@@ -190,7 +195,7 @@ def studentised_indices(runs, category, counts):
             means[name] = [category_mean(unit, category, name) for unit in units]
             if (chosen := category == name).any():
                 centred = [unit - mean for unit, mean in zip(units, means[name], strict=True)]
-                moments[name] = _resampled_moments(centred, chosen, counts)
+                moments[name] = _resampled_moments(centred, chosen, weights)
         return {index: _index_draws(index, runs, category, means, moments) for index in INDICES}
 
 
@@ -219,12 +224,12 @@ def _index_draws(index, runs, category, means, moments):
     return estimate, shift, np.sqrt(np.maximum(variance, 0))
 
 
-def _resampled_moments(centred, chosen, counts):
+def _resampled_moments(centred, chosen, weights):
     """Means and covariances of means of one category in the sample (entry 0) and in every resample.
 
     centred  one array [prompt, column] a run    returns  [mean [column, 1 + resample], ...], {(run, run): covariance}
     """
-    weight = np.concatenate([np.ones((1, chosen.sum())), counts[:, chosen]]).T.astype(np.float32)
+    weight = weights[chosen]
     size = weight.sum(axis=0)
     parts = [np.ascontiguousarray(c[chosen].T, dtype=np.float32) for c in centred]
     means = [part @ weight / size for part in parts]
@@ -298,11 +303,11 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=0
     values = a - b if paired else np.concatenate([a, b])
     group = np.where(np.arange(len(values)) < len(a), "a", "b")
     flat = values.reshape(len(values), -1)
-    counts = bootstrap_counts(group, np.full(len(group), -1), n_resamples, seed)
+    weights = draw_weights(bootstrap_counts(group, np.full(len(group), -1), n_resamples, seed))
     out = _Summary(flat.shape[1], n_resamples, confidence)
     for columns, rows in _column_blocks(flat, n_resamples):
         part = flat[np.ix_(rows, columns)]
-        out.add(columns, *_studentised_difference(part, group[rows], counts[:, rows]))
+        out.add(columns, *_studentised_difference(part, group[rows], weights[rows]))
     return out.finish(values.shape[1:])[:3]
 
 
@@ -311,7 +316,7 @@ def mean_interval(values, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE
     return mean_difference_interval(values, np.zeros_like(values), True, n_resamples, seed, confidence)
 
 
-def _studentised_difference(values, group, counts):
+def _studentised_difference(values, group, weights):
     """`studentised_indices` for mean(a) - mean(b), or for mean(a) where all prompts are in group a."""
     scale = np.abs(values).max(axis=0, initial=0.0)
     scale[scale == 0] = 1.0
@@ -320,7 +325,7 @@ def _studentised_difference(values, group, counts):
         for name, sign in (("a", 1), ("b", -1)):
             if (chosen := group == name).any():
                 centre = category_mean(values, group, name)
-                (mean,), moments = _resampled_moments([(values - centre) / scale], chosen, counts)
+                (mean,), moments = _resampled_moments([(values - centre) / scale], chosen, weights)
                 estimate, shift = estimate + sign * centre, shift + sign * mean
                 variance = variance + moments[0, 0]
     unit = np.float32(scale)[:, None]
@@ -342,11 +347,11 @@ def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=0):
         return Test(*np.full((3, *values.shape[1:]), np.nan))
     labels = _draw_labels(len(a), len(b), n_permutations, seed)
     group = np.where(np.arange(len(values)) < len(a), "a", "b")
-    counts = None
+    weights = None
     if labels.shape[1] == n_permutations + 1:
-        counts = bootstrap_counts(group, np.full(len(group), -1), n_permutations, seed)
+        weights = draw_weights(bootstrap_counts(group, np.full(len(group), -1), n_permutations, seed))
     difference = _defined_moments(a)[1] - _defined_moments(b)[1]
-    return _permute(values, labels, _welch_t, difference, group, counts)
+    return _permute(values, labels, _welch_t, difference, group, weights)
 
 
 def sign_flip_test(differences, n_permutations=N_RESAMPLES, seed=0):
@@ -381,7 +386,7 @@ def _draw_signs(n, n_permutations, seed):
     return signs
 
 
-def _permute(values, arrangements, statistic, difference, group=None, counts=None):
+def _permute(values, arrangements, statistic, difference, group=None, weights=None):
     """p-values of |statistic|, entry 0 being the observed arrangement, one by one and against the family's maximum."""
     flat = values.reshape(len(values), -1)
     observed, p = np.full((2, flat.shape[1]), np.nan)
@@ -397,8 +402,8 @@ def _permute(values, arrangements, statistic, difference, group=None, counts=Non
         reached = t[:, 0] * np.float32(1 - TIE)
         p[columns] = (t >= reached[:, None]).mean(axis=1)
         maximum = np.fmax(maximum, np.fmax.reduce(t, axis=0))
-        if counts is not None:
-            _, shift, error = _studentised_difference(part[:, tested], group[rows], counts[:, rows])
+        if weights is not None:
+            _, shift, error = _studentised_difference(part[:, tested], group[rows], weights[rows])
             reached = reached / _tail_ratio(shift, error, t)
         observed[columns] = reached
     p_max = _family_p(observed, maximum[1:])

@@ -99,7 +99,9 @@ def intervals_by_method(runs, n, seed):
     out = {"bootstrap-t": {k: own[k][1:3] for k in own}, "BCa": bca_interval(category, counts, runs)}
     draws = [resampling.resampled_indices(run, category, counts) for run in runs]
     out["percentile"], out["equal-tailed t"] = {}, {}
-    for name, (estimate, shift, error) in resampling.studentised_indices(runs, category, counts).items():
+    for name, (estimate, shift, error) in resampling.studentised_indices(
+        runs, category, resampling.draw_weights(counts)
+    ).items():
         both = draws[0][name] - draws[1][name] if len(runs) == 2 else draws[0][name]
         out["percentile"][name] = resampling.percentile_interval(both)
         low, high = np.quantile(shift[:, 1:] / error[:, 1:], [0.025, 0.975], axis=1)

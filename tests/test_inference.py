@@ -62,7 +62,7 @@ def test_indices_agree_with_role_metrics_in_every_resample():
     values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
     counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
     expected = [resampling.resampled_indices(run, CATEGORY, counts) for run in (values, base)]
-    found = resampling.studentised_indices([values, base], CATEGORY, counts)
+    found = resampling.studentised_indices([values, base], CATEGORY, resampling.draw_weights(counts))
     for name, (estimate, shift, _) in found.items():
         draws = (expected[0][name] - expected[1][name]).T
         np.testing.assert_allclose(estimate[:, None] + shift[:, 1:], draws, atol=2e-6)
@@ -72,7 +72,7 @@ def test_indices_agree_with_role_metrics_in_every_resample():
 def test_standard_error_is_the_delta_method_by_hand():
     values = lognormal((), (0.9, 1, 1.2, 1))
     s, c, n = (values[k * 30 : k * 30 + 30] for k in range(3))
-    found = resampling.studentised_indices([values[:, None]], CATEGORY, np.ones((1, 120)))
+    found = resampling.studentised_indices([values[:, None]], CATEGORY, np.ones((120, 2), np.float32))
     rfc = np.sqrt(s.var(ddof=1) / 30 / n.mean() ** 2 + s.mean() ** 2 * n.var(ddof=1) / 30 / n.mean() ** 4)
     d = (c.mean() - s.mean()) / n.mean()
     rsi = np.sqrt((c.var(ddof=1) + s.var(ddof=1) + d**2 * n.var(ddof=1)) / 30) / n.mean()
@@ -84,7 +84,9 @@ def test_standard_error_of_two_runs_uses_the_same_prompts():
     """By hand: the error of instruct - base is that of the per-prompt differences of the two linearised indices."""
     values = lognormal((), (0.9, 1, 1.2, 1))
     base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
-    found = resampling.studentised_indices([values[:, None], base[:, None]], CATEGORY, np.ones((1, 120)))["rfc"]
+    found = resampling.studentised_indices([values[:, None], base[:, None]], CATEGORY, np.ones((120, 2), np.float32))[
+        "rfc"
+    ]
 
     def linearised(run):
         s, n = run[:30], run[60:90]
@@ -152,7 +154,9 @@ def test_undefined_values_are_left_out_column_by_column():
     keep = ~np.isnan(values[:, 1])
     found = infer_indices(values, CATEGORY, PAIR)["rfc"]
     counts = bootstrap_counts(CATEGORY, PAIR)[:, keep]
-    alone = resampling.studentised_indices([values[keep][:, 1:2]], CATEGORY[keep], counts)["rfc"]
+    alone = resampling.studentised_indices([values[keep][:, 1:2]], CATEGORY[keep], resampling.draw_weights(counts))[
+        "rfc"
+    ]
     assert found.estimate[1] == pytest.approx(alone[0][0])
     t = np.sort(np.abs(alone[1][0, 1:] / alone[2][0, 1:]))[9500]
     assert found.high[1] - found.estimate[1] == pytest.approx(t * alone[2][0, 0], rel=1e-5)
