@@ -192,6 +192,27 @@ def edit_rows(heads, change, rows):
     return hook
 
 
+def edit_own_head(heads, factor, means=None):
+    """Hook for a batch whose rows differ in the head they lose: hook_z [row, query, head, d_head], heads [row].
+
+    Row r's head heads[r] is multiplied by `factor`, or replaced by means [position, head, d_head] where factor is None.
+    The rows hold no padding.
+    """
+    heads = torch.as_tensor(heads)
+
+    def hook(z, hook):
+        row, own = torch.arange(len(heads), device=z.device), heads.to(z.device)
+        if factor is None:
+            new = means[: z.shape[1], heads].transpose(0, 1).to(z)
+        else:
+            new = z[row, :, own] * factor
+        z = z.clone()
+        z[row, :, own] = new
+        return z
+
+    return hook
+
+
 def scale(factor):
     """Multiply by a factor; 1 gives back bit-identical values."""
     return lambda values, rows: (values * factor, rows.real(values.shape[1], values.device))

@@ -58,8 +58,7 @@ class Entry(BaseModel):
         return ""
 
     def problem(self):
-        """What is wrong between fields, or None."""
-        return None
+        """What is wrong between fields; nothing here."""
 
 
 class HeadEntry(Entry):
