@@ -202,10 +202,7 @@ def edit_own_head(heads, factor, means=None):
 
     def hook(z, hook):
         row, own = torch.arange(len(heads), device=z.device), heads.to(z.device)
-        if factor is None:
-            new = means[: z.shape[1], heads].transpose(0, 1).to(z)
-        else:
-            new = z[row, :, own] * factor
+        new = means[: z.shape[1], heads].transpose(0, 1).to(z) if factor is None else z[row, :, own] * factor
         z = z.clone()
         z[row, :, own] = new
         return z
