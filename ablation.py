@@ -323,11 +323,11 @@ def random_weights(rows, query, key, n_heads, seed, layer):
 
     Normalised exponentials are uniform on the simplex (a flat Dirichlet).
     """
-    out = np.zeros((len(rows.prompts), n_heads, len(query), len(key)))
-    present = key.numpy() >= 0
+    key = key.numpy()
+    out = np.zeros((len(rows.prompts), len(query), len(key), n_heads))
     for b, prompt in enumerate(rows.prompts):
         for q, position in enumerate(query.tolist()):
-            rng = np.random.default_rng([seed, layer, prompt, position])
-            drawn = rng.exponential(size=(n_heads, int(key[-1]) + 1))
-            out[b, :, q, present] = drawn.T[key.numpy()[present]]
-    return torch.tensor(out)
+            seen = (key >= 0) & (key <= position)
+            drawn = np.random.default_rng([seed, layer, prompt, position]).exponential(size=(position + 1, n_heads))
+            out[b, q, seen] = drawn[key[seen]]
+    return torch.tensor(out).permute(0, 3, 1, 2)
