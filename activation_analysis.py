@@ -88,7 +88,8 @@ def analyze_model(loaded, prompts, args, timings=None):
     for prompt_id, reason in captured.failed:
         print(f"failed: {prompt_id}: {reason}")
     print(
-        f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: {loaded.n_layers} layers x {loaded.n_heads} heads, "
+        f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: "
+        f"{loaded.n_layers} layers x {loaded.n_heads} heads, "
         f"capture {timings['capture_s']:.1f} s -> {folder}"
     )
     return folder, captured.failed

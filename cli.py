@@ -110,33 +110,36 @@ def device_name(text):
 
 
 def add_model_arguments(parser):
-    """The flags that name a model, its prompts and its device: the same on every script that runs a model."""
+    """The flags that name a model and its prompts, and those of `add_run_arguments`: what a model stage needs."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_id", default=DEFAULT_MODEL, help=f"hub id, local folder or {DEFAULT_MODEL} (the default)"
     )
     model.add_argument("--revision", help="branch, tag or commit of a hub model")
-    model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    model.add_argument("--device", type=device_name, default=None, help="auto (default), cpu, cuda, cuda:N, mps")
-    model.add_argument("--device_map", help="auto, or another accelerate device map; excludes --device")
     model.add_argument(
         "--trust_remote_code", action="store_true", help="run the model's own code; needs a 40-digit --revision"
     )
-    model.add_argument("--batch_size", type=positive_int, default=32, help="prompts per forward pass (default 32)")
-    model.add_argument("--seed", type=seed_value, default=123)
     text = parser.add_argument_group("prompts")
     text.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
-    text.add_argument(
-        "--prompts_per_category", type=positive_int, help="the first N of each category (default: all; 30 are built in)"
-    )
     text.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
     text.add_argument("--system_prompt", help="system text for --prompt_format chat; may be empty")
     text.add_argument(
-        "--bos",
-        choices=["auto", "always", "never"],
-        default="auto",
-        help="auto: as TransformerLens does for this model",
+        "--bos", choices=["auto", "always", "never"], default="auto", help="auto: as TransformerLens does for the model"
     )
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser):
+    """The flags that say how much is run and where; the pipeline takes them for both of its models."""
+    how = parser.add_argument_group("how to run")
+    how.add_argument(
+        "--prompts_per_category", type=positive_int, help="the first N of each category (default: all; 30 are built in)"
+    )
+    how.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
+    how.add_argument("--device_map", help="auto, or another accelerate device map; excludes --device")
+    how.add_argument("--batch_size", type=positive_int, default=32, help="prompts per forward pass (default 32)")
+    how.add_argument("--seed", type=seed_value, default=123)
 
 
 def check_model_arguments(args):

@@ -6,7 +6,7 @@
 
 All three go through `load_model`. Everything that can be refused is refused before weights are read: unknown, gated and
 offline ids, missing or corrupt weights, pickled weights, remote code, encoders, seq2seq and state-space models, too little
-memory. Then `check_instrument` runs two short forward passes; its verdict goes into the run's config.
+memory. Then `check_instrument` runs three short forward passes; its verdict goes into the run's config.
 """
 
 import contextlib
@@ -70,6 +70,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     """
     device = None if device_map else resolve_device(device)
     source = locate_model(model_id)
+    revision = pin_revision(source, revision)
     config = read_config(source, revision, trust_remote_code)
     check_architecture(model_id, config)
     files = weight_files(source) if Path(source).is_dir() else []
@@ -84,7 +85,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     bridge = _boot(model_id, model, tokenizer, dtype)
     facts = {
         "id": model_id,
-        "revision": getattr(model.config, "_commit_hash", None) or revision,
+        "revision": revision,
         "weights_sha256": weights_sha256(source, files),
         "tokenizer_sha256": _tokenizer_sha256(tokenizer),
         "architecture": type(model).__name__,
@@ -111,6 +112,7 @@ def load_tokenizer(model_id, revision=None, trust_remote_code=False):
     from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 
     source = locate_model(model_id)
+    revision = pin_revision(source, revision)
     config = read_config(source, revision, trust_remote_code)
     check_architecture(model_id, config)
     tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
@@ -200,26 +202,32 @@ def _convert_gguf(gguf, folder):
     tokenizer.save_pretrained(folder)
 
 
-def read_config(source, revision, trust_remote_code):
-    """The model's config; hub errors become three different messages: unknown, gated, offline and not cached."""
+def pin_revision(source, revision=None):
+    """The 40-digit commit that a hub id stands for now, None for a local folder; whatever is read next is that commit.
+
+    Unknown, gated, and offline and not cached are three different messages.
+    """
     from huggingface_hub import errors, hf_hub_download
 
-    if not Path(source).is_dir():
-        shown = printable(source)
-        try:
-            hf_hub_download(source, "config.json", revision=revision)
-        except errors.GatedRepoError as error:
-            raise UserError(
-                f"--model_id {shown}: gated; accept its licence on the hub, then `hf auth login`"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise UserError(f"--model_id {shown}: has no revision {printable(revision)}") from error
-        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-            raise UserError(f"--model_id {shown}: no such folder here and no such model on the hub") from error
-        except errors.LocalEntryNotFoundError as error:
-            raise UserError(f"--model_id {shown}: the hub cannot be reached and the model is not cached") from error
-        except errors.EntryNotFoundError as error:
-            raise UserError(f"--model_id {shown}: the hub repository has no config.json") from error
+    if Path(source).is_dir():
+        return None
+    shown = printable(source)
+    try:
+        return Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+    except errors.GatedRepoError as error:
+        raise UserError(f"--model_id {shown}: gated; accept its licence on the hub, then `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"--model_id {shown}: has no revision {printable(revision)}") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(f"--model_id {shown}: no such folder here and no such model on the hub") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"--model_id {shown}: the hub cannot be reached and the model is not cached") from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"--model_id {shown}: the hub repository has no config.json") from error
+
+
+def read_config(source, revision=None, trust_remote_code=False):
+    """The model's config; a model that needs its own code is refused unless that was asked for."""
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -228,12 +236,6 @@ def read_config(source, revision, trust_remote_code):
         raise UserError(
             f"--model_id {printable(source)}: its config.json cannot be read: {_one_line(error)}"
         ) from error
-    if (
-        getattr(config, "auto_map", None)
-        and not trust_remote_code
-        and type(config).__module__.startswith("transformers_")
-    ):
-        raise UserError(_remote_code_message(source))
     return config
 
 
@@ -411,20 +413,20 @@ def _tokenizer_sha256(tokenizer):
 
 
 def check_instrument(loaded):
-    """Two short forward passes that prove the hooks measure and edit what they claim; returns the verdict.
+    """Three short forward passes that prove the hooks measure and edit what they claim; returns the verdict.
 
-    Patterns are causal probabilities and as many per layer as the config has heads; a right-padded batch gives what a
-    single prompt gives; zeroing one head's output changes the logits. Raises RunFailed with the first thing that is wrong.
+    1 two prompts of different length in a right-padded batch: patterns are causal probabilities, one per head of the config
+    2 the shorter prompt alone: the patterns it had in the batch, within rounding
+    3 the same with one head zeroed: other logits (equal shapes round equally, so an ignored edit is bit-identical)
+    Raises RunFailed with the first thing that is wrong.
     """
     from attention_capture import check_patterns, collect_patterns
 
-    bridge, tokenizer = loaded.bridge, loaded.tokenizer.hf
-    short, long = (
-        tokenizer(text, add_special_tokens=False).input_ids for text in ("Who is it", "How tall is the tower now")
-    )
-    if min(len(short), len(long)) < 2 or len(short) == len(long):
+    dtype, last = loaded.facts["dtype"], loaded.n_layers - 1
+    hf = loaded.tokenizer.hf
+    short, long = (hf(text, add_special_tokens=False).input_ids for text in ("Who is it", "How tall is the tower now"))
+    if not 2 <= len(short) < len(long):
         short, long = long[:2], [*long, *long][:5]
-    last = loaded.n_layers - 1
 
     def zero_first_head(z, hook):  # [prompt, query, head, d_head]
         z = z.clone()
@@ -432,19 +434,20 @@ def check_instrument(loaded):
         return z
 
     edit = [(f"blocks.{last}.attn.hook_z", zero_first_head)]
-    batch, clean_logits = collect_patterns(bridge, [short, long], loaded.n_layers, loaded.facts["dtype"])
-    single, edited_logits = collect_patterns(bridge, [short], loaded.n_layers, loaded.facts["dtype"], edits=edit)
-    tolerance = TOLERANCE[loaded.facts["dtype"]]
+    padded, _ = collect_patterns(loaded.bridge, [short, long], loaded.n_layers, dtype)
+    alone, logits = collect_patterns(loaded.bridge, [short], loaded.n_layers, dtype)
+    _, edited_logits = collect_patterns(loaded.bridge, [short], loaded.n_layers, dtype, edit)
+    tolerance = TOLERANCE[dtype]
     padding_gap = 0.0
     for layer in range(loaded.n_layers):
-        check_patterns(batch[layer], [len(short), len(long)], layer, loaded.facts, tolerance)
-        own = batch[layer][:1, :, : len(short), : len(short)]
-        padding_gap = max(padding_gap, float(abs(own - single[layer]).max()))
+        check_patterns(padded[layer], [len(short), len(long)], layer, loaded.facts, tolerance)
+        gap = abs(padded[layer][0, :, : len(short), : len(short)] - alone[layer][0]).max()
+        padding_gap = max(padding_gap, float(gap))
     if padding_gap > tolerance:
         raise RunFailed(
             f"instrument check: a padded batch changes a pattern by {padding_gap:.2g}, allowed {tolerance:g}"
         )
-    change = float((clean_logits[0, len(short) - 1] - edited_logits[0, len(short) - 1]).abs().max())
+    change = float((logits - edited_logits).abs().max())
     if change == 0:
         raise RunFailed(
             f"instrument check: zeroing layer {last} head 0 leaves the logits as they were; edits are ignored"

@@ -125,9 +125,9 @@ def create_run(output_dir, latest, prefix="run"):
         alive = _open_lock(new.path / LOCK)
     try:
         yield new
-        (new.path / LOCK).unlink()
         write_manifest(new.path)
         with _locked(root / LOCK):
+            (new.path / LOCK).unlink()
             new.final = _free_name(root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
             os.rename(new.path, new.final)
             swap_link(link, new.final.name)
@@ -192,7 +192,7 @@ def sha256_of(path):
 
 def write_manifest(folder):
     """manifest.json: size and SHA-256 of every other file in the folder. Written last: it makes the run complete."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name not in ("manifest.json", LOCK))
     entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     write_json(Path(folder) / "manifest.json", {"schema_version": SCHEMA_VERSION, "files": entries})
 
@@ -318,11 +318,15 @@ def _read_prompts(path, arrays):
         raise UserError(f"{path}: damaged: {error}") from error
     if [r.get("id") if isinstance(r, dict) else None for r in rows] != arrays["prompt_id"].tolist():
         raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
+    for row, category in zip(rows, arrays["category"].tolist(), strict=True):
+        if row.get("category") != category or not isinstance(row.get("text"), str):
+            raise UserError(f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run is damaged")
     return rows
 
 
 def _check_file(folder, manifest, name, verify):
-    path, entry = folder / name, (manifest.get("files") or {}).get(name)
+    path, files = folder / name, manifest.get("files")
+    entry = files.get(name) if isinstance(files, dict) else None
     if not isinstance(entry, dict) or not path.is_file() or path.is_symlink():
         raise UserError(f"{path}: missing; the run is damaged, run the analysis again")
     if path.stat().st_size != entry.get("bytes"):
@@ -406,9 +410,10 @@ def _check_values(path, arrays, n_query):
     if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
     real = np.arange(n_query) < n_tokens[:, None]
-    for name in ("entropy", "sink_mass"):
-        rows = arrays[name].transpose(0, 3, 1, 2)[real]
-        if not np.isfinite(rows).all():
+    inside = {name: arrays[name].transpose(0, 3, 1, 2)[real] for name in ("entropy", "sink_mass")}
+    inside |= {name: arrays[name] for name in ("first_mass", "last_mass", "edge_mass")}
+    for name, values in inside.items():
+        if not np.isfinite(values).all():
             raise UserError(f"{path}: {name} is NaN or infinite inside a prompt")
     for name in PROBABILITIES:
         values = arrays[name][~np.isnan(arrays[name])]
@@ -422,13 +427,15 @@ def _check_values(path, arrays, n_query):
 
 def portable(value):
     """Arguments for the record: the home folder is written as ~, so that a shared run names no person's machine."""
-    home = str(Path.home())
+    home = Path.home()
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
-    if isinstance(value, (str, Path)) and home != "/":
-        return str(value).replace(home, "~")
+    if isinstance(value, (str, Path)):
+        path = Path(value)
+        inside = path.is_relative_to(home) and home != Path(home.anchor)
+        return f"~/{path.relative_to(home)}" if inside else str(value)
     return value
 
 

@@ -268,17 +268,25 @@ def _refuse_constant(name):
 
 
 def _drop_duplicates(texts):
-    seen, notes, drop = {}, [], {category: set() for category in CATEGORIES}
-    paired = len(texts.get(PAIRED[0], [])) == len(texts.get(PAIRED[1], []))
+    """({category: texts without duplicates}, notes). A pair stays or goes as one; what was dropped blocks nothing later."""
+    lists = {category: texts.get(category, []) for category in CATEGORIES}
+    paired = len(lists[PAIRED[0]]) == len(lists[PAIRED[1]])
+    seen, notes, kept = {}, [], {category: [] for category in CATEGORIES}
     for category in CATEGORIES:
-        for i, text in enumerate(texts.get(category, [])):
-            if text in seen:
-                notes.append(f"duplicate prompt {printable(text)!r} in {category}[{i}] and {seen[text]}: counted once")
-                for dropped in PAIRED if paired and category in PAIRED else [category]:
-                    drop[dropped].add(i)
-            else:
-                seen[text] = f"{category}[{i}]"
-    kept = {c: [t for i, t in enumerate(texts.get(c, [])) if i not in drop[c]] for c in CATEGORIES}
+        if paired and category == PAIRED[1]:
+            continue
+        together = PAIRED if paired and category == PAIRED[0] else (category,)
+        for i, unit in enumerate(zip(*(lists[name] for name in together), strict=True)):
+            places = dict(zip(unit, (f"{name}[{i}]" for name in together), strict=True))
+            twice = next((text for text in unit if text in seen or unit.count(text) > 1), None)
+            if twice is None:
+                seen |= places
+                for name, text in zip(together, unit, strict=True):
+                    kept[name].append(text)
+                continue
+            first = seen.get(twice, f"{together[0]}[{i}]")
+            where = places[twice] + (", dropped with its partner" if len(together) > 1 else "")
+            notes.append(f"duplicate prompt {printable(twice)!r} in {where}; {first} has it: counted once")
     for category in REQUIRED:
         if not kept[category]:
             raise UserError(f"--prompts: every {category} prompt is a duplicate of another; none is left")

@@ -181,6 +181,11 @@ def indices_of_means(means):
     return {"rfc": rfc(h_self, h_neutral), "rsi": rsi(h_self, means("confounder"), h_neutral)}
 
 
+def index_values(values, category):
+    """RFC and RSI from the values of prompts: [prompt, ...] -> {"rfc": [...], "rsi": [...]}."""
+    return indices_of_means(lambda name: category_mean(values, category, name))
+
+
 def layer_values(run, kind="normalised"):
     """The value of every prompt for every layer: the mean over heads of `prompt_values`. [prompt, layer]."""
     return prompt_values(run, kind).mean(axis=-1)
@@ -188,14 +193,12 @@ def layer_values(run, kind="normalised"):
 
 def layer_indices(run, kind="normalised"):
     """RFC and RSI of every layer: {"rfc": [layer], "rsi": [layer]}."""
-    values = layer_values(run, kind)
-    return indices_of_means(lambda name: category_mean(values, run.category, name))
+    return index_values(layer_values(run, kind), run.category)
 
 
 def layer_null(run, kind="normalised"):
     """RFC and RSI of every layer if attention were uniform: {"rfc": [layer], "rsi": [layer]}; 0 unless raw."""
-    values = null_values(run, kind)
-    return indices_of_means(lambda name: category_mean(values, run.category, name))
+    return index_values(null_values(run, kind), run.category)
 
 
 def length_null(category, n_tokens, span, whole_prompt=True):
@@ -205,7 +208,7 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     """
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
     values = _mean_rows(np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows)
-    return {name: float(v) for name, v in indices_of_means(lambda c: category_mean(values, category, c)).items()}
+    return {name: float(value) for name, value in index_values(values, category).items()}
 
 
 def final_query_masses(final_row, span):

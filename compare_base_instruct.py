@@ -1,0 +1,240 @@
+"""Compare a base and an instruct run, layer by layer, on the prompts that both hold.
+
+    RFC(l) = 1 - H_self / H_neutral                    > 0: self-referent attention is the more focused
+    RSI(l) = (H_confounder - H_self) / H_neutral       > 0: self-referent is more focused than about-the-user
+    difference = instruct - base
+
+Intervals are 95 % bootstrap intervals over prompts, the same resamples for both runs. Raw indices move with prompt length
+alone and are therefore shown beside their length null. Where both runs hold the same weights the difference is one of
+prompt formats, not of training, and every title says so.
+
+detailed_comparison.csv begins with the columns of the original study under its estimator (rows pooled, t-intervals over
+heads), for comparison with published numbers only; the columns behind them (rfc_normalised_diff, ...) are the result.
+
+    python compare_base_instruct.py --base_dir results_activation_analysis/latest_base \\
+        --instruct_dir results_activation_analysis/latest_run --output_dir comparison_results
+"""
+
+import sys
+
+import numpy as np
+
+from cli import DEFAULT_RESULTS, Parser, check_output_dir, printable, run_script
+from output_manager import load_run, prepare_folder, write_csv, write_json
+from resampling import CONFIDENCE, N_RESAMPLES
+from role_metrics import INDICES, KINDS
+from run_pairs import (
+    RUNS,
+    SEED,
+    describe_pair,
+    describe_run,
+    estimate_original,
+    estimate_pair,
+    match_runs,
+    same_weights,
+    summarise_difference,
+)
+
+FIGURE_KINDS = {"rfc_rsi_comparison": ("normalised", "raw"), "rfc_rsi_differences": ("normalised", "sinkfree", "raw")}
+UNITS = {"normalised": "normalised entropy", "sinkfree": "normalised without key 0", "raw": "raw entropy (nats)"}
+NOT_INFERENCE = "uncorrected, and heads are no independent samples: not valid inference, only for published numbers"
+
+
+def compare(base_dir, instruct_dir, output_dir):
+    """Compare two run folders, write figures and tables to `output_dir`; returns what comparison_summary.json holds."""
+    check_output_dir(output_dir)
+    runs, notes = match_runs(load_run(base_dir), load_run(instruct_dir))
+    estimates, reasons = estimate_pair(runs)
+    original = estimate_original(runs)
+    summary = summarise_comparison(runs, estimates, original, notes, [text for text in reasons.values() if text])
+    folder = prepare_folder(output_dir)
+    write_figures(folder, estimates, summary)
+    write_csv(folder / "detailed_comparison.csv", list_layers(estimates, original))
+    write_json(folder / "comparison_summary.json", summary)
+    return summary
+
+
+def list_layers(estimates, original):
+    """Rows of detailed_comparison.csv, one a layer: the original columns in their order, then the new ones."""
+    columns = {"layer": np.arange(len(original["rfc"]["diff"]["value"]))}
+    for run in RUNS:
+        for index in INDICES:
+            side = original[index][run]
+            columns |= {f"{index}_{part}_{run}": side[part] for part in ("mean", "std")}
+            columns |= {f"{index}_ci_{end}_{run}": side[end] for end in ("low", "high")}
+        columns[f"n_heads_{run}"] = original["rfc"][run]["n"]
+    columns |= {f"{index}_diff": original[index]["diff"]["value"] for index in INDICES}
+    columns |= {f"{index}_diff_ci_{end}": original[index]["diff"][end] for index in INDICES for end in ("low", "high")}
+    for kind in KINDS:
+        for index in INDICES:
+            for name, estimate in estimates[kind][index].items():
+                columns[f"{index}_{kind}_{name}"] = estimate["value"]
+                columns |= {f"{index}_{kind}_{name}_ci_{end}": estimate[end] for end in ("low", "high")}
+    for index in INDICES:
+        columns |= {f"{index}_null_raw_{name}": side["null"] for name, side in estimates["raw"][index].items()}
+    return [{name: column[layer] for name, column in columns.items()} for layer in columns["layer"]]
+
+
+def summarise_comparison(runs, estimates, original, notes, reasons):
+    """comparison_summary.json: what was compared, the notes, and per kind and index the difference over layers."""
+    base, instruct = runs["base"], runs["instruct"]
+    differences = {
+        kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES} for kind in KINDS
+    }
+    heads = {index: summarise_difference(original[index]["diff"]) for index in INDICES}
+    for entry in heads.values():
+        entry["head_intervals_excluding_zero"] = entry.pop("layers_excluding_zero")
+    undefined = [f"{i.upper()} {k}" for k in KINDS for i in INDICES if differences[k][i]["layers_undefined"]]
+    if undefined:
+        notes = [*notes, f"undefined in some layers (neutral entropy 0, or no prompts): {', '.join(undefined)}"]
+    return {
+        "pair": describe_pair(base, instruct),
+        "same_weights": same_weights(base, instruct),
+        **{name: describe_run(run) for name, run in runs.items()},
+        "n_layers": base.n_layers,
+        "n_heads": base.n_heads,
+        "prompts_compared": base.counts,
+        "notes": notes + reasons,
+        "intervals_left_out": reasons,
+        "bootstrap": {"unit": "prompt", "resamples": N_RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "difference": "instruct - base",
+        "differences": differences,
+        "original": {"warning": NOT_INFERENCE, **heads},
+    }
+
+
+def write_figures(folder, estimates, summary):
+    """rfc_rsi_comparison.png, rfc_rsi_differences.png, and the numbers behind each in data/*.csv."""
+    from plot_style import save_figure
+
+    for name, kinds in FIGURE_KINDS.items():
+        shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
+        figure = draw_indices(estimates, summary, kinds, shown)
+        save_figure(figure, folder / f"{name}.png")
+        rows = [row for kind in kinds for run in shown for row in list_points(estimates[kind], kind, run)]
+        write_csv(folder / "data" / f"{name}.csv", rows)
+
+
+def list_points(estimates, kind, run):
+    """The points of one line of a figure, RFC then RSI, as rows for its CSV."""
+    parts = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
+    return [
+        {"kind": kind, "run": run, "index": index, "layer": layer}
+        | {column: estimates[index][run][part][layer] for column, part in parts.items()}
+        for index in INDICES
+        for layer in range(len(estimates[index][run]["value"]))
+    ]
+
+
+def draw_indices(estimates, summary, kinds, shown):
+    """Figure of RFC (top) and RSI (bottom) per layer, one column a kind, `raw` last; `shown`: the estimates drawn."""
+    from plot_style import PAIR_LOOKS, Line2D, number_axis, open_panels
+
+    looks = {run: PAIR_LOOKS[run] for run in shown}
+    handles = [Line2D([], [], markersize=4, label=name, **look) for name, look in looks.values()]
+    handles += [Line2D([], [], color=x["color"], linestyle="--", label=f"length null, {n}") for n, x in looks.values()]
+    texts = _compose_texts(summary, shown)
+    size = (max(3.6, min(6.0, 2.4 + 0.04 * summary["n_layers"])), 2.4)
+    figure, panels = open_panels((2, len(kinds)), size, *texts, handles, gap=(0.7, 0.5))
+    for index, row in zip(INDICES, panels, strict=True):
+        for kind, axes in zip(kinds, row, strict=True):
+            axes.axhline(0, color="black", linewidth=0.7)
+            axes.set_title(f"{index.upper()}, {UNITS[kind]}")
+            number_axis(axes.xaxis, summary["n_layers"], "layer" if index == INDICES[-1] else "")
+            axes.tick_params(labelbottom=index == INDICES[-1])
+            axes.locator_params(axis="y", nbins=6)
+            for slot, run in enumerate(shown):
+                shift = 0.04 * (2 * slot + 1 - len(shown))
+                _draw_line(axes, estimates[kind][index][run], looks[run][1], kind == "raw", shift)
+            if summary["differences"][kind][index]["mean"] is None:
+                axes.text(0.5, 0.7, "undefined", transform=axes.transAxes, ha="center")
+        row[0].set_ylabel(f"{index.upper()}, instruct - base" if "diff" in shown else index.upper())
+    return figure
+
+
+def _draw_line(axes, estimate, look, with_null, shift):
+    """Value over layers with its interval, a band or, for a single layer, a bar moved aside by `shift`; length null dashed."""
+    value, null = estimate["value"], estimate["null"]
+    alone = len(value) == 1
+    layers = np.arange(len(value)) + (shift if alone else 0)
+    axes.plot(layers, value, linewidth=1.2, markersize=3.2, markevery=-(-len(value) // 40), **look)
+    if alone:
+        axes.vlines(layers, estimate["low"], estimate["high"], color=look["color"])
+    else:
+        axes.fill_between(layers, estimate["low"], estimate["high"], color=look["color"], alpha=0.2, linewidth=0)
+    if with_null:
+        ends = (-0.5, 0.5) if alone else layers
+        axes.plot(ends, np.resize(null, len(ends)), color=look["color"], linestyle="--", linewidth=1)
+
+
+def _compose_texts(summary, shown):
+    """(title, subtitle, caption) of a figure: what was compared, formats and n, how the intervals are made."""
+    what = "Difference of RFC and RSI by layer" if shown == ("diff",) else "RFC and RSI by layer, base and instruct"
+    n = summary["prompts_compared"]
+    size = f"{n['neutral']} prompts per category"
+    if len(set(n.values())) > 1:
+        size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
+    subtitle = f"base: {summary['base']['label']}; instruct: {summary['instruct']['label']}; n = {size}, in both runs"
+    caption = ["Dashed: length null, the same index if attention were uniform over the visible keys; 0 unless raw."]
+    caption = [f"{reason}." for reason in summary["intervals_left_out"]] + caption
+    if len(summary["intervals_left_out"]) < len(INDICES):
+        caption.insert(0, f"95 % bootstrap intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs).")
+    return f"{what} ({summary['pair']})", subtitle, " ".join(caption)
+
+
+def print_summary(summary):
+    """The summary as one table with the notes below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    title = f"instruct - base over {summary['n_layers']} layers x {summary['n_heads']} heads ({summary['pair']})"
+    columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "not 0")
+    table = Table(*columns, title=title, box=None, pad_edge=False)
+    rows = [(kind, entry) for kind in KINDS for entry in summary["differences"][kind].items()]
+    rows += [("original", (index, summary["original"][index])) for index in INDICES]
+    for kind, (index, entry) in rows:
+        table.add_row(f"{index.upper()} {kind}", *_format_difference(entry))
+    console.print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}", soft_wrap=True)
+    console.print(table)
+    console.print("null: length null. not 0: layers whose 95 % interval excludes 0, one by one / all held at once")
+    console.print(f"* layers whose t-interval over heads excludes 0: {NOT_INFERENCE}", soft_wrap=True)
+    for note in summary["notes"]:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _format_difference(entry):
+    """Cells of one row of the table; - for what is undefined or left out."""
+    if entry["mean"] is None:
+        return ["undefined", *["-"] * 4]
+    mean, null = f"{entry['mean']:+.3f}", entry["length_null_mean"]
+    if entry["mean_ci_low"] is not None:
+        mean += f" [{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
+    ends = [f"{entry[end]:+.3f} @{entry[f'{end}_layer']}" for end in ("min", "max")]
+    excluding = "-"
+    if entry.get("head_intervals_excluding_zero") is not None:
+        excluding = f"{entry['head_intervals_excluding_zero']}*"
+    elif entry.get("layers_excluding_zero") is not None:
+        excluding = f"{entry['layers_excluding_zero']}/{entry['layers_excluding_zero_simultaneously']}"
+    return [mean, "-" if null is None else f"{null:+.3f}", *ends, excluding]
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--base_dir", default=f"{DEFAULT_RESULTS}/latest_base", help="run folder (default %(default)s)")
+    parser.add_argument("--instruct_dir", default=f"{DEFAULT_RESULTS}/latest_run", help="default %(default)s")
+    parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    print_summary(compare(args.base_dir, args.instruct_dir, args.output_dir))
+    print(f"figures, detailed_comparison.csv and comparison_summary.json are in {printable(args.output_dir)}")
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

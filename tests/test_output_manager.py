@@ -1,0 +1,374 @@
+"""Run folders are whole or absent, and a reader believes nothing that it has not checked."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import output_manager as om
+from cli import UserError
+from conftest import PROJECT
+from synthetic import make_run, save_run
+
+CRASH = """
+import os, signal, sys
+import output_manager as om
+with om.create_run(sys.argv[1], "latest_run") as new:
+    (new.path / "half.txt").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+SIGTERM = """
+import os, signal, sys
+import cli, output_manager as om
+def run(args):
+    with om.create_run(sys.argv[1], "latest_run") as new:
+        (new.path / "half.txt").write_text("x")
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A complete run folder; tests that harm it work on a copy."""
+    return save_run(make_run(n_layers=2, n_heads=2, per_category=2), tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def harmed(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def publish(root, content="x", latest="latest_run"):
+    with om.create_run(root, latest) as new:
+        (new.path / "data.txt").write_text(content)
+    return new.final
+
+
+def temporary(root):
+    return [path.name for path in Path(root).iterdir() if path.name.startswith(om.TEMPORARY)]
+
+
+def forge(folder, name, content):
+    """Replace a file of a run and make the manifest agree, as a tampered or miswritten run would."""
+    (folder / name).write_bytes(content)
+    om.write_manifest(folder)
+
+
+def forge_arrays(folder, **changed):
+    with np.load(folder / "attention.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files} | changed
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    forge(folder, "attention.npz", buffer.getvalue())
+
+
+def refused(folder, *said):
+    with pytest.raises(UserError) as error:
+        om.load_run(folder)
+    message = str(error.value)
+    assert "\n" not in message and str(folder) in message
+    for part in said:
+        assert part in message
+    return message
+
+
+def test_a_run_comes_back_as_it_was_written(tmp_path):
+    run = make_run(n_layers=3, n_heads=2, per_category=3, model_id="me/model")
+    path = save_run(run, tmp_path)
+    loaded = om.load_run(tmp_path / "latest_run")
+    assert loaded.path == path.resolve() and loaded.label == "me/model, raw prompts"
+    for name in om.ARRAYS:
+        assert np.array_equal(getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))), name
+    assert (loaded.n_layers, loaded.n_heads, loaded.prompts) == (3, 2, run.prompts)
+    assert loaded.counts == dict.fromkeys(om.CATEGORIES, 3)
+
+
+def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
+    first, second = publish(tmp_path, "one"), publish(tmp_path, "two")
+    assert first != second and (first / "data.txt").read_text() == "one"
+    assert (tmp_path / "latest_run").is_symlink() and os.readlink(tmp_path / "latest_run") == second.name
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "two"
+    assert not temporary(tmp_path) and not (second / om.LOCK).exists()
+
+
+def test_two_runs_of_one_second_get_different_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(om.time, "strftime", lambda form: "20260101_120000")
+    names = [publish(tmp_path).name for _ in range(3)]
+    assert names == ["run_20260101_120000", "run_20260101_120000_2", "run_20260101_120000_3"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_interrupted_run_leaves_the_previous_one_and_no_folder(tmp_path, error):
+    before = publish(tmp_path, "good")
+    with pytest.raises(error), om.create_run(tmp_path, "latest_run") as new:
+        (new.path / "data.txt").write_text("bad")
+        raise error
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "good"
+    assert not new.path.exists() and not temporary(tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()] == [before.name]
+
+
+def test_full_disk_while_publishing_leaves_the_previous_run(tmp_path, monkeypatch):
+    publish(tmp_path, "good")
+
+    def fail(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(om, "write_manifest", fail)
+    with pytest.raises(OSError, match="No space left"):
+        publish(tmp_path, "bad")
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "good" and not temporary(tmp_path)
+
+
+def test_kill_9_leaves_a_folder_that_no_reader_takes_and_the_next_run_removes(tmp_path):
+    publish(tmp_path, "good")
+    done = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], cwd=PROJECT, check=False)
+    assert done.returncode == -9
+    (left,) = temporary(tmp_path)
+    om.write_manifest(tmp_path / left)
+    with pytest.raises(UserError, match="not a complete run"):
+        om.resolve_run(tmp_path / left)
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "good"
+    publish(tmp_path)
+    assert not temporary(tmp_path)
+
+
+def test_sigterm_removes_the_folder_and_exits_130(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SIGTERM, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1
+    assert not temporary(tmp_path) and not (tmp_path / "latest_run").is_symlink()
+
+
+def test_a_live_run_is_never_taken_for_stale(tmp_path):
+    with om.create_run(tmp_path, "latest_run") as slow:
+        (slow.path / "data.txt").write_text("slow")
+        quick = publish(tmp_path, "quick")
+        assert (slow.path / "data.txt").exists()
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "slow"
+    assert (quick / "data.txt").read_text() == "quick" and slow.final != quick
+
+
+def test_a_run_is_still_live_while_its_manifest_is_written(tmp_path, monkeypatch):
+    write = om.write_manifest
+
+    def write_beside_another_run(folder):
+        write(folder)
+        om._remove_stale(tmp_path)
+
+    monkeypatch.setattr(om, "write_manifest", write_beside_another_run)
+    assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
+
+
+def test_a_real_folder_in_the_links_place_is_not_overwritten(tmp_path):
+    (tmp_path / "latest_run").mkdir()
+    with pytest.raises(UserError, match="is not a symlink"):
+        publish(tmp_path)
+    assert (tmp_path / "latest_run").is_dir() and not temporary(tmp_path)
+
+
+def test_replaced_file_keeps_the_old_content_when_it_fails(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), om.replaced_file(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_paths_that_are_no_run_are_refused(tmp_path):
+    (tmp_path / "gone").symlink_to("run_deleted")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    cases = {"none": "no such folder", "gone": "points at a folder that is gone", "file": "is a file", "empty": "manifest"}
+    for name, said in cases.items():
+        refused(tmp_path / name, said)
+
+
+def test_size_and_checksum_are_compared_with_the_manifest(harmed):
+    path = harmed / "attention.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    refused(harmed, f"has {len(whole) - 100} bytes, its manifest says {len(whole)}")
+    path.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    refused(harmed, "attention.npz: its SHA-256 is not the manifest's")
+
+
+@pytest.mark.parametrize("name", ["experiment_config.json", "prompts.jsonl", "attention.npz"])
+def test_missing_file_is_named(harmed, name):
+    (harmed / name).unlink()
+    refused(harmed, f"{name}: missing")
+
+
+@pytest.mark.parametrize("files", [[], None, "x", {"attention.npz": 7}])
+def test_a_manifest_of_the_wrong_form_is_refused(harmed, files):
+    om.write_json(harmed / "manifest.json", {"schema_version": om.SCHEMA_VERSION, "files": files})
+    refused(harmed, "missing")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"schema_version": 99}', b'{"files": {}}', b"[" * 100_000])
+def test_a_damaged_or_foreign_manifest_is_refused(harmed, content):
+    (harmed / "manifest.json").write_bytes(content)
+    refused(harmed)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"model": {"id": 3}, "prompts": {"format": "raw"}}'])
+def test_a_damaged_config_is_refused(harmed, content):
+    forge(harmed, "experiment_config.json", content)
+    refused(harmed, "experiment_config.json", "damaged")
+
+
+def test_prompts_that_are_not_those_of_the_arrays_are_refused(harmed):
+    lines = (harmed / "prompts.jsonl").read_bytes().splitlines(keepends=True)
+    forge(harmed, "prompts.jsonl", b"".join(lines[::-1]))
+    refused(harmed, "prompts.jsonl", "not those of attention.npz")
+    row = json.loads(lines[0])
+    for change in ({"text": None}, {"category": "neutral"}):
+        forge(harmed, "prompts.jsonl", b"\n".join([json.dumps(row | change).encode(), *lines[1:]]).replace(b"\n\n", b"\n"))
+        refused(harmed, "prompts.jsonl", "category or text of self_referent_00")
+
+
+def test_truncated_and_foreign_archives_are_refused(harmed):
+    whole = (harmed / "attention.npz").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a zip", whole[:200] + bytes(200) + whole[400:]):
+        forge(harmed, "attention.npz", content)
+        refused(harmed, "attention.npz")
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_object_arrays_are_never_unpickled(harmed, tmp_path):
+    trap = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Evil(trap))).close()  # noqa: S301 (proves that the trap works)
+    assert trap.exists()
+    trap.unlink()
+    array = np.array([Evil(trap)], dtype=object)
+    forge_arrays(harmed, entropy=array)
+    refused(harmed, "entropy.npy is an object array", "never unpickled")
+    forge_arrays(harmed, extra=array)
+    refused(harmed, "extra.npy is an object array")
+    assert not trap.exists()
+    with pytest.raises(TypeError, match="object array"):
+        om.write_npz(tmp_path / "new.npz", {"a": array})
+
+
+def test_a_plain_pickle_inside_the_archive_is_not_read(harmed, tmp_path):
+    trap = tmp_path / "executed"
+    with zipfile.ZipFile(harmed / "attention.npz", "w") as archive:
+        archive.writestr("entropy.npy", pickle.dumps(Evil(trap)))
+    om.write_manifest(harmed)
+    refused(harmed, "attention.npz")
+    assert not trap.exists()
+
+
+def test_a_forged_header_is_refused_before_memory_is_taken(harmed):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
+    with zipfile.ZipFile(harmed / "attention.npz", "w") as archive:
+        archive.writestr("entropy.npy", header.getvalue() + bytes(64))
+    om.write_manifest(harmed)
+    refused(harmed, "entropy.npy", f"declares {2**42} bytes")
+
+
+def test_a_member_that_is_no_array_is_refused(harmed):
+    with zipfile.ZipFile(harmed / "attention.npz", "a") as archive:
+        archive.writestr("run.py", "print()")
+    om.write_manifest(harmed)
+    refused(harmed, "run.py", "not an array")
+
+
+def spoil(name, place, value):
+    def change(run):
+        array = getattr(run, name).copy()
+        array[place] = value
+        return {name: array}
+
+    return change
+
+
+BAD_ARRAYS = {
+    "missing": (lambda run: {"sink_mass": None}, "array sink_mass is missing"),
+    "three axes": (lambda run: {"entropy": run.entropy[0]}, "entropy has 3 axes, expected 4"),
+    "other layers": (lambda run: {"sink_mass": run.sink_mass[:, :1]}, "sink_mass is float32 (8, 1, 2,"),
+    "other prompts": (lambda run: {"n_tokens": run.n_tokens[:-1]}, "n_tokens is int64 (7,), expected prompt = (8,)"),
+    "wrong kind": (lambda run: {"pair_id": run.pair_id.astype(float)}, "pair_id is float64"),
+    "no prompts": (
+        lambda run: {n: getattr(run, n)[:0] for n, (_, axes) in om.ARRAYS.items() if axes[0] == "prompt"},
+        "holds no prompts",
+    ),
+    "category": (spoil("category", 0, "selfish"), "unknown category 'selfish'"),
+    "NaN entropy": (spoil("entropy", (0, 0, 0, 0), np.nan), "entropy is NaN"),
+    "infinite sink": (spoil("sink_mass", (0, 0, 0, 0), np.inf), "sink_mass is NaN or infinite"),
+    "NaN mass": (spoil("first_mass", (0, 0, 0), np.nan), "first_mass is NaN"),
+    "probability 1.1": (spoil("edge_mass", (0, 0, 0, 0), 1.1), "edge_mass holds a probability outside"),
+    "probability -0.1": (spoil("sink_mass", (0, 0, 0, 0), -0.1), "sink_mass holds a probability outside"),
+    "negative entropy": (spoil("entropy", (0, 0, 0, 1), -0.1), "entropy is outside 0 to ln"),
+    "entropy above ln": (spoil("entropy", (0, 0, 0, 1), 0.8), "entropy is outside 0 to ln"),
+    "sinkfree above ln": (spoil("entropy_sinkfree", (0, 0, 0, 2), 1.5), "entropy_sinkfree is outside"),
+    "span": (spoil("span", (0, 0), 99), "span or n_tokens of prompt 0"),
+    "n_tokens": (spoil("n_tokens", 1, 99), "span or n_tokens of prompt 1"),
+    "visible": (spoil("visible_keys", (0, 0), 2), "visible_keys is outside"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_arrays_that_cannot_be_are_refused(harmed, name):
+    change, said = BAD_ARRAYS[name]
+    forge_arrays(harmed, **change(om.load_run(harmed)))
+    refused(harmed, "attention.npz", said)
+
+
+def test_json_has_no_nan_and_takes_numpy(tmp_path):
+    path = tmp_path / "a.json"
+    value = {"a": np.float32(np.nan), "b": [np.inf, np.int64(3)], "c": np.array([1.5, np.nan]), "d": Path("x"), 4: "é"}
+    om.write_json(path, value)
+    assert json.loads(path.read_text("utf-8")) == {"a": None, "b": [None, 3], "c": [1.5, None], "d": "x", "4": "é"}
+    assert "NaN" not in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_text_that_a_spreadsheet_would_run_is_quoted(tmp_path, text):
+    om.write_csv(tmp_path / "a.csv", [{"text": text, "number": -1.5}])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["text", "number"], [f"'{text}", "-1.5"]]
+
+
+def test_csv_numbers_and_empty_fields(tmp_path):
+    om.write_csv(tmp_path / "a.csv", [{"x": np.float32(0.1), "y": np.nan, "z": 1 / 3, "n": np.int64(2), "t": "a,\n$"}])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1] == ["0.1000000015", "", "0.3333333333", "2", "a,\n$"]
+
+
+def test_portable_hides_the_home_folder_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(om.Path, "home", lambda: Path("/root"))
+    arguments = {"a": "/root/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": Path("/root/y"), "d": 3, "e": None, "f": ""}
+    expected = {"a": "~/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": "~/y", "d": 3, "e": None, "f": ""}
+    assert om.portable(arguments) == expected
+
+
+def test_prepare_folder_refuses_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="--output_dir"):
+        om.prepare_folder(tmp_path / "file" / "figures")
+    assert (om.prepare_folder(tmp_path / "a" / "b") / "data").is_dir()
+
+
+def test_git_state_and_versions_are_recorded():
+    assert set(om.git_state()) == {"commit", "dirty"}
+    assert om.package_versions()["numpy"] == np.__version__

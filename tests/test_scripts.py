@@ -1,0 +1,245 @@
+"""The scripts as a user runs them: commands as subprocesses, exit codes, files, and repeatability."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import output_manager
+import role_metrics
+import run_pipeline
+from cli import UserError
+from tiny_models import save_tiny
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(p.name for p in PROJECT.glob("*.py") if "def parse_args(argv" in p.read_text())
+
+
+def run_script(*command, cwd=None, **environment):
+    env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.run(
+        [sys.executable, PROJECT / command[0], *map(str, command[1:])],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module")
+def family(tiny, tmp_path_factory):
+    """A pipeline run of a tiny pair in its own folder: (folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    families = {
+        "tiny": {
+            "base": {"model_id": tiny, "prompt_format": "raw"},
+            "instruct": {"model_id": tiny, "prompt_format": "chat"},
+        }
+    }
+    (folder / "families.json").write_text(json.dumps(families))
+    done = run_script(
+        "run_pipeline.py",
+        "--family",
+        "tiny",
+        "--families_file",
+        "families.json",
+        "--prompts_per_category",
+        "4",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_without_heavy_imports(script):
+    code = (
+        "import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'matplotlib', 'seaborn', 'scipy.stats'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, PROJECT / script], capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_wrong_flags_are_refused_in_one_line(script):
+    done = run_script(script, "--famly", "demo", "--ouput_dir", "x")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--prompts_per_category", "0"], "at least 1"),
+        (["--prompts_per_category", "ten"], "at least 1"),
+        (["--prompts_per_category", "-3"], "prompts_per_category"),
+        (["--prompts_per_category", "31"], "self_referent has 30 prompts"),
+        (["--seed", str(2**32)], "from 0 to 4294967295"),
+        (["--device", "gpu"], "none of auto, cpu"),
+        (["--device", "cpu", "--device_map", "auto"], "give one of them"),
+        (["--system_prompt", "x"], "--prompt_format chat"),
+        (["--trust_remote_code"], "40-digit"),
+        (["--trust_remote_code", "--revision", "main"], "40-digit"),
+        (["--prompts", "no_such_file.json"], "no such file"),
+        (["--output_dir", "a_file"], "is a file"),
+        (["--prompt_format", "chat", "--bos", "never"], "chat template"),
+    ],
+)
+def test_bad_requests_fail_before_a_model_is_loaded(flags, named, tmp_path):
+    (tmp_path / "a_file").touch()
+    done = run_script("activation_analysis.py", "--model_id", "./no_such_model", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
+    files = []
+    for _ in range(2):
+        done = run_script("activation_analysis.py", "--model_id", tiny, "--prompts_per_category", "3", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        folder = (tmp_path / "results_activation_analysis/latest_run").resolve()
+        files.append(hashlib.sha256((folder / "attention.npz").read_bytes()).hexdigest())
+        assert str(folder.name) in done.stdout
+    assert files[0] == files[1]
+    config = json.loads((folder / "experiment_config.json").read_text())
+    assert config["status"] == "complete"
+    assert config["prompts"]["n"] == 12
+    assert config["model"]["n_heads"] == 4
+    patterns = output_manager.read_npz(folder / "raw_blocks_1_attn_pattern.npz", ["patterns", "n_tokens"])
+    run = output_manager.load_run(folder)
+    assert patterns["patterns"].shape[:2] == (12, 4)
+    last = int(patterns["n_tokens"][0]) - 1
+    entropy = role_metrics.attention_entropy(patterns["patterns"][0, :, last])
+    np.testing.assert_allclose(run.entropy[0, 1, :, last], entropy, atol=1e-6)
+    summary = json.loads((folder / "activations.json").read_text())
+    np.testing.assert_allclose(summary["normalised"]["rfc"], role_metrics.layer_indices(run)["rfc"], rtol=1e-6)
+
+
+def test_raw_full_saves_what_the_hooks_gave(tiny, tmp_path):
+    done = run_script(
+        "activation_analysis.py", "--model_id", tiny, "--prompts_per_category", "1", "--raw", "full", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results_activation_analysis/latest_run"
+    for name, width in (("raw_blocks_2_mlp_post", 48), ("raw_embed", 32), ("raw_ln_final", 32)):
+        arrays = output_manager.read_npz(folder / f"{name}.npz", ["values", "n_tokens"])
+        assert arrays["values"].shape[0] == 4
+        assert arrays["values"].shape[2] == width
+        assert abs(arrays["values"][0, 0]).sum() > 0
+        assert (arrays["values"][0, arrays["n_tokens"][0] :] == 0).all()
+
+
+def test_own_prompts_with_two_categories(tiny, tmp_path):
+    own = {"self_referent": ["Who are you?", "$x = [/INST]"], "neutral": ["What is rain?", "=1+1"]}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    done = run_script("activation_analysis.py", "--model_id", tiny, "--prompts", "own.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no confounder prompts" in done.stdout
+    run = output_manager.load_run(tmp_path / "results_activation_analysis/latest_run")
+    assert run.counts == {"self_referent": 2, "neutral": 2}
+    assert np.isnan(role_metrics.layer_indices(run)["rsi"]).all()
+    done = run_script("visualize_results.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "figures").glob("visualization_*.png"))) == 9
+
+
+def test_pipeline_writes_everything_and_says_where(family):
+    folder, printed = family
+    for name in ("base", "instruct"):
+        assert len(list((folder / "figures/tiny" / name).glob("visualization_*.png"))) == 9
+    results = folder / "results_activation_analysis/tiny"
+    base, instruct = (output_manager.load_run(results / link) for link in ("latest_base", "latest_run"))
+    assert (base.prompt_format, instruct.prompt_format) == ("raw", "chat")
+    for name in ("rfc_rsi_comparison.png", "rfc_rsi_differences.png", "detailed_comparison.csv"):
+        assert (folder / "comparison_results/tiny" / name).is_file()
+    rfc = role_metrics.layer_indices(base)["rfc"].mean()
+    assert f"{rfc:+.3f}" in printed
+    assert "same weights" in json.dumps(
+        json.loads((folder / "comparison_results/tiny/comparison_summary.json").read_text())
+    )
+
+
+def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loads = []
+    real = run_pipeline.activation_analysis.load_from_args
+    monkeypatch.setattr(
+        run_pipeline.activation_analysis, "load_from_args", lambda args: loads.append(args.model_id) or real(args)
+    )
+    entry = {"model_id": tiny}
+    args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])
+    stages = {name: run_pipeline.analysis_args(name, entry, args) for name in run_pipeline.RUNS}
+    assert run_pipeline.analyze_family(stages) == []
+    assert loads == [tiny]
+
+
+def test_pipeline_skips_what_it_is_told(family):
+    folder, _ = family
+    flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison"]
+    done = run_script("run_pipeline.py", "--family", "tiny", "--families_file", "families.json", *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "comparison_results" not in done.stdout
+    assert len(list((folder / "results_activation_analysis/tiny").glob("run_*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "must be an object"),
+        ('{"../x": {}}', "letters, digits"),
+        ('{"y": {}}', "unknown; families.json has y"),
+        ('{"x": []}', "x.base must be an object"),
+        ('{"x": {"base": {"model_id": 3}}}', "x.base must be an object"),
+        ('{"x": {"base": {"model_id": "a", "tpe": "b"}}}', "x.base.tpe"),
+        ('{"x": {"base": {"model_id": "a", "prompt_format": "prose"}}}', "raw or chat"),
+    ],
+)
+def test_bad_family_files(content, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("families.json").write_text(content)
+    with pytest.raises(UserError, match=named):
+        run_pipeline.load_family("families.json", "x")
+
+
+def test_built_in_families_are_well_formed():
+    names = json.loads(run_pipeline.FAMILIES_FILE.read_text())
+    assert set(names) == {"demo", "smollm2", "mistral", "qwen", "llama"}
+    for name in names:
+        run_pipeline.load_family(run_pipeline.FAMILIES_FILE, name)
+
+
+def test_prompts_script_prints_counts_pairs_and_null(tiny):
+    words = run_script("prompts.py")
+    assert "words, not tokens" in words.stdout
+    tokens = run_script("prompts.py", "--model_id", tiny)
+    assert tokens.returncode == 0, tokens.stderr
+    assert "30 pairs, 0 of unequal length" in tokens.stdout
+    assert "length null" in tokens.stdout
+
+
+def test_reading_a_run_that_is_not_there(tmp_path):
+    for script in ("visualize_results.py", "compare_base_instruct.py"):
+        done = run_script(script, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "no such folder" in done.stderr
+        assert not (tmp_path / "figures").exists()

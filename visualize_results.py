@@ -1,0 +1,77 @@
+"""Draw the nine figures of a run, and write the numbers behind each as CSV.
+
+    python visualize_results.py
+    python visualize_results.py --output_type base --format svg
+    python visualize_results.py --input_dir results_activation_analysis/run_20260101_120000 --output_dir my_figures
+
+    --output_type   reads (under results_activation_analysis/)   writes
+    normal          latest_run                                    figures/
+    base            latest_base                                   figures_base/
+    intervention    latest_intervention                           figures/intervention/
+
+<output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they draw. The run is checked
+before anything is written; no model is loaded.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from cli import DEFAULT_RESULTS, Parser, UserError, check_output_dir, printable, run_script
+
+FOLDERS = {
+    "normal": ("latest_run", "figures"),
+    "base": ("latest_base", "figures_base"),
+    "intervention": ("latest_intervention", "figures/intervention"),
+}
+FORMATS = ("png", "svg", "pdf")
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output_type", choices=list(FOLDERS), default="normal", help="normal (default): instruct run")
+    parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
+    parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
+    parser.add_argument("--format", choices=FORMATS, default="png")
+    return parser.parse_args(argv)
+
+
+def visualize(input_dir, output_dir, file_format="png"):
+    """Write the nine figures of a run folder and their CSVs; returns the paths of the figures."""
+    start = time.perf_counter()
+    from output_manager import load_run, prepare_folder, write_csv
+
+    check_output_dir(output_dir)
+    run = load_run(input_dir)
+
+    from figures import FIGURES, draw_figure, study_run
+    from plot_style import save_figure
+
+    folder, study, paths = prepare_folder(output_dir), study_run(run), []
+    for name in FIGURES:
+        figure, rows = draw_figure(name, study)
+        paths.append(folder / f"{name}.{file_format}")
+        save_figure(figure, paths[-1])
+        write_csv(folder / "data" / f"{name}.csv", rows)
+    seconds = time.perf_counter() - start
+    print(
+        f"{len(paths)} figures of {run.label} ({run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts) "
+        f"in {printable(folder)}/ in {seconds:.1f} s, data in {printable(folder / 'data')}/"
+    )
+    return paths
+
+
+def run(args):
+    latest, figures = FOLDERS[args.output_type]
+    input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
+    if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
+        raise UserError(f"{printable(input_dir)}: no intervention run found; interventions.py writes one")
+    visualize(input_dir, args.output_dir or figures, args.format)
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
