@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import WINDOW, save_tiny
 from transformers import AutoModelForCausalLM
 
 import ablation
@@ -15,6 +14,7 @@ from cli import UserError
 from intervention_plan import parse_entry
 from model_loading import load_model
 from prompts import select_prompts
+from tiny_models import WINDOW, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_tiny
 from transformers import AutoModelForCausalLM
 
 import experiment
@@ -16,6 +15,7 @@ from cli import UserError
 from intervention_plan import parse_entry
 from model_loading import load_model
 from prompts import select_prompts
+from tiny_models import save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
 

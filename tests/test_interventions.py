@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import save_tiny
 
 import effects
 import head_sweep
@@ -20,6 +19,7 @@ from intervention_plan import check_against_model, draw_controls, parse_entries,
 from model_loading import load_model
 from output_manager import load_run, read_npz
 from prompts import select_prompts
+from tiny_models import save_tiny
 
 HERE = Path(interventions.__file__).parent
 HEAD = {"type": "head", "layer": 1, "head": 1, "method": "zero_out"}
