@@ -11,7 +11,7 @@
     patch        paired other_model; component head layer mlp patch_5_2_paired, patch-mlp_5_paired, patch-layer_5_paired
     steer        add project_out                              steer_12_add_4, steer_12_project_out
 
-source and selection are free text about where the plan came from; analyze_results.py writes them.
+source, selection and note say where the plan came from; analyze_results.py writes them, nothing here reads them.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from cli import UserError, printable
 from prompts import read_strict_json
 
 SCHEMA_VERSION = 1
-ROOT_KEYS = ("schema_version", "source", "selection", "interventions")
+ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
 HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
 FACTORS = {"zero_out": 0.0, "half_out": 0.5}
 Index = Annotated[int, Field(ge=0, le=100_000)]
@@ -48,10 +48,20 @@ class Entry(BaseModel):
         return [] if head is None else [head] if isinstance(head, int) else list(head)
 
     @property
+    def stem(self):
+        """<type>_<layer>_<head>: what is edited, without how."""
+        heads = "-".join(map(str, self.head_list))
+        return "_".join(part for part in (self.prefix, str(self.layer), heads) if part)
+
+    @property
+    def grade(self):
+        """How it is edited: the method and its number."""
+        return "_".join(part for part in (self.method, self.suffix) if part)
+
+    @property
     def name(self):
         """The folder: <type>_<layer>_<head>_<method>."""
-        heads = "-".join(map(str, self.head_list))
-        return "_".join(part for part in (self.prefix, str(self.layer), heads, self.method, self.suffix) if part)
+        return f"{self.stem}_{self.grade}"
 
     @property
     def suffix(self):
@@ -155,6 +165,8 @@ def read_plan(path, flag="--config_file"):
             raise UserError(f"{where}: unknown key {printable(key)!r}; allowed are {', '.join(ROOT_KEYS)}")
     if type(root.get("schema_version")) is not int or root["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads 1")
+    if root.get("interventions") == [] and isinstance(root.get("note"), str):
+        raise UserError(f"{where}: interventions is an empty list; its note says: {printable(root['note'])}")
     return parse_entries(root.get("interventions"), where)
 
 
@@ -169,11 +181,11 @@ def parse_entries(items, where):
             raise UserError(f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them")
     for i, entry in enumerate(entries):
         for target in control_targets(entry):
-            if target not in names or entries[names.index(target)].role != "candidate":
+            if not any(serves(entry, target, other) for other in entries):
                 known = ", ".join(e.name for e in entries if e.role == "candidate")
                 raise UserError(
-                    f"{where}: interventions[{i}].control_for names {printable(target)!r}, which is no candidate of this "
-                    f"plan; its candidates are {known or 'none'}"
+                    f"{where}: interventions[{i}].control_for is {shown(target)}: no candidate of this plan has that name "
+                    f"and method {entry.grade}; its candidates are {known or 'none'}"
                 )
     return entries
 
@@ -234,11 +246,23 @@ def control_targets(entry):
     return [entry.control_for] if isinstance(entry.control_for, str) else list(entry.control_for or [])
 
 
+def serves(control, target, candidate):
+    """True if `target` of a control's control_for means this candidate: its folder name, or that without the method
+    (sh_29_26) where candidate and control are edited in the same way."""
+    if candidate.role != "candidate":
+        return False
+    return target == candidate.name or (target == candidate.stem and control.grade == candidate.grade)
+
+
 def controls_of(candidate, entries):
-    """The control entries of a candidate: those that name it, and those that name nobody."""
-    return [
-        e for e in entries if e.role == "control" and (e.control_for is None or candidate.name in control_targets(e))
-    ]
+    """The control entries of a candidate: those that name it, and unnamed ones of the same type and method."""
+    found = []
+    for entry in entries:
+        targets = control_targets(entry)
+        unnamed = not targets and (entry.type, entry.grade) == (candidate.type, candidate.grade)
+        if entry.role == "control" and (unnamed or any(serves(entry, target, candidate) for target in targets)):
+            found.append(entry)
+    return found
 
 
 def check_against_model(entries, n_layers, n_heads, model_id):

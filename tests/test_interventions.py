@@ -15,7 +15,7 @@ import effects
 import head_sweep
 import interventions
 from cli import UserError
-from intervention_plan import check_against_model, draw_controls, parse_entries, read_plan
+from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from model_loading import load_model
 from output_manager import load_run, read_npz
 from prompts import select_prompts
@@ -69,7 +69,10 @@ def arguments(folder, output, *more):
         ([HEAD | {"factor": 2}], "method zero_out takes no factor"),
         ([HEAD | {"method": "scale", "factor": True}], r"\[0\].factor is true"),
         ([HEAD | {"role": "boss"}], "allowed are candidate, control"),
-        ([HEAD | {"role": "control", "control_for": "sh_9_9_mean"}], "no candidate of this plan"),
+        (
+            [HEAD | {"role": "control", "control_for": "sh_9_9_mean"}],
+            "no candidate of this plan has that name and method zero_out",
+        ),
         ([HEAD | {"control_for": "x"}], "control_for is only for"),
         ([{"type": "layer_heads", "layer": 0, "head": [], "method": "mean"}], "head is an empty list"),
         ([{"type": "layer_heads", "layer": 0, "head": [1, 1], "method": "mean"}], "listed twice"),
@@ -143,6 +146,16 @@ def test_folder_names():
         "patch-layer_2_paired",
         "steer_2_add_-4",
     ]
+
+
+def test_a_control_names_its_candidate_with_or_without_the_method():
+    control = {"type": "head", "layer": 1, "method": "zero_out", "role": "control"}
+    items = [HEAD, HEAD | {"method": "half_out"}]
+    items += [control | {"head": 3, "control_for": "sh_1_1"}, control | {"head": 4, "control_for": "sh_1_1_zero_out"}]
+    items += [control | {"head": 5}, control | {"head": 6, "method": "half_out", "control_for": ["sh_1_1"]}]
+    plan = parse_entries(items, "plan")
+    assert [c.head for c in controls_of(plan[0], plan)] == [3, 4, 5]
+    assert [c.head for c in controls_of(plan[1], plan)] == [6]
 
 
 def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tmp_path, capsys):
