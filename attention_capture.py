@@ -10,6 +10,7 @@ there the pattern is the float32 softmax of hook_attn_scores.
 Axes: prompt, layer, head, query, key.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -154,11 +155,37 @@ def to_pattern(tensor, dtype):
     return tensor.detach().to("cpu", torch.float32).numpy()
 
 
-def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False):
+@contextlib.contextmanager
+def skipped_blocks(bridge, first, hidden, as_tuple=False):
+    """Inside this context a forward pass starts at block `first` with the residual `hidden` [batch, query, unit].
+
+    Blocks below it are not executed: each hands `hidden` on. Everything else (masks, rotary angles, final norm, logit
+    soft cap) stays the model's own code, so that nothing is rebuilt here. TransformerBridge's start_at_layer gives the
+    same numbers but executes the blocks below. as_tuple: blocks of this architecture return a tuple.
+    """
+
+    def hand_on(*args, **kwargs):
+        return (hidden,) if as_tuple else hidden
+
+    below = list(bridge.blocks[:first])
+    own = [vars(block).get("forward") for block in below]  # accelerate keeps a wrapper here
+    for block in below:
+        vars(block)["forward"] = hand_on  # not setattr: a bridge passes attributes on to the module it wraps
+    try:
+        yield
+    finally:
+        for block, forward in zip(below, own, strict=True):
+            vars(block).pop("forward")
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
+def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False, resume=None):
     """One forward pass of a right-padded batch; `on_layer(layer, pattern)` is called once per layer, in order.
 
     token_ids  list of lists of int
     edits      (hook name, function) pairs that change activations; they are attached before anything that measures
+    resume     (layer, hidden, as_tuple): start there, as `skipped_blocks` says; `on_layer` is called from that layer on
     returns    logits of each prompt's final token [prompt, vocabulary] float32 if want_logits, else None
     raises     RunFailed if a hook fires more or less than once
 
@@ -174,16 +201,18 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
         fired.append(layer)
         on_layer(layer, to_pattern(tensor, dtype))
 
-    hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in range(n_layers)]
-    with torch.inference_mode():
+    first, hidden, as_tuple = resume or (0, None, False)
+    layers = list(range(first, n_layers))
+    hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
+    with torch.inference_mode(), skipped_blocks(bridge, first, hidden, as_tuple):
         logits = bridge.run_with_hooks(
             ids.to(device),
             attention_mask=mask.to(device),
             fwd_hooks=[*edits, *hooks],
             logits_to_keep=kept.to(device) if want_logits else 1,
         )
-    if fired != list(range(n_layers)):
-        wrong = next((layer for layer in range(n_layers) if fired.count(layer) != 1), -1)
+    if fired != layers:
+        wrong = next((layer for layer in layers if fired.count(layer) != 1), -1)
         raise RunFailed(f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once")
     return logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
 
@@ -281,19 +310,53 @@ class Capture:
     failed: list
 
 
+@dataclass
+class CleanRun:
+    """What an edited pass needs of the unedited one in order to start at the layer that it edits.
+
+    arrays  as in Capture    residuals  {layer: [prompt, query, unit] on the model's device}    as_tuple  see skipped_blocks
+    """
+
+    arrays: dict
+    residuals: dict
+    as_tuple: bool
+
+
+def capture_clean(loaded, tokenized, layers, batch_size=32, title=None):
+    """(Capture with logits, CleanRun): the unedited pass, keeping the residual that enters each of `layers`."""
+    residuals, tuples = {}, set()
+
+    def keep(hidden, hook, layer, batch):
+        shape = (len(tokenized), max(len(p.token_ids) for p in tokenized), hidden.shape[-1])
+        whole = residuals.setdefault(layer, torch.zeros(shape, dtype=hidden.dtype, device=hidden.device))
+        whole[torch.tensor(batch, device=hidden.device), : hidden.shape[1]] = hidden.detach()
+
+    def edits_for(batch):
+        return [(f"blocks.{layer}.hook_in", partial(keep, layer=layer, batch=batch)) for layer in layers]
+
+    handle = loaded.bridge.blocks[0].register_forward_hook(lambda module, args, out: tuples.add(isinstance(out, tuple)))
+    try:
+        captured = capture_attention(loaded, tokenized, batch_size, edits_for, want_logits=True, title=title)
+    finally:
+        handle.remove()
+    return captured, CleanRun(captured.arrays, residuals, tuples == {True})
+
+
 def capture_attention(
-    loaded, tokenized, batch_size=32, edits_for=None, keep_patterns=False, want_logits=False, title=None
+    loaded, tokenized, batch_size=32, edits_for=None, keep_patterns=False, want_logits=False, title=None, start=None
 ):
     """Run every prompt once and reduce its attention: a Capture.
 
     edits_for      function of the batch's prompt positions (list of int) -> [(hook name, hook)], None for a clean run
     keep_patterns  also keep the patterns of all layers, zero-padded to the longest prompt
     title          text of the progress bar, None for no bar
+    start          (layer, CleanRun): edits begin at that layer, so the layers below are taken from the clean run; None
+                   runs everything. Not with keep_patterns.
     """
     from tqdm import tqdm
 
     lengths = [len(p.token_ids) for p in tokenized]
-    arrays = empty_arrays(tokenized, loaded.facts, max(lengths))
+    arrays = empty_arrays(tokenized, loaded.facts, max(lengths)) if start is None else copy_arrays(start[1].arrays)
     patterns = {}
     if keep_patterns:
         shape = (len(tokenized), loaded.n_heads, max(lengths), max(lengths))
@@ -305,7 +368,7 @@ def capture_attention(
         while queue:
             batch = queue.pop(0)
             try:
-                final = _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits)
+                final = _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -329,7 +392,11 @@ def capture_attention(
     return Capture(arrays, patterns, np.stack([logits[i] for i in kept]) if want_logits and kept else None, failed)
 
 
-def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits):
+def copy_arrays(arrays):
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start):
     """Run one batch and write its rows into `arrays` (and `patterns`) in place; returns final logits or Nones."""
     prompts = [tokenized[i] for i in batch]
     n_tokens, span = arrays["n_tokens"][batch], arrays["span"][batch]
@@ -349,8 +416,13 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
                 arrays[name][batch, layer] = values
 
     edits = [] if edits_for is None else edits_for(batch)
-    ids = [p.token_ids for p in prompts]
-    logits = run_layers(loaded.bridge, ids, loaded.n_layers, loaded.facts["dtype"], on_layer, edits, want_logits)
+    resume = None
+    if start is not None:
+        layer, clean = start
+        hidden = clean.residuals[layer]
+        resume = (layer, hidden[torch.tensor(batch, device=hidden.device), :width], clean.as_tuple)
+    ids, dtype = [p.token_ids for p in prompts], loaded.facts["dtype"]
+    logits = run_layers(loaded.bridge, ids, loaded.n_layers, dtype, on_layer, edits, want_logits, resume)
     return [None] * len(batch) if logits is None else list(logits.cpu().numpy())
 
 
@@ -372,7 +444,7 @@ def check_pattern_memory(n_layers, shape):
 
 
 def collect_activations(loaded, tokenized, names, batch_size=32):
-    """Activations at named hooks: {name: [prompt, query, unit] float32}, zero beyond a prompt's tokens.
+    """Activations at named hooks: {name: [prompt, query, ...] float32}, zero beyond a prompt's tokens.
 
     raises  UserError for a name that the model has no hook for, RunFailed for one that does not fire once a batch
     """
@@ -388,8 +460,9 @@ def collect_activations(loaded, tokenized, names, batch_size=32):
 
         def store(tensor, hook, name, batch=batch, mask=mask, seen=seen):
             seen.append(name)
-            values = tensor.detach().to("cpu", torch.float32).numpy() * mask.numpy()[..., None]
-            whole = out.setdefault(name, np.zeros((len(tokenized), max(lengths), values.shape[-1]), np.float32))
+            values = tensor.detach().to("cpu", torch.float32).numpy()
+            values = values * mask.numpy().reshape(mask.shape + (1,) * (values.ndim - 2))
+            whole = out.setdefault(name, np.zeros((len(tokenized), max(lengths), *values.shape[2:]), np.float32))
             whole[batch, : values.shape[1]] = values
 
         hooks = [(name, partial(store, name=name)) for name in names]

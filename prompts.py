@@ -214,21 +214,26 @@ def prompt_set_sha256(prompts):
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-def _read_prompt_file(path):
+def read_strict_json(path, flag):
+    """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
     if not path.is_file():
-        raise UserError(f"--prompts {path}: " + ("is a folder" if path.is_dir() else "no such file"))
+        raise UserError(f"{flag} {path}: " + ("is a folder" if path.is_dir() else "no such file"))
     try:
-        root = json.loads(
+        return json.loads(
             path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError as error:
-        raise UserError(f"--prompts {path}: not UTF-8 at byte {error.start}") from error
+        raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"--prompts {path}: not JSON at line {error.lineno}: {error.msg}") from error
+        raise UserError(f"{flag} {path}: not JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
-        raise UserError(f"--prompts {path}: nested too deeply to be a prompt file") from error
+        raise UserError(f"{flag} {path}: nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"--prompts {path}: {error}") from error
+        raise UserError(f"{flag} {path}: {error}") from error
+
+
+def _read_prompt_file(path):
+    root = read_strict_json(path, "--prompts")
     allowed = ", ".join(CATEGORIES)
     if not isinstance(root, dict):
         raise UserError(f"--prompts {path}: the root is a {type(root).__name__}; it must be an object with {allowed}")
@@ -259,7 +264,7 @@ def _unique_keys(pairs):
 
 
 def _refuse_constant(name):
-    raise ValueError(f"{name} is not a text")
+    raise ValueError(f"{name} is not a value that JSON allows")
 
 
 def _drop_duplicates(texts):

@@ -1,0 +1,116 @@
+"""Greedy generation in batches that hold no padding, with a KV cache, and simple measures of the answers.
+
+Prompts of one length share a batch, so every token stands where it would stand alone: no padding side, no position ids to
+mend, and edits see the same positions as in a plain forward pass. Each step is the argmax of the logits, as
+`generate(do_sample=False)` does without logit processors (a repetition penalty in a model's generation_config, say, is
+not applied: it would be one more intervention).
+"""
+
+import re
+
+import torch
+
+from ablation import Rows
+from cli import UserError
+
+FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "i'm", "i've", "i'd", "i'll"])
+SELF_NAMES = re.compile(
+    r"\b(?:AI|A\.I\.|artificial intelligence|(?:language|AI) model|LLM|chat ?bot|(?:virtual |AI )?assistant|SmolLM\w*|"
+    r"Mistral|Qwen|Llama|Gemma|ChatGPT|GPT-?\d*)\b",
+    re.IGNORECASE,
+)
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+def stop_tokens(loaded):
+    """The token ids that end an answer, as the model's generation config and tokenizer name them."""
+    named = getattr(loaded.bridge.original_model.generation_config, "eos_token_id", None)
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    own = loaded.tokenizer.hf.eos_token_id
+    return set(named) or ({own} if own is not None else set())
+
+
+def check_room(tokenized, max_tokens, context):
+    """Refuse answers that could run out of the model's context; nothing is truncated."""
+    longest = max(tokenized, key=lambda p: len(p.token_ids))
+    if len(longest.token_ids) + max_tokens > context:
+        raise UserError(
+            f"--max_tokens {max_tokens}: prompt {longest.id} has {len(longest.token_ids)} tokens and the context holds "
+            f"{context}; at most {context - len(longest.token_ids)} are left"
+        )
+
+
+def equal_length_batches(tokenized, batch_size):
+    """Prompt positions in batches of one length."""
+    groups = {}
+    for i, prompt in enumerate(tokenized):
+        groups.setdefault(len(prompt.token_ids), []).append(i)
+    return [g[k : k + batch_size] for _, g in sorted(groups.items()) for k in range(0, len(g), batch_size)]
+
+
+def generate_greedily(loaded, tokenized, max_tokens, batch_size=32, prepare=None, title=None):
+    """Generated token ids of every prompt (the stop token included, where one came): list of lists, in prompt order.
+
+    prepare  None, or a function Rows -> [(hook name, hook)] (`ablation.prepare_edit`): the edit acts at every step
+    """
+    from tqdm import tqdm
+
+    answers = [None] * len(tokenized)
+    with tqdm(total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False) as bar:
+        for batch in equal_length_batches(tokenized, batch_size):
+            ids = torch.tensor([tokenized[i].token_ids for i in batch])
+            rows = Rows(batch, [ids.shape[1]] * len(batch), growing=True)
+            edits = [] if prepare is None else prepare(rows)
+            for i, answer in zip(batch, _continue_batch(loaded, ids, max_tokens, rows, edits), strict=True):
+                answers[i] = answer
+            bar.update(len(batch))
+    return answers
+
+
+def _continue_batch(loaded, ids, max_tokens, rows, edits):
+    """One batch [row, query] of equal length; a row that has stopped runs along unread until all have."""
+    from transformers import DynamicCache
+
+    model, stop = loaded.bridge.original_model, stop_tokens(loaded)
+    ids = ids.to(next(model.parameters()).device)
+    cache = DynamicCache(config=model.config)
+    answers, running = [[] for _ in ids], set(range(len(ids)))
+    with torch.inference_mode(), loaded.bridge.hooks(fwd_hooks=edits):
+        for _ in range(max_tokens):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            rows.start += ids.shape[1]
+            ids = output.logits[:, -1].float().argmax(dim=-1, keepdim=True)
+            for row, token in enumerate(ids[:, 0].tolist()):
+                if row in running:
+                    answers[row].append(token)
+                    if token in stop:
+                        running.discard(row)
+            if not running:
+                break
+    return answers
+
+
+def measure_answer(token_ids, text, stopped):
+    """Simple measures of one answer.
+
+    n_tokens      generated tokens, the stop token not counted     stopped       the model ended the answer itself
+    first_person  share of words that are I, me, my, mine, ...     self_naming   1 if it names itself an AI, a model, ...
+    repetition    share of token trigrams that occurred before; 0 for fewer than three tokens
+    """
+    ids = token_ids[:-1] if stopped else token_ids
+    words = [w.lower().replace("’", "'") for w in WORD.findall(text)]
+    trigrams = list(zip(ids, ids[1:], ids[2:], strict=False))
+    return {
+        "n_tokens": len(ids),
+        "stopped": stopped,
+        "first_person": sum(w in FIRST_PERSON for w in words) / len(words) if words else 0.0,
+        "self_naming": float(bool(SELF_NAMES.search(text))),
+        "repetition": 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
+    }
+
+
+def first_difference(a, b):
+    """Position of the first token in which two answers differ, None if they are the same."""
+    if a == b:
+        return None
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

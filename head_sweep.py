@@ -1,0 +1,253 @@
+"""Ablate every head in turn: 270 interventions of a small model for the price of half as many forward passes.
+
+    effect of (layer, head) on the next token and on the normalised RFC and RSI of later layers, as effects.py defines them
+
+What makes it cheap: prompts of one length are batched without padding, many ablations share a batch (its rows differ in the
+head they lose), the blocks below the ablated layer are not executed (the clean residual is put in their place), and
+logits are computed for the final token only. Proved equal to one ablation at a time in tests/test_interventions.py.
+
+Finished layers are kept in <output_dir>/.sweep_heads_<method>/ until the sweep is complete; the same command continues.
+
+Axes: layer, head, prompt (or category).
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import effects
+import role_metrics
+from ablation import SITES, edit_own_head, neutral_means
+from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
+from cli import RunFailed, UserError, printable
+from intervention_plan import FACTORS
+from output_manager import read_npz, write_json, write_npz
+from prompts import CATEGORIES, prompt_set_sha256
+from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
+
+ROWS = 96
+RESAMPLES = 2000
+LAYER_ARRAYS = (*effects.PROMPT_METRICS, "values")
+FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "n_layers", "n_heads")
+
+
+def run_sweep(loaded, prompts, args, timings=None):
+    """Sweep a loaded model and publish head_effects.npz; returns the run folder."""
+    from activation_analysis import describe_run
+    from deterministic import set_determinism
+    from interventions import LATEST_SWEEP
+    from output_manager import create_run
+
+    method = args.method or "zero_out"
+    timings, determinism = dict(timings or {}), set_determinism(args.seed)
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    key = fingerprint(loaded, prompts, args, method)
+    started = time.perf_counter()
+    with work_folder(Path(args.output_dir), method, key) as work:
+        sweep = Sweep(loaded, tokenized, method, args.batch_size)
+        sweep_layers(sweep, work)
+        timings["sweep_s"] = time.perf_counter() - started
+        arrays = combine_layers(work, sweep, args.seed)
+        with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
+            write_npz(new.path / "head_effects.npz", arrays)
+            config = describe_run(loaded, prompts, sweep.base, args, timings, determinism)
+            config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
+            write_json(new.path / "experiment_config.json", config)
+        shutil.rmtree(work)
+    print_strongest(arrays)
+    print(
+        f"{loaded.n_layers * loaded.n_heads} heads, {len(tokenized)} prompts, {timings['sweep_s']:.1f} s -> {new.final}"
+    )
+    return new.final
+
+
+def fingerprint(loaded, prompts, args, method):
+    """What an unfinished sweep must share with the one that continues it."""
+    return {
+        "model": {name: loaded.facts[name] for name in FINGERPRINT},
+        "prompts": prompt_set_sha256(prompts),
+        "format": [args.prompt_format, args.system_prompt, args.bos],
+        "method": method,
+    }
+
+
+@contextlib.contextmanager
+def work_folder(root, method, key):
+    """The folder of finished layers; refuses one that another model, prompt set or format has begun, or that is in use."""
+    folder = root / f".sweep_heads_{method}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another sweep is running there; wait for it or name another --output_dir"
+            ) from error
+        begun = folder / "key.json"
+        if begun.is_file():
+            try:
+                old = json.loads(begun.read_text(encoding="utf-8"))
+            except (ValueError, UnicodeDecodeError) as error:
+                raise UserError(f"{begun}: damaged; remove {folder} and begin again") from error
+            changed = [name for name in key if old.get(name) != key[name]] if isinstance(old, dict) else list(key)
+            if changed:
+                raise UserError(
+                    f"{folder}: holds an unfinished sweep with another {', '.join(changed)}; finish it with its own "
+                    "command, remove the folder, or name another --output_dir"
+                )
+        else:
+            write_json(begun, key)
+        yield folder
+
+
+class Sweep:
+    """The clean pass of a model and what every layer of the sweep shares with it."""
+
+    def __init__(self, loaded, tokenized, method, batch_size=32, rows=ROWS):
+        self.loaded, self.tokenized, self.rows = loaded, tokenized, rows
+        self.method, self.factor, self.means = method, FACTORS.get(method), None
+        self.base, self.clean = capture_clean(loaded, tokenized, range(loaded.n_layers), batch_size, "clean pass")
+        if self.base.failed:
+            raise RunFailed(f"clean pass: prompt {self.base.failed[0][0]}: {self.base.failed[0][1]}")
+        self.arrays = self.base.arrays
+        self.distribution = effects.BaseDistribution(self.base.logits)
+        self.batch_size = batch_size
+        self.lengths = {}
+        for i, prompt in enumerate(tokenized):
+            self.lengths.setdefault(len(prompt.token_ids), []).append(i)
+
+    def batches(self):
+        """(heads [row], prompts [row]) of every batch: all heads times all prompts of one length, `rows` at a time."""
+        for positions in self.lengths.values():
+            pairs = [(head, i) for head in range(self.loaded.n_heads) for i in positions]
+            n_batches = -(-len(pairs) // self.rows)
+            for part in np.array_split(np.array(pairs), n_batches):
+                yield part[:, 0], part[:, 1]
+
+    def check_resuming(self):
+        """Stop unless a pass that starts in the middle gives the clean logits: another architecture might not."""
+        n_tokens, positions = max(self.lengths.items(), key=lambda item: len(item[1]))
+        positions = np.array(positions[:4])
+        logits, _ = self._run(self.loaded.n_layers // 2, positions, n_tokens, [])
+        gap = float(np.abs(logits - self.base.logits[positions]).max())
+        if gap > 1e-3 * max(1.0, float(np.abs(self.base.logits[positions]).max())):
+            raise RunFailed(
+                f"a pass that starts in the middle differs by {gap:.2g} in the logits; this model cannot be swept"
+            )
+
+    def layer(self, layer):
+        """Ablate every head of a layer: {metric: [head, prompt], "values": [head, prompt, layer]}.
+
+        values  normalised entropy, mean over heads, of the later layers; NaN up to the ablated one
+        """
+        n_layers, n_heads, n = self.loaded.n_layers, self.loaded.n_heads, len(self.tokenized)
+        site = SITES["head"].format(layer)
+        if self.factor is None:
+            donor = collect_activations(self.loaded, self.tokenized, [site], self.batch_size)[site]
+            self.means = torch.tensor(neutral_means(self.tokenized, donor))
+            self.means = torch.cat([self.means, self.means[-1:].expand(donor.shape[1] - len(self.means), -1, -1)])
+        out = {metric: np.full((n_heads, n), np.nan) for metric in effects.PROMPT_METRICS}
+        out["values"] = np.full((n_heads, n, n_layers), np.nan)
+        for heads, prompts in self.batches():
+            edit = (site, edit_own_head(heads, self.factor, self.means))
+            logits, values = self._run(layer, prompts, self.arrays["n_tokens"][prompts[0]], [edit])
+            found = self.distribution.effects(logits, prompts)
+            for metric in effects.PROMPT_METRICS:
+                out[metric][heads, prompts] = found[metric]
+            out["values"][heads, prompts, layer + 1 :] = values
+        return out
+
+    def _run(self, layer, prompts, n_tokens, edits):
+        """(final logits [row, vocabulary], values [row, later layer]) of one batch that starts at `layer`."""
+        n_layers, entropy = self.loaded.n_layers, []
+
+        def on_layer(number, pattern):
+            if number > layer:
+                entropy.append(role_metrics.attention_entropy(pattern))
+
+        hidden = self.clean.residuals[layer]
+        hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
+        ids, dtype = [self.tokenized[i].token_ids for i in prompts], self.loaded.facts["dtype"]
+        resume = (layer, hidden, self.clean.as_tuple)
+        logits = run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume).cpu().numpy()
+        if not entropy:
+            return logits, np.empty((len(prompts), 0))
+        run = SimpleNamespace(
+            entropy=np.stack(entropy, axis=1),
+            visible_keys=self.arrays["visible_keys"][layer + 1 :, :n_tokens],
+            n_tokens=self.arrays["n_tokens"][prompts],
+            span=self.arrays["span"][prompts],
+            prompt_format=None,
+        )
+        return logits, role_metrics.layer_values(run, "normalised")
+
+
+def sweep_layers(sweep, work):
+    """Do the layers that the work folder does not hold; the cheap ones (late layers) first."""
+    from tqdm import tqdm
+
+    sweep.check_resuming()
+    n_layers, n_heads = sweep.loaded.n_layers, sweep.loaded.n_heads
+    missing = [layer for layer in reversed(range(n_layers)) if not (work / layer_file(layer)).is_file()]
+    if len(missing) < n_layers:
+        print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
+    with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
+        for layer in missing:
+            write_npz(work / layer_file(layer), sweep.layer(layer))
+            bar.update(n_heads)
+
+
+def layer_file(layer):
+    return f"layer_{layer:03d}.npz"
+
+
+def combine_layers(work, sweep, seed):
+    """head_effects.npz: means [layer, head, category], index changes [layer, head] with intervals, values per prompt."""
+    category, pair_id = sweep.arrays["category"], sweep.arrays["pair_id"]
+    run = SimpleNamespace(**sweep.arrays, prompt_format=None)
+    base = role_metrics.layer_values(run, "normalised")
+    counts = bootstrap_counts(category, pair_id, RESAMPLES, seed) if has_enough_prompts(category) else None
+    n_layers, n_heads = sweep.loaded.n_layers, sweep.loaded.n_heads
+    names = [name for name in CATEGORIES if (category == name).any()]
+    out = {f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category))) for m in effects.PROMPT_METRICS}
+    for metric in effects.INDEX_METRICS:
+        out |= {metric + part: np.full((n_layers, n_heads), np.nan) for part in ("", "_low", "_high")}
+    for layer in range(n_layers):
+        done = read_npz(work / layer_file(layer), LAYER_ARRAYS)
+        for metric in effects.PROMPT_METRICS:
+            out[f"{metric}_by_prompt"][layer] = done[metric]
+        for head in range(n_heads if layer + 1 < n_layers else 0):
+            sides = base[:, layer + 1 :], done["values"][head, :, layer + 1 :]
+            for metric, value in effects.index_change(*sides, category).items():
+                out[metric][layer, head] = value
+            draws = {} if counts is None else effects.index_change_draws(*sides, category, counts)
+            for metric, drawn in draws.items():
+                out[f"{metric}_low"][layer, head], out[f"{metric}_high"][layer, head] = percentile_interval(drawn)
+    for metric in effects.PROMPT_METRICS:
+        values = out[f"{metric}_by_prompt"].astype(np.float32)
+        out[metric] = np.stack([values[:, :, category == name].mean(axis=-1) for name in names], axis=-1)
+        out[f"{metric}_by_prompt"] = values
+    labels = {"category": np.array(names), "prompt_category": category, "prompt_id": sweep.arrays["prompt_id"]}
+    return {name: a.astype(np.float32) for name, a in out.items()} | labels
+
+
+def print_strongest(arrays, n=10):
+    """The heads with the largest KL, in a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    kl = arrays["kl_by_prompt"].mean(axis=-1)
+    table = Table("layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers")
+    for flat in np.argsort(-kl, axis=None)[:n]:
+        layer, head = np.unravel_index(flat, kl.shape)
+        top1 = arrays["top1_change_by_prompt"][layer, head].mean()
+        cells = [f"{arrays[m][layer, head]:+.4f}" for m in effects.INDEX_METRICS]
+        table.add_row(str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells))
+    Console(markup=False, highlight=False).print(table)

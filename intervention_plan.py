@@ -1,0 +1,309 @@
+"""What may be done to a model: the interventions of a plan file, checked before a model is touched.
+
+    {"schema_version": 1, "source": {...}, "selection": [...],
+     "interventions": [{"type": "head", "layer": 29, "head": 26, "method": "zero_out", "role": "candidate"}, ...]}
+
+    type         method                                       folder
+    head         zero_out half_out scale mean resample        sh_29_26_zero_out
+    layer_heads  the same; head: null (all) or a list         ah_12_mean, ah_12_3-5_mean
+    mlp          zero_out mean                                mlp_3_zero_out
+    pattern      uniform random; head: one, a list or null    pattern_5_2_uniform, pattern_5_uniform
+    patch        paired other_model; component head layer mlp patch_5_2_paired, patch-mlp_5_paired, patch-layer_5_paired
+    steer        add project_out                              steer_12_add_4, steer_12_project_out
+
+source, selection and note say where the plan came from; analyze_results.py writes them, nothing here reads them.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Union, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cli import UserError, printable
+from prompts import read_strict_json
+
+SCHEMA_VERSION = 1
+ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
+HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
+FACTORS = {"zero_out": 0.0, "half_out": 0.5}
+Index = Annotated[int, Field(ge=0, le=100_000)]
+Heads = Annotated[list[Index], Field(min_length=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Entry(BaseModel):
+    """What every intervention has: the layer, what it is for, and a note that is only recorded."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    layer: Index
+    role: Literal["candidate", "control"] = "candidate"
+    control_for: str | list[str] | None = None
+    note: str | None = None
+
+    @property
+    def head_list(self):
+        """The heads that are named, [] where the edit takes all heads or no head."""
+        head = getattr(self, "head", None)
+        return [] if head is None else [head] if isinstance(head, int) else list(head)
+
+    @property
+    def stem(self):
+        """<type>_<layer>_<head>: what is edited, without how."""
+        heads = "-".join(map(str, self.head_list))
+        return "_".join(part for part in (self.prefix, str(self.layer), heads) if part)
+
+    @property
+    def grade(self):
+        """How it is edited: the method and its number."""
+        return "_".join(part for part in (self.method, self.suffix) if part)
+
+    @property
+    def name(self):
+        """The folder: <type>_<layer>_<head>_<method>."""
+        return f"{self.stem}_{self.grade}"
+
+    @property
+    def suffix(self):
+        return ""
+
+    def problem(self):
+        """What is wrong between fields; nothing here."""
+
+
+class HeadEntry(Entry):
+    type: Literal["head"]
+    head: Index
+    method: HEAD_METHODS
+    factor: Number | None = None
+    prefix: ClassVar[str] = "sh"
+
+    @property
+    def suffix(self):
+        return f"{self.factor:g}" if self.method == "scale" else ""
+
+    @property
+    def scale(self):
+        """What the head's output is multiplied by; None for mean and resample."""
+        return self.factor if self.method == "scale" else FACTORS.get(self.method)
+
+    def problem(self):
+        if (self.method == "scale") != (self.factor is not None):
+            return f"method {self.method} " + ("needs factor, a number" if self.factor is None else "takes no factor")
+        return None
+
+
+class LayerHeadsEntry(HeadEntry):
+    type: Literal["layer_heads"]
+    head: Heads | None
+    prefix: ClassVar[str] = "ah"
+
+
+class MlpEntry(Entry):
+    type: Literal["mlp"]
+    method: Literal["zero_out", "mean"]
+    prefix: ClassVar[str] = "mlp"
+
+
+class PatternEntry(Entry):
+    type: Literal["pattern"]
+    head: Index | Heads | None
+    method: Literal["uniform", "random"]
+    prefix: ClassVar[str] = "pattern"
+
+
+class PatchEntry(Entry):
+    type: Literal["patch"]
+    component: Literal["head", "layer", "mlp"] = "head"
+    head: Index | Heads | None = None
+    method: Literal["paired", "other_model"]
+    source: str | None = None
+
+    @property
+    def prefix(self):
+        return "patch" if self.component == "head" else f"patch-{self.component}"
+
+    def problem(self):
+        if self.component != "head" and self.head is not None:
+            return f"head is {shown(self.head)}; component {self.component} takes no head"
+        if (self.method == "other_model") != (self.source is not None):
+            needs = "needs source, a model id or a run folder" if self.source is None else "takes no source"
+            return f"method {self.method} {needs}"
+        return None
+
+
+class SteerEntry(Entry):
+    type: Literal["steer"]
+    method: Literal["add", "project_out"]
+    alpha: Number | None = None
+    prefix: ClassVar[str] = "steer"
+
+    @property
+    def suffix(self):
+        return f"{self.alpha:g}" if self.method == "add" else ""
+
+    def problem(self):
+        if (self.method == "add") != (self.alpha is not None):
+            return f"method {self.method} " + ("needs alpha, a number" if self.alpha is None else "takes no alpha")
+        return None
+
+
+ENTRIES = {"head": HeadEntry, "layer_heads": LayerHeadsEntry, "mlp": MlpEntry}
+ENTRIES |= {"pattern": PatternEntry, "patch": PatchEntry, "steer": SteerEntry}
+ANY_ENTRY = TypeAdapter(Annotated[Union[tuple(ENTRIES.values())], Field(discriminator="type")])  # noqa: UP007
+
+
+def read_plan(path, flag="--config_file"):
+    """The entries of a plan file, each valid by itself and different from the others; UserError says what is not."""
+    path = Path(path)
+    root = read_strict_json(path, flag)
+    where = f"{flag} {path}"
+    if not isinstance(root, dict):
+        raise UserError(f"{where}: the root is {shown(root)}; it must be an object with {', '.join(ROOT_KEYS)}")
+    for key in root:
+        if key not in ROOT_KEYS:
+            raise UserError(f"{where}: unknown key {printable(key)!r}; allowed are {', '.join(ROOT_KEYS)}")
+    if type(root.get("schema_version")) is not int or root["schema_version"] != SCHEMA_VERSION:
+        raise UserError(f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads 1")
+    if root.get("interventions") == [] and isinstance(root.get("note"), str):
+        raise UserError(f"{where}: interventions is an empty list; its note says: {printable(root['note'])}")
+    return parse_entries(root.get("interventions"), where)
+
+
+def parse_entries(items, where):
+    """The entries of the list `interventions`; `where` begins every message."""
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{where}: interventions is {shown(items)}; it must be a list of at least one entry")
+    entries = [parse_entry(item, f"{where}: interventions[{i}]") for i, item in enumerate(items)]
+    names = [entry.name for entry in entries]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them")
+    for i, entry in enumerate(entries):
+        for target in control_targets(entry):
+            if not any(serves(entry, target, other) for other in entries):
+                known = ", ".join(e.name for e in entries if e.role == "candidate")
+                raise UserError(
+                    f"{where}: interventions[{i}].control_for is {shown(target)}: no candidate of this plan has that name "
+                    f"and method {entry.grade}; its candidates are {known or 'none'}"
+                )
+    return entries
+
+
+def parse_entry(item, where):
+    """One entry, or a UserError with the first field that is wrong."""
+    if not isinstance(item, dict):
+        raise UserError(f"{where} is {shown(item)}; it must be an object, groups cannot be nested")
+    kind = item.get("type")
+    if not isinstance(kind, str) or kind not in ENTRIES:
+        raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
+    try:
+        entry = ANY_ENTRY.validate_python(item)
+    except ValidationError as error:
+        raise UserError(f"{where}{describe_error(error.errors()[0], kind)}") from error
+    problem = entry.problem()
+    if problem is None and entry.control_for is not None and entry.role != "control":
+        problem = "control_for is only for entries whose role is control"
+    if problem is None and len(set(entry.head_list)) < len(entry.head_list):
+        problem = f"head is {shown(entry.head_list)}; a head is listed twice"
+    if problem:
+        raise UserError(f"{where}: {problem}")
+    return entry
+
+
+def describe_error(error, kind):
+    """pydantic's first complaint as field, value and what is allowed."""
+    field = ".".join(str(part) for part in error["loc"][1:2])
+    fields = ENTRIES[kind].model_fields
+    if error["type"] == "extra_forbidden":
+        return f": unknown key {printable(field)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
+    if error["type"] == "missing":
+        return f".{field} is missing; type {kind} needs it"
+    allowed = get_args(fields[field].annotation)
+    if "literal" in error["type"]:
+        return f".{field} is {shown(error['input'])}; allowed are {', '.join(map(str, allowed))}"
+    if field in ("layer", "head"):
+        what = "a whole number from 0"
+        if kind in ("layer_heads", "pattern", "patch") and field == "head":
+            what = "null or a list of whole numbers from 0" + (", or one" if kind != "layer_heads" else "")
+        return f".{field} is {shown(error['input'])}; it must be {what}"
+    return f".{field} is {shown(error['input'])}: {printable(error['msg'])}"
+
+
+def shown(value):
+    """A JSON value for a message, shortened."""
+    if value is None:
+        return "null or missing"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"the list {printable(value)[:60]}" if value else "an empty list"
+    return repr(printable(value)[:60]) if isinstance(value, str) else str(value).lower()
+
+
+def control_targets(entry):
+    """The candidates that a control names; [] for one that serves every candidate."""
+    return [entry.control_for] if isinstance(entry.control_for, str) else list(entry.control_for or [])
+
+
+def serves(control, target, candidate):
+    """True if `target` of a control's control_for means this candidate: its folder name, or that without the method
+    (sh_29_26) where candidate and control are edited in the same way."""
+    if candidate.role != "candidate":
+        return False
+    return target == candidate.name or (target == candidate.stem and control.grade == candidate.grade)
+
+
+def controls_of(candidate, entries):
+    """The control entries of a candidate: those that name it, and unnamed ones of the same type and method."""
+    found = []
+    for entry in entries:
+        targets = control_targets(entry)
+        unnamed = not targets and (entry.type, entry.grade) == (candidate.type, candidate.grade)
+        if entry.role == "control" and (unnamed or any(serves(entry, target, candidate) for target in targets)):
+            found.append(entry)
+    return found
+
+
+def check_against_model(entries, n_layers, n_heads, model_id):
+    """Refuse the first entry whose layer or head this model does not have; no forward pass is needed."""
+    for i, entry in enumerate(entries):
+        head = next((head for head in entry.head_list if head >= n_heads), None)
+        if entry.layer >= n_layers or head is not None:
+            what = f"layer is {entry.layer}" if entry.layer >= n_layers else f"head is {head}"
+            raise UserError(
+                f"interventions[{i}].{what}: {printable(model_id)} has layers 0 to {n_layers - 1} and heads 0 to "
+                f"{n_heads - 1}; analyze_results.py writes ablation_candidates.json with this model's own heads"
+            )
+
+
+def draw_controls(entries, n_heads, per_candidate=2, seed=0):
+    """Control entries for a plan without any: the candidates' edit on random other heads of the same layer.
+
+    The same heads serve all grades (zero_out, half_out) and neighbours of a candidate; no candidate of the layer is drawn.
+    An edit of a whole layer, an MLP or the residual has no matched control.
+    """
+    drawn = {}
+    for entry in entries:
+        taken = {head for e in entries if e.layer == entry.layer for head in e.head_list}
+        free = [head for head in range(n_heads) if head not in taken]
+        rng = np.random.default_rng([seed, entry.layer, *entry.head_list])
+        for _ in range(per_candidate if entry.head_list else 0):
+            size = len(entry.head_list)
+            if size > len(free):
+                break
+            heads = sorted(rng.choice(free, size, replace=False).tolist())
+            if size == 1:
+                free.remove(heads[0])
+            control = entry.model_copy(
+                update={
+                    "head": heads if isinstance(entry.head, list) else heads[0],
+                    "role": "control",
+                    "control_for": [entry.name],
+                    "note": None,
+                }
+            )
+            shared = drawn.setdefault(control.name, control)
+            if entry.name not in shared.control_for:
+                shared.control_for.append(entry.name)
+    return list(drawn.values())

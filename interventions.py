@@ -1,0 +1,389 @@
+"""Edit a model in the middle of its forward pass and measure what changes further on: heads, patterns, MLPs, the residual.
+
+    plan -> the unedited run -> every edit through the same capture as activation_analysis.py -> effects.csv
+    -> results_activation_analysis/intervention_<time>/ (baseline/, sh_29_26_zero_out/, ..., effects.csv, effects.json)
+
+    python interventions.py --config_file ablation_candidates.json
+    python interventions.py --model_id mistralai/Mistral-7B-Instruct-v0.1 --dtype bfloat16   (targeted_interventions.json)
+    python interventions.py --sweep heads --method zero_out
+
+effects.csv has one row an intervention and category: KL of the next token, change of the top token, change of surprisal of
+the unedited answer, change of the mean RFC and RSI of later layers (effects.py defines them), each with its interval and
+its test against the same edit on random other heads of the layer. A plan without controls gets them drawn here.
+--sweep heads ablates every head in turn and writes head_effects.npz [layer, head, category]; it can be interrupted and
+continued. The newest run is linked as latest_intervention, the newest sweep as latest_sweep.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from activation_analysis import describe_run, load_from_args, summarize
+from cli import (
+    DEFAULT_RESULTS,
+    Parser,
+    RunFailed,
+    UserError,
+    add_model_arguments,
+    check_model_arguments,
+    check_output_dir,
+    printable,
+    run_script,
+)
+from deterministic import prepare_environment, set_determinism
+from prompts import load_prompts
+
+DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
+LATEST, LATEST_SWEEP = "latest_intervention", "latest_sweep"
+BASELINE = "baseline"
+SWEEP_METHODS = ("zero_out", "half_out", "mean")
+
+
+def controls_number(text):
+    """Controls a candidate: 0 to 100."""
+    import argparse
+
+    if not text.isascii() or not text.isdigit() or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number from 0 to 100")
+    return int(text)
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    add_model_arguments(parser)
+    plan = parser.add_argument_group("interventions")
+    plan.add_argument(
+        "--config_file",
+        "--interventions",
+        help="plan (default: targeted_interventions.json, the published Mistral heads)",
+    )
+    plan.add_argument(
+        "--controls",
+        type=controls_number,
+        default=2,
+        help="random control heads a candidate, for a plan that brings none (default 2; 0 leaves them out)",
+    )
+    plan.add_argument("--sweep", choices=["heads"], help="ablate every head in turn instead of running a plan")
+    plan.add_argument("--method", choices=SWEEP_METHODS, help="what --sweep does to a head (default zero_out)")
+    parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    return parser.parse_args(argv)
+
+
+def run(args):
+    """Run the plan or the sweep; whatever can be refused is refused before the weights are read."""
+    check_model_arguments(args)
+    check_output_dir(args.output_dir)
+    if args.sweep and args.config_file:
+        raise UserError("--sweep with --config_file: a sweep takes every head, give one of them")
+    if args.method and not args.sweep:
+        raise UserError(f"--method {args.method} needs --sweep heads; a plan names a method for each entry")
+    plan = None if args.sweep else read_plan_for(args)
+    prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    for note in notes:
+        print(f"note: {note}")
+    started = time.perf_counter()
+    loaded = load_checked(plan, args)
+    timings = {"load_s": time.perf_counter() - started}
+    if args.sweep:
+        from head_sweep import run_sweep
+
+        run_sweep(loaded, prompts, args, timings)
+    else:
+        run_interventions(loaded, prompts, plan, args, timings)
+
+
+def read_plan_for(args):
+    from intervention_plan import read_plan
+
+    return read_plan(args.config_file or DEFAULT_PLAN)
+
+
+def load_checked(plan, args):
+    """The model that the flags name, after its config has shown that it has the layers and heads of the plan."""
+    if plan:
+        prepare_environment()
+        from intervention_plan import check_against_model
+        from model_loading import check_architecture, locate_model, read_config
+
+        config = read_config(locate_model(args.model_id), args.revision, args.trust_remote_code)
+        check_architecture(args.model_id, config)
+        text = config.get_text_config()
+        check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, args.model_id)
+    return load_from_args(args)
+
+
+def run_interventions(loaded, prompts, plan, args, timings=None):
+    """Run a plan (entries from intervention_plan.read_plan) on a loaded model; returns (run folder, rows of effects.csv).
+
+    args  needs model_id, prompt_format, system_prompt, bos, batch_size, seed, output_dir and controls
+    """
+    from ablation import collect_donors
+    from attention_capture import tokenize_prompts
+    from intervention_plan import check_against_model
+    from output_manager import create_run
+
+    timings = dict(timings or {})
+    check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
+    determinism = set_determinism(args.seed)
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    entries, notes = complete_plan(plan, loaded, tokenized, args)
+    for note in notes:
+        print(f"note: {printable(note)}")
+    donors = collect_donors(loaded, tokenized, entries, args.seed, args.batch_size, lambda s: load_source(s, args))
+    started = time.perf_counter()
+    with create_run(args.output_dir, LATEST, "intervention") as new:
+
+        def save(name, captured, config, entry=None):
+            save_folder(new.path / name, tokenized, captured, config | {"intervention": entry and entry.model_dump()})
+
+        def describe(captured):
+            config = describe_run(loaded, prompts, captured, args, timings, determinism)
+            return config | {"script": "interventions.py"}
+
+        measured, base_values, config = capture_entries(loaded, tokenized, entries, donors, args, describe, save)
+        timings["capture_s"] = time.perf_counter() - started
+        rows, notes = tabulate_effects(measured, base_values, tokenized, notes, args.seed)
+        save_effects(new.path, rows, notes, measured, entries, config | {"timings": timings})
+    print_effects(rows, notes)
+    print(
+        f"{len(entries)} interventions, {len(tokenized)} prompts, capture {timings['capture_s']:.1f} s -> "
+        f"{printable(new.final)}"
+    )
+    return new.final, rows
+
+
+def complete_plan(plan, loaded, tokenized, args):
+    """(entries, notes): the plan with controls, and what a reader must know about it."""
+    from ablation import edited_prompts
+    from intervention_plan import controls_of, draw_controls
+
+    entries, notes = list(plan), []
+    if args.controls and not any(entry.role == "control" for entry in plan):
+        drawn = draw_controls(plan, loaded.n_heads, args.controls, args.seed)
+        taken = {entry.name for entry in plan}
+        entries += [entry for entry in drawn if entry.name not in taken]
+        notes.append(f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {args.seed}")
+    for entry in entries:
+        edited = edited_prompts(entry, tokenized, args.seed)
+        if not edited.any():
+            raise UserError(f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from")
+        if entry.method == "resample" and not edited.all():
+            notes.append(f"{entry.name}: {(~edited).sum()} prompts have no other of their length and stay unedited")
+        if entry.method == "paired":
+            paired = sum(p.pair_id >= 0 for p in tokenized)
+            if edited.sum() < paired:
+                notes.append(f"{entry.name}: {paired - edited.sum()} prompts of unequal pairs stay unedited")
+    alone = [e.name for e in entries if e.role == "candidate" and not controls_of(e, entries)]
+    if alone:
+        notes.append(f"without matched controls (no p-value): {', '.join(alone)}")
+    return entries, notes
+
+
+def load_source(source, args):
+    """The other model of a patch: a model id or folder, or a run folder whose config names the model."""
+    import json
+
+    from model_loading import load_model
+
+    config = Path(source) / "experiment_config.json"
+    revision = None
+    if config.is_file():
+        try:
+            facts = json.loads(config.read_text(encoding="utf-8"))["model"]
+            source, revision = facts["id"], facts.get("revision")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"source {printable(source)}: its experiment_config.json names no model") from error
+    return load_model(source, revision, args.dtype, args.device, args.device_map)
+
+
+def capture_entries(loaded, tokenized, entries, donors, args, describe, save):
+    """(measured as `effects.effect_rows` takes it, values of the unedited run [prompt, layer], config of the baseline).
+
+    The blocks below an edited layer give what they gave in the unedited pass, so an edited pass starts at its layer.
+    """
+    from tqdm import tqdm
+
+    from ablation import edited_prompts, prepare_edit
+    from attention_capture import capture_attention, capture_clean
+    from effects import BaseDistribution
+    from intervention_plan import controls_of
+
+    layers = sorted({entry.layer for entry in entries})
+    base, clean = capture_clean(loaded, tokenized, layers, args.batch_size, BASELINE)
+    check_complete(base, BASELINE)
+    if not resumes_exactly(loaded, tokenized, base, clean, layers[-1:], args.batch_size):
+        clean = None
+    config, distribution = describe(base), BaseDistribution(base.logits)
+    save(BASELINE, base, config)
+    base_values, measured = normalised_values(base.arrays, config), {}
+    for entry in tqdm(entries, desc="interventions", unit="edit", leave=False):
+        prepare = prepare_edit(entry, donors)
+        start = clean and (entry.layer, clean)
+        captured = capture_attention(
+            loaded, tokenized, args.batch_size, edits_for(prepare, tokenized), want_logits=True, start=start
+        )
+        check_complete(captured, entry.name)
+        save(entry.name, captured, config, entry)
+        measured[entry.name] = {
+            "effects": effects_of(distribution, captured.logits, edited_prompts(entry, tokenized, args.seed)),
+            "values": normalised_values(captured.arrays, config),
+            "layer": entry.layer,
+            "controls": [control.name for control in controls_of(entry, entries)] if entry.role == "candidate" else [],
+            "labels": {
+                "role": entry.role,
+                "type": entry.type,
+                "layer": entry.layer,
+                "head": " ".join(map(str, entry.head_list)),
+                "method": entry.method,
+                "controls": "",
+            },
+        }
+        measured[entry.name]["labels"]["controls"] = " ".join(measured[entry.name]["controls"])
+    return measured, base_values, config
+
+
+def edits_for(prepare, tokenized):
+    """A function of a batch's prompt positions for `capture_attention`."""
+    from ablation import Rows
+
+    return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
+
+
+def resumes_exactly(loaded, tokenized, base, clean, layers, batch_size):
+    """True if a pass that starts at these layers gives the logits of the whole pass, bit for bit.
+
+    False for an architecture whose blocks hand on more than the residual: then every pass runs whole.
+    """
+    import numpy as np
+
+    from attention_capture import capture_attention, make_batches
+
+    chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
+    few = [tokenized[i] for i in chosen]
+    for layer in layers:
+        part = type(clean)(
+            {name: a if name == "visible_keys" else a[chosen] for name, a in clean.arrays.items()},
+            {layer: clean.residuals[layer][chosen]},
+            clean.as_tuple,
+        )
+        again = capture_attention(loaded, few, batch_size, want_logits=True, start=(layer, part))
+        if not np.array_equal(again.logits, base.logits[chosen]):
+            return False
+    return True
+
+
+def check_complete(captured, name):
+    """Every prompt must be measured in every run, or the runs cannot be compared prompt by prompt."""
+    if captured.failed:
+        prompt_id, reason = captured.failed[0]
+        raise RunFailed(f"{name}: prompt {prompt_id}: {reason}; try a smaller model or --dtype bfloat16")
+
+
+def normalised_values(arrays, config):
+    """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer]."""
+    from output_manager import Run
+    from role_metrics import layer_values
+
+    return layer_values(Run(path=None, config=config, **arrays), "normalised")
+
+
+def effects_of(distribution, logits, edited):
+    """`BaseDistribution.effects`, NaN for prompts that the edit does not touch (edited [prompt] bool)."""
+    import numpy as np
+
+    return {metric: np.where(edited, values, np.nan) for metric, values in distribution.effects(logits).items()}
+
+
+def save_folder(folder, tokenized, captured, config):
+    """A run folder inside the run: the arrays, prompts and config that `output_manager.load_run` reads."""
+    from output_manager import write_json, write_manifest, write_npz, write_prompts
+
+    folder.mkdir()
+    write_prompts(folder / "prompts.jsonl", [asdict(p) for p in tokenized])
+    write_npz(folder / "attention.npz", captured.arrays)
+    write_json(folder / "activations.json", summarize(captured.arrays, config))
+    write_json(folder / "experiment_config.json", config)
+    write_manifest(folder)
+
+
+def tabulate_effects(measured, base_values, tokenized, notes, seed):
+    """(rows of effects.csv, notes with what has no interval or no effect)."""
+    import numpy as np
+
+    import effects
+    from resampling import bootstrap_counts, has_enough_prompts
+
+    category = np.array([p.category for p in tokenized])
+    enough = has_enough_prompts(category)
+    counts = bootstrap_counts(category, np.array([p.pair_id for p in tokenized]), seed=seed) if enough else None
+    notes = list(notes)
+    if not enough:
+        notes.append("a category has one prompt: no intervals")
+    rows = effects.effect_rows(measured, base_values, category, counts, effects.random_signs(len(category), seed))
+    for name, item in measured.items():
+        largest = np.nanmax(item["effects"]["logit_change"])
+        if largest < effects.NO_EFFECT:
+            notes.append(f"{name}: no measurable effect, the largest change of a logit is {largest:.2g}")
+    return rows, notes
+
+
+def save_effects(folder, rows, notes, measured, entries, config):
+    """effects.csv, effects.json and experiment_config.json at the top of the run."""
+    from effects import row_columns
+    from output_manager import write_csv, write_json
+
+    labels = next(iter(measured.values()))["labels"]
+    write_csv(folder / "effects.csv", rows, row_columns(labels))
+    plan = [entry.model_dump() | {"folder": entry.name} for entry in entries]
+    largest = {name: item["effects"]["logit_change"] for name, item in measured.items()}
+    summary = {"schema_version": 1, "rows": rows, "notes": notes, "interventions": plan}
+    summary["largest_logit_change"] = {name: max(v for v in values if v == v) for name, values in largest.items()}
+    write_json(folder / "effects.json", summary)
+    write_json(folder / "experiment_config.json", config | {"intervention": None, "interventions": plan})
+
+
+def print_effects(rows, notes):
+    """The candidates' effects over all prompts beside their controls; categories and controls are in effects.csv."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 132
+    table = Table(title="effects over all prompts [95 % interval] | mean of the controls | q", title_justify="left")
+    table.add_column("intervention", no_wrap=True)
+    for heading in ("n", "KL, nats", "top-1", "answer surprisal", "RFC of later layers", "RSI of later layers"):
+        table.add_column(heading)
+    for row in rows:
+        if row["category"] == "all" and row["role"] == "candidate":
+            cells = [effect_cell(row, m) for m in ("kl", "surprisal_change", "rfc_change", "rsi_change")]
+            table.add_row(row["intervention"], str(row["n"]), cells[0], f"{row['top1_change']:.0%}", *cells[1:])
+    console.print(table)
+    for note in notes:
+        if "no measurable effect" in note or "no intervals" in note:
+            print(f"note: {printable(note)}")
+
+
+def effect_cell(row, metric):
+    """value [low, high] | control | q as text; what is undefined is left out."""
+
+    def number(key):
+        return f"{row[key]:.2g}" if metric == "kl" else f"{row[key]:+.2g}"
+
+    if row[metric] != row[metric]:
+        return "-"
+    text = number(metric)
+    if row[f"{metric}_low"] == row[f"{metric}_low"]:
+        text += f" [{number(f'{metric}_low')}, {number(f'{metric}_high')}]"
+    if row[f"{metric}_p"] == row[f"{metric}_p"]:
+        text += f" | {number(f'{metric}_control')} | {row[f'{metric}_q']:.2g}"
+    return text
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

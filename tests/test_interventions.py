@@ -1,0 +1,343 @@
+"""Plans are checked before anything runs; effects are what a hand computes; runs are whole or absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import effects
+import head_sweep
+import interventions
+from cli import UserError
+from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
+from model_loading import load_model
+from output_manager import load_run, read_npz
+from prompts import select_prompts
+from tiny_models import save_tiny
+
+HERE = Path(interventions.__file__).parent
+HEAD = {"type": "head", "layer": 1, "head": 1, "method": "zero_out"}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def loaded(folder):
+    return load_model(folder)
+
+
+def plan_file(path, *entries, **root):
+    path.write_text(json.dumps({"schema_version": 1, "interventions": list(entries)} | root))
+    return str(path)
+
+
+def arguments(folder, output, *more):
+    return ["--model_id", folder, "--output_dir", str(output), "--prompts_per_category", "4", *more]
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ([], "empty list"),
+        (None, "null or missing; it must be a list"),
+        ([[HEAD]], r"\[0\] is the list .*groups cannot be nested"),
+        ([HEAD | {"interventions": [HEAD]}], "unknown key 'interventions'"),
+        ([HEAD | {"layer": -1}], r"\[0\].layer is -1; it must be a whole number from 0"),
+        ([HEAD | {"layer": 1.0}], r"\[0\].layer is 1.0"),
+        ([HEAD | {"head": True}], r"\[0\].head is true"),
+        ([HEAD | {"head": "1"}], r"\[0\].head is '1'"),
+        ([HEAD, HEAD | {"head": None}], r"\[1\].head is null"),
+        ([HEAD | {"method": "../x"}], r"\[0\].method is '../x'; allowed are zero_out, half_out"),
+        ([HEAD | {"type": "a/b"}], r"\[0\].type is 'a/b'; allowed are head"),
+        ([HEAD | {"factr": 1}], "unknown key 'factr'.*type head has layer"),
+        ([{"type": "head", "layer": 1, "method": "mean"}], r"\[0\].head is missing"),
+        ([HEAD, dict(HEAD)], r"\[1\] and \[0\] are both sh_1_1_zero_out"),
+        (
+            [HEAD | {"method": "scale", "factor": 0.25}, HEAD | {"method": "scale", "factor": 2.5e-1}],
+            "both sh_1_1_scale_0.25",
+        ),
+        ([HEAD | {"method": "scale"}], "method scale needs factor"),
+        ([HEAD | {"factor": 2}], "method zero_out takes no factor"),
+        ([HEAD | {"method": "scale", "factor": True}], r"\[0\].factor is true"),
+        ([HEAD | {"role": "boss"}], "allowed are candidate, control"),
+        (
+            [HEAD | {"role": "control", "control_for": "sh_9_9_mean"}],
+            "no candidate of this plan has that name and method zero_out",
+        ),
+        ([HEAD | {"control_for": "x"}], "control_for is only for"),
+        ([{"type": "layer_heads", "layer": 0, "head": [], "method": "mean"}], "head is an empty list"),
+        ([{"type": "layer_heads", "layer": 0, "head": [1, 1], "method": "mean"}], "listed twice"),
+        ([{"type": "patch", "layer": 0, "component": "mlp", "head": 1, "method": "paired"}], "takes no head"),
+        ([{"type": "patch", "layer": 0, "method": "other_model"}], "needs source"),
+        ([{"type": "steer", "layer": 0, "method": "add"}], "needs alpha"),
+    ],
+)
+def test_a_bad_plan_is_one_line_that_names_the_entry(tmp_path, entries, message, capsys):
+    path = plan_file(tmp_path / "plan.json", interventions=entries)
+    with pytest.raises(UserError, match=message) as caught:
+        read_plan(path)
+    assert "\n" not in str(caught.value) and "plan.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "not JSON"),
+        ("[]", "the root is an empty list"),
+        ('{"schema_version": 2, "interventions": [1]}', "schema_version is 2"),
+        ('{"schema_version": 1, "interventions": [1], "x": 1}', "unknown key 'x'"),
+        ('{"schema_version": 1, "schema_version": 1}', "appears twice"),
+        ('{"schema_version": NaN}', "NaN"),
+    ],
+)
+def test_a_file_that_is_no_plan(tmp_path, text, message):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_a_missing_plan_and_contradicting_flags(tmp_path, capsys):
+    for flags, message in (
+        (["--config_file", str(tmp_path / "none.json")], "no such file"),
+        (["--method", "mean"], "--method mean needs --sweep"),
+        (["--sweep", "heads", "--config_file", "x"], "give one of them"),
+        (["--controls", "-1"], "not a whole number from 0 to 100"),
+    ):
+        with pytest.raises(SystemExit) if "--controls" in flags else _nothing():
+            assert interventions.main([*flags, "--output_dir", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class _nothing:  # noqa: N801
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+
+def test_folder_names():
+    items = [
+        HEAD,
+        {"type": "layer_heads", "layer": 12, "head": None, "method": "mean"},
+        {"type": "layer_heads", "layer": 12, "head": [3, 5], "method": "mean"},
+        {"type": "mlp", "layer": 3, "method": "zero_out"},
+        {"type": "pattern", "layer": 2, "head": 0, "method": "uniform"},
+        {"type": "patch", "layer": 2, "component": "layer", "method": "paired"},
+        {"type": "steer", "layer": 2, "method": "add", "alpha": -4},
+    ]
+    names = [entry.name for entry in parse_entries(items, "plan")]
+    assert names == [
+        "sh_1_1_zero_out",
+        "ah_12_mean",
+        "ah_12_3-5_mean",
+        "mlp_3_zero_out",
+        "pattern_2_0_uniform",
+        "patch-layer_2_paired",
+        "steer_2_add_-4",
+    ]
+
+
+def test_a_control_names_its_candidate_with_or_without_the_method():
+    control = {"type": "head", "layer": 1, "method": "zero_out", "role": "control"}
+    items = [HEAD, HEAD | {"method": "half_out"}]
+    items += [control | {"head": 3, "control_for": "sh_1_1"}, control | {"head": 4, "control_for": "sh_1_1_zero_out"}]
+    items += [control | {"head": 5}, control | {"head": 6, "method": "half_out", "control_for": ["sh_1_1"]}]
+    plan = parse_entries(items, "plan")
+    assert [c.head for c in controls_of(plan[0], plan)] == [3, 4, 5]
+    assert [c.head for c in controls_of(plan[1], plan)] == [6]
+
+
+def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tmp_path, capsys):
+    assert len(read_plan(interventions.DEFAULT_PLAN)) == 10
+    assert interventions.main(["--model_id", folder, "--output_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "interventions[0].layer is 29" in error and "layers 0 to 2" in error and "ablation_candidates.json" in error
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"\[0\].head is 4"):
+        check_against_model(parse_entries([HEAD | {"head": 4}], "plan"), 3, 4, "tiny")
+
+
+def test_drawn_controls_are_other_heads_of_the_layer_and_serve_every_grade():
+    plan = parse_entries([HEAD, HEAD | {"method": "half_out"}, HEAD | {"head": 2}], "plan")
+    controls = draw_controls(plan, 6, 2, seed=5)
+    assert [c.name for c in controls] == [c.name for c in draw_controls(plan, 6, 2, seed=5)]
+    assert all(c.layer == 1 and c.head in (0, 3, 4, 5) and c.role == "control" for c in controls)
+    for entry in plan:
+        own = {c.head for c in controls if entry.name in c.control_for}
+        assert len(own) == 2
+    grades = [{c.head for c in controls if name in c.control_for} for name in ("sh_1_1_zero_out", "sh_1_1_half_out")]
+    assert grades[0] == grades[1]
+
+
+def test_kl_surprisal_and_top1_by_hand():
+    p, q = np.array([0.5, 0.25, 0.25]), np.array([0.2, 0.4, 0.4])
+    found = effects.BaseDistribution([np.log(p) + 3]).effects(np.array([np.log(q) - 1]))
+    assert found["kl"][0] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-6)
+    assert found["surprisal_change"][0] == pytest.approx(np.log(0.5 / 0.2), rel=1e-6)
+    assert found["top1_change"][0] == 1
+    same = effects.BaseDistribution(np.log([p])).effects(np.log([p]).astype(np.float32))
+    assert all(values[0] == 0 for values in same.values())
+
+
+def test_index_change_by_hand():
+    category = np.array(["self_referent", "confounder", "neutral"])
+    base, edited = np.array([[0.4, 0.4], [0.6, 0.5], [0.8, 0.5]]), np.array([[0.2, 0.4], [0.6, 0.5], [0.8, 0.5]])
+    change = effects.index_change(base, edited, category)
+    assert change["rfc_change"] == pytest.approx(0.25 / 2) and change["rsi_change"] == pytest.approx(0.25 / 2)
+    assert np.isnan(effects.index_change(base[:, :0], edited[:, :0], category)["rfc_change"])
+
+
+def test_sign_flips_see_a_difference_and_do_not_invent_one():
+    signs = effects.random_signs(40, seed=1)
+    noise = np.random.default_rng(0).normal(size=40)
+    assert effects.sign_flip_p(noise + 2, signs) < 1e-3
+    assert effects.sign_flip_p(noise - noise.mean(), signs) == 1.0
+    assert effects.sign_flip_p(np.zeros(40), signs) == 1.0
+    assert np.isnan(effects.sign_flip_p(np.array([np.nan, 1.0]), signs[:, :2]))
+    category = np.array(["self_referent"] * 20 + ["neutral"] * 20)
+    low = np.random.default_rng(1).uniform(0.4, 0.6, (40, 3))
+    moved = low.copy()
+    moved[:20] += 0.2
+    assert effects.index_flip_p(moved, low, category, signs)["rfc_change"] < 1e-3
+    assert effects.index_flip_p(low, low, category, signs)["rfc_change"] == 1.0
+
+
+def test_q_values_ignore_undefined_tests():
+    q = effects.adjust_p([0.01, np.nan, 0.04])
+    assert q[0] == pytest.approx(0.02) and np.isnan(q[1]) and q[2] == pytest.approx(0.04)
+
+
+@pytest.fixture(scope="session")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    entries = [
+        HEAD,
+        HEAD | {"method": "scale", "factor": 1},
+        {"type": "mlp", "layer": 2, "method": "zero_out"},
+        {"type": "patch", "layer": 0, "component": "layer", "method": "paired"},
+    ]
+    path = plan_file(out / "plan.json", *entries)
+    assert interventions.main(arguments(folder, out, "--config_file", path)) == 0
+    return out / interventions.LATEST
+
+
+def test_every_sub_folder_is_a_run_and_only_later_layers_change(finished):
+    base, edited = (load_run(finished / name) for name in ("baseline", "sh_1_1_zero_out"))
+    np.testing.assert_array_equal(base.entropy[:, :2], edited.entropy[:, :2])
+    assert np.nanmax(np.abs(base.entropy[:, 2] - edited.entropy[:, 2])) > 1e-4
+    same = load_run(finished / "sh_1_1_scale_1")
+    np.testing.assert_array_equal(base.entropy, same.entropy)
+    assert edited.config["intervention"]["head"] == 1 and base.config["intervention"] is None
+
+
+def test_effects_table(finished):
+    summary = json.loads((finished / "effects.json").read_text())
+    rows = {(row["intervention"], row["category"]): row for row in summary["rows"]}
+    cut = rows["sh_1_1_zero_out", "all"]
+    assert cut["n"] == 16 and 0 < cut["kl_low"] <= cut["kl"] <= cut["kl_high"] and 0 < cut["kl_p"] <= 1
+    assert len(cut["controls"].split()) == 2
+    assert rows["sh_1_1_scale_1", "all"]["kl"] == 0
+    assert any("sh_1_1_scale_1: no measurable effect" in note for note in summary["notes"])
+    assert rows["mlp_2_zero_out", "all"]["rfc_change"] is None, "an edit of the last layer has no later layer"
+    assert ("patch-layer_0_paired", "neutral") not in rows and rows["patch-layer_0_paired", "all"]["n"] == 8
+    header = (finished / "effects.csv").read_text().splitlines()[0].split(",")
+    assert header[:3] == ["intervention", "role", "type"] and "rsi_change_q" in header
+
+
+def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
+    from ablation import prepare_edit
+    from attention_capture import capture_attention, tokenize_prompts
+
+    tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
+    for method, layers in (("zero_out", range(3)), ("mean", [1])):
+        sweep = head_sweep.Sweep(loaded, tokenized, method, rows=7)
+        for layer in layers:
+            found = sweep.layer(layer)
+            for head in range(4):
+                [entry] = parse_entries([HEAD | {"layer": layer, "head": head, "method": method}], "plan")
+                donors = interventions_donors(loaded, tokenized, entry)
+                edits = interventions.edits_for(prepare_edit(entry, donors), tokenized)
+                one = capture_attention(loaded, tokenized, 3, edits, want_logits=True)
+                expected = sweep.distribution.effects(one.logits)
+                for metric in ("kl", "surprisal_change"):
+                    np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
+                config = {"model": {"id": "x"}, "prompts": {"format": "raw"}}
+                values = interventions.normalised_values(one.arrays, config)
+                np.testing.assert_allclose(found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5)
+
+
+def interventions_donors(loaded, tokenized, entry):
+    from ablation import collect_donors
+
+    return collect_donors(loaded, tokenized, [entry])
+
+
+def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tmp_path, monkeypatch, capsys):
+    command = arguments(folder, tmp_path, "--sweep", "heads")
+    whole = head_sweep.Sweep.layer
+    done = []
+
+    def interrupted(self, layer):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(layer)
+        return whole(self, layer)
+
+    monkeypatch.setattr(head_sweep.Sweep, "layer", interrupted)
+    assert interventions.main(command) == 130
+    assert not (tmp_path / "latest_sweep").exists() and done == [2, 1]
+    again = []
+    monkeypatch.setattr(head_sweep.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer))
+    other = [*command[:-4], "--prompts_per_category", "3", *command[-2:]]
+    assert interventions.main(other) == 2
+    assert "unfinished sweep with another prompts" in capsys.readouterr().err
+    assert again == []
+    assert interventions.main(command) == 0 and again == [0]
+    arrays = read_npz(tmp_path / "latest_sweep" / "head_effects.npz", ["kl", "rfc_change", "category"])
+    assert arrays["kl"].shape == (3, 4, 4) and (arrays["kl"] > 0).all()
+    assert np.isnan(arrays["rfc_change"][2]).all() and np.isfinite(arrays["rfc_change"][:2]).all()
+    assert not list(tmp_path.glob(".sweep*"))
+
+
+def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(folder, tmp_path):
+    out = tmp_path / "out"
+    small = plan_file(tmp_path / "small.json", HEAD)
+    assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    before = (out / interventions.LATEST).resolve()
+    many = [
+        HEAD | {"head": h, "layer": layer, "method": m}
+        for h in range(4)
+        for layer in range(3)
+        for m in ("zero_out", "half_out", "mean", "resample")
+    ]
+    command = arguments(folder, out, "--config_file", plan_file(tmp_path / "many.json", *many))
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / "interventions.py"), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".tmp_*/sh_*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert (out / interventions.LATEST).resolve() == before
+    assert load_run(out / interventions.LATEST / "baseline").n_layers == 3
+    with pytest.raises(UserError, match="not a complete run"):
+        load_run(next(out.glob(".tmp_*")))
+    assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    assert not list(out.glob(".tmp_*")) and (out / interventions.LATEST).resolve() != before
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = "import sys, interventions, experiment; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
