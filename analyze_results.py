@@ -82,7 +82,7 @@ def _print_tables(run, found, contrast, top_k):
     console = Console(markup=False, highlight=False)
     title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
     interval = Column("95 % interval", no_wrap=True)
-    table = Table("layer", "head", "difference", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)
+    table = Table("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)
     for row in found["heads"][:top_k]:
         value = {key: row[f"{contrast}_{key}"] for key in ("difference", "g", "g_low", "g_high", "p", "q", "p_max")}
         interval = f"{_show(value['g_low'], '+.2f')} {_show(value['g_high'], '+.2f')}"

@@ -1,13 +1,14 @@
 """The whole study of one model family in one command: analysis, figures, comparison, and a table of the main numbers.
 
-    base run -> instruct run -> nine figures for each -> base-versus-instruct comparison
+    both runs -> nine figures for each -> tests of every layer and head -> base-versus-instruct comparison
+    -> the base run's strongest heads cut, beside random heads of the same layers
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
 
 The families are in model_families.json; add your own pair there or point --families_file at a file of the same form.
-Results go to results_activation_analysis/NAME/, figures/NAME/ and comparison_results/NAME/. `demo` is the bundled model
-twice, on raw and on chat-formatted prompts: same weights, two framings, not a comparison of training stages.
+Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and comparison_results/NAME/. `demo`
+is the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings, not two training stages.
 """
 
 import json
@@ -24,13 +25,14 @@ from cli import (
     add_run_arguments,
     check_model_arguments,
     check_output_dir,
+    positive_int,
     printable,
     run_script,
 )
 from output_manager import resolve_run
 from prompts import load_prompts
 
-RUNS = {"base": "latest_base", "instruct": "latest"}
+RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
 FAMILIES_FILE = Path(__file__).resolve().parent / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 
@@ -45,6 +47,8 @@ def parse_args(argv=None):
     parser.add_argument("--skip_analysis", action="store_true", help="use the newest runs of this family")
     parser.add_argument("--skip_visualization", action="store_true")
     parser.add_argument("--skip_comparison", action="store_true")
+    parser.add_argument("--skip_interventions", action="store_true")
+    parser.add_argument("--top_k", type=positive_int, default=3, help="heads that are cut (default 3, 2 controls each)")
     return parser.parse_args(argv)
 
 
@@ -54,17 +58,24 @@ def run(args):
     stage_args = {name: analysis_args(name, family[name], args) for name in RUNS}
     for each in stage_args.values():
         check_model_arguments(each)
-    for folder in (results_dir(args), Path("figures", args.family), Path("comparison_results", args.family)):
+    outputs = [
+        results_dir(args),
+        *(Path(root, args.family) for root in ("figures", "analysis_results", "comparison_results")),
+    ]
+    for folder in outputs:
         check_output_dir(folder)
     if note := family.get("note"):
         print(f"family {args.family}: {printable(note)}")
-    failed = [] if args.skip_analysis else analyze_family(stage_args)
-    folders = {name: results_dir(args) / activation_analysis.LINKS[link] for name, link in RUNS.items()}
+    loaded, failed = (None, []) if args.skip_analysis else analyze_family(stage_args)
+    folders = {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in ("base", "instruct")}
     for folder in folders.values():
         resolve_run(folder)
     if not args.skip_visualization:
         draw_family(folders, args.family)
+    test_family(folders, args)
     summary = None if args.skip_comparison else compare_family(folders, args.family)
+    if not args.skip_interventions:
+        intervene(loaded, stage_args["base"], args)
     print_main_numbers(folders, summary, args)
     return 3 if failed else 0
 
@@ -112,7 +123,7 @@ def analysis_args(name, entry, args):
 
 
 def analyze_family(stage_args):
-    """Run both analyses; a model that both use is loaded once. Returns the prompts that failed."""
+    """Run both analyses, a model that both use is loaded once: (the base run's model, the prompts that failed)."""
     failed, loaded, key = [], None, None
     for each in stage_args.values():
         prompts, notes = load_prompts(each.prompts, each.prompts_per_category)
@@ -125,7 +136,7 @@ def analyze_family(stage_args):
             loaded, key = activation_analysis.load_from_args(each), (each.model_id, each.revision)
             timings["load_s"] = time.perf_counter() - started
         failed += activation_analysis.analyze_model(loaded, prompts, each, timings)[1]
-    return failed
+    return loaded, failed
 
 
 def draw_family(folders, family):
@@ -134,6 +145,36 @@ def draw_family(folders, family):
 
     for name, folder in folders.items():
         visualize(folder, Path("figures", family, name))
+
+
+def test_family(folders, args):
+    """Tests of every layer and head of both runs, into analysis_results/NAME/base and analysis_results/NAME/instruct."""
+    from analyze_results import analyze
+
+    for name, folder in folders.items():
+        analyze(folder, Path("analysis_results", args.family, name), args.top_k, args.seed)
+
+
+def intervene(loaded, base_args, args):
+    """Cut the heads that analyze_results.py proposed for the base run, and draw the effects; nothing if it proposed none."""
+    import interventions
+    from intervention_plan import read_plan
+    from visualize_results import visualize_interventions
+
+    plan_file = Path("analysis_results", args.family, "base", "ablation_candidates.json")
+    plan_args = interventions.parse_args([])
+    vars(plan_args).update({key: value for key, value in vars(base_args).items() if hasattr(plan_args, key)})
+    try:
+        plan = read_plan(plan_file)
+    except UserError as reason:
+        print(f"no interventions: {reason}")
+        return
+    prompts, _ = load_prompts(base_args.prompts, base_args.prompts_per_category)
+    loaded = loaded or activation_analysis.load_from_args(base_args)
+    interventions.run_interventions(loaded, prompts, plan, plan_args)
+    if not args.skip_visualization:
+        folder = results_dir(args) / interventions.LATEST
+        visualize_interventions(folder, Path("figures", args.family, "intervention"), each_run=False)
 
 
 def compare_family(folders, family):

@@ -7,7 +7,8 @@
     --output_type   reads (under results_activation_analysis/)   writes
     normal          latest_run                                    figures/
     base            latest_base                                   figures_base/
-    intervention    latest_intervention                           figures/intervention/
+    intervention    latest_intervention                           figures/intervention/ (effects, sweep, and nine figures
+                                                                  for the unedited run and every edit)
 
 <output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they draw. The run is checked
 before anything is written; no model is loaded.
@@ -65,8 +66,22 @@ def run(args):
     latest, figures = FOLDERS[args.output_type]
     input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
     if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
+        visualize_interventions(input_dir, args.output_dir or figures, args.format)
+    else:
+        visualize(input_dir, args.output_dir or figures, args.format)
+
+
+def visualize_interventions(input_dir, output_dir, file_format="png", each_run=True):
+    """Write effects and the sweep heatmap of an intervention run, and the nine figures of each of its sub-folders."""
+    check_output_dir(output_dir)
+    if not (input_dir / "effects.json").is_file():
         raise UserError(f"{printable(input_dir)}: no intervention run found; interventions.py writes one")
-    visualize(input_dir, args.output_dir or figures, args.format)
+
+    from intervention_figures import draw_interventions
+
+    paths = draw_interventions(input_dir, output_dir, file_format, draw_run=visualize if each_run else None)
+    print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
+    return paths
 
 
 def main(argv=None):

@@ -55,7 +55,7 @@ def family(tiny, tmp_path_factory):
         "--families_file",
         "families.json",
         "--prompts_per_category",
-        "4",
+        "6",
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
@@ -171,6 +171,13 @@ def test_pipeline_writes_everything_and_says_where(family):
     assert (base.prompt_format, instruct.prompt_format) == ("raw", "chat")
     for name in ("rfc_rsi_comparison.png", "rfc_rsi_differences.png", "detailed_comparison.csv"):
         assert (folder / "comparison_results/tiny" / name).is_file()
+    for name in ("base", "instruct"):
+        assert (folder / "analysis_results/tiny" / name / "head_ranking.csv").is_file()
+    effects = json.loads((results / "latest_intervention/effects.json").read_text())
+    assert sum(row["role"] == "candidate" for row in effects["interventions"]) == 3
+    assert (folder / "figures/tiny/intervention/effects.png").is_file()
+    edited = output_manager.load_run(results / "latest_intervention" / effects["interventions"][0]["folder"])
+    assert (edited.prompt_format, edited.n_layers) == ("raw", 3)
     rfc = role_metrics.layer_indices(base)["rfc"].mean()
     assert f"{rfc:+.3f}" in printed
     assert "same weights" in json.dumps(
@@ -188,13 +195,13 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     entry = {"model_id": tiny}
     args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])
     stages = {name: run_pipeline.analysis_args(name, entry, args) for name in run_pipeline.RUNS}
-    assert run_pipeline.analyze_family(stages) == []
+    assert run_pipeline.analyze_family(stages)[1] == []
     assert loads == [tiny]
 
 
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
-    flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison"]
+    flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison", "--skip_interventions"]
     done = run_script("run_pipeline.py", "--family", "tiny", "--families_file", "families.json", *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "comparison_results" not in done.stdout
