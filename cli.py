@@ -16,9 +16,12 @@ import sys
 import traceback
 from pathlib import Path
 
-# numpy's BLAS reads this when numpy is first imported. Our products are thin: a second thread mostly spins (the comparison
-# took 8.6 s with two threads and 5.1 s with one on a busy machine). torch has its own threads and is not affected.
+# numpy's BLAS and torch's OpenMP read these when they are first imported; a value set by the user stays. On a machine that
+# is shared, threads that spin while they wait for one another cost far more than they bring: with one busy neighbour on two
+# cores, capture of 120 prompts took 23 to 51 s with spinning threads and 3.2 s with threads that sleep, the comparison 8.6 s
+# with two BLAS threads and 5.1 s with one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"

@@ -5,3 +5,5 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+import cli  # noqa: E402, F401  (sets the thread policy before anything imports torch)
