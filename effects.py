@@ -15,7 +15,7 @@ candidate's value minus the mean of the same edit on random other heads of the s
 import numpy as np
 
 from prompts import CATEGORIES
-from resampling import percentile_interval, resampled_indices
+from resampling import percentile_interval, q_values, resampled_indices
 from role_metrics import INDICES, category_mean, indices_of_means
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
@@ -161,17 +161,6 @@ def index_flip_p(candidate, control, category, signs):
     return out
 
 
-def adjust_p(p_values):
-    """Benjamini-Hochberg q-values; undefined (NaN) p-values are not counted as tests."""
-    from scipy.stats import false_discovery_control
-
-    p_values = np.asarray(p_values, dtype=np.float64)
-    out, defined = np.full(p_values.shape, np.nan), ~np.isnan(p_values)
-    if defined.any():
-        out[defined] = false_discovery_control(p_values[defined])
-    return out
-
-
 def effect_rows(measured, base_values, category, counts, signs):
     """One row an intervention and category: value, interval, mean of the controls, p and q of every metric.
 
@@ -194,7 +183,7 @@ def effect_rows(measured, base_values, category, counts, signs):
         for row in rows:
             key = row["intervention"] if metric in INDEX_METRICS else (row["intervention"], row["category"])
             first.setdefault(key, row[f"{metric}_p"])
-        q = dict(zip(first, adjust_p(list(first.values())), strict=True))
+        q = dict(zip(first, q_values(list(first.values())), strict=True))
         for row in rows:
             key = row["intervention"] if metric in INDEX_METRICS else (row["intervention"], row["category"])
             row[f"{metric}_q"] = float(q[key])

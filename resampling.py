@@ -269,7 +269,9 @@ class _Summary:
 
     def finish(self, shape):
         half = np.where(np.isfinite(self.width), self.width, np.nan) * self.error
-        p_max = _family_p(np.abs(self.estimate) / self.error, self.maximum)
+        observed = np.full(len(self.error), np.nan)
+        np.divide(np.abs(self.estimate), self.error, out=observed, where=self.error > 0)
+        p_max = _family_p(observed, self.maximum)
         found = (self.estimate, self.estimate - half, self.estimate + half, self.p, p_max)
         return Inference(*(x.reshape(shape) for x in found))
 

@@ -11,7 +11,6 @@ Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results
 is the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings, not two training stages.
 """
 
-import json
 import re
 import sys
 import time
@@ -30,9 +29,10 @@ from cli import (
     run_script,
 )
 from output_manager import resolve_run
-from prompts import load_prompts
+from prompts import load_prompts, read_strict_json
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
+SIDES = ("base", "instruct")
 FAMILIES_FILE = Path(__file__).resolve().parent / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 
@@ -67,7 +67,7 @@ def run(args):
     if note := family.get("note"):
         print(f"family {args.family}: {printable(note)}")
     loaded, failed = (None, []) if args.skip_analysis else analyze_family(stage_args)
-    folders = {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in ("base", "instruct")}
+    folders = {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in SIDES}
     for folder in folders.values():
         resolve_run(folder)
     if not args.skip_visualization:
@@ -87,18 +87,13 @@ def results_dir(args):
 
 def load_family(path, name):
     """One family of a families file, checked: {"base": {...}, "instruct": {...}, "note": optional}."""
-    try:
-        families = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--families_file {path}: no such file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"--families_file {path}: cannot be read: {printable(error)}") from error
+    families = read_strict_json(Path(path), "--families_file")
     if not isinstance(families, dict) or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families):
         raise UserError(f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' and '-'")
     if name not in families:
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
     family = families[name]
-    for side in RUNS:
+    for side in SIDES:
         entry = family.get(side) if isinstance(family, dict) else None
         if not isinstance(entry, dict) or not isinstance(entry.get("model_id"), str):
             raise UserError(f"{path}: {name}.{side} must be an object with a model_id")

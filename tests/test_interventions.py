@@ -14,6 +14,7 @@ import pytest
 import effects
 import head_sweep
 import interventions
+import resampling
 from cli import UserError
 from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from model_loading import load_model
@@ -214,7 +215,7 @@ def test_sign_flips_see_a_difference_and_do_not_invent_one():
 
 
 def test_q_values_ignore_undefined_tests():
-    q = effects.adjust_p([0.01, np.nan, 0.04])
+    q = resampling.q_values([0.01, np.nan, 0.04])
     assert q[0] == pytest.approx(0.02) and np.isnan(q[1]) and q[2] == pytest.approx(0.04)
 
 

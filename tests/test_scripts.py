@@ -211,7 +211,7 @@ def test_pipeline_skips_what_it_is_told(family):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("{", "cannot be read"),
+        ("{", "not JSON at line 1"),
         ("[]", "must be an object"),
         ('{"../x": {}}', "letters, digits"),
         ('{"y": {}}', "unknown; families.json has y"),
