@@ -120,9 +120,9 @@ def estimate(study, values, name, minus=None):
     return mean_difference_interval(*(values[side] for side in sides), pairs is not None, study.n_resamples, study.seed)
 
 
-def survivors_note(study, what):
-    """What the marks mean and how many there are, or that nothing survives."""
-    q = {pair: test["q"] for pair, test in study.tests.items()}
+def survivors_note(study, what, contrasts=CONTRASTS):
+    """What the marks mean and how many heads carry one, 0 where nothing survives."""
+    q = {pair: test["q"] for pair, test in study.tests.items() if pair in contrasts}
     counts = [f"{int((q[pair] < ALPHA).sum())} of {q[pair].size} for {NAMES[pair[0]]} - {NAMES[pair[1]]}" for pair in q]
     return f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads ({', '.join(counts)})."
 
@@ -335,7 +335,7 @@ def draw_top_heads(study, title):
         study,
         f"Largest |self-referent - neutral| in normalised entropy, {k} a layer; blue: self-referent is the more focused. "
         "Ranked and drawn from the same prompts, so the largest are overstated; figure 4 avoids that.",
-        survivors_note(study, "Black edge"),
+        survivors_note(study, "Black edge", [REQUIRED]),
         intervals=False,
     )
     panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
