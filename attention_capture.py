@@ -322,7 +322,7 @@ class CleanRun:
     as_tuple: bool
 
 
-def capture_clean(loaded, tokenized, layers, batch_size=32, title=None):
+def capture_clean(loaded, tokenized, layers, batch_size=64, title=None):
     """(Capture with logits, CleanRun): the unedited pass, keeping the residual that enters each of `layers`."""
     residuals, tuples = {}, set()
 
@@ -343,7 +343,7 @@ def capture_clean(loaded, tokenized, layers, batch_size=32, title=None):
 
 
 def capture_attention(
-    loaded, tokenized, batch_size=32, edits_for=None, keep_patterns=False, want_logits=False, title=None, start=None
+    loaded, tokenized, batch_size=64, edits_for=None, keep_patterns=False, want_logits=False, title=None, start=None
 ):
     """Run every prompt once and reduce its attention: a Capture.
 
@@ -443,7 +443,7 @@ def check_pattern_memory(n_layers, shape):
         )
 
 
-def collect_activations(loaded, tokenized, names, batch_size=32):
+def collect_activations(loaded, tokenized, names, batch_size=64):
     """Activations at named hooks: {name: [prompt, query, ...] float32}, zero beyond a prompt's tokens.
 
     raises  UserError for a name that the model has no hook for, RunFailed for one that does not fire once a batch

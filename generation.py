@@ -48,7 +48,7 @@ def equal_length_batches(tokenized, batch_size):
     return [g[k : k + batch_size] for _, g in sorted(groups.items()) for k in range(0, len(g), batch_size)]
 
 
-def generate_greedily(loaded, tokenized, max_tokens, batch_size=32, prepare=None, title=None):
+def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None, title=None):
     """Generated token ids of every prompt (the stop token included, where one came): list of lists, in prompt order.
 
     prepare  None, or a function Rows -> [(hook name, hook)] (`ablation.prepare_edit`): the edit acts at every step
