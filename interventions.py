@@ -104,9 +104,10 @@ def load_checked(plan, args):
     if plan:
         prepare_environment()
         from intervention_plan import check_against_model
-        from model_loading import check_architecture, locate_model, read_config
+        from model_loading import check_architecture, locate_model, pin_revision, read_config
 
-        config = read_config(locate_model(args.model_id), args.revision, args.trust_remote_code)
+        source = locate_model(args.model_id)
+        config = read_config(source, pin_revision(source, args.revision), args.trust_remote_code)
         check_architecture(args.model_id, config)
         text = config.get_text_config()
         check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, args.model_id)

@@ -342,3 +342,9 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
 def test_help_is_fast_and_imports_no_torch():
     code = "import sys, interventions, experiment; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+
+
+def test_a_hub_model_that_is_not_cached_is_named_as_such(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert interventions.main(["--model_id", "someone/never-downloaded"]) == 2
+    assert "not cached" in capsys.readouterr().err
