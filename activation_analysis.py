@@ -21,6 +21,7 @@ from cli import (
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
+    printable,
     run_script,
 )
 from deterministic import prepare_environment, set_determinism
@@ -47,7 +48,7 @@ def parse_args(argv=None):
 def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
     check_model_arguments(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir, link=LINKS[args.output_type])
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -77,7 +78,7 @@ def analyze_model(loaded, prompts, args, timings=None):
     determinism = set_determinism(args.seed)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
     started = time.perf_counter()
-    title = f"{args.model_id} {args.prompt_format}"
+    title = f"{printable(args.model_id)} {args.prompt_format}"
     captured = capture_attention(loaded, tokenized, args.batch_size, keep_patterns=args.raw != "none", title=title)
     timings["capture_s"] = time.perf_counter() - started
     if len(captured.arrays["category"]) == 0:
@@ -90,7 +91,7 @@ def analyze_model(loaded, prompts, args, timings=None):
     print(
         f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: "
         f"{loaded.n_layers} layers x {loaded.n_heads} heads, "
-        f"capture {timings['capture_s']:.1f} s -> {folder}"
+        f"capture {timings['capture_s']:.1f} s -> {printable(folder)}"
     )
     return folder, captured.failed
 

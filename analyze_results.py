@@ -15,7 +15,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 
 import sys
 
-from cli import Parser, UserError, check_output_dir, positive_int, run_script, seed_value
+from cli import Parser, UserError, check_output_dir, positive_int, printable, run_script, seed_value
 
 DEFAULT_OUTPUT = "analysis_results"
 SEED = 123
@@ -56,7 +56,9 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED):
     write_csv(folder / "category_summary.csv", found["categories"])
     write_json(folder / "ablation_candidates.json", found["candidates"])
     _print_tables(run, found, next(iter(contrasts)), top_k)
-    print(f"written to {folder}: layer_metrics, head_ranking, category_summary (csv), ablation_candidates (json)")
+    print(
+        f"written to {printable(folder)}: layer_metrics, head_ranking, category_summary (csv), ablation_candidates (json)"
+    )
     return found
 
 
@@ -79,7 +81,7 @@ def _print_tables(run, found, contrast, top_k):
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
     interval = Column("95 % interval", no_wrap=True)
     table = Table("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)

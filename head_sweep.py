@@ -63,7 +63,8 @@ def run_sweep(loaded, prompts, args, timings=None):
         shutil.rmtree(work)
     print_strongest(arrays)
     print(
-        f"{loaded.n_layers * loaded.n_heads} heads, {len(tokenized)} prompts, {timings['sweep_s']:.1f} s -> {new.final}"
+        f"{loaded.n_layers * loaded.n_heads} heads, {len(tokenized)} prompts, {timings['sweep_s']:.1f} s -> "
+        f"{printable(new.final)}"
     )
     return new.final
 

@@ -30,6 +30,7 @@ FACTORS = {"zero_out": 0.0, "half_out": 0.5}
 Index = Annotated[int, Field(ge=0, le=100_000)]
 Heads = Annotated[list[Index], Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+MAX_NAME = 200  # bytes; file systems take 255
 
 
 class Entry(BaseModel):
@@ -117,7 +118,7 @@ class PatchEntry(Entry):
     component: Literal["head", "layer", "mlp"] = "head"
     head: Index | Heads | None = None
     method: Literal["paired", "other_model"]
-    source: str | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def prefix(self):
@@ -180,6 +181,11 @@ def parse_entries(items, where):
         if name in names[:i]:
             raise UserError(f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them")
     for i, entry in enumerate(entries):
+        if len(entry.name) > MAX_NAME:
+            raise UserError(
+                f"{where}: interventions[{i}].head lists {len(entry.head_list)} heads, too many for the name of a folder; "
+                "head: null takes all heads of the layer"
+            )
         for target in control_targets(entry):
             if not any(serves(entry, target, other) for other in entries):
                 known = ", ".join(e.name for e in entries if e.role == "candidate")

@@ -14,11 +14,15 @@ import fcntl
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
+import tokenize
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -27,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import UserError, printable
+from cli import MAX_SEED, UserError, printable
 from prompts import CATEGORIES
 
 SCHEMA_VERSION = 1
@@ -35,6 +39,8 @@ TEMPORARY = ".tmp_"
 LOCK = ".lock"
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
 MAX_ARRAY_BYTES = 64 * 2**30
+MAX_MEMBERS = 1000
+MAX_CHARACTER = 0x10FFFF
 ARRAYS = {
     "category": ("U", ("prompt",)),
     "prompt_id": ("U", ("prompt",)),
@@ -50,7 +56,11 @@ ARRAYS = {
     "edge_mass": ("f", ("prompt", "layer", "head", 2)),
     "edge_tokens": ("i", ("prompt",)),
 }
-NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError)
+# What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz; RuntimeError is zipfile's
+# answer to an encrypted member, and numpy reads headers with Python's own tokenizer and parser.
+NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, struct.error, SyntaxError)
+NPZ_ERRORS += (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError)
+JSON_ERRORS = (ValueError, RecursionError)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
 PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
 
 
@@ -203,7 +213,9 @@ def replaced_file(path, mode="w"):
     path = Path(path)
     descriptor, aside = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
-        with open(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, which is the same text in JSON.
+        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with open(descriptor, mode, **({} if "b" in mode else text)) as file:
             yield file
         os.chmod(aside, 0o644)
         os.replace(aside, path)
@@ -234,7 +246,8 @@ def _plain(value):
 
 
 def write_csv(path, rows, columns=None):
-    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark.
+    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark,
+    and control characters (ANSI escapes among them) are written as escapes.
 
     Undefined numbers (NaN) are written as empty fields; numbers carry 10 significant digits.
     """
@@ -247,7 +260,8 @@ def write_csv(path, rows, columns=None):
 
 def _csv_cell(value):
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        value = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+        return "".join(c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value)
     if isinstance(value, (float, np.floating)):
         return "" if np.isnan(value) else f"{value:.10g}"
     return value
@@ -287,25 +301,37 @@ def resolve_run(path):
 def load_run(path, verify=True):
     """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong."""
     folder = resolve_run(path)
-    manifest = _read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        found = printable(manifest.get("schema_version")) if isinstance(manifest, dict) else "none"
-        raise UserError(
-            f"{folder}: schema version {found}; this version reads {SCHEMA_VERSION}, run the analysis again"
-        )
-    for name in ("experiment_config.json", "prompts.jsonl", "attention.npz"):
-        _check_file(folder, manifest, name, verify)
-    config = _read_json(folder / "experiment_config.json")
-    _check_config(folder, config)
+    check_run_files(folder, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
+    config = read_config(folder)
     arrays = read_npz(folder / "attention.npz", list(ARRAYS))
     _check_arrays(folder / "attention.npz", arrays)
     return Run(folder, config, prompts=_read_prompts(folder / "prompts.jsonl", arrays), **arrays)
 
 
-def _read_json(path):
+def check_run_files(folder, names, verify=True):
+    """Refuse a run whose manifest is of another schema or does not describe the files `names` as they are."""
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        found = printable(manifest.get("schema_version")) if isinstance(manifest, dict) else "none"
+        raise UserError(
+            f"{folder}: schema version {found}; this version reads {SCHEMA_VERSION}, run the analysis again"
+        )
+    for name in names:
+        _check_file(folder, manifest, name, verify)
+
+
+def read_config(folder):
+    """experiment_config.json of a run, with the fields that readers use checked."""
+    config = read_json(folder / "experiment_config.json")
+    _check_config(folder, config)
+    return config
+
+
+def read_json(path):
+    """The JSON value of a file of a run, or a UserError that says what is wrong with it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the run is damaged") from error
@@ -313,8 +339,9 @@ def _read_json(path):
 
 def _read_prompts(path, arrays):
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        # not splitlines(): U+2028 and U+0085 are characters of a prompt, not ends of a line
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     if [r.get("id") if isinstance(r, dict) else None for r in rows] != arrays["prompt_id"].tolist():
         raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
@@ -343,26 +370,59 @@ def _check_config(folder, config):
         known = isinstance(config["model"]["id"], str) and config["prompts"]["format"] in ("raw", "chat")
     except (KeyError, TypeError):
         known = False
+    path = folder / "experiment_config.json"
     if not known:
-        raise UserError(f"{folder / 'experiment_config.json'}: model.id or prompts.format is missing; it is damaged")
+        raise UserError(f"{path}: model.id or prompts.format is missing; it is damaged")
+    for name in ("revision", "weights_sha256", "tokenizer_sha256"):
+        if not isinstance(config["model"].get(name), str | None):
+            raise UserError(f"{path}: model.{name} is {printable(config['model'][name])[:60]}; it must be a text")
+    seed = config.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise UserError(f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}")
 
 
 def read_npz(path, names):
     """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise UserError(f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}")
+            for info in members:
                 _check_declared_size(path, archive, info)
+            _check_memory(path, sum(info.file_size for info in members if info.filename[:-4] in names))
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
             if missing:
                 raise UserError(f"{path}: array {missing[0]} is missing; expected {', '.join(names)}")
-            return {name: archive[name] for name in names}
+            arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except NPZ_ERRORS as error:
         reason = "object arrays are never unpickled" if "allow_pickle" in str(error) else f"damaged: {error}"
         raise UserError(f"{path}: {reason}") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: its arrays do not fit into memory") from error
+    for name, array in arrays.items():
+        _check_text(path, name, array)
+    return arrays
+
+
+def _check_memory(path, needed):
+    """Refuse arrays that are larger than the free memory, with the numbers: a bomb, or a run for another machine."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free")
+
+
+def _check_text(path, name, array):
+    """numpy reads any 4 bytes as a character; Python cannot hold those beyond the last one."""
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        characters = np.frombuffer(array.tobytes(), dtype=f"{array.dtype.str[0]}u4")
+        if characters.max() > MAX_CHARACTER:
+            raise UserError(f"{path}: {name} holds {int(characters.max())}, which is not a character")
 
 
 def _check_declared_size(path, archive, info):
@@ -408,6 +468,9 @@ def _check_values(path, arrays, n_query):
     ordered = (span[:, 0] >= 0) & (span[:, 0] < span[:, 1]) & (span[:, 1] <= n_tokens) & (n_tokens <= n_query)
     if not ordered.all():
         raise UserError(f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range")
+    edge = arrays["edge_tokens"]
+    if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
+        raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
     visible = arrays["visible_keys"]
     if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")

@@ -64,6 +64,8 @@ def run(args):
     ]
     for folder in outputs:
         check_output_dir(folder)
+    for output_type in RUNS.values():
+        check_output_dir(results_dir(args), link=activation_analysis.LINKS[output_type])
     if note := family.get("note"):
         print(f"family {args.family}: {printable(note)}")
     loaded, failed = (None, []) if args.skip_analysis else analyze_family(stage_args)
@@ -93,6 +95,9 @@ def load_family(path, name):
     if name not in families:
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
     family = families[name]
+    for key in family if isinstance(family, dict) else ():
+        if key not in (*SIDES, "note"):
+            raise UserError(f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note")
     for side in SIDES:
         entry = family.get(side) if isinstance(family, dict) else None
         if not isinstance(entry, dict) or not isinstance(entry.get("model_id"), str):
@@ -110,10 +115,10 @@ def load_family(path, name):
 def analysis_args(name, entry, args):
     """The arguments that activation_analysis.py would get on its own command line for this run."""
     flags = ["--output_dir", str(results_dir(args)), "--output_type", RUNS[name]]
-    flags += [word for key, value in entry.items() for word in (f"--{key}", value)]
+    flags += [f"--{key}={value}" for key, value in entry.items()]  # one word: a value may begin with a hyphen
     for key in ("prompts", "prompts_per_category", "dtype", "device", "device_map", "batch_size", "seed", "raw"):
         value = getattr(args, key)
-        flags += [] if value is None else [f"--{key}", str(value)]
+        flags += [] if value is None else [f"--{key}={value}"]
     return activation_analysis.parse_args(flags)
 
 
@@ -162,7 +167,7 @@ def intervene(loaded, base_args, args):
     try:
         plan = read_plan(plan_file)
     except UserError as reason:
-        print(f"no interventions: {reason}")
+        print(f"no interventions: {printable(reason)}")
         return
     prompts, _ = load_prompts(base_args.prompts, base_args.prompts_per_category)
     loaded = loaded or activation_analysis.load_from_args(base_args)
@@ -188,7 +193,7 @@ def print_main_numbers(folders, summary, args):
     from output_manager import load_run
     from role_metrics import INDICES, KINDS, layer_indices, layer_null
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     runs = {name: load_run(folder) for name, folder in folders.items()}
     table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)
     for name, each in runs.items():
@@ -206,7 +211,8 @@ def print_main_numbers(folders, summary, args):
     for name, folder in folders.items():
         figures = "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
         console.print(
-            f"{name:9} {runs[name].label}: {resolve_run(folder).relative_to(Path.cwd())}/{figures}", soft_wrap=True
+            f"{name:9} {runs[name].label}: {printable(folder.parent / resolve_run(folder).name)}/{figures}",
+            soft_wrap=True,
         )
     if summary is not None:
         console.print(f"comparison {Path('comparison_results', args.family)}/")
