@@ -47,6 +47,7 @@ PANELS = (
 )
 INDEX_COLOURS = {"rfc_change": RFC_COLOUR, "rsi_change": RSI_COLOUR}
 ROW_HEIGHT, MAX_SHOWN = 0.44, 30
+ROLES = ("candidate", "control")
 EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q")
 LARGEST = 1e100  # numbers beyond this are damage: no axis holds them
 NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 0
@@ -111,7 +112,7 @@ def _draw_metric(axis, k, rows, metric):
         points = [(k, overall, INDEX_COLOURS[metric], "o")]
     else:
         present = [row for c in CATEGORIES for row in rows if row["category"] == c]
-        spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else [0.0]
+        spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else np.zeros(len(present))
         points = [
             (k + d, r, COLOURS[r["category"]], MARKERS[r["category"]]) for d, r in zip(spread, present, strict=True)
         ]
@@ -197,14 +198,15 @@ def read_effects(folder):
             finite = type(value) in (int, float) and abs(value) <= LARGEST  # False for NaN
             if not (isinstance(value, str) and value if name in texts else value is None or finite):
                 raise UserError(f"{path}: rows[{i}].{name} is {printable(value)[:60]}; it is damaged")
-        if row["category"] not in ("all", *CATEGORIES):
-            raise UserError(f"{path}: rows[{i}].category is {printable(row['category'])[:60]!r}; it is damaged")
+        for name, allowed in (("category", ("all", *CATEGORIES)), ("role", ROLES)):
+            if row[name] not in allowed:
+                raise UserError(f"{path}: rows[{i}].{name} is {printable(row[name])[:60]!r}; it is damaged")
         for metric, _ in PANELS:
             if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
                 raise UserError(f"{path}: rows[{i}] has half an interval of {metric}; it is damaged")
-    whole = {row["intervention"] for row in rows if row["category"] == "all"}
+    whole = {(row["intervention"], row["role"]) for row in rows if row["category"] == "all"}
     for i, row in enumerate(rows):
-        if row["intervention"] not in whole:
+        if (row["intervention"], row["role"]) not in whole:
             raise UserError(f"{path}: rows[{i}]: {printable(row['intervention'])[:60]} has no row for all categories")
     return rows
 
