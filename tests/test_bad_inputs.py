@@ -34,9 +34,9 @@ import run_pipeline
 import visualize_results
 from cli import UserError
 from conftest import PROJECT
+from hostile import CONFIG, effect_row, outcome, publish
 from intervention_plan import parse_entries
 from synthetic import make_run, save_run
-from test_fuzz import CONFIG, effect_row, outcome, publish
 from tiny_models import save_tiny
 
 HOSTILE = "\x1b[31mred\nline"
@@ -673,3 +673,21 @@ def test_control_characters_are_escaped_in_tables(tmp_path):
 def test_half_a_surrogate_pair_survives_json(tmp_path):
     om.write_json(tmp_path / "a.json", {"a": "\udcff"})
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"a": "\udcff"}
+
+
+def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys, monkeypatch):
+    real = attention_capture._capture_batch
+
+    def refuse_one(loaded, tokenized, batch, *rest):
+        if any(tokenized[i].id == "neutral_01" for i in batch):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(loaded, tokenized, batch, *rest)
+
+    monkeypatch.setattr(attention_capture, "_capture_batch", refuse_one)
+    assert activation_analysis.main(["--model_id", tiny, "--prompts_per_category", "2"]) == 3
+    assert "failed: neutral_01: out of memory" in capsys.readouterr().out
+    run = om.load_run("results_activation_analysis/latest_run")
+    assert run.counts == {"self_referent": 2, "confounder": 2, "neutral": 1, "third_person": 2}
+    assert run.config["status"] == "partial" and [entry["id"] for entry in run.config["prompts"]["failed"]] == [
+        "neutral_01"
+    ]
