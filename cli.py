@@ -8,8 +8,10 @@ Nothing here imports more than the standard library, so `--help` answers at once
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
+import gc
 import io
 import os
 import re
@@ -111,6 +113,24 @@ def _escape_what_cannot_be_shown():
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def collector_paused():
+    """Import large libraries inside this block: the objects that importing makes live as long as the process.
+
+    Looking for garbage among them took a third of the start-up time (torch, transformers and transformer_lens: 9.0 s of
+    processor time with the collector, 6.3 s without). They are frozen, so that later collections pass them over. Do not
+    load a model in here: what is frozen is freed only when nothing refers to it, and a model refers to itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def printable(text):
