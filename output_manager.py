@@ -492,7 +492,10 @@ def _check_values(path, arrays, n_query):
 
 def portable(value):
     """Arguments for the record: the home folder is written as ~, so that a shared run names no person's machine."""
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without a home: nothing to hide
+        home = Path("/")
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first: there may be no display)

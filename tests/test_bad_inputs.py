@@ -200,12 +200,20 @@ def test_a_terminal_that_cannot_show_a_prompt_gets_escapes(tmp_path, environment
     assert rb"\U0001f600 :smile:?" in done.stdout and rb"\u5979?" in done.stdout
 
 
-def test_figures_need_no_display_no_utf8_and_no_backend(tmp_path):
+def test_no_print_of_any_script_can_fail_on_a_character():
+    code = "import cli; cli.run_script(cli.Parser().parse_args, lambda args: print('a\\u5979'), [])"
+    done = python("-c", code, PYTHONIOENCODING="ascii:strict")
+    assert (done.returncode, done.stdout, done.stderr) == (0, rb"a\u5979" + os.linesep.encode(), b"")
+
+
+def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.dpi: 7\n")
+    environment = ASCII | {"MPLBACKEND": "TkAgg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     folder = save_run(
         make_run(n_layers=1, n_heads=1, per_category=1, model_id="m\u00e9 \u5979 $x$"), tmp_path / "r\u00e9s"
     )
     out = tmp_path / "figur\u00e9s"
-    done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **ASCII, MPLBACKEND="TkAgg")
+    done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **environment)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.png"))) == 9
     assert python("-c", "import cli, plot_style", MPLBACKEND="nonsense").returncode == 0
@@ -215,9 +223,13 @@ def test_a_reader_that_goes_away_is_one_line():
     code = "import os, sys, prompts; os.close(1); os.dup2(os.open('/dev/full', os.O_WRONLY), 1); sys.exit(prompts.main([]))"
     full = python("-c", code)
     assert full.returncode == 1 and full.stderr.count(b"\n") == 1 and b"No space left" in full.stderr
-    code = "import os, sys, prompts; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit(prompts.main([]))"
-    gone = python("-c", code)
-    assert gone.returncode == 1 and gone.stderr.count(b"\n") == 1 and b"went away" in gone.stderr
+    for last in (
+        "prompts.main([])",
+        "cli.run_script(cli.Parser().parse_args, print, [])",
+    ):  # more and less than a buffer
+        code = f"import os, sys, cli, prompts; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit({last})"
+        gone = python("-c", code)
+        assert gone.returncode == 1 and gone.stderr.count(b"\n") == 1 and b"went away" in gone.stderr
 
 
 # Models
@@ -506,7 +518,7 @@ def test_prompts_may_hold_line_separators(tmp_path):
 
 
 def forge_array(folder, name, array):
-    with np.load(folder / "attention.npz") as archive:
+    with np.load(folder / "attention.npz", allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files} | {name: array}
     np.savez(folder / "attention.npz", **arrays)
     om.write_manifest(folder)
@@ -624,10 +636,13 @@ def test_effects_are_checked_against_the_manifest(tmp_path):
 
 @pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 2)])
 def test_one_prompt_and_large_models_through_every_reader(here, layers, heads, each):
-    """80 layers x 64 heads and 1 x 1; one prompt a category gives values without intervals. (Figures: test_figures.py.)"""
+    """80 layers x 64 heads and 1 x 1; one prompt a category gives values without intervals. (Figures: test_figures.py.)
+
+    Every head of 80 x 64 is not tested here: that takes half a minute.
+    """
     for link, effect in (("latest_base", 0.1), ("latest_run", 0.3)):
         save_run(make_run(n_layers=layers, n_heads=heads, per_category=each, effect=effect), "r", link)
-    assert outcome(analyze_results.main, ["--input_dir", "r/latest_run"]) == 0
+    assert layers > 1 or outcome(analyze_results.main, ["--input_dir", "r/latest_run"]) == 0
     assert outcome(compare_base_instruct.main, ["--base_dir", "r/latest_base", "--instruct_dir", "r/latest_run"]) == 0
     code = outcome(cross_model_correlation.main, ["--comparison", "a=comparison_results", "b=comparison_results"])
     assert code == (0 if layers > 2 else 2)
@@ -691,3 +706,16 @@ def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys
     assert run.config["status"] == "partial" and [entry["id"] for entry in run.config["prompts"]["failed"]] == [
         "neutral_01"
     ]
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """A container that runs as a number no user has: Path.home() raises RuntimeError, which ended a finished run."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert om.portable({"output_dir": "/data/x"}) == {"output_dir": "/data/x"}
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+        model_loading.bundled_folder()
