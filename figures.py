@@ -213,7 +213,7 @@ def draw_token_attention(study, title):
     run, prompts = study.run, np.arange(len(study.run.n_tokens))
     masses = (run.first_mass, run.sink_mass[prompts, :, :, run.n_tokens - 1])
     shown = np.unique(np.linspace(0, run.n_layers - 1, min(MAX_LAYERS_SHOWN, run.n_layers)).round().astype(int))
-    note = "Attention of the last token fed, summed over keys; the panels of a column share their axis."
+    note = "Attention of the last token fed, summed over keys; the panels of a column share their axis, which ends at 0 and 1."
     caption = write_caption(study, note, sink_note(run))
     panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
     options = {"handles": style.category_handles(study.names), "gap": (0.6, 0.35), "sharex": True, "sharey": "col"}
@@ -229,7 +229,7 @@ def draw_token_attention(study, title):
                 columns = {"layer": layer, "category": name, "target": target, "n": run.counts[name]}
                 rows += axis_rows("head", here[name], **columns)
         style.number_axis(axes[-1, column].xaxis, run.n_heads, "head")
-        axes[0, column].set_ylim(bottom=0)
+        style.limit_to_mass(axes[0, column])
     for row, layer in enumerate(shown):
         axes[row, 0].set_ylabel(f"layer {layer}")
     return figure, rows
@@ -379,7 +379,7 @@ def draw_edge_attention(study, title):
         place.set_title(f"{position} content tokens")
         style.number_axis(place.xaxis, run.n_layers, "layer")
     axes[0, 0].set_ylabel("attention per token")
-    axes[0, 0].set_ylim(bottom=0)
+    style.limit_to_mass(axes[0, 0])
     return figure, rows
 
 
