@@ -4,7 +4,8 @@
 
 Processes are forked, so large arrays are shared and nothing is imported twice. Every process takes a fixed share and ends
 by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
-processor, one item) the items are done here, one after the other.
+processor, one item, inside another fork_map) the items are done here, one after the other. A child must not compute with
+torch: its threads do not survive a fork.
 """
 
 import multiprocessing
@@ -48,7 +49,8 @@ def fork_map(function, items, processes=None):
 
 
 def _processors():
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    alone = sys.platform != "linux" or multiprocessing.current_process().daemon
+    return 1 if alone else len(os.sched_getaffinity(0))
 
 
 def _work(function, items, receiver, sender):
@@ -70,7 +72,7 @@ def _receive(receiver):
     try:
         fine, answer = receiver.recv()
     except EOFError as error:
-        raise RunFailed("a process that drew figures died: killed, out of memory, or a defect") from error
+        raise RunFailed("a process that draws or tests died: killed, out of memory, or a defect") from error
     if not fine:
         raise answer
     return answer
