@@ -23,6 +23,7 @@ import tempfile
 import time
 import tokenize
 import unicodedata
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -384,7 +385,7 @@ def _check_config(folder, config):
 def read_npz(path, names):
     """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_MEMBERS:
                 raise UserError(f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}")
