@@ -634,7 +634,7 @@ def test_effects_are_checked_against_the_manifest(tmp_path):
         intervention_figures.read_effects(folder)
 
 
-@pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 2)])
+@pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 1)])
 def test_one_prompt_and_large_models_through_every_reader(here, layers, heads, each):
     """80 layers x 64 heads and 1 x 1; one prompt a category gives values without intervals. (Figures: test_figures.py.)
 
