@@ -88,8 +88,7 @@ def run_script(parse_args, run, argv=None):
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
-        # What is still buffered must go somewhere, or the interpreter complains again when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()
         print("error: the reader of the standard output went away; files already published stay", file=sys.stderr)
         return 1
     except OSError as error:
@@ -97,6 +96,7 @@ def run_script(parse_args, run, argv=None):
             traceback.print_exc()
         place = f" ({printable(error.filename)})" if error.filename else ""
         print(f"error: {printable(error.strerror or error)}{place}; nothing was published", file=sys.stderr)
+        _abandon_output()
         return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
         print("interrupted: nothing was published, the same command starts over", file=sys.stderr)
@@ -106,6 +106,15 @@ def run_script(parse_args, run, argv=None):
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
+
+
+def _abandon_output():
+    """Where the standard output takes nothing more, what is still buffered goes nowhere: or the interpreter would complain
+    again when it ends, and with another exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _escape_what_cannot_be_shown():

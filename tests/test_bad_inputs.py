@@ -181,9 +181,8 @@ def test_options_of_prompts_that_would_be_ignored(capsys):
 
 
 def python(*command, **environment):
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "LANG", "LC_ALL")
-    } | environment
+    unset = ("DISPLAY", "WAYLAND_DISPLAY", "LANG", "LC_ALL", "PYTHONUNBUFFERED")
+    env = {name: value for name, value in os.environ.items() if name not in unset} | environment
     return subprocess.run([sys.executable, *map(str, command)], cwd=PROJECT, env=env, capture_output=True, check=False)
 
 
