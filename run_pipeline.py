@@ -30,6 +30,7 @@ from cli import (
 )
 from output_manager import resolve_run
 from prompts import load_prompts, read_strict_json
+from work_engine import LocalEngine
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
 SIDES = ("base", "instruct")
@@ -165,8 +166,7 @@ def intervene(loaded, base_args, args):
         print(f"no interventions: {reason}")
         return
     prompts, _ = load_prompts(base_args.prompts, base_args.prompts_per_category)
-    loaded = loaded or activation_analysis.load_from_args(base_args)
-    interventions.run_interventions(loaded, prompts, plan, plan_args)
+    interventions.run_interventions(LocalEngine(loaded, plan_args), prompts, plan, plan_args)
     if not args.skip_visualization:
         folder = results_dir(args) / interventions.LATEST
         visualize_interventions(folder, Path("figures", args.family, "intervention"), each_run=False)
