@@ -18,6 +18,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 from cli import RunFailed, UserError, printable
+from deterministic import prepare_environment
 from work_engine import Held, call_task, progress
 
 PROJECT = Path(__file__).resolve().parent
@@ -33,7 +34,9 @@ class WorkerBody:
             folder
         ):  # a relative path means what it means to the driver, where the machines share the disk
             os.chdir(folder)
-        self.threads, self.held = threads, Held()
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when a task first imports it
+        prepare_environment()
+        self.held = Held()
 
     def ready(self):
         """The first answer: {"node", "pid", "packages"}."""
@@ -43,9 +46,6 @@ class WorkerBody:
 
     def do(self, task, payload):
         """{"value": result} or {"refused": class and text}, and "said": what the task printed."""
-        import torch
-
-        torch.set_num_threads(self.threads)
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
@@ -56,10 +56,10 @@ class WorkerBody:
 
 
 class Worker:
-    """The driver's view of a worker: `facts` once it is ready, `item` while it does one."""
+    """The driver's view of a worker: `facts` once it is ready, `item` while it does one, `near` of the last one."""
 
     def __init__(self, actor):
-        self.actor, self.facts, self.item, self.prepared = actor, None, None, False
+        self.actor, self.facts, self.item, self.prepared, self.near = actor, None, None, False, ""
 
 
 class RayEngine:
@@ -94,7 +94,8 @@ class RayEngine:
                 f"--engine ray: {need} do not fit the cluster, which has {cpus} CPU and {gpus} GPU; change --num_workers, "
                 "--worker_threads or --gpus_per_worker"
             )
-        print(f"ray ({'started here' if self.folder else self.args.ray_address}, {machines} machines): {need}")
+        place = "started here" if self.folder else self.args.ray_address
+        print(f"ray ({place}, {machines} machine{'s' * (machines != 1)}): {need}")
         self.last_alive = time.monotonic()
         for _ in range(self.n_workers):
             self._add_worker()
@@ -139,20 +140,22 @@ class RayEngine:
         The results' "identity" must be equal: all workers must have loaded the same weights and tokenizer.
         """
         self.preparation, self.prepared = item, None
+        for worker in self.workers:
+            worker.prepared = False
         while self.prepared is None:
             for _ in self._step(deque()):
                 pass
         return self.prepared
 
     def run(self, items, title=None, unit="item"):
-        """Yield (item, result) of every item, as they finish."""
-        queue, left = deque(items), len(items)
-        with progress(left, title, unit) as bar:
-            while left:
+        """Yield (item, result) of every item, as they finish; a deque may be given and grow meanwhile."""
+        queue = items if isinstance(items, deque) else deque(items)
+        with progress(len(queue), title, unit) as bar:
+            while queue or any(worker.item not in (None, self.preparation) for worker in self.workers):
                 for item, value in self._step(queue):
-                    left -= 1
-                    yield item, value
                     bar.update()
+                    yield item, value
+                    bar.total = max(bar.total, bar.n + len(queue))  # the caller may have added items
 
     def _step(self, queue):
         """Give idle workers something to do, wait for answers (a second at most), yield the results among them."""
@@ -161,7 +164,9 @@ class RayEngine:
                 if self.preparation and not worker.prepared:
                     self._give(worker, self.preparation)
                 elif queue:
-                    self._give(worker, queue.popleft())
+                    item = next((item for item in queue if item.near == worker.near), queue[0])
+                    queue.remove(item)
+                    self._give(worker, item)
         self._check_waiting()
         done, _ = self.ray.wait(list(self.calls), timeout=1)
         for reference in done:
@@ -194,7 +199,7 @@ class RayEngine:
         self.calls[worker.actor.ready.remote()] = worker
 
     def _give(self, worker, item):
-        worker.item = item
+        worker.item, worker.near = item, item.near
         self.calls[worker.actor.do.remote(item.task, item.payload)] = worker
 
     def _welcome(self, worker, facts):
@@ -213,8 +218,8 @@ class RayEngine:
         """The value in a worker's answer; what it printed is printed, what it refused is raised as it was there."""
         from tqdm import tqdm
 
-        for line in answer["said"].splitlines():
-            tqdm.write(line)
+        if answer["said"].strip():
+            tqdm.write(answer["said"].rstrip())
         if "refused" in answer:
             kind, text = answer["refused"]
             raise (UserError if kind == "UserError" else RunFailed)(text)

@@ -21,6 +21,7 @@ import importlib.util
 import json
 import re
 import socket
+from collections import deque
 from dataclasses import dataclass
 
 from cli import UserError, positive_int, printable
@@ -33,11 +34,15 @@ MODEL_ARGUMENTS = ("model_id", "revision", "dtype", "device", "device_map", "tru
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: `task` is "module:function", `payload` JSON data, `label` what the user reads."""
+    """One piece of work: `task` is "module:function", `payload` JSON data, `label` what the user reads.
+
+    Of several free workers the one that did the last item with the same `near` gets it: it holds that model.
+    """
 
     label: str
     task: str
     payload: dict
+    near: str = ""
 
     @property
     def name(self):
@@ -162,8 +167,8 @@ class LocalEngine:
 
     name = "local"
 
-    def __init__(self, loaded=None, args=None):
-        self.held = Held()
+    def __init__(self, loaded=None, args=None, held=None):
+        self.held = held or Held()
         if loaded is not None:
             self.held.model(model_key(args), lambda: loaded)
 
@@ -172,9 +177,11 @@ class LocalEngine:
         return call_task(item.task, item.payload, self.held)
 
     def run(self, items, title=None, unit="item"):
-        """Yield (item, result) of every item."""
-        with progress(len(items), title, unit) as bar:
-            for item in items:
+        """Yield (item, result) of every item; a deque may be given and grow meanwhile."""
+        queue = items if isinstance(items, deque) else deque(items)
+        with progress(len(queue), title, unit) as bar:
+            while queue:
+                item = queue.popleft()
                 yield item, call_task(item.task, item.payload, self.held)
                 bar.update()
 
