@@ -103,6 +103,7 @@ class RayEngine:
     def _connect(self):
         """Ray, initialised: quiet, without usage statistics, with this project's code sent to the workers."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray's own lines: `_replace` says what was lost
         logging.getLogger("ray").setLevel(logging.ERROR)
         import ray
 
@@ -243,12 +244,12 @@ class RayEngine:
         reason = printable(" ".join(str(error).split()))[:200]
         self.workers.remove(worker)
         self.ray.kill(worker.actor)  # one that only was out of reach must not go on
+        self.lost += 1
         if worker.facts is None:
             self.failed_starts += 1
             if self.failed_starts >= MAX_TRIES:
                 raise RunFailed(f"no worker starts: {reason}") from error
         else:
-            self.lost += 1
             tqdm.write(f"a worker on {worker.facts['node']} was lost{f' with {item.label}' if item else ''}: replaced")
         if item is not None:
             self.deaths[item.name] += 1
