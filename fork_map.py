@@ -3,7 +3,7 @@
     paths = fork_map(draw_one, names)          # the function and the items are inherited, only results are sent back
 
 Processes are forked, so large arrays are shared and nothing is imported twice. Every process takes a fixed share and ends
-by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
+by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, Ray, one
 processor, one item) the items are done here, one after the other.
 """
 
@@ -48,7 +48,9 @@ def fork_map(function, items, processes=None):
 
 
 def _processors():
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if sys.platform != "linux" or "ray" in sys.modules:  # a driver of Ray runs threads that a forked child lacks
+        return 1
+    return len(os.sched_getaffinity(0))
 
 
 def _work(function, items, receiver, sender):

@@ -2,9 +2,22 @@
 
 import os
 import time
+from argparse import Namespace
 from pathlib import Path
 
 from cli import RunFailed, UserError
+from work_engine import Item
+
+
+def flags(**changes):
+    """The engine's flags, --engine ray and nothing else unless changed."""
+    given = {"engine": "ray", "ray_address": None, "num_workers": None, "worker_threads": None}
+    return Namespace(**given | {"gpus_per_worker": None, "device": None} | changes)
+
+
+def waits(log, n, seconds=0.4):
+    """n items that take `seconds` each and leave a line in the log."""
+    return [Item(f"item {i}", "ray_tasks:wait", {"n": i, "seconds": seconds, "log": str(log)}) for i in range(n)]
 
 
 def wait(held, payload):

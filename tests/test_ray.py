@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import Counter, deque
 from pathlib import Path
 
@@ -16,12 +15,14 @@ import pytest
 
 import head_sweep
 import interventions
+import ray_engine
 import run_pipeline
 import work_engine
 from cli import RunFailed, UserError
 from intervention_plan import parse_entries
 from output_manager import load_run, read_npz
 from prompts import select_prompts
+from ray_tasks import flags, waits
 from tiny_models import save_tiny
 from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
 
@@ -30,11 +31,6 @@ ENTRIES = [
     {"type": "head", "layer": layer, "head": head, "method": method}
     for layer, head, method in [(1, 1, "zero_out"), (0, 2, "resample"), (1, 0, "mean")]
 ]
-
-
-def flags(**changes):
-    given = {"engine": "ray", "ray_address": None, "num_workers": None, "worker_threads": None}
-    return Namespace(**given | {"gpus_per_worker": None, "device": None} | changes)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +107,9 @@ def engine(cluster):
         yield made
 
 
-def waits(log, n, seconds=0.4):
-    return [Item(f"item {i}", "ray_tasks:wait", {"n": i, "seconds": seconds, "log": str(log)}) for i in range(n)]
-
-
-def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_path, capsys):
+def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_path, monkeypatch, capsys):
     """One engine for several checks: starting workers is what costs time."""
+    monkeypatch.setattr(ray_engine, "MAX_TRIES", 2)
     assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {"identity": {"weights": "made"}}
     states = list(engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)]))
     assert {value["state"] for _, value in states} == {"made"}
@@ -148,7 +141,7 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_pa
             list(engine.run([Item("bad", "ray_tasks:refuse", {"kind": kind, "text": text})]))
         assert str(caught.value) == (f"bad: ValueError: {text}" if kind == "ValueError" else text)
     assert "about to fail" in capsys.readouterr().out
-    with pytest.raises(RunFailed, match="poison: 4 workers died with it"):
+    with pytest.raises(RunFailed, match="poison: 2 workers died with it"):
         list(engine.run([Item("poison", "ray_tasks:die", {})]))
 
 
@@ -178,7 +171,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
     }
     Path("families.json").write_text(json.dumps(families))
     command = ["--family", *families, "--families_file", "families.json", "--prompts_per_category", "6"]
-    pipeline = run_pipeline.parse_args([*command, "--skip_visualization"])
+    pipeline = run_pipeline.parse_args([*command, "--skip_visualization", "--skip_comparison"])
     prompts, plan = select_prompts(per_category=4), parse_entries(ENTRIES, "plan")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -245,7 +238,7 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "import cli, work_engine\n"
-        "from test_ray import flags, waits\n"
+        "from ray_tasks import flags, waits\n"
         "def run(args):\n"
         "    with work_engine.open_engine(flags(num_workers=1, worker_threads=1)) as engine:\n"
         "        for _ in engine.run(waits(sys.argv[3], 50, 1)): print('one done', engine.folder, flush=True)\n"
