@@ -88,7 +88,7 @@ class RayEngine:
         self.n_workers = self.args.num_workers or (gpus // each if each else max(2, machines))
         self.threads = self.args.worker_threads or max(1, cpus // max(1, self.n_workers))
         self.resources = {"num_cpus": self.threads, "num_gpus": each}
-        need = f"{self.n_workers} workers of {self.threads} CPU and {each} GPU"
+        need = f"{self.n_workers} worker{'s' * (self.n_workers != 1)} of {self.threads} CPU and {each} GPU"
         if self.n_workers < 1 or self.n_workers * self.threads > cpus or self.n_workers * each > gpus:
             raise UserError(
                 f"--engine ray: {need} do not fit the cluster, which has {cpus} CPU and {gpus} GPU; change --num_workers, "

@@ -254,7 +254,7 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
         start_new_session=True,
     )
     lines = [child.stdout.readline(), child.stdout.readline()]
-    assert lines[0].startswith("ray (started here, 1 machine): 1 workers") and lines[1].startswith("one done")
+    assert lines[0].startswith("ray (started here, 1 machine): 1 worker of") and lines[1].startswith("one done")
     folder = Path(lines[1].split()[-1])
     assert folder.is_dir()
     os.killpg(child.pid, signal.SIGINT)
