@@ -7,8 +7,9 @@
 
 Warm: both workers hold the model and the clean pass; one worker and two take turns, so that a machine whose speed drifts
 cannot favour one; medians. On a busy machine read the CPU seconds: those of the busier worker are what idle cores would
-take, less what two workers cost each other in memory bandwidth. Cold: one session each, from nothing to the last layer, with Ray's start, loading and the clean
-pass; it nears the warm ratio as the work grows. On two cores nothing else should run meanwhile.
+take, less what two workers cost each other in memory bandwidth.
+Cold: one session each, from nothing to the last layer, with Ray's start, loading and the clean pass; it nears the warm
+ratio as the work grows. On two cores nothing else should run meanwhile.
 """
 
 import statistics
