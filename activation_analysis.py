@@ -6,6 +6,7 @@
     python activation_analysis.py --model_id bundled:smollm2-135m-instruct
     python activation_analysis.py --model_id meta-llama/Llama-3.1-8B-Instruct --prompt_format chat --dtype bfloat16
     python activation_analysis.py --output_type latest_base --raw none
+    python activation_analysis.py --documents FILE.jsonl          long texts and conversations -> documents_<time>/
 
 The newest run is linked as latest_run, or as latest_base with --output_type latest_base.
 """
@@ -33,6 +34,7 @@ LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
+    parser.add_argument("--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")
@@ -54,6 +56,10 @@ def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
     check_model_arguments(args)
     check_output_dir(args.output_dir)
+    if args.documents is not None:
+        from document_run import run_documents
+
+        return run_documents(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)

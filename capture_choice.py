@@ -20,7 +20,7 @@ CHECK_TEXT = "How tall is the tower that stands beside the old bridge, and who b
 
 
 def choose_capture(capture, raw, tokenized, facts, batch_size):
-    """("patterns" or "streaming", the --raw that goes with it, a line that says why auto chose streaming or None)."""
+    """What to do: ("patterns" or "streaming", the --raw that goes with it, a line that says why auto chose streaming or None)."""
     import psutil
 
     if capture != "auto":
