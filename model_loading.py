@@ -53,11 +53,15 @@ class ModelTokenizer:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checked model: the bridge, its tokenizer and `facts`, the model part of experiment_config.json."""
+    """A checked model: the bridge, its tokenizer and `facts`, the model part of experiment_config.json.
+
+    `plain` is the Hugging Face model with the same weights in the same memory and without the bridge, for streaming.
+    """
 
     bridge: object
     tokenizer: ModelTokenizer
     facts: dict
+    plain: object = None
 
     @property
     def n_layers(self):
@@ -89,6 +93,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         model = model.to(device)
     model.eval()
     tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
+    plain = twin(model)
     bridge = _boot(model_id, model, tokenizer, dtype)
     facts = {
         "id": model_id,
@@ -107,7 +112,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         "bos_token": tokenizer.bos_token,
     }
     encoder = ModelTokenizer(tokenizer, facts["prepends_bos"], facts["context"])
-    loaded = LoadedModel(bridge, encoder, facts)
+    loaded = LoadedModel(bridge, encoder, facts, plain)
     facts["instrument"] = check_instrument(loaded)
     return loaded
 
@@ -387,6 +392,12 @@ def _read_tokenizer(source, model_id, revision, trust_remote_code):
     if not tokenizer.is_fast:
         raise UserError(f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer is needed")
     return tokenizer
+
+
+def twin(model):
+    """A second tree of modules over the same parameters and buffers: booting a bridge rewires the first one."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def _boot(model_id, model, tokenizer, dtype):

@@ -219,17 +219,23 @@ def read_strict_json(path, flag):
     if not path.is_file():
         raise UserError(f"{flag} {path}: " + ("is a folder" if path.is_dir() else "no such file"))
     try:
-        return json.loads(
-            path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
+    return parse_strict_json(text, f"{flag} {path}")
+
+
+def parse_strict_json(text, where, one_line=False):
+    """The JSON value of a text; duplicate keys and NaN are refused, with `where` in front of the reason."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise UserError(f"{flag} {path}: not JSON at line {error.lineno}: {error.msg}") from error
+        place = f"column {error.colno}" if one_line else f"line {error.lineno}"
+        raise UserError(f"{where}: not JSON at {place}: {error.msg}") from error
     except RecursionError as error:
-        raise UserError(f"{flag} {path}: nested too deeply") from error
+        raise UserError(f"{where}: nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{flag} {path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def _read_prompt_file(path):
