@@ -27,6 +27,7 @@ from cli import (
 )
 from deterministic import prepare_environment, set_determinism
 from prompts import load_prompts, prompt_set_sha256
+from work_engine import add_engine_arguments, check_engine_arguments
 
 BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
 LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
@@ -35,7 +36,9 @@ LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)")
+    parser.add_argument(
+        "--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")
@@ -50,6 +53,7 @@ def parse_args(argv=None):
         default="auto",
         help="build every pattern, or stream row entropies without them; auto streams prompts of more than 512 tokens",
     )
+    add_engine_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -61,6 +65,9 @@ def run(args):
         from document_run import run_documents
 
         return run_documents(args)
+    if args.engine != "local":
+        raise UserError(f"--engine {args.engine} needs --documents; prompts take one short pass on one machine")
+    check_engine_arguments(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)

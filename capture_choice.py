@@ -1,8 +1,8 @@
 """Which way attention is captured, and the proof that streaming gives what the patterns give.
 
-    patterns    every pattern is built layer by layer and reduced: [prompt, head, query, key] at a time; can be saved, edited
-    streaming   row entropies without patterns (streaming_attention.py): memory grows with the tokens
-    auto        patterns, unless a prompt has more than AUTO_TOKENS tokens or the patterns would not fit
+patterns    every pattern is built layer by layer and reduced: [prompt, head, query, key] at a time; can be saved, edited
+streaming   row entropies without patterns (streaming_attention.py): memory grows with the tokens
+auto        patterns, unless a prompt has more than AUTO_TOKENS tokens or the patterns would not fit
 """
 
 import numpy as np

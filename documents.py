@@ -181,7 +181,9 @@ def _render(hf, document, contents):
     try:
         return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except (TemplateError, ValueError) as error:
-        raise UserError(f"document {printable(document.id)}: the chat template refuses it: {printable(error)}") from error
+        raise UserError(
+            f"document {printable(document.id)}: the chat template refuses it: {printable(error)}"
+        ) from error
 
 
 def shard_name(facts, document, method):
@@ -268,8 +270,14 @@ def read_shard(path, document, facts):
     return arrays
 
 
-def stream_documents(loaded, documents, folder, method, batch_size=64, batch_tokens=None, title=None):
-    """([arrays or None of each document], failed): finished shards are read, the others are captured and written."""
+def stream_documents(
+    loaded, documents, folder, method, batch_size=64, batch_tokens=None, title=None, capture_batches=None
+):
+    """([arrays or None of each document], failed): finished shards are read, the others are captured and written.
+
+    capture_batches  function of a list of batches (positions of documents) that yields (batch, what capture_documents
+                     gives) in any order; by default they are captured here
+    """
     from tqdm import tqdm
 
     from attention_capture import make_batches
@@ -282,11 +290,16 @@ def stream_documents(loaded, documents, folder, method, batch_size=64, batch_tok
     if len(todo) < len(documents):
         print(f"{len(documents) - len(todo)} of {len(documents)} documents were finished before, in {folder}")
     failed = []
+
+    def here(batches):
+        for batch in batches:
+            chosen = [documents[i] for i in batch]
+            yield batch, capture_documents(loaded, chosen, method, batch_size, batch_tokens)
+
     batches = make_batches([documents[i].n_tokens for i in todo], batch_size, batch_tokens)
     total = sum(documents[i].n_tokens for i in todo)
     with tqdm(total=total, desc=title, unit="token", unit_scale=True, disable=title is None, leave=False) as bar:
-        for batch in ([todo[j] for j in each] for each in batches):
-            done, lost = capture_documents(loaded, [documents[i] for i in batch], method, batch_size, batch_tokens)
+        for batch, (done, lost) in (capture_batches or here)([[todo[j] for j in each] for each in batches]):
             failed += lost
             for i, arrays in zip(batch, done, strict=True):
                 results[i] = arrays
@@ -336,7 +349,9 @@ def index_rows(arrays):
         return []
     rows = []
     for kind in ("normalised", "sinkfree"):
-        indices = role_metrics.index_values(arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"])
+        indices = role_metrics.index_values(
+            arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"]
+        )
         for layer in range(arrays[f"whole_{kind}"].shape[1]):
             rows.append({"layer": layer, "kind": kind} | {name: values[layer] for name, values in indices.items()})
     return rows

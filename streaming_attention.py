@@ -194,7 +194,9 @@ def check_rows(arrays, n_tokens, visible, layer):
         if (wrong & real).any():
             prompt, head, row = np.argwhere(wrong & real)[0]
             value = arrays["entropy_sinkfree" if "without" in what else "entropy"][prompt, head, row]
-            raise RunFailed(f"layer {layer} head {head}: entropy of query row {row} {what} ({value:.6g}); nothing was saved")
+            raise RunFailed(
+                f"layer {layer} head {head}: entropy of query row {row} {what} ({value:.6g}); nothing was saved"
+            )
 
 
 def _in_range(values, bound):
@@ -268,4 +270,6 @@ def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer):
     with torch.inference_mode():
         model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
     if recorder.fired != list(range(facts["n_layers"])):
-        raise RunFailed(f"attention ran in layers {recorder.fired}, not once in each of {facts['n_layers']} layers in order")
+        raise RunFailed(
+            f"attention ran in layers {recorder.fired}, not once in each of {facts['n_layers']} layers in order"
+        )

@@ -28,7 +28,16 @@ from cli import UserError, positive_int, printable
 
 INSTALL = "pip install -r requirements-distributed.txt -c constraints.txt"
 RAY_FLAGS = ("ray_address", "num_workers", "worker_threads", "gpus_per_worker")
-NOT_WORK = ("engine", *RAY_FLAGS, "verbose", "output_dir", "config_file", "prompts", "prompts_per_category")
+NOT_WORK = (
+    "engine",
+    *RAY_FLAGS,
+    "verbose",
+    "output_dir",
+    "config_file",
+    "prompts",
+    "prompts_per_category",
+    "documents",
+)
 MODEL_ARGUMENTS = ("model_id", "revision", "dtype", "device", "device_map", "trust_remote_code")
 
 
