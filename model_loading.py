@@ -91,6 +91,10 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         model = _read_weights(source, model_id, revision, dtype, placement, trust_remote_code)
     if device_map is None:
         model = model.to(device)
+    elif next(model.parameters()).device.type == "meta":
+        raise UserError(
+            f"--device_map {printable(device_map)}: the embedding is on disk; keep the first module in memory"
+        )
     model.eval()
     tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
     plain = twin(model)
