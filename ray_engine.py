@@ -116,7 +116,7 @@ class RayEngine:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, runtime_env=code)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(f"--engine ray: {printable(' '.join(str(error).split()))[:300]}") from error
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without our message and exit code

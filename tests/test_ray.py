@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections import Counter, deque
 from pathlib import Path
 
@@ -82,6 +83,27 @@ def test_a_worker_holds_one_model_and_one_state():
     assert [held.model("a", make("A")), held.state("s", make("S")), held.model("a", make("no"))] == ["A", "S", "A"]
     assert held.model("b", make("B")) == "B" and held.state("s", make("S of B")) == "S of B"
     assert made == ["A", "S", "B", "S of B"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "given", "expected"),  # expected: workers, CPUs and GPUs of each
+    [
+        ([(16, 0)], {}, (2, 8, 0)),
+        ([(16, 0)] * 3, {}, (3, 16, 0)),
+        ([(32, 8), (32, 8)], {}, (16, 4, 1)),
+        ([(32, 8), (32, 8)], {"gpus_per_worker": 4}, (4, 16, 4)),
+        ([(32, 8)], {"device": "cpu", "num_workers": 4}, (4, 8, 0)),
+        ([(2, 0)], {"num_workers": 2, "worker_threads": 1}, (2, 1, 0)),
+    ],
+)
+def test_the_size_of_workers(machines, given, expected, monkeypatch):
+    total = {"CPU": sum(cpu for cpu, _ in machines), "GPU": sum(gpu for _, gpu in machines)}
+    ray = Namespace(cluster_resources=lambda: total, nodes=lambda: [{"Alive": True}] * len(machines))
+    engine, added = ray_engine.RayEngine(flags(**given)), []
+    monkeypatch.setattr(engine, "_connect", lambda: ray)
+    monkeypatch.setattr(engine, "_add_worker", lambda: added.append(1))
+    engine.start()
+    assert (len(added), *engine.resources.values()) == expected
 
 
 @pytest.fixture(scope="module")
