@@ -3,8 +3,9 @@
     paths = fork_map(draw_one, names)          # the function and the items are inherited, only results are sent back
 
 Processes are forked, so large arrays are shared and nothing is imported twice. Every process takes a fixed share and ends
-by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, Ray, one
-processor, one item) the items are done here, one after the other.
+by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
+processor, one item, inside another fork_map, under Ray) the items are done here, one after the other. A child must not compute with
+torch: its threads do not survive a fork.
 """
 
 import multiprocessing
@@ -48,9 +49,9 @@ def fork_map(function, items, processes=None):
 
 
 def _processors():
-    if sys.platform != "linux" or "ray" in sys.modules:  # a driver of Ray runs threads that a forked child lacks
-        return 1
-    return len(os.sched_getaffinity(0))
+    ray = sys.modules.get("ray")  # a driver's threads would be missing from a forked child
+    alone = sys.platform != "linux" or multiprocessing.current_process().daemon or (ray and ray.is_initialized())
+    return 1 if alone else len(os.sched_getaffinity(0))
 
 
 def _work(function, items, receiver, sender):
@@ -72,7 +73,7 @@ def _receive(receiver):
     try:
         fine, answer = receiver.recv()
     except EOFError as error:
-        raise RunFailed("a process that drew figures died: killed, out of memory, or a defect") from error
+        raise RunFailed("a process that draws or tests died: killed, out of memory, or a defect") from error
     if not fine:
         raise answer
     return answer
