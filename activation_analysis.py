@@ -34,7 +34,9 @@ LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)")
+    parser.add_argument(
+        "--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")

@@ -433,7 +433,9 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
         if layer in patterns:
             real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
             patterns[layer][batch, :, :width, :width] = np.where(real, pattern, 0.0)
-        _store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width]))
+        _store_layer(
+            arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width])
+        )
 
     edits = [] if edits_for is None else edits_for(batch)
     resume = None

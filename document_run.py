@@ -1,11 +1,11 @@
 """activation_analysis.py --documents: capture a JSONL file of documents and publish their tables.
 
-    <output_dir>/document_shards/<hash>.npz    one finished document each; the same command continues
-    <output_dir>/documents_<time>/             published whole, latest_documents links to the newest
-        documents.csv  turns.csv               means over layers and heads, one row a document or turn
-        documents.npz                          the same per layer and head
-        indices.csv                            RFC and RSI over documents, where the categories are there
-        documents.jsonl  experiment_config.json  manifest.json
+<output_dir>/document_shards/<hash>.npz    one finished document each; the same command continues
+<output_dir>/documents_<time>/             published whole, latest_documents links to the newest
+    documents.csv  turns.csv               means over layers and heads, one row a document or turn
+    documents.npz                          the same per layer and head
+    indices.csv                            RFC and RSI over documents, where the categories are there
+    documents.jsonl  experiment_config.json  manifest.json
 """
 
 import time
@@ -45,7 +45,9 @@ def run_documents(args):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} with --documents: the documents are the texts; give one of them")
     if args.prompt_format != "raw":
-        raise UserError("--prompt_format chat with --documents: messages take the chat template by themselves, text does not")
+        raise UserError(
+            "--prompt_format chat with --documents: messages take the chat template by themselves, text does not"
+        )
     if args.raw not in (None, "none"):
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
     documents = read_documents(args.documents)
@@ -69,7 +71,9 @@ def run_documents(args):
     for document_id, reason in failed:
         print(f"failed: {printable(document_id)}: {reason}")
     if not kept:
-        raise UserError(f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents")
+        raise UserError(
+            f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
+        )
     config = describe(args, loaded.facts, how, determinism, failed, seconds, len(kept))
     folder = save_documents(args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config)
     n_tokens = sum(tokenized[i].n_tokens for i in kept)

@@ -181,7 +181,9 @@ def _render(hf, document, contents):
     try:
         return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except (TemplateError, ValueError) as error:
-        raise UserError(f"document {printable(document.id)}: the chat template refuses it: {printable(error)}") from error
+        raise UserError(
+            f"document {printable(document.id)}: the chat template refuses it: {printable(error)}"
+        ) from error
 
 
 def shard_name(facts, document, method):
@@ -336,7 +338,9 @@ def index_rows(arrays):
         return []
     rows = []
     for kind in ("normalised", "sinkfree"):
-        indices = role_metrics.index_values(arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"])
+        indices = role_metrics.index_values(
+            arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"]
+        )
         for layer in range(arrays[f"whole_{kind}"].shape[1]):
             rows.append({"layer": layer, "kind": kind} | {name: values[layer] for name, values in indices.items()})
     return rows

@@ -39,8 +39,9 @@ def causal_mask(rows, keys, window, device):
     return seen if window is None else seen & (key > query - window)
 
 
-def row_blocks(n_query, window, block=BLOCK, first=0):
+def row_blocks(n_query, window, block=None, first=0):
     """((row start, stop), (key start, stop)) of blocks of rows and of the keys that any of their rows sees."""
+    block = block or BLOCK
     for start in range(first, n_query, block):
         low = first if window is None else max(first, start - window + 1)
         stop = min(start + block, n_query)
@@ -194,7 +195,9 @@ def check_rows(arrays, n_tokens, visible, layer):
         if (wrong & real).any():
             prompt, head, row = np.argwhere(wrong & real)[0]
             value = arrays["entropy_sinkfree" if "without" in what else "entropy"][prompt, head, row]
-            raise RunFailed(f"layer {layer} head {head}: entropy of query row {row} {what} ({value:.6g}); nothing was saved")
+            raise RunFailed(
+                f"layer {layer} head {head}: entropy of query row {row} {what} ({value:.6g}); nothing was saved"
+            )
 
 
 def _in_range(values, bound):
@@ -214,7 +217,7 @@ class LayerRecorder:
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, softcap=None, dropout=0.0, **kwargs):
         layer = module.layer_idx
-        refuse_variant(layer, kwargs)
+        refuse_variant(layer, kwargs | {"mask": attention_mask})
         self.fired.append(layer)
         window = self.facts["sliding_windows"][layer]
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -247,6 +250,7 @@ def refuse_variant(layer, kwargs):
         ("alibi", "adds ALiBi to its scores"),
         ("s_aux", "has learned attention sinks, so its rows over keys do not sum to 1"),
         ("head_mask", "masks heads"),
+        ("mask", "brings an attention mask of its own"),
     ):
         if kwargs.get(name) is not None:
             raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
@@ -268,4 +272,6 @@ def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer):
     with torch.inference_mode():
         model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
     if recorder.fired != list(range(facts["n_layers"])):
-        raise RunFailed(f"attention ran in layers {recorder.fired}, not once in each of {facts['n_layers']} layers in order")
+        raise RunFailed(
+            f"attention ran in layers {recorder.fired}, not once in each of {facts['n_layers']} layers in order"
+        )

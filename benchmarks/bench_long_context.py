@@ -40,7 +40,9 @@ def parse_args(argv=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=positive_int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--max_tokens", type=positive_int, default=4096, help="the most tokens for what builds patterns")
+    parser.add_argument(
+        "--max_tokens", type=positive_int, default=4096, help="the most tokens for what builds patterns"
+    )
     parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument("--measure", choices=WAYS, help="measure one way in this process and print JSON (used inside)")
     return parser.parse_args(argv)
@@ -216,7 +218,9 @@ def make_work(args, way, tokens):
 def random_ids(config, tokens):
     import torch
 
-    return torch.randint(3, config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        3, config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def entropy_of(pattern):

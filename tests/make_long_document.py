@@ -1,6 +1,6 @@
 """Write tests/data/long.jsonl: one text of about 8,000 SmolLM2 tokens and a short conversation, the same every time.
 
-    python tests/make_long_document.py
+python tests/make_long_document.py
 """
 
 import json
