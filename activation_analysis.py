@@ -22,6 +22,7 @@ from cli import (
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
+    collector_paused,
     run_script,
 )
 from deterministic import prepare_environment, set_determinism
@@ -77,7 +78,8 @@ def run(args):
 def load_from_args(args):
     """The model that the flags name; determinism is set before and after torch is imported."""
     prepare_environment()
-    from model_loading import load_model
+    with collector_paused():
+        from model_loading import load_model
 
     set_determinism(args.seed)
     return load_model(
