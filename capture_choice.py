@@ -43,7 +43,7 @@ def choose_capture(capture, raw, tokenized, facts, batch_size):
 def check_streaming(loaded):
     """Two short prompts of different length through both paths; the verdict, or RunFailed where they disagree.
 
-    returns  {"entropy_gap", "mass_gap"}: the largest absolute differences over all layers, heads and rows
+    returns  {"entropy_gap", "mass_gap", "tolerance"}: the largest absolute differences over all layers, heads and rows
     """
     texts = (CHECK_TEXT, CHECK_TEXT[: len(CHECK_TEXT) // 2])
     prompts = [Prompt(f"check_{i}", "neutral", -1, text) for i, text in enumerate(texts)]
@@ -51,7 +51,7 @@ def check_streaming(loaded):
     streamed = capture_attention(loaded, tokenized, streaming=True).arrays
     patterns = capture_attention(loaded, tokenized).arrays
     tolerance = TOLERANCE[loaded.facts["dtype"]]
-    gaps = {"entropy_gap": 0.0, "mass_gap": 0.0}
+    gaps = {"entropy_gap": 0.0, "mass_gap": 0.0, "tolerance": tolerance}
     for name in ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass"):
         gap = np.abs(streamed[name] - patterns[name])
         if not np.array_equal(np.isnan(streamed[name]), np.isnan(patterns[name])):

@@ -39,8 +39,9 @@ def causal_mask(rows, keys, window, device):
     return seen if window is None else seen & (key > query - window)
 
 
-def row_blocks(n_query, window, block=BLOCK, first=0):
+def row_blocks(n_query, window, block=None, first=0):
     """((row start, stop), (key start, stop)) of blocks of rows and of the keys that any of their rows sees."""
+    block = block or BLOCK
     for start in range(first, n_query, block):
         low = first if window is None else max(first, start - window + 1)
         stop = min(start + block, n_query)
@@ -216,7 +217,7 @@ class LayerRecorder:
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, softcap=None, dropout=0.0, **kwargs):
         layer = module.layer_idx
-        refuse_variant(layer, kwargs)
+        refuse_variant(layer, kwargs | {"mask": attention_mask})
         self.fired.append(layer)
         window = self.facts["sliding_windows"][layer]
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -249,6 +250,7 @@ def refuse_variant(layer, kwargs):
         ("alibi", "adds ALiBi to its scores"),
         ("s_aux", "has learned attention sinks, so its rows over keys do not sum to 1"),
         ("head_mask", "masks heads"),
+        ("mask", "brings an attention mask of its own"),
     ):
         if kwargs.get(name) is not None:
             raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
