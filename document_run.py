@@ -9,7 +9,6 @@
 """
 
 import time
-from argparse import Namespace
 
 from cli import UserError, printable
 from document_tasks import batch_items, from_plain, ready_item
@@ -57,7 +56,7 @@ def run_documents(args):
 
     with open_engine(args) as engine:
         ready = engine.prepare(ready_item(documents, args))
-        loaded, tokenized = Namespace(facts=ready["facts"]), [from_plain(each) for each in ready["documents"]]
+        facts, tokenized = ready["facts"], [from_plain(each) for each in ready["documents"]]
         method, how, determinism = ready["method"], ready["how"] | {"engine": engine.facts()}, ready["determinism"]
         if ready["why"]:
             print(ready["why"])
@@ -72,7 +71,7 @@ def run_documents(args):
         title = f"{printable(args.model_id)} documents"
         shards = f"{args.output_dir}/{SHARDS}"
         results, failed = stream_documents(
-            loaded, tokenized, shards, method, args.batch_size, BATCH_TOKENS, title, capture_batches
+            facts, tokenized, shards, method, capture_batches, args.batch_size, BATCH_TOKENS, title
         )
     seconds = time.perf_counter() - started
     kept = [i for i, arrays in enumerate(results) if arrays is not None]
@@ -82,7 +81,7 @@ def run_documents(args):
         raise UserError(
             f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
         )
-    config = describe(args, loaded.facts, how, determinism, failed, seconds, len(kept))
+    config = describe(args, facts, how, determinism, failed, seconds, len(kept))
     folder = save_documents(args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config)
     n_tokens = sum(tokenized[i].n_tokens for i in kept)
     print(

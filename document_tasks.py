@@ -3,15 +3,16 @@
 from argparse import Namespace
 from dataclasses import asdict
 
+import documents
 from cli import printable
-from documents import Document, TokenizedDocument, capture_documents, tokenize_document
+from documents import Document, TokenizedDocument, tokenize_document
 from work_engine import Item, content_hash, model_key, work_arguments
 
 
-def ready_item(documents, args):
+def ready_item(texts, args):
     """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
-    texts = [asdict(document) for document in documents]
-    return Item("documents", "document_tasks:ready_task", {"args": work_arguments(args), "documents": texts})
+    plain = [asdict(document) for document in texts]
+    return Item("documents", "document_tasks:ready_task", {"args": work_arguments(args), "documents": plain})
 
 
 def batch_items(batches, plain, args, method, batch_tokens):
@@ -36,8 +37,8 @@ def ready_task(held, payload):
     loaded = held.model(model_key(args), lambda: load_from_args(args))
 
     def make():
-        documents = [Document(d["id"], d["category"], tuple(map(tuple, d["turns"]))) for d in payload["documents"]]
-        tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in documents]
+        texts = [Document(d["id"], d["category"], tuple(map(tuple, d["turns"]))) for d in payload["documents"]]
+        tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in texts]
         prompts = [document.prompt for document in tokenized]
         method, _, why = choose_capture(args.capture, "none", prompts, loaded.facts, args.batch_size)
         how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
@@ -56,9 +57,9 @@ def batch_task(held, payload):
 
     args = Namespace(**payload["args"])
     loaded = held.model(model_key(args), lambda: load_from_args(args))
-    documents = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
+    some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
-    return capture_documents(loaded, documents, payload["method"], args.batch_size, payload["batch_tokens"])
+    return documents.capture_documents(loaded, some, payload["method"], args.batch_size, payload["batch_tokens"])
 
 
 def from_plain(plain, kind=Namespace):
