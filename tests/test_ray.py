@@ -1,6 +1,7 @@
 """Ray workers do what the local engine does, each item's result arrives once, and neither a killed worker nor a lost
 machine changes that. Two Ray nodes on this machine, one cluster for all tests of the module."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import activation_analysis
+import document_run
 import head_sweep
 import interventions
 import ray_engine
@@ -206,6 +209,9 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
             head_sweep.run_sweep(engine, prompts, args)
+            monkeypatch.setattr(document_run, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
+            texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
+            assert document_run.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
             monkeypatch.chdir(tmp_path / name)
             pipeline.families_file = "../families.json"
             studies = {family: run_pipeline.plan_study(pipeline, family) for family in families}
@@ -215,7 +221,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
             found[name] = engine.facts()
     torch.set_num_threads(threads)
     assert found["local"] == {"name": "local"} and found["ray"]["workers_lost"] == 2
-    results = ["latest_intervention", "latest_sweep"]
+    results = ["latest_intervention", "latest_sweep", "latest_documents", "document_shards"]
     results += [
         f"results_activation_analysis/{family}/{link}"
         for family in families
@@ -225,12 +231,20 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
         here, there = (study_files(Path(name, link)) for name in ("local", "ray"))
         assert len(here) >= 1 and here.keys() == there.keys()
         assert [name for name in here if here[name] != there[name]] == [], link
-    run = load_run(Path("ray", results[2]))
+    run = load_run(Path("ray", results[4]))
     assert run.config["engine"]["name"] == "ray" and run.config["arguments"]["output_dir"].endswith("/one")
     assert run.config["determinism"]["torch_threads"] == 1
-    assert load_run(Path("ray", results[4], "baseline")).config["git"] == run.config["git"]
+    assert load_run(Path("ray", results[6], "baseline")).config["git"] == run.config["git"]
     assert read_npz(Path("ray/latest_sweep/head_effects.npz"), ["kl"])["kl"].shape == (3, 4, 4)
     assert not list(Path("ray").rglob(".tmp_*")) and "/tmp/tmp" not in capsys.readouterr().out
+
+
+def texts_file(folder):
+    """Five documents of unequal length, one a conversation."""
+    lines = [{"id": f"d{i}", "text": "The river runs past the mill. " * i} for i in range(1, 5)]
+    lines.append({"id": "talk", "messages": [{"role": "user", "content": "Who are you?"}]})
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "texts.jsonl"
 
 
 def lose_workers(monkeypatch, engine, cluster):
