@@ -6,6 +6,7 @@
     python activation_analysis.py --model_id bundled:smollm2-135m-instruct
     python activation_analysis.py --model_id meta-llama/Llama-3.1-8B-Instruct --prompt_format chat --dtype bfloat16
     python activation_analysis.py --output_type latest_base --raw none
+    python activation_analysis.py --documents FILE.jsonl          long texts and conversations -> documents_<time>/
 
 The newest run is linked as latest_run, or as latest_base with --output_type latest_base.
 """
@@ -27,22 +28,33 @@ from cli import (
 )
 from deterministic import prepare_environment, set_determinism
 from prompts import load_prompts, prompt_set_sha256
+from work_engine import add_engine_arguments, check_engine_arguments
 
+BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
 LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
+    parser.add_argument(
+        "--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")
     output.add_argument(
         "--raw",
         choices=["none", "patterns", "full"],
-        default="patterns",
-        help="also save the patterns (default), or patterns, MLP activations, embeddings and final norm",
+        help="also save the patterns (default unless streaming), or patterns, MLP activations, embeddings and final norm",
     )
+    output.add_argument(
+        "--capture",
+        choices=["auto", "patterns", "streaming"],
+        default="auto",
+        help="build every pattern, or stream row entropies without them; auto streams prompts of more than 512 tokens",
+    )
+    add_engine_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -50,6 +62,15 @@ def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LINKS[args.output_type])
+    if args.documents is not None:
+        from document_run import run_documents
+
+        return run_documents(args)
+    if args.engine != "local":
+        raise UserError(f"--engine {args.engine} needs --documents; prompts take one short pass on one machine")
+    check_engine_arguments(args)
+    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+        raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -75,19 +96,34 @@ def load_from_args(args):
 def analyze_model(loaded, prompts, args, timings=None):
     """Capture all prompts of a loaded model and publish the run; returns (run folder, failed prompts)."""
     from attention_capture import capture_attention, tokenize_prompts
+    from capture_choice import check_streaming, choose_capture
 
     timings = dict(timings or {})
     determinism = set_determinism(args.seed)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    method, raw, why = choose_capture(args.capture, args.raw, tokenized, loaded.facts, args.batch_size)
+    if why:
+        print(why)
+    how = {"method": method, "raw": raw}
+    if method == "streaming":
+        how |= check_streaming(loaded)
     started = time.perf_counter()
     title = f"{printable(args.model_id)} {args.prompt_format}"
-    captured = capture_attention(loaded, tokenized, args.batch_size, keep_patterns=args.raw != "none", title=title)
+    captured = capture_attention(
+        loaded,
+        tokenized,
+        args.batch_size,
+        keep_patterns=raw != "none",
+        title=title,
+        streaming=method == "streaming",
+        batch_tokens=BATCH_TOKENS if method == "streaming" else None,
+    )
     timings["capture_s"] = time.perf_counter() - started
     if len(captured.arrays["category"]) == 0:
         raise UserError(
             f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; try a smaller model or --dtype bfloat16"
         )
-    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism)
+    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how)
     for prompt_id, reason in captured.failed:
         print(f"failed: {prompt_id}: {reason}")
     print(
@@ -98,8 +134,8 @@ def analyze_model(loaded, prompts, args, timings=None):
     return folder, captured.failed
 
 
-def save_run(loaded, prompts, tokenized, captured, args, timings, determinism):
-    """Publish a run folder and return its path."""
+def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how):
+    """Publish a run folder and return its path; `how` says which capture was used and what was saved."""
     from output_manager import create_run, write_json, write_npz, write_prompts
 
     started = time.perf_counter()
@@ -111,9 +147,9 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism):
         n_tokens = captured.arrays["n_tokens"]
         for layer, patterns in captured.patterns.items():
             write_npz(new.path / f"raw_blocks_{layer}_attn_pattern.npz", {"patterns": patterns, "n_tokens": n_tokens})
-        if args.raw == "full":
+        if how["raw"] == "full":
             save_activations(loaded, kept, args.batch_size, new.path)
-        config = describe_run(loaded, prompts, captured, args, timings, determinism)
+        config = describe_run(loaded, prompts, captured, args, timings, determinism) | {"capture": how}
         write_json(new.path / "activations.json", summarize(captured.arrays, config))
         config["timings"]["save_s"] = time.perf_counter() - started
         write_json(new.path / "experiment_config.json", config)

@@ -20,6 +20,7 @@ from jinja2.exceptions import TemplateError
 
 import role_metrics
 from cli import RunFailed, UserError, printable
+from streaming_attention import stream_layers
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 # A template is a program of the model's maker; it may divide by zero or call itself without end.
@@ -128,10 +129,21 @@ def _tokenize_chat(prompt, hf, system_prompt):
     )
 
 
-def make_batches(lengths, batch_size):
-    """Prompt positions in batches of similar length: little is padded, so little is computed for nothing."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def make_batches(lengths, batch_size, batch_tokens=None):
+    """Prompt positions in batches of similar length: little is padded, so little is computed for nothing.
+
+    A batch holds at most `batch_size` prompts and, padding counted, `batch_tokens` tokens (None: no limit; a longer prompt
+    is a batch of its own).
+    """
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        last = batches[-1] if batches else []
+        full = batch_tokens is not None and (len(last) + 1) * lengths[i] > batch_tokens
+        if not last or len(last) == batch_size or full:
+            batches.append([i])
+        else:
+            last.append(i)
+    return batches
 
 
 def pad_right(token_ids, pad_id=0):
@@ -195,8 +207,8 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
     """
     ids, mask = pad_right(token_ids)
     final = torch.tensor([len(row) - 1 for row in token_ids])
-    kept, column = torch.unique(final, return_inverse=True)
     device = next(bridge.original_model.parameters()).device
+    kept, column = kept_logits(bridge.original_model, final, ids.shape[1], device)
     fired = []
 
     def measure(tensor, hook, layer):
@@ -211,12 +223,25 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
             ids.to(device),
             attention_mask=mask.to(device),
             fwd_hooks=[*edits, *hooks],
-            logits_to_keep=kept.to(device) if want_logits else 1,
+            logits_to_keep=kept if want_logits else 1,
         )
     if fired != layers:
         wrong = next((layer for layer in layers if fired.count(layer) != 1), -1)
         raise RunFailed(f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once")
     return logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
+
+
+def kept_logits(model, final, width, device):
+    """(what the model is told to keep, the column of each prompt's final token [prompt] in it).
+
+    One device: the final positions themselves. Several: a number of last positions, which takes a few more columns,
+    because an index tensor would have to lie on the device of the last layer.
+    """
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        count = width - int(final.min())
+        return count, final - (width - count)
+    kept, column = torch.unique(final, return_inverse=True)
+    return kept.to(device), column
 
 
 def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):
@@ -345,7 +370,16 @@ def capture_clean(loaded, tokenized, layers, batch_size=64, title=None):
 
 
 def capture_attention(
-    loaded, tokenized, batch_size=64, edits_for=None, keep_patterns=False, want_logits=False, title=None, start=None
+    loaded,
+    tokenized,
+    batch_size=64,
+    edits_for=None,
+    keep_patterns=False,
+    want_logits=False,
+    title=None,
+    start=None,
+    streaming=False,
+    batch_tokens=None,
 ):
     """Run every prompt once and reduce its attention: a Capture.
 
@@ -354,6 +388,8 @@ def capture_attention(
     title          text of the progress bar, None for no bar
     start          (layer, CleanRun): edits begin at that layer, so the layers below are taken from the clean run; None
                    runs everything. Not with keep_patterns.
+    streaming      rows without patterns, from the model without its bridge: no edits, patterns or logits
+    batch_tokens   at most so many tokens in a batch, padding counted; halved for good after an out-of-memory error
     """
     from tqdm import tqdm
 
@@ -365,23 +401,26 @@ def capture_attention(
         check_pattern_memory(loaded.n_layers, shape)
         patterns = {layer: np.zeros(shape, np.float32) for layer in range(loaded.n_layers)}
     logits, failed = {}, []
-    queue = make_batches(lengths, batch_size)
+    queue = make_batches(lengths, batch_size, batch_tokens)
     with tqdm(total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False) as bar:
         while queue:
             batch = queue.pop(0)
             try:
-                final = _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start)
+                if streaming:
+                    final = _stream_batch(loaded, tokenized, batch, arrays)
+                else:
+                    final = _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     failed.append((tokenized[batch[0]].id, "out of memory with a batch of one"))
                 else:
-                    half = len(batch) // 2
-                    tqdm.write(
-                        f"out of memory with {len(batch)} prompts of {max(lengths[i] for i in batch)} tokens: halved"
-                    )
-                    queue[:0] = [batch[:half], batch[half:]]
+                    longest = max(lengths[i] for i in batch)
+                    tqdm.write(f"out of memory with {len(batch)} prompts of {longest} tokens: halved")
+                    left = [i for later in (batch, *queue) for i in later]
+                    half = [len(batch) // 2, len(batch) * longest // 2]
+                    queue = [[left[i] for i in later] for later in make_batches([lengths[i] for i in left], *half)]
                     continue
             else:
                 logits.update(zip(batch, final, strict=True))
@@ -409,13 +448,9 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
         if layer in patterns:
             real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
             patterns[layer][batch, :, :width, :width] = np.where(real, pattern, 0.0)
-        reduced = reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width])
-        arrays["edge_tokens"][batch] = reduced.pop("edge_tokens")
-        for name, values in reduced.items():
-            if name in ("entropy", "entropy_sinkfree", "sink_mass"):
-                arrays[name][batch, layer, :, :width] = values
-            else:
-                arrays[name][batch, layer] = values
+        _store_layer(
+            arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width])
+        )
 
     edits = [] if edits_for is None else edits_for(batch)
     resume = None
@@ -426,6 +461,29 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
     ids, dtype = [p.token_ids for p in prompts], loaded.facts["dtype"]
     logits = run_layers(loaded.bridge, ids, loaded.n_layers, dtype, on_layer, edits, want_logits, resume)
     return [None] * len(batch) if logits is None else list(logits.cpu().numpy())
+
+
+def _stream_batch(loaded, tokenized, batch, arrays):
+    """As `_capture_batch`, without a pattern."""
+    ids, mask = pad_right([tokenized[i].token_ids for i in batch])
+
+    def on_layer(layer, reduced):
+        _store_layer(arrays, batch, layer, reduced)
+
+    stream_layers(loaded.plain, ids, mask, arrays["n_tokens"][batch], arrays["span"][batch], loaded.facts, on_layer)
+    return [None] * len(batch)
+
+
+def _store_layer(arrays, batch, layer, reduced):
+    """Write what one layer of one batch gave into the arrays of the run."""
+    width = reduced["entropy"].shape[-1]
+    for name, values in reduced.items():
+        if name == "edge_tokens":
+            arrays[name][batch] = values
+        elif name in ("entropy", "entropy_sinkfree", "sink_mass"):
+            arrays[name][batch, layer, :, :width] = values
+        else:
+            arrays[name][batch, layer] = values
 
 
 def is_out_of_memory(error):

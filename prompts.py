@@ -222,19 +222,25 @@ def read_strict_json(path, flag):
         if not path.is_file():
             why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
             raise UserError(f"{flag} {path}: {why}")
-        content = path.read_bytes()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
-    try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
+    return parse_strict_json(text, f"{flag} {path}")
+
+
+def parse_strict_json(text, where, one_line=False):
+    """The JSON value of a text; duplicate keys and NaN are refused, with `where` in front of the reason."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise UserError(f"{flag} {path}: not JSON at line {error.lineno}: {error.msg}") from error
+        place = f"column {error.colno}" if one_line else f"line {error.lineno}"
+        raise UserError(f"{where}: not JSON at {place}: {error.msg}") from error
     except RecursionError as error:
-        raise UserError(f"{flag} {path}: nested too deeply") from error
+        raise UserError(f"{where}: nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{flag} {path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def _read_prompt_file(path):

@@ -127,7 +127,7 @@ def prompt_values(run, kind="normalised"):
         values = normalise_entropy(run.entropy_sinkfree, sinkfree_keys(run.visible_keys)[None, :, None, :])
     else:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    return _mean_rows(values, rows[:, None, None, :])
+    return mean_rows(values, rows[:, None, None, :])
 
 
 def null_values(run, kind="normalised"):
@@ -136,10 +136,10 @@ def null_values(run, kind="normalised"):
         return np.ones((len(run.n_tokens), run.visible_keys.shape[0]))
     rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format))
     uniform = np.broadcast_to(np.log(run.visible_keys), (len(rows), *run.visible_keys.shape))
-    return _mean_rows(uniform, rows[:, None, :])
+    return mean_rows(uniform, rows[:, None, :])
 
 
-def _mean_rows(values, rows):
+def mean_rows(values, rows):
     """Mean over the last axis of the defined values inside `rows`; NaN where there is none."""
     used = rows & ~np.isnan(values)
     count = used.sum(axis=-1)
@@ -261,7 +261,7 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     n_tokens [prompt] tokens fed    span [prompt, 2] the prompt's own tokens    whole_prompt as in `row_mask`
     """
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
-    values = _mean_rows(np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows)
+    values = mean_rows(np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows)
     return {name: float(value) for name, value in index_values(values, category).items()}
 
 

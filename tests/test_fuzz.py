@@ -16,6 +16,7 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ FAMILY = {
 
 
 def test_family_files(box):
-    args = run_pipeline.parse_args(["--family", "x"])
+    args = SimpleNamespace(**vars(run_pipeline.parse_args(["--family", "x"])), family="x")
 
     def check(content):
         Path("f.json").write_bytes(content)

@@ -6,7 +6,7 @@ save_tiny("mistral", folder)   config.json, model.safetensors and the bundled mo
 import shutil
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from model_loading import bundled_folder
 
@@ -28,12 +28,14 @@ CONFIGS = {
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, {"sliding_window": WINDOW}),
     "qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
     "gemma2": (Gemma2Config, {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8}),
 }
 WINDOWS = {
     "llama": [None, None, None],
     "mistral": [WINDOW, WINDOW, WINDOW],
     "qwen2": [None, WINDOW, WINDOW],
+    "qwen3": [None, None, None],
     "gemma2": [WINDOW, None, WINDOW],
 }
 

@@ -1,0 +1,239 @@
+"""Documents: strict reading, spans of turns, shards that survive a kill, and values that follow from the prompts' own path."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import activation_analysis
+import document_run
+import documents
+import output_manager
+import role_metrics
+from attention_capture import capture_attention
+from cli import UserError
+from documents import Document, read_documents, tokenize_document
+from model_loading import ModelTokenizer, load_model
+from tiny_models import save_tiny
+
+TEXT = {"id": "a", "category": "neutral", "text": "Rain falls from clouds when drops grow heavy."}
+TALK = {
+    "id": "b",
+    "category": "self_referent",
+    "messages": [
+        {"role": "user", "content": "Who are you?"},
+        {"role": "assistant", "content": "Who are you? I am a model."},
+        {"role": "user", "content": "  user =1 "},
+    ],
+}
+
+
+def write_lines(path, *rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_model(save_tiny("mistral", tmp_path_factory.mktemp("documents")), device="cpu")
+
+
+def test_a_file_is_read_line_by_line(tmp_path):
+    odd = {"id": "c", "text": "a\u2028b"}  # JSON allows this separator inside a text; it is no line end
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(TEXT) + "\r\n\r\n" + json.dumps(odd, ensure_ascii=False)).encode())
+    first, second = read_documents(path)
+    assert first == Document("a", "neutral", (("text", TEXT["text"]),))
+    assert (second.id, second.category, second.turns[0][1]) == ("c", "", "a\u2028b")
+
+
+MESSAGE = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("{", "line 2: not JSON at column"),
+        ("[]", "line 2: is a list"),
+        ('{"id": "x", "id": "y", "text": "t"}', "line 2: the key 'id' appears twice"),
+        ('{"id": NaN, "text": "t"}', "line 2: NaN"),
+        ({"text": "t"}, "line 2: id must be a text"),
+        ({"id": 3, "text": "t"}, "line 2: id must be a text"),
+        ({"id": "x", "text": " "}, "line 2: text must be"),
+        ({"id": "x"}, "line 2: must have either"),
+        ({"id": "x", "text": "t", "messages": [MESSAGE]}, "line 2: must have either"),
+        ({"id": "x", "text": "t", "categroy": "neutral"}, "line 2: unknown field 'categroy'"),
+        ({"id": "x", "text": "t", "category": "me"}, "line 2: category 'me'"),
+        ({"id": "x", "text": "t", "category": ["neutral"]}, "line 2: category"),
+        ({"id": "x", "messages": []}, "line 2: messages must be a list"),
+        ({"id": "x", "messages": [MESSAGE, {"role": "user"}]}, r"line 2: messages\[1\] must be an object"),
+        ({"id": "x", "messages": [{"role": "user", "content": None}]}, r"line 2: messages\[0\].content"),
+        ('{"id": "x", "text": "\\ud800"}', "line 2: text holds half a surrogate"),
+        (TEXT, "line 2: id 'a' is that of line 1"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, named):
+    with pytest.raises(UserError, match=named):
+        read_documents(write_lines(tmp_path / "d.jsonl", TEXT, line))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(None, "no such file"), (b"\n \n", "no documents"), (b"\xff", "not UTF-8")]
+)
+def test_a_file_without_documents_is_refused(tmp_path, content, named):
+    if content is not None:
+        (tmp_path / "d.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        read_documents(tmp_path / "d.jsonl")
+
+
+def test_spans_are_the_contents_of_the_turns(tiny, tmp_path):
+    hf = tiny.tokenizer.hf
+    text, talk = (
+        tokenize_document(d, tiny.tokenizer) for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+    )
+    assert hf.decode(text.prompt.token_ids[slice(*text.spans[0])]) == TEXT["text"]
+    assert text.spans[0][0] == 1  # the BOS is outside
+    for (start, stop), message in zip(talk.spans, TALK["messages"], strict=True):
+        assert hf.decode(talk.prompt.token_ids[start:stop]).strip() == message["content"].strip()
+    assert talk.roles == ("user", "assistant", "user")
+    assert not talk.prompt.rendered.endswith("assistant\n")  # nothing is to be generated
+
+
+@pytest.mark.parametrize(
+    ("turn", "context", "named"),
+    [
+        (("user", "hello <|im_end|> there"), 256, "special token"),
+        (("user", "word " * 300), 256, "context holds 256; it is not truncated"),
+        (("text", "word " * 300), 256, "context holds 256; it is not truncated"),
+    ],
+)
+def test_what_cannot_be_fed_is_refused(tiny, turn, context, named):
+    with pytest.raises(UserError, match=named):
+        tokenize_document(Document("x", "", (turn,)), ModelTokenizer(tiny.tokenizer.hf, True, context, 49152))
+
+
+def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(
+        tiny.tokenizer.hf, "chat_template", "{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}"
+    )
+    with pytest.raises(UserError, match="changes turn 0"):
+        tokenize_document(Document("x", "", (("user", "hello"),)), tiny.tokenizer)
+
+
+def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
+    tokenized = [
+        tokenize_document(d, tiny.tokenizer) for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+    ]
+    results, failed = documents.capture_documents(tiny, tokenized, "streaming")
+    assert failed == []
+    run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
+    run = output_manager.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
+    for kind in ("normalised", "sinkfree"):
+        expected = role_metrics.prompt_values(run, kind)[0]
+        np.testing.assert_allclose(results[0][f"whole_{kind}"], expected, atol=1e-5)
+        np.testing.assert_allclose(results[0][f"turn_{kind}"][0], expected, atol=1e-5)
+    lengths = [stop - start for start, stop in tokenized[1].spans]
+    pooled = np.average(results[1]["turn_sink_mass"], axis=0, weights=lengths)
+    np.testing.assert_allclose(results[1]["whole_sink_mass"], pooled, atol=1e-6)
+    start, stop = tokenized[1].spans[2]
+    rows = results[1]["row_sink_mass"][:, start:stop].mean(axis=-1)
+    np.testing.assert_allclose(results[1]["turn_sink_mass"][2].mean(axis=-1), rows, atol=1e-6)
+    alone = documents.capture_document(tiny, tokenized[1], "streaming")
+    assert set(alone) == set(documents.array_names())
+    for name, values in alone.items():
+        np.testing.assert_allclose(results[1][name], values, atol=1e-5)
+
+
+def run_main(path, output, *flags):
+    return activation_analysis.main(["--documents", str(path), "--output_dir", str(output), "--model_id", "t", *flags])
+
+
+@pytest.fixture
+def script(tiny, monkeypatch):
+    monkeypatch.setattr(activation_analysis, "load_from_args", lambda args: tiny)
+    return run_main
+
+
+def read_table(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch, capsys):
+    path = write_lines(tmp_path / "d.jsonl", TALK, TEXT)
+    real, captured = documents.capture_documents, []
+
+    def interrupted(loaded, some, *rest):
+        captured.append([d.prompt.id for d in some])
+        if len(captured) == 2:
+            raise KeyboardInterrupt
+        return real(loaded, some, *rest)
+
+    monkeypatch.setattr(documents, "capture_documents", interrupted)
+    assert script(path, tmp_path / "out", "--batch_size", "1") == 130
+    assert not (tmp_path / "out/latest_documents").exists()
+    assert script(path, tmp_path / "out", "--batch_size", "1") == 0
+    assert captured == [["a"], ["b"], ["b"]]
+    assert "1 of 2 documents were finished before" in capsys.readouterr().out
+    folder = tmp_path / "out/latest_documents"
+    assert [row["id"] for row in read_table(folder / "documents.csv")] == ["b", "a"]
+    shards = {p.name: p.read_bytes() for p in (tmp_path / "out/document_shards").iterdir()}
+    assert set(shards) == {json.loads(line)["shard"] for line in (folder / "documents.jsonl").read_text().splitlines()}
+    damaged = tmp_path / "out/document_shards" / min(shards)
+    damaged.write_bytes(b"PK damaged")
+    write_lines(path, TALK, TEXT | {"text": TEXT["text"] + " Then it stops."})
+    assert script(path, tmp_path / "out", "--batch_size", "1") == 0
+    assert len(captured) >= 4  # the changed text; and the damaged shard where it is the conversation's
+    assert len(read_table(folder / "turns.csv")) == 4
+
+
+def test_tables_and_indices(script, tmp_path, capsys):
+    path = write_lines(tmp_path / "d.jsonl", TEXT, TALK)
+    assert script(path, tmp_path / "out", "--capture", "streaming") == 0
+    folder = tmp_path / "out/latest_documents"
+    turns = read_table(folder / "turns.csv")
+    assert [(row["id"], row["turn"], row["role"]) for row in turns] == [
+        ("a", "0", "text"), ("b", "0", "user"), ("b", "1", "assistant"), ("b", "2", "user"),
+    ]  # fmt: skip
+    names = ["document_id", "category", "turn_document", "whole_normalised", "turn_normalised", "turn_span"]
+    arrays = output_manager.read_npz(folder / "documents.npz", names)
+    assert arrays["turn_document"].tolist() == [0, 1, 1, 1]
+    for row, values, span in zip(turns, arrays["turn_normalised"], arrays["turn_span"].tolist(), strict=True):
+        assert float(row["normalised"]) == pytest.approx(values.mean(), abs=1e-6)
+        assert [int(row["start"]), int(row["stop"])] == span
+    mean = arrays["whole_normalised"].astype(float).mean(axis=-1)
+    rows = [row for row in read_table(folder / "indices.csv") if row["kind"] == "normalised"]
+    np.testing.assert_allclose([float(row["rfc"]) for row in rows], 1 - mean[1] / mean[0], rtol=1e-6)
+    assert all(row["rsi"] == "" for row in rows)  # no confounder documents: undefined, not 0
+    config = json.loads((folder / "experiment_config.json").read_text())
+    assert config["capture"]["method"] == "streaming"
+    assert config["documents"]["n"] == 2
+    assert script(write_lines(path, TEXT), tmp_path / "out") == 0
+    assert not (folder / "indices.csv").exists()
+    assert "RFC and RSI need documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--prompts", "p.json"], "--prompts with --documents"),
+        (["--raw", "full"], "--raw full with --documents"),
+        (["--prompt_format", "chat"], "--prompt_format chat with --documents"),
+        (["--prompts_per_category", "2"], "--prompts_per_category with --documents"),
+    ],
+)
+def test_flags_that_documents_do_not_take_are_refused(flags, named, tmp_path, capsys):
+    assert run_main(write_lines(tmp_path / "d.jsonl", TEXT), tmp_path, *flags) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_example_file_is_read_and_holds_what_it_promises():
+    text, talk = read_documents(Path(__file__).parent / "data/long.jsonl")
+    assert len(text.turns[0][1].split()) > 6000
+    assert [role for role, _ in talk.turns] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert document_run.LINK == "latest_documents"

@@ -1,0 +1,281 @@
+"""Streaming against patterns: the same arrays without a pattern, on every architecture and where digits are easily lost."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import activation_analysis
+import attention_capture
+import capture_choice
+import output_manager
+import role_metrics
+import streaming_attention
+from attention_capture import capture_attention, make_batches, tokenize_prompts
+from cli import RunFailed, UserError
+from model_loading import load_model
+from prompts import Prompt, select_prompts
+from streaming_attention import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
+from tiny_models import CONFIGS, WINDOW, save_tiny
+
+ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
+MASSES = ("first_mass", "last_mass", "edge_mass")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A function (architecture, dtype) -> LoadedModel; each is loaded once."""
+
+    @functools.cache
+    def load(name, dtype="float32"):
+        return load_model(folder(name), device="cpu", dtype=dtype)
+
+    @functools.cache
+    def folder(name):
+        return save_tiny(name, tmp_path_factory.mktemp(name))
+
+    return load
+
+
+def long_prompts():
+    words = "the tower by the river is older than the town and nobody knows who built it or why".split()
+    texts = [" ".join(words[i % len(words)] for i in range(n)) for n in (60, 7, 31, 2)]
+    return [Prompt(f"p{i}", "neutral", -1, text) for i, text in enumerate(texts)]
+
+
+def assert_same_arrays(streamed, patterns, tolerance):
+    assert set(streamed) == set(patterns)
+    for name, expected in patterns.items():
+        assert streamed[name].dtype == expected.dtype
+        if name in ROWS + MASSES:
+            np.testing.assert_allclose(streamed[name], expected, atol=tolerance, rtol=0, err_msg=name)
+        else:
+            np.testing.assert_array_equal(streamed[name], expected)
+
+
+@pytest.mark.parametrize("block", [5, 256])
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeypatch):
+    monkeypatch.setattr(streaming_attention, "BLOCK", block)
+    tiny = models(name)
+    tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
+    patterns = capture_attention(tiny, tokenized).arrays
+    streamed = capture_attention(tiny, tokenized, streaming=True).arrays
+    assert patterns["n_tokens"].max() > 10 * WINDOW
+    assert_same_arrays(streamed, patterns, 1e-5)
+
+
+def make_scores(n_query, sink, groups=2, seed=0):
+    """Queries and keys [1, head, query, 8] whose scores with key 0 exceed the others by about `sink`."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, 2 * groups, n_query, 8, generator=generator)
+    key = torch.randn(1, 2, n_query, 8, generator=generator)
+    query[..., 0] = 1.0
+    key[:, :, 0, 0] = sink
+    return query, key
+
+
+def exact_rows(query, key, scale, window, softcap=None):
+    """The arrays of `join_sink` from patterns in float64."""
+    n_query, groups = query.shape[2], query.shape[1] // key.shape[1]
+    scores = (query.double() @ key.double().repeat_interleave(groups, 1).transpose(2, 3) * scale).numpy()
+    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+    row, column = np.arange(n_query)[:, None], np.arange(n_query)
+    seen = (column <= row) & (column > row - (window or n_query))
+    scores = np.where(seen, scores, -np.inf)
+    pattern = np.exp(scores - scores.max(-1, keepdims=True))
+    pattern /= pattern.sum(-1, keepdims=True)
+    visible = role_metrics.visible_keys(n_query, [window])[0]
+    few = role_metrics.sinkfree_keys(visible[None])[0] < 2
+    free = np.where(few, np.nan, role_metrics.sinkfree_entropy(np.where(few[:, None], 1 / n_query, pattern)))
+    return {
+        "entropy": role_metrics.attention_entropy(pattern),
+        "entropy_sinkfree": free,
+        "sink_mass": pattern[..., 0],
+    }, visible
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 300])
+@pytest.mark.parametrize("rest", [flash_rest, chunked_rest])
+def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
+    monkeypatch.setattr(streaming_attention, "BLOCK", 16)
+    query, key = make_scores(37, 2.0)
+    expected, visible = exact_rows(query, key, 0.5, window)
+    found = [part.numpy() for part in (sink_scores(query, key, 0.5), *rest(query, key, 0.5, window))]
+    for name, values in join_sink(*found, visible).items():
+        np.testing.assert_allclose(values, expected[name], atol=3e-6, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("sink", [10.0, 20.0, 60.0, -60.0])
+def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
+    query, key = make_scores(50, sink)
+    expected, visible = exact_rows(query, key, 1.0, None)
+    found = [part.numpy() for part in (sink_scores(query, key, 1.0), *flash_rest(query, key, 1.0, None))]
+    got = join_sink(*found, visible)
+    if sink == 20.0:
+        assert (
+            np.median(1 - expected["sink_mass"][..., 2:]) < 1e-5
+        )  # (H + m ln m) / r + ln r would be off by more than 0.1
+    np.testing.assert_allclose(got["entropy_sinkfree"], expected["entropy_sinkfree"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(got["entropy"], expected["entropy"], atol=1e-5, rtol=1e-4)
+
+
+def test_no_mass_beside_the_sink_leaves_the_sinkfree_entropy_undefined():
+    log_sum, entropy = np.array([-200.0, -200.0, -60.0]), np.array([0.0, 0.5, 0.7])
+    got = join_sink(np.zeros(4), log_sum, entropy, np.arange(1, 5))
+    np.testing.assert_array_equal(np.isnan(got["entropy_sinkfree"]), [True, True, True, False])
+    np.testing.assert_allclose(got["sink_mass"], 1, atol=1e-7)
+    np.testing.assert_allclose(got["entropy"], 0, atol=1e-20)
+
+
+def test_two_equal_keys_give_ln_2_and_the_window_drops_the_sink():
+    got = join_sink(np.zeros(3), np.zeros(2), np.array([0.0, np.log(2)]), np.array([1, 2, 2]))
+    np.testing.assert_allclose(got["entropy"], [0, np.log(2), np.log(2)], atol=1e-7)
+    np.testing.assert_allclose(got["sink_mass"], [1, 0.5, 0], atol=1e-7)
+    np.testing.assert_allclose(got["entropy_sinkfree"], [np.nan, np.nan, np.log(2)], atol=1e-7)
+
+
+def test_softcapped_scores_equal_float64_patterns():
+    query, key = make_scores(30, 6.0)
+    expected, visible = exact_rows(query, key, 1.0, 7, softcap=2.0)
+    found = [p.numpy() for p in (sink_scores(query, key, 1.0, 2.0), *chunked_rest(query, key, 1.0, 7, 2.0))]
+    np.testing.assert_allclose(join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_short_dtypes_stream_float32_entropies(models, dtype):
+    short = models("llama", dtype)
+    gaps = capture_choice.check_streaming(short)
+    assert gaps["entropy_gap"] < capture_choice.TOLERANCE[dtype]
+    query, key = make_scores(50, 4.0)
+    query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
+    expected, visible = exact_rows(query, key, 0.3, None)
+    found = [part.numpy() for part in (sink_scores(query, key, 0.3), *flash_rest(query, key, 0.3, None))]
+    np.testing.assert_allclose(join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"s_aux": torch.zeros(4)}, "learned attention sinks"),
+        ({"position_bias": torch.zeros(1)}, "position bias"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "mask of its own"),
+    ],
+)
+def test_variants_that_the_formulas_do_not_describe_are_refused(kwargs, named):
+    facts = {"n_heads": 4, "sliding_windows": [None]}
+    recorder = LayerRecorder(facts, [3], [[0, 3]], lambda layer, arrays: None)
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    query, key = make_scores(3, 0.0)
+    call = {"attention_mask": None} | kwargs
+    with pytest.raises(UserError, match=f"layer 0.*{named}.*--capture patterns"):
+        recorder(module, query, key, key, **call)
+    assert recorder(module, query, key, key, None)[0].shape == (1, 3, 4, 8)
+
+
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "NaN"), (5.0, "outside 0 to ln"), (-0.1, "outside 0 to ln")])
+def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named):
+    arrays = {name: np.full((1, 2, 3), 0.5, np.float32) for name in ROWS}
+    arrays["entropy"][0, :, 0] = 0
+    arrays["entropy_sinkfree"][0, :, :2] = np.nan
+    arrays["entropy"][0, 1, 2] = value
+    with pytest.raises(RunFailed, match=f"layer 7 head 1.*row 2 .*{named}"):
+        check_rows(arrays, [3], np.arange(1, 4), 7)
+    check_rows(arrays, [2], np.arange(1, 4), 7)  # beyond the prompt's tokens nothing is checked
+
+
+def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
+    loaded = models("llama")
+    assert capture_choice.check_streaming(loaded)["entropy_gap"] < 1e-5
+    right = streaming_attention.flash_rest
+    monkeypatch.setattr(
+        streaming_attention, "flash_rest", lambda q, k, scale, window: right(q, k, scale * 1.01, window)
+    )
+    with pytest.raises(RunFailed, match=r"instrument check.*layer \d head \d.*--capture patterns"):
+        capture_choice.check_streaming(loaded)
+
+
+def test_streaming_shares_the_weights_and_leaves_the_bridge_alone(models):
+    loaded = models("llama")
+    tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
+    before = capture_attention(loaded, tokenized, want_logits=True).logits
+    capture_attention(loaded, tokenized, streaming=True)
+    assert np.array_equal(capture_attention(loaded, tokenized, want_logits=True).logits, before)
+    addresses = {p.data_ptr() for p in loaded.bridge.original_model.parameters()}
+    assert {p.data_ptr() for p in loaded.plain.parameters()} <= addresses
+
+
+FACTS = {"n_layers": 3, "n_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("capture", "raw", "tokens", "expected"),
+    [
+        ("auto", None, 512, ("patterns", "patterns")),
+        ("auto", None, 513, ("streaming", "none")),
+        ("auto", "full", 513, ("patterns", "full")),
+        ("auto", "none", 9, ("patterns", "none")),
+        ("patterns", None, 900, ("patterns", "patterns")),
+        ("streaming", None, 9, ("streaming", "none")),
+    ],
+)
+def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, tokens, expected):
+    prompt = attention_capture.TokenizedPrompt("a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens))
+    method, kept, why = capture_choice.choose_capture(capture, raw, [prompt], FACTS, 64)
+    assert (method, kept) == expected
+    assert (why is not None) == (capture == "auto" and method == "streaming")
+
+
+def test_auto_streams_what_would_not_fit(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    prompt = attention_capture.TokenizedPrompt("a", "neutral", -1, "", "", [0] * 400, [], (0, 400))
+    method, _, why = capture_choice.choose_capture("auto", None, [prompt], FACTS, 64)
+    assert method == "streaming"
+    assert "GiB" in why
+
+
+def test_batches_hold_at_most_so_many_tokens_padding_counted():
+    lengths = [5, 9, 5, 7, 9, 40]
+    batches = make_batches(lengths, 3, 18)
+    assert [[lengths[i] for i in batch] for batch in batches] == [[5, 5], [7, 9], [9], [40]]
+
+
+def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
+    loaded = models("llama")
+    tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
+    real, sizes = attention_capture.stream_layers, []
+
+    def scarce(model, ids, *rest):
+        sizes.append(len(ids))
+        if len(ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, ids, *rest)
+
+    monkeypatch.setattr(attention_capture, "stream_layers", scarce)
+    captured = capture_attention(loaded, tokenized, batch_size=8, streaming=True)
+    assert sizes[0] == 8
+    assert max(sizes[1:]) <= 4
+    assert np.isfinite(captured.arrays["entropy"][..., 0]).all()
+
+
+def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(activation_analysis, "load_from_args", lambda args: models("llama"))
+    flags = ["--model_id", "tiny", "--prompts_per_category", "2"]
+    runs = {}
+    for way in ("patterns", "streaming"):
+        assert activation_analysis.main([*flags, "--capture", way, "--output_dir", str(tmp_path / way)]) == 0
+        runs[way] = output_manager.load_run(tmp_path / way / "latest_run")
+    for name in ROWS + MASSES:
+        np.testing.assert_allclose(getattr(runs["streaming"], name), getattr(runs["patterns"], name), atol=1e-4)
+    recorded = json.loads((tmp_path / "streaming/latest_run/experiment_config.json").read_text())["capture"]
+    assert recorded["method"] == "streaming"
+    assert 0 < recorded["entropy_gap"] < recorded["tolerance"] == 1e-4
+    assert not list((tmp_path / "streaming/latest_run").resolve().glob("raw_*"))
+    assert list((tmp_path / "patterns/latest_run").resolve().glob("raw_*"))
+    assert activation_analysis.main([*flags, "--capture", "streaming", "--raw", "full"]) == 2
+    assert "--raw full with --capture streaming" in capsys.readouterr().err
