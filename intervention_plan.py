@@ -203,6 +203,12 @@ def parse_entry(item, where):
     kind = item.get("type")
     if not isinstance(kind, str) or kind not in ENTRIES:
         raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
+    fields = ENTRIES[kind].model_fields
+    unknown = next((key for key in item if key not in fields), None)  # here: pydantic stops at half a surrogate pair
+    if unknown is not None:
+        raise UserError(
+            f"{where}: unknown key {printable(unknown)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
+        )
     try:
         entry = ANY_ENTRY.validate_python(item)
     except ValidationError as error:
@@ -221,8 +227,6 @@ def describe_error(error, kind):
     """pydantic's first complaint as field, value and what is allowed."""
     field = ".".join(str(part) for part in error["loc"][1:2])
     fields = ENTRIES[kind].model_fields
-    if error["type"] == "extra_forbidden":
-        return f": unknown key {printable(field)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
     if error["type"] == "missing":
         return f".{field} is missing; type {kind} needs it"
     allowed = get_args(fields[field].annotation)

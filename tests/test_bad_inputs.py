@@ -429,6 +429,13 @@ def test_more_heads_than_a_folder_name_holds():
         parse_entries([entry], "plan")
 
 
+def test_a_key_that_is_half_a_character():
+    """Found by fuzzing: pydantic then names no field, and the message could not be made."""
+    entry = {"type": "head", "layer": 1, "head": 1, "method": "zero_out", "\ud800": None}
+    with pytest.raises(UserError, match=r"plan: interventions\[0\]: unknown key '\\\\ud800'"):
+        parse_entries([entry], "plan")
+
+
 @pytest.mark.parametrize("content", ["[", "{}", '{"model": []}', '{"model": {"id": 7}}', "[" * 100_000])
 def test_a_patch_source_that_names_no_model(here, content):
     Path("run").mkdir()
