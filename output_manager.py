@@ -325,8 +325,8 @@ def resolve_run(path):
     return folder
 
 
-def load_run(path, verify=True):
-    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong."""
+def check_files(path, names, verify=True):
+    """The folder of a complete run whose manifest agrees with these files: size, and SHA-256 unless verify is False."""
     folder = resolve_run(path)
     manifest = _read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
@@ -334,8 +334,17 @@ def load_run(path, verify=True):
         raise UserError(
             f"{folder}: schema version {found}; this version reads {SCHEMA_VERSION}, run the analysis again"
         )
-    for name in ("experiment_config.json", "prompts.jsonl", "attention.npz"):
+    for name in names:
         _check_file(folder, manifest, name, verify)
+    return folder
+
+
+def load_run(path, verify=True):
+    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong.
+
+    verify  False leaves out the SHA-256 of the files; everything else is still checked
+    """
+    folder = check_files(path, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
     config = _read_json(folder / "experiment_config.json")
     _check_config(folder, config)
     arrays = read_npz(folder / "attention.npz", list(ARRAYS))

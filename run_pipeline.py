@@ -22,11 +22,13 @@ from cli import (
     Parser,
     UserError,
     add_run_arguments,
+    add_verify_argument,
     check_model_arguments,
     check_output_dir,
     positive_int,
     printable,
     run_script,
+    say_unverified,
 )
 from output_manager import resolve_run
 from prompts import load_prompts, read_strict_json
@@ -49,11 +51,13 @@ def parse_args(argv=None):
     parser.add_argument("--skip_comparison", action="store_true")
     parser.add_argument("--skip_interventions", action="store_true")
     parser.add_argument("--top_k", type=positive_int, default=3, help="heads that are cut (default 3, 2 controls each)")
+    add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
     """Run the stages that are not skipped; 0, or 3 if some prompts failed."""
+    say_unverified(args)
     family = load_family(args.families_file, args.family)
     stage_args = {name: analysis_args(name, family[name], args) for name in RUNS}
     for each in stage_args.values():
@@ -71,9 +75,9 @@ def run(args):
     for folder in folders.values():
         resolve_run(folder)
     if not args.skip_visualization:
-        draw_family(folders, args.family)
+        draw_family(folders, args)
     test_family(folders, args)
-    summary = None if args.skip_comparison else compare_family(folders, args.family)
+    summary = None if args.skip_comparison else compare_family(folders, args)
     if not args.skip_interventions:
         intervene(loaded, stage_args["base"], args)
     print_main_numbers(folders, summary, args)
@@ -134,12 +138,12 @@ def analyze_family(stage_args):
     return loaded, failed
 
 
-def draw_family(folders, family):
+def draw_family(folders, args):
     """The nine figures of each run, into figures/NAME/base and figures/NAME/instruct."""
     from visualize_results import visualize
 
     for name, folder in folders.items():
-        visualize(folder, Path("figures", family, name))
+        visualize(folder, Path("figures", args.family, name), verify=not args.no_verify)
 
 
 def test_family(folders, args):
@@ -147,7 +151,7 @@ def test_family(folders, args):
     from analyze_results import analyze
 
     for name, folder in folders.items():
-        analyze(folder, Path("analysis_results", args.family, name), args.top_k, args.seed)
+        analyze(folder, Path("analysis_results", args.family, name), args.top_k, args.seed, not args.no_verify)
 
 
 def intervene(loaded, base_args, args):
@@ -169,14 +173,16 @@ def intervene(loaded, base_args, args):
     interventions.run_interventions(loaded, prompts, plan, plan_args)
     if not args.skip_visualization:
         folder = results_dir(args) / interventions.LATEST
-        visualize_interventions(folder, Path("figures", args.family, "intervention"), each_run=False)
+        visualize_interventions(
+            folder, Path("figures", args.family, "intervention"), each_run=False, verify=not args.no_verify
+        )
 
 
-def compare_family(folders, family):
+def compare_family(folders, args):
     """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
     from compare_base_instruct import compare
 
-    return compare(folders["base"], folders["instruct"], Path("comparison_results", family))
+    return compare(folders["base"], folders["instruct"], Path("comparison_results", args.family), not args.no_verify)
 
 
 def print_main_numbers(folders, summary, args):
@@ -189,7 +195,7 @@ def print_main_numbers(folders, summary, args):
     from role_metrics import INDICES, KINDS, layer_indices, layer_null
 
     console = Console(markup=False, highlight=False)
-    runs = {name: load_run(folder) for name, folder in folders.items()}
+    runs = {name: load_run(folder, not args.no_verify) for name, folder in folders.items()}
     table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)
     for name, each in runs.items():
         table.add_column(f"{name}, {each.prompt_format}", justify="right")

@@ -10,11 +10,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import activation_analysis
+import analyze_results
 import attention_capture
+import compare_base_instruct
 import output_manager as om
 import repeat_run
+import visualize_results
 from deterministic import TOLERANCE
-from synthetic import make_run
+from intervention_figures import PANELS
+from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
 OWN = {"self_referent": ["Who are you?", "What can you do?"], "neutral": ["What is rain?", "Why is ice cold?"]}
@@ -179,6 +183,45 @@ def test_runs_of_other_scripts_and_damaged_runs_are_refused(copied, capsys):
     path.write_text(path.read_text().replace("activation_analysis.py", "interventions.py"))
     om.write_manifest(copied)
     assert repeat(copied) == 2 and "only its runs can be repeated" in capsys.readouterr().err
+
+
+READERS = {
+    "visualize": (visualize_results, ["--input_dir", "{run}"]),
+    "effects": (visualize_results, ["--output_type", "intervention", "--input_dir", "{edited}"]),
+    "compare": (compare_base_instruct, ["--base_dir", "{run}", "--instruct_dir", "{run}"]),
+    "analyze": (analyze_results, ["--input_dir", "{run}"]),
+    "repeat": (activation_analysis, ["--repeat", "{run}"]),
+}
+
+
+def flip(path):
+    """Change a file without changing its size: one letter of a model's name."""
+    path.write_text(path.read_text().replace("synthetic", "synthetiC", 1))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_path, capsys):
+    run = make_run(n_layers=2, n_heads=2, per_category=2)
+    places = {"run": save_run(run, tmp_path / "results"), "edited": tmp_path / "results" / "latest_intervention"}
+    with om.create_run(tmp_path / "results", "latest_intervention", "intervention") as new:
+        row = {"intervention": "sh_0_0_zero_out", "role": "candidate", "category": "all", "n": 8}
+        row |= {f"{m}{s}": 0.5 for m, _ in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")}
+        om.write_json(new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]})
+        om.write_json(new.path / "experiment_config.json", run.config | {"prompts": {"format": "raw", "n": 8}})
+    for place in places.values():
+        flip(place / "experiment_config.json")
+    script, words = READERS[name]
+    words = [word.format(**places) for word in words]
+    assert script.main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "experiment_config.json: its SHA-256 is not the manifest's" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    code = script.main([*words, "--output_dir", str(tmp_path / "out"), "--no_verify"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith("note: --no_verify: the SHA-256")
+    if name == "repeat":
+        assert code == 2 and "only its runs can be repeated" in printed.err
+    else:
+        assert code == 0 and list((tmp_path / "out").iterdir())
 
 
 def arrays_of(run):
