@@ -75,10 +75,10 @@ def run_script(parse_args, run, argv=None):
         if args.verbose:
             traceback.print_exc()
         place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}; nothing was published", file=sys.stderr)
+        print(f"error: {error.strerror or error}{place}; nothing half-done was published", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was published, the same command starts over", file=sys.stderr)
+        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -182,6 +183,12 @@ def bundled_folder():
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
                 os.rename(aside, folder)
+            except SafetensorError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise RunFailed(
+                    f"{root}: the converted model cannot be written: {_one_line(error)}; free some space or set "
+                    "XDG_CACHE_HOME to another folder"
+                ) from error
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -268,7 +275,7 @@ def weight_files(folder):
     """The safetensors shards of a local folder, complete and readable, or a UserError that names the bad one."""
     import json
 
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"

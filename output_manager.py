@@ -18,8 +18,8 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
+import uuid
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from prompts import CATEGORIES
 
 SCHEMA_VERSION = 1
 TEMPORARY = ".tmp_"
+UNIQUE = 16
 LOCK = ".lock"
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
 MAX_ARRAY_BYTES = 64 * 2**30
@@ -120,13 +121,12 @@ def create_run(output_dir, latest, prefix="run"):
     link = root / latest if latest else None
     if link and link.exists() and not link.is_symlink():
         raise UserError(f"{link}: is not a symlink; move it away, it is where the newest run is linked")
-    with _locked(root / LOCK):
-        _remove_stale(root)
-        new = NewRun(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root)))
-        os.chmod(new.path, 0o755)
-        alive = _open_lock(new.path / LOCK)
-    renamed = False
+    new, alive, renamed = NewRun(root / temporary_name()), None, False
     try:
+        with _locked(root / LOCK):
+            _remove_stale(root)
+            new.path.mkdir()
+            alive = _open_lock(new.path / LOCK)
         yield new
         write_manifest(new.path)
         with _locked(root / LOCK):
@@ -142,15 +142,20 @@ def create_run(output_dir, latest, prefix="run"):
         shutil.rmtree(new.path, ignore_errors=True)
         raise
     finally:
-        os.close(alive)
+        if alive is not None:
+            os.close(alive)
 
 
 def swap_link(link, target):
     """Point the symlink `link` at `target` (a name beside it) in one atomic step."""
     aside = link.with_name(f"{TEMPORARY}{link.name}_{os.getpid()}")
     aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    os.replace(aside, link)
+    try:
+        aside.symlink_to(target)
+        os.replace(aside, link)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _open_lock(path):
@@ -184,7 +189,7 @@ def _remove_stale(root):
 
 def _remove_stale_files(folder):
     """Remove the temporary files in a folder that a killed process left there: whoever still writes one holds its lock."""
-    for path in folder.glob(f"{TEMPORARY}????????"):
+    for path in folder.glob(f"{TEMPORARY}{'?' * UNIQUE}"):
         if path.is_file() and not path.is_symlink():
             with contextlib.suppress(OSError):
                 lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -195,16 +200,21 @@ def _remove_stale_files(folder):
                     os.close(lock)
 
 
-def _open_aside(path):
-    """(descriptor, temporary path beside `path`), locked for as long as it is open.
+def temporary_name():
+    """A hidden name that no other process uses. It is known before the file is made, so an interrupt leaves none behind."""
+    return TEMPORARY + uuid.uuid4().hex[:UNIQUE]
 
-    A process that looks for stale files may have met the new file before it was locked, and removed it: then once more.
+
+def _open_aside(aside):
+    """Descriptor of the new file `aside`, locked for as long as it is open.
+
+    A process that looks for stale files may have met it before it was locked, and removed it: then it is made again.
     """
     while True:
-        descriptor, aside = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
-            return descriptor, aside
+            return descriptor
         os.close(descriptor)
 
 
@@ -237,15 +247,14 @@ def replaced_file(path, mode="w"):
     """
     path = Path(path)
     _remove_stale_files(path.parent)
-    descriptor, aside = _open_aside(path)
+    aside = path.with_name(temporary_name())
     try:
-        with open(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        with open(_open_aside(aside), mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
             yield file
             file.flush()
-            os.chmod(aside, 0o644)
             os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 
