@@ -13,6 +13,7 @@ The answer is a list of {"code": exit code, negative for a signal; "calls": file
 import argparse
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import resource
@@ -23,7 +24,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-CALLS = {"open", "os.rename", "os.mkdir", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "fcntl.flock"}
+CALLS = {
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.symlink",
+    "os.remove",
+    "os.rmdir",
+    "os.chmod",
+    "os.listdir",
+    "fcntl.flock",
+}
 
 
 class Calls:
@@ -79,7 +90,9 @@ def convert(argv):
 
     os.environ["XDG_CACHE_HOME"] = argv[0]
     model_loading._convert_gguf = write_tiny
-    return cli.run_script(lambda argv: argparse.Namespace(verbose=False), lambda args: model_loading.bundled_folder(), [])
+    return cli.run_script(
+        lambda argv: argparse.Namespace(verbose=False), lambda args: model_loading.bundled_folder(), []
+    )
 
 
 def start(request):
@@ -115,6 +128,26 @@ def finish(request, child, pipes, started):
     return {"code": code, "calls": calls, "seconds": seconds, "out": texts[0], "err": said}
 
 
+def take_few_resamples(n=50):
+    """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
+    import analyze_results  # noqa: F401
+    import candidate_heads  # noqa: F401
+    import effects
+    import figures
+    import head_sweep
+    import resampling
+    import role_metrics
+    import role_tests
+    import run_pairs
+
+    head_sweep.RESAMPLES = n
+    for module in (resampling, role_metrics, role_tests, run_pairs, effects, figures):
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__defaults__:
+                few = (n if value == resampling.N_RESAMPLES else value for value in function.__defaults__)
+                function.__defaults__ = tuple(few)
+
+
 def main(folder):
     import torch
 
@@ -122,13 +155,13 @@ def main(folder):
     import activation_analysis
     import compare_base_instruct  # noqa: F401
     import figures
-    import head_sweep  # noqa: F401
     import interventions
     from model_loading import load_model
 
     loaded = load_model(folder)
     activation_analysis.load_from_args = interventions.load_from_args = lambda args: loaded
     figures.FIGURES = dict(list(figures.FIGURES.items())[:2])  # two of nine are written as all nine are
+    take_few_resamples()
     print("ready", flush=True)
     for line in sys.stdin:
         requests = json.loads(line)
@@ -139,3 +172,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    os._exit(0)  # nothing is left to be done, and unloading torch takes seconds

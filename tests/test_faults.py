@@ -91,7 +91,7 @@ def target(link):
 
 
 def left_over(root):
-    return [path for path in Path(root).rglob(f"{om.TEMPORARY}*")]
+    return list(Path(root).rglob(f"{om.TEMPORARY}*"))
 
 
 def check_results(root, link):
@@ -122,7 +122,7 @@ def test_kill_9_before_every_call_of_a_run(stage):
             analysis.whole()
             assert not left_over(analysis.root)
             before = target(analysis.root / "latest_run")
-    assert deaths >= 35
+    assert deaths >= calls - 2 >= 28
     analysis.whole()
     assert not left_over(analysis.root)
 
@@ -173,7 +173,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(stage, name):
 def test_a_disk_that_is_really_full(server, tiny, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no right to mount a tmpfs here; the file-size limit above covers the same writes")
     try:
@@ -220,7 +222,7 @@ def test_kill_9_during_interventions(stage):
     edit = stage("edit")
     calls = edit.whole()["calls"]
     before = target(edit.root / "latest_intervention")
-    for at in (*range(9, calls - 6, 9), calls - 3, calls - 2, calls - 1):
+    for at in (*range(9, calls - 6, 14), calls - 3, calls - 2, calls - 1):
         assert edit.run(at=at)["code"] == -signal.SIGKILL
         check_results(edit.root, "latest_intervention/baseline")
         assert target(edit.root / "latest_intervention") == before
@@ -236,7 +238,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_as_if_nothing_had_happened
     sweep, other = stage("sweep"), stage("smaller sweep")
     calls = sweep.whole()["calls"]
     expected = sweep_arrays(sweep.root)
-    for at in (4, calls // 4, calls // 2, 3 * calls // 4, calls - 12, calls - 5, calls - 1):
+    for at in (4, calls // 3, 2 * calls // 3, calls - 6, calls - 1):
         shutil.rmtree(sweep.root)
         assert sweep.run(at=at)["code"] == -signal.SIGKILL, at
         refused = other.run()
@@ -285,13 +287,12 @@ def test_a_killed_reader_leaves_every_file_old_or_new_never_half(stage, tmp_path
     results, shown = tmp_path / "out", tmp_path / "shown"
     first, second = READERS[script](results / "latest_base", results / "latest_run")
     old_stage, new_stage = (stage(script, shown, *words, "--output_dir", shown) for words in (first, second))
-    calls = new_stage.whole()["calls"]
+    new_stage.whole()
     new = contents(shown)
-    old_stage.whole()
+    calls = old_stage.whole()["calls"]
     old = contents(shown)
     assert old.keys() == new.keys() and old != new
-    moments = sorted({*range(2, calls, max(1, calls // 6)), calls})
-    for at in moments:
+    for at in (calls // 3, calls // 2, calls - 2):
         assert new_stage.run(at=at)["code"] == -signal.SIGKILL
         for path, content in contents(shown).items():
             assert path.name.startswith(om.TEMPORARY) or content in (old[path], new[path]), (at, path)
@@ -308,7 +309,7 @@ def test_the_conversion_of_the_bundled_model_is_whole_or_absent(stage, tmp_path)
     calls = convert.whole()["calls"]
     (folder,) = (cache / "role-conditioning").glob("smollm2-*")
     whole = contents(folder)
-    for at in range(1, calls + 1, max(1, calls // 10)):
+    for at in range(1, calls + 1, max(1, calls // 6)):
         shutil.rmtree(folder, ignore_errors=True)
         assert convert.run(at=at)["code"] == -signal.SIGKILL
         assert not folder.exists() or contents(folder) == whole

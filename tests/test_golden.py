@@ -1,0 +1,153 @@
+"""The nine figures and the two of the comparison against stored ones: every number, and the picture.
+
+    python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones; look at them, then commit
+
+Runs are synthetic (tests/synthetic.py): no model, always the same numbers. Numbers are compared as they are in the CSV files,
+texts exactly, numbers to SIGNIFICANT digits: processors and numpy builds add up in another order, which moved no number by
+more than 1e-12 of its size here (numpy with and without AVX512 and AVX2, OpenBLAS for Haswell and for Nehalem).
+Pictures are compared by the root mean square of the differences of their pixels (0 to 255). TOLERANCE lies between what
+another rendering of text does and the smallest of the mistakes in MISTAKES.
+"""
+
+import csv
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+
+import compare_base_instruct
+import figures
+import plot_style
+from output_manager import write_csv
+from run_pairs import RUNS, estimate_original, estimate_pair, match_runs
+from synthetic import make_run
+
+GOLDEN = Path(__file__).parent / "golden"
+SIGNIFICANT, NOTHING = 8, 1e-12
+TOLERANCE = 2.0
+DPI = 40
+PICTURE = {"baseline_dir": "golden", "style": plot_style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return figures.study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """(estimates, summary) of a comparison of two synthetic runs."""
+    base = make_run(n_layers=4, n_heads=3, effect=0.1, seed=1, model_id="base")
+    instruct = make_run(n_layers=4, n_heads=3, effect=0.9, seed=2, model_id="instruct", prompt_format="chat")
+    runs, notes = match_runs(replace(base, path=Path("base")), replace(instruct, path=Path("instruct")))
+    estimates, reasons = estimate_pair(runs)
+    original = estimate_original(runs)
+    reasons = [text for text in reasons.values() if text]
+    return estimates, compare_base_instruct.summarise_comparison(runs, estimates, original, notes, reasons)
+
+
+def draw(name, study, pair):
+    """(Figure, rows of its CSV) of one of the eleven."""
+    if name in figures.FIGURES:
+        return figures.draw_figure(name, study)
+    estimates, summary = pair
+    kinds = compare_base_instruct.FIGURE_KINDS[name]
+    shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
+    rows = [row for k in kinds for run in shown for row in compare_base_instruct.list_points(estimates[k], k, run)]
+    return compare_base_instruct.draw_indices(estimates, summary, kinds, shown), rows
+
+
+NAMES = [*figures.FIGURES, *compare_base_instruct.FIGURE_KINDS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.mpl_image_compare(**PICTURE)
+def test_picture(name, study, pair):
+    return draw(name, study, pair)[0]
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def same(found, stored):
+    """True for equal texts, and for numbers that agree to SIGNIFICANT digits or are both nothing but rounding."""
+    try:
+        a, b = float(found), float(stored)
+    except ValueError:
+        return found == stored
+    return math.isclose(a, b, rel_tol=10.0**-SIGNIFICANT, abs_tol=NOTHING)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers(name, study, pair, tmp_path, request):
+    write_csv(tmp_path / "found.csv", draw(name, study, pair)[1])
+    stored = GOLDEN / f"{name}.csv"
+    if folder := request.config.getoption("--mpl-generate-path"):
+        shutil.copy(tmp_path / "found.csv", Path(folder) / stored.name)
+        pytest.skip("stored")
+    found, expected = read(tmp_path / "found.csv"), read(stored)
+    assert found[0] == expected[0] and len(found) == len(expected) > 1
+    for line, (row, golden) in enumerate(zip(found, expected, strict=True), start=1):
+        wrong = [(c, a, b) for c, a, b in zip(found[0], row, golden, strict=True) if not same(a, b)]
+        assert not wrong, f"{stored.name}, line {line}: {wrong[0]}"
+
+
+def shift_colour_centre(figure):
+    for axes in figure.axes[:2]:
+        low, high = axes.collections[0].get_clim()
+        axes.collections[0].set_clim(low, high + 0.4 * (high - low))
+
+
+def swap_panels(figure):
+    left, right = (axes.get_position() for axes in figure.axes[:2])
+    figure.axes[0].set_position(right)
+    figure.axes[1].set_position(left)
+
+
+def swap_colours(figure):
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2][:2]
+    colours = [line.get_color() for line in lines]
+    for line, colour in zip(lines, colours[::-1], strict=True):
+        line.set_color(colour)
+
+
+def lose_the_null(figure):
+    for axes in figure.axes:
+        for line in axes.lines:
+            line.set_visible(line.get_linestyle() != "--")
+
+
+MISTAKES = {
+    "colour centre": ("visualization_2_heatmaps", shift_colour_centre),
+    "panels of heatmaps": ("visualization_2_heatmaps", swap_panels),
+    "panels of lines": ("visualization_9_role_focus_separation", swap_panels),
+    "panels of the comparison": ("rfc_rsi_comparison", swap_panels),
+    "colours of lines": ("visualization_1_layer_attention_lines", swap_colours),
+    "length null": ("rfc_rsi_comparison", lose_the_null),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_tolerance_sees(mistake, study, pair, tmp_path):
+    name, spoil = MISTAKES[mistake]
+    figure = draw(name, study, pair)[0]
+    figure.savefig(tmp_path / "right.png", dpi=DPI)
+    spoil(figure)
+    figure.savefig(tmp_path / "wrong.png", dpi=DPI)
+    right, wrong = (image.imread(tmp_path / f"{which}.png")[..., :3] * 255 for which in ("right", "wrong"))
+    rms = np.sqrt(((right - wrong) ** 2).mean())
+    print(f"{mistake}: {rms:.2f}")
+    assert rms > 1.5 * TOLERANCE
