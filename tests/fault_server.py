@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -130,8 +131,6 @@ def finish(request, child, pipes, started):
 
 def take_few_resamples(n=50):
     """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
-    import analyze_results  # noqa: F401
-    import candidate_heads  # noqa: F401
     import effects
     import figures
     import head_sweep
@@ -148,6 +147,16 @@ def take_few_resamples(n=50):
                 function.__defaults__ = tuple(few)
 
 
+def warm_up():
+    """Let the parent import what the stages import while they run, so that not every child does."""
+    import analyze_results
+    from synthetic import make_run, save_run
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        run = save_run(make_run(per_category=3), folder)
+        analyze_results.main(["--input_dir", str(run), "--output_dir", f"{folder}/tables"])
+
+
 def main(folder):
     import torch
 
@@ -156,12 +165,15 @@ def main(folder):
     import compare_base_instruct  # noqa: F401
     import figures
     import interventions
+    import plot_style
     from model_loading import load_model
 
     loaded = load_model(folder)
     activation_analysis.load_from_args = interventions.load_from_args = lambda args: loaded
     figures.FIGURES = dict(list(figures.FIGURES.items())[:2])  # two of nine are written as all nine are
     take_few_resamples()
+    plot_style.DPI = 40
+    warm_up()
     print("ready", flush=True)
     for line in sys.stdin:
         requests = json.loads(line)
