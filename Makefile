@@ -6,6 +6,8 @@
 PYTHON ?= python3
 PIP_FLAGS ?= --quiet --no-compile --disable-pip-version-check
 RUN := .venv/bin/python
+# Some images forbid Python to keep its bytecode; without it every start takes 10 s longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint setup
 

@@ -24,6 +24,7 @@ from cli import (
     add_verify_argument,
     check_model_arguments,
     check_output_dir,
+    collector_paused,
     run_script,
     say_unverified,
 )
@@ -98,7 +99,8 @@ def repeat(args):
 def load_from_args(args):
     """The model that the flags name; determinism is set before and after torch is imported."""
     prepare_environment()
-    from model_loading import load_model
+    with collector_paused():
+        from model_loading import load_model
 
     set_determinism(args.seed)
     return load_model(

@@ -7,26 +7,11 @@ Choosing and measuring on the same prompts would overstate the chosen heads: the
 
 import numpy as np
 
-from resampling import MIN_PROMPTS, compare_categories, hedges_g, pair_rows
+from resampling import MIN_PROMPTS, compare_categories, hedges_g
 from role_metrics import prompt_values
-from role_tests import SEED, available_contrasts
+from role_tests import SEED, available_contrasts, split_prompts, strongest_heads
 
 CONTROLS_PER_CANDIDATE = 2
-
-
-def split_prompts(category, pair_id, seed=SEED):
-    """True for the prompts on which heads are chosen: a random half of each category, pairs kept together."""
-    rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(category), dtype=bool)
-    pairs = pair_rows(category, pair_id)
-    groups = [] if pairs is None else [np.stack(pairs)]
-    paired = set() if pairs is None else set(np.concatenate(pairs).tolist())
-    for name in dict.fromkeys(category):
-        groups.append(np.array([[i for i in np.flatnonzero(category == name) if i not in paired]], dtype=int))
-    for group in groups:
-        half = rng.permutation(group.shape[1])[: group.shape[1] // 2]
-        chosen[group[:, half].ravel()] = True
-    return chosen
 
 
 def select_candidates(run, top_k, seed=SEED):
@@ -46,8 +31,7 @@ def select_candidates(run, top_k, seed=SEED):
             return plan | {"note": f"no candidates: {reason}"}
     values = prompt_values(run, "normalised")
     chosen = hedges_g(*(values[half & (run.category == category)] for category in pair))
-    strongest = np.argsort(-np.nan_to_num(np.abs(chosen), nan=-1.0).ravel(), kind="stable")[:top_k]
-    heads = [divmod(int(i), run.n_heads) for i in strongest if np.isfinite(chosen.ravel()[i])]
+    heads = strongest_heads(chosen, top_k)
     plan["selection"] = _measure_held_out(values, run, ~half, pair, heads, chosen, seed)
     plan["interventions"], notes = _add_controls(heads, run.n_heads, np.random.default_rng(seed))
     return plan | ({"note": "; ".join(notes)} if notes else {})

@@ -8,7 +8,9 @@ Nothing here imports more than the standard library, so `--help` answers at once
 """
 
 import argparse
+import contextlib
 import difflib
+import gc
 import os
 import re
 import signal
@@ -85,6 +87,24 @@ def run_script(parse_args, run, argv=None):
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def collector_paused():
+    """Import large libraries inside this block: the objects that importing makes live as long as the process.
+
+    Looking for garbage among them took a third of the start-up time (torch, transformers and transformer_lens: 9.0 s of
+    processor time with the collector, 6.3 s without). They are frozen, so that later collections pass them over. Do not
+    load a model in here: what is frozen is freed only when nothing refers to it, and a model refers to itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def printable(text):

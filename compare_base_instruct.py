@@ -23,10 +23,12 @@ from cli import (
     Parser,
     add_verify_argument,
     check_output_dir,
+    collector_paused,
     printable,
     run_script,
     say_unverified,
 )
+from fork_map import fork_map
 from output_manager import load_run, prepare_folder, write_csv, write_json
 from resampling import CONFIDENCE, N_RESAMPLES
 from role_metrics import INDICES, KINDS
@@ -117,14 +119,17 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 
 def write_figures(folder, estimates, summary):
     """rfc_rsi_comparison.png, rfc_rsi_differences.png, and the numbers behind each in data/*.csv."""
-    from plot_style import save_figure
+    with collector_paused():
+        from plot_style import save_figure
 
-    for name, kinds in FIGURE_KINDS.items():
-        shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
+    def draw(name):
+        kinds, shown = FIGURE_KINDS[name], RUNS if name == "rfc_rsi_comparison" else ("diff",)
         figure = draw_indices(estimates, summary, kinds, shown)
         save_figure(figure, folder / f"{name}.png")
         rows = [row for kind in kinds for run in shown for row in list_points(estimates[kind], kind, run)]
         write_csv(folder / "data" / f"{name}.csv", rows)
+
+    fork_map(draw, FIGURE_KINDS)
 
 
 def list_points(estimates, kind, run):

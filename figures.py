@@ -35,7 +35,7 @@ from resampling import (
     pair_rows,
 )
 from role_metrics import category_mean, index_values, null_values, prompt_values
-from role_tests import ALPHA, infer_layers
+from role_tests import ALPHA, infer_layers, split_prompts, strongest_heads
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
@@ -213,7 +213,7 @@ def draw_token_attention(study, title):
     run, prompts = study.run, np.arange(len(study.run.n_tokens))
     masses = (run.first_mass, run.sink_mass[prompts, :, :, run.n_tokens - 1])
     shown = np.unique(np.linspace(0, run.n_layers - 1, min(MAX_LAYERS_SHOWN, run.n_layers)).round().astype(int))
-    note = "Attention of the last token fed, summed over keys; the panels of a column share their axis."
+    note = "Attention of the last token fed, summed over keys; the panels of a column share their axis, which ends at 0 and 1."
     caption = write_caption(study, note, sink_note(run))
     panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
     options = {"handles": style.category_handles(study.names), "gap": (0.6, 0.35), "sharex": True, "sharey": "col"}
@@ -229,16 +229,10 @@ def draw_token_attention(study, title):
                 columns = {"layer": layer, "category": name, "target": target, "n": run.counts[name]}
                 rows += axis_rows("head", here[name], **columns)
         style.number_axis(axes[-1, column].xaxis, run.n_heads, "head")
-        axes[0, column].set_ylim(bottom=0)
+        style.limit_to_mass(axes[0, column])
     for row, layer in enumerate(shown):
         axes[row, 0].set_ylabel(f"layer {layer}")
     return figure, rows
-
-
-def split_halves(category):
-    """[prompt] True for the half that chooses heads: every other prompt of each category, so that pairs stay together."""
-    position = np.array([np.sum(category[:i] == name) for i, name in enumerate(category)])
-    return position % 2 == 0
 
 
 def draw_distributions(study, title):
@@ -246,7 +240,8 @@ def draw_distributions(study, title):
 
     A head chosen and measured on the same prompts looks stronger than it is: the largest of many noisy values is noise.
     """
-    values, category, chooses = study.values["normalised"], study.run.category, split_halves(study.run.category)
+    values, category = study.values["normalised"], study.run.category
+    chooses = split_prompts(category, study.run.pair_id, study.seed)
     halves = [[values[half & (category == name)] for name in REQUIRED] for half in (chooses, ~chooses)]
     n = [len(part) for part in halves[1]]
     if min(n) < MIN_PROMPTS:
@@ -255,7 +250,7 @@ def draw_distributions(study, title):
         )
     sizes = {"hedges_g": hedges_g(*halves[1]), "hedges_g_choosing_half": hedges_g(*halves[0])}
     sizes |= dict(zip(("ci_low", "ci_high"), hedges_g_interval(*halves[1]), strict=True))
-    heads = rank_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
+    heads = strongest_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
     if not heads:
         return draw_reason(study, title, "Hedges g is undefined for every head: no entropy varies between prompts.")
     note = (
@@ -290,13 +285,6 @@ def point_rows(study, at, drawn, sizes):
     ]
 
 
-def rank_heads(size, n):
-    """The n (layer, head) with the largest |size| [layer, head], largest first; undefined ones are left out."""
-    flat = np.abs(size).ravel()
-    order = np.argsort(-np.where(np.isnan(flat), -1.0, flat), kind="stable")[:n]
-    return [tuple(int(i) for i in np.unravel_index(k, size.shape)) for k in order if not np.isnan(flat[k])]
-
-
 def draw_difference_bars(study, title):
     """5: how much more diffuse than self-referent attention the others are, layer by layer."""
     layers, others = study.layers("normalised"), [b for _, b in CONTRASTS if b in study.names]
@@ -323,7 +311,7 @@ def draw_top_heads(study, title):
     run, test = study.run, study.tests[REQUIRED]
     difference = test["difference"]
     k = min(5, -(-run.n_heads // 3))
-    top = [(layer, head) for layer in range(run.n_layers) for _, head in rank_heads(difference[[layer]], k)]
+    top = [(layer, head) for layer in range(run.n_layers) for _, head in strongest_heads(difference[[layer]], k)]
     if not top:
         return draw_reason(study, title, "Normalised entropy is undefined for every head: no row sees two keys.")
     layer, head = np.array(top).T
@@ -379,7 +367,7 @@ def draw_edge_attention(study, title):
         place.set_title(f"{position} content tokens")
         style.number_axis(place.xaxis, run.n_layers, "layer")
     axes[0, 0].set_ylabel("attention per token")
-    axes[0, 0].set_ylim(bottom=0)
+    style.limit_to_mass(axes[0, 0])
     return figure, rows
 
 

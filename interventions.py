@@ -28,6 +28,7 @@ from cli import (
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
+    collector_paused,
     printable,
     run_script,
 )
@@ -103,8 +104,9 @@ def load_checked(plan, args):
     """The model that the flags name, after its config has shown that it has the layers and heads of the plan."""
     if plan:
         prepare_environment()
-        from intervention_plan import check_against_model
-        from model_loading import check_architecture, locate_model, pin_revision, read_config
+        with collector_paused():
+            from intervention_plan import check_against_model
+            from model_loading import check_architecture, locate_model, pin_revision, read_config
 
         source = locate_model(args.model_id)
         config = read_config(source, pin_revision(source, args.revision), args.trust_remote_code)

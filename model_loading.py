@@ -23,6 +23,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -108,10 +112,6 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
 
 def load_tokenizer(model_id, revision=None, trust_remote_code=False):
     """Only the tokenizer of a model, as a ModelTokenizer; no weights are read."""
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
-    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
-
     source = locate_model(model_id)
     revision = pin_revision(source, revision)
     config = read_config(source, revision, trust_remote_code)
@@ -371,8 +371,6 @@ def _read_tokenizer(source, model_id, revision, trust_remote_code):
 
 def _boot(model_id, model, tokenizer, dtype):
     """Wrap the model in a TransformerBridge. Booting changes the tokenizer it is given, so it gets a copy."""
-    from transformer_lens.model_bridge import TransformerBridge
-
     try:
         bridge = TransformerBridge.boot_transformers(
             model_id, hf_model=model, tokenizer=copy.deepcopy(tokenizer), dtype=getattr(torch, dtype)

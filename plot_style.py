@@ -175,6 +175,11 @@ def draw_zero(axes):
     axes.axhline(0, color="black", linewidth=0.7, zorder=1)
 
 
+def limit_to_mass(axes):
+    """A y axis of attention mass ends at 0 and, where the data reach it, at 1: an interval of skewed values may go past both."""
+    axes.set_ylim(0, min(axes.get_ylim()[1], 1.02))
+
+
 def label_cells(axis, n, label):
     """Ticks in the middle of the cells of a heatmap, a dozen at most."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, n) if n <= 12 * step)

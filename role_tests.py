@@ -11,7 +11,15 @@ index, or all heads of one contrast.
 import numpy as np
 
 import role_metrics
-from resampling import N_RESAMPLES, compare_categories, infer_indices, mean_interval, permutation_test, q_values
+from resampling import (
+    N_RESAMPLES,
+    compare_categories,
+    infer_indices,
+    mean_interval,
+    pair_rows,
+    permutation_test,
+    q_values,
+)
 
 CONTRASTS = {
     "self_confounder": ("self_referent", "confounder"),
@@ -73,6 +81,28 @@ def contrast_heads(run, seed=SEED):
         name: compare_categories(values, run.category, run.pair_id, *pair, seed=seed)
         for name, pair in available_contrasts(run.category).items()
     }
+
+
+def split_prompts(category, pair_id, seed=SEED):
+    """True for the prompts on which heads are chosen: a random half of each category, pairs kept together."""
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(category), dtype=bool)
+    pairs = pair_rows(category, pair_id)
+    groups = [] if pairs is None else [np.stack(pairs)]
+    paired = set() if pairs is None else set(np.concatenate(pairs).tolist())
+    for name in dict.fromkeys(category):
+        groups.append(np.array([[i for i in np.flatnonzero(category == name) if i not in paired]], dtype=int))
+    for group in groups:
+        half = rng.permutation(group.shape[1])[: group.shape[1] // 2]
+        chosen[group[:, half].ravel()] = True
+    return chosen
+
+
+def strongest_heads(size, n):
+    """The n (layer, head) with the largest |size| [layer, head], largest first; undefined ones are left out."""
+    flat = np.abs(size).ravel()
+    order = np.argsort(-np.where(np.isnan(flat), -1.0, flat), kind="stable")[:n]
+    return [tuple(int(i) for i in np.unravel_index(k, size.shape)) for k in order if not np.isnan(flat[k])]
 
 
 def rank_heads(contrasts):

@@ -11,6 +11,8 @@ Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results
 is the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings, not two training stages.
 """
 
+import contextlib
+import io
 import re
 import sys
 import time
@@ -30,6 +32,7 @@ from cli import (
     run_script,
     say_unverified,
 )
+from fork_map import fork_map
 from output_manager import resolve_run
 from prompts import load_prompts, read_strict_json
 
@@ -74,10 +77,7 @@ def run(args):
     folders = {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in SIDES}
     for folder in folders.values():
         resolve_run(folder)
-    if not args.skip_visualization:
-        draw_family(folders, args)
-    test_family(folders, args)
-    summary = None if args.skip_comparison else compare_family(folders, args)
+    summary = report_family(folders, args)
     if not args.skip_interventions:
         intervene(loaded, stage_args["base"], args)
     print_main_numbers(folders, summary, args)
@@ -138,20 +138,47 @@ def analyze_family(stage_args):
     return loaded, failed
 
 
-def draw_family(folders, args):
-    """The nine figures of each run, into figures/NAME/base and figures/NAME/instruct."""
+def report_family(folders, args):
+    """Figures and tests of each run and the comparison of both, side by side; returns the comparison's summary or None.
+
+    figures/NAME/{base,instruct}, analysis_results/NAME/{base,instruct} and comparison_results/NAME
+    """
+
+    def report(part):
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, one part after the other
+            summary = compare_family(folders, args) if part == "comparison" else None
+            if part in folders and not args.skip_visualization:
+                draw_run(folders[part], part, args)
+            if part in folders:
+                test_run(folders[part], part, args)
+        return said.getvalue(), summary
+
+    parts = [*folders] if args.skip_comparison else [*folders, "comparison"]
+    reports = fork_map(report, parts)
+    for said, _ in reports:
+        print(said, end="")
+    return None if args.skip_comparison else reports[-1][1]
+
+
+def draw_run(folder, side, args):
+    """The nine figures of a run, into figures/NAME/base or figures/NAME/instruct."""
     from visualize_results import visualize
 
-    for name, folder in folders.items():
-        visualize(folder, Path("figures", args.family, name), verify=not args.no_verify)
+    visualize(folder, Path("figures", args.family, side), verify=not args.no_verify)
 
 
-def test_family(folders, args):
-    """Tests of every layer and head of both runs, into analysis_results/NAME/base and analysis_results/NAME/instruct."""
+def test_run(folder, side, args):
+    """Tests of every layer and head of a run, into analysis_results/NAME/base or analysis_results/NAME/instruct."""
     from analyze_results import analyze
 
-    for name, folder in folders.items():
-        analyze(folder, Path("analysis_results", args.family, name), args.top_k, args.seed, not args.no_verify)
+    analyze(folder, Path("analysis_results", args.family, side), args.top_k, args.seed, not args.no_verify)
+
+
+def compare_family(folders, args):
+    """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
+    from compare_base_instruct import compare
+
+    return compare(folders["base"], folders["instruct"], Path("comparison_results", args.family), not args.no_verify)
 
 
 def intervene(loaded, base_args, args):
@@ -176,13 +203,6 @@ def intervene(loaded, base_args, args):
         visualize_interventions(
             folder, Path("figures", args.family, "intervention"), each_run=False, verify=not args.no_verify
         )
-
-
-def compare_family(folders, args):
-    """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
-    from compare_base_instruct import compare
-
-    return compare(folders["base"], folders["instruct"], Path("comparison_results", args.family), not args.no_verify)
 
 
 def print_main_numbers(folders, summary, args):

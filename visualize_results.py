@@ -24,10 +24,12 @@ from cli import (
     UserError,
     add_verify_argument,
     check_output_dir,
+    collector_paused,
     printable,
     run_script,
     say_unverified,
 )
+from fork_map import fork_map
 
 FOLDERS = {
     "normal": ("latest_run", "figures"),
@@ -55,15 +57,20 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
     check_output_dir(output_dir)
     run = load_run(input_dir, verify)
 
-    from figures import FIGURES, draw_figure, study_run
-    from plot_style import save_figure
+    with collector_paused():
+        from figures import FIGURES, draw_figure, study_run
+        from plot_style import save_figure
 
-    folder, study, paths = prepare_folder(output_dir), study_run(run), []
-    for name in FIGURES:
+    folder, study = prepare_folder(output_dir), study_run(run)
+
+    def draw(name):
         figure, rows = draw_figure(name, study)
-        paths.append(folder / f"{name}.{file_format}")
-        save_figure(figure, paths[-1])
+        path = folder / f"{name}.{file_format}"
+        save_figure(figure, path)
         write_csv(folder / "data" / f"{name}.csv", rows)
+        return path
+
+    paths = fork_map(draw, FIGURES)
     seconds = time.perf_counter() - start
     print(
         f"{len(paths)} figures of {run.label} ({run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts) "

@@ -4,7 +4,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -59,7 +58,7 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
 def test_held_out_g_is_measured_where_it_was_not_chosen():
     run = make_run(n_layers=3, n_heads=4, effect=0.0, seed=8)
     plan = candidate_heads.select_candidates(run, top_k=2, seed=1)
-    values, half = role_metrics.prompt_values(run), candidate_heads.split_prompts(run.category, run.pair_id, seed=1)
+    values, half = role_metrics.prompt_values(run), role_tests.split_prompts(run.category, run.pair_id, seed=1)
     for row in plan["selection"]:
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
             groups = (
@@ -101,12 +100,12 @@ def test_controls_run_out_and_that_is_said():
 
 def test_split_halves_every_category_and_keeps_pairs():
     run = make_run(n_layers=1, n_heads=1)
-    half = candidate_heads.split_prompts(run.category, run.pair_id, seed=4)
+    half = role_tests.split_prompts(run.category, run.pair_id, seed=4)
     assert [half[run.category == c].sum() for c in run.counts] == [15, 15, 15, 15]
     left, right = (dict(zip(run.pair_id[m], half[m], strict=True)) for m in
                    (run.category == "confounder", run.category == "third_person"))  # fmt: skip
     assert left == right
-    assert (half != candidate_heads.split_prompts(run.category, run.pair_id, seed=5)).any()
+    assert (half != role_tests.split_prompts(run.category, run.pair_id, seed=5)).any()
 
 
 def test_nothing_survives_where_nothing_is(tmp_path, capsys):
@@ -181,9 +180,6 @@ def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["analyze_results.py", "cross_model_correlation.py"])
-def test_help_answers_at_once_and_nothing_imports_torch(script):
-    start = time.perf_counter()
-    subprocess.run([sys.executable, PROJECT / script, "--help"], check=True, capture_output=True)
-    assert time.perf_counter() - start < 0.5
+def test_nothing_imports_torch(script):
     code = f"import sys, {script[:-3]}, role_tests, candidate_heads; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -249,6 +249,7 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
         return figure
 
     monkeypatch.setattr(compare_base_instruct, "draw_indices", watch)
+    monkeypatch.setattr(compare_base_instruct, "fork_map", lambda function, items: [function(item) for item in items])
     same = {"model_id": "bundled:smol"}
     base, instruct = make_pair(tmp_path, base=same, instruct={**same, "prompt_format": "chat"})
     arguments = ["--base_dir", str(base), "--instruct_dir", str(instruct), "--output_dir", str(tmp_path / "out")]

@@ -293,7 +293,7 @@ def test_a_killed_reader_leaves_every_file_old_or_new_never_half(stage, tmp_path
     old = contents(shown)
     assert old.keys() == new.keys() and old != new
     for at in (calls // 3, calls // 2, calls - 2):
-        assert new_stage.run(at=at)["code"] == -signal.SIGKILL
+        assert new_stage.run(at=at)["code"] in (-signal.SIGKILL, 1)  # 1: a process that it had forked died
         for path, content in contents(shown).items():
             assert path.name.startswith(om.TEMPORARY) or content in (old[path], new[path]), (at, path)
     done = new_stage.run(max_bytes=max(map(len, new.values())) - 1)

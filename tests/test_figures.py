@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 import figures
 import plot_style
 import role_metrics
+import role_tests
 import visualize_results
 from conftest import PROJECT
 from output_manager import ARRAYS
@@ -146,7 +147,7 @@ def test_planted_head_is_found_and_measured_on_other_prompts():
 
 def test_prompts_that_choose_heads_do_not_measure_them():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
-    chooses = figures.split_halves(base.category)
+    chooses = role_tests.split_prompts(base.category, base.pair_id, base.config.get("seed", 123))
     planted = scaled(base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5)
     _, rows = draw(4, figures.study_run(planted, n_resamples=50))
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)

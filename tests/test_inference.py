@@ -183,6 +183,15 @@ def test_nothing_varies_nothing_tested():
     assert np.isnan(hedges_g(a, a)[0]) and hedges_g(a, a)[1] == 0
 
 
+def test_q_values_are_scipys_with_ties_and_without_the_undefined():
+    p = np.random.default_rng(3).random((6, 40)).round(2)
+    p[::2, ::7] = np.nan
+    defined = ~np.isnan(p)
+    q = resampling.q_values(p)
+    np.testing.assert_allclose(q[defined], stats.false_discovery_control(p[defined], method="bh"), rtol=1e-12)
+    assert np.isnan(q[~defined]).all()
+
+
 def test_q_values_are_benjamini_hochberg_without_the_undefined():
     q = resampling.q_values(np.array([0.01, np.nan, 0.04, 0.03]))
     np.testing.assert_allclose(q, [0.03, np.nan, 0.04, 0.04])

@@ -1,0 +1,45 @@
+"""fork_map gives what a plain loop gives, hands errors on, and leaves no process behind."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from cli import RunFailed, UserError
+from fork_map import fork_map
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_results_are_those_of_a_loop_in_order(processes):
+    shared = np.arange(7)
+    assert fork_map(lambda i: shared[i] ** 2, range(7), processes) == [i**2 for i in range(7)]
+    assert fork_map(lambda i: i, [], processes) == []
+
+
+def test_the_items_are_really_shared_among_processes():
+    assert len(set(fork_map(lambda _: os.getpid(), range(6), 3))) == 3
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_is_raised_here_whichever_process_met_it(bad):
+    def fail(i):
+        if i == bad:
+            raise UserError(f"item {i} is wrong")
+
+    with pytest.raises(UserError, match=f"item {bad} is wrong"):
+        fork_map(fail, range(2), 2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_child_that_is_killed_is_an_error_not_a_missing_result():
+    parent = os.getpid()
+
+    def die(i):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RunFailed, match="died"):
+        fork_map(die, range(4), 2)
+    assert not multiprocessing.active_children()
