@@ -12,8 +12,9 @@ import random
 import sys
 
 # Largest difference of an entropy (nats) or of an attention mass between two runs of the same model and prompts that only
-# round differently. Measured on the bundled model over batches of 1, 7, 64 and 120 prompts, raw and chat.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.2, "float16": 0.02}
+# round differently. Measured with the bundled model on a CPU, batches of 7, 64 and 120 raw prompts against single ones:
+# float32 5.2e-6, bfloat16 0.035. float16, of which batches up to 40 gave no difference, has three more bits than bfloat16.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
 
 
 def prepare_environment():
