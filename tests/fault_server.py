@@ -46,7 +46,7 @@ class Calls:
         sys.addaudithook(self.hook)
 
     def hook(self, event, args):
-        if event not in CALLS or not self.concerns(event, args[0]):
+        if event not in CALLS or not any(self.concerns(event, target) for target in args[:2]):
             return
         self.count += 1
         if self.count == self.at:
