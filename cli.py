@@ -28,6 +28,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 MAX_SEED = 2**32 - 1
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class UserError(Exception):
@@ -75,10 +77,10 @@ def run_script(parse_args, run, argv=None):
         if args.verbose:
             traceback.print_exc()
         place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}; nothing was published", file=sys.stderr)
+        print(f"error: {error.strerror or error}{place}; nothing half-done was published", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was published, the same command starts over", file=sys.stderr)
+        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
 
@@ -172,8 +174,22 @@ def add_run_arguments(parser):
     how.add_argument("--seed", type=seed_value, default=123)
 
 
+def add_verify_argument(parser):
+    """--no_verify, for every script that reads run folders."""
+    parser.add_argument(
+        "--no_verify", action="store_true", help="read runs without comparing their files' SHA-256 with manifest.json"
+    )
+
+
+def say_unverified(args):
+    """One line if --no_verify was given, so that no reader takes unchecked numbers for checked ones."""
+    if args.no_verify:
+        print("note: --no_verify: the SHA-256 of the run's files is not checked")
+
+
 def check_model_arguments(args):
     """Refuse combinations of model flags that contradict each other, before anything is imported or loaded."""
+    refuse_secrets(args)
     if args.device and args.device_map:
         raise UserError(f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them")
     if args.system_prompt is not None and args.prompt_format != "chat":
@@ -182,6 +198,19 @@ def check_model_arguments(args):
         raise UserError(f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself")
     if args.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
         raise UserError("--trust_remote_code runs code from the model: pin it with --revision and the 40-digit commit")
+
+
+def refuse_secrets(args):
+    """Refuse arguments that hold an access token: a run's arguments are stored beside its results and shared with them.
+
+    A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or ..._API_KEY, or looks
+    like one of the hub. The message names the flag, never the token.
+    """
+    secrets = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    for flag, value in vars(args).items():
+        text = str(value)
+        if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
+            raise UserError(f"--{flag}: holds an access token, and arguments are stored with the run; take it out")
 
 
 def check_output_dir(path, flag="--output_dir"):

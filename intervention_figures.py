@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
 from cli import UserError, printable
-from output_manager import prepare_folder, read_npz, resolve_run, write_csv
+from output_manager import check_files, prepare_folder, read_npz, write_csv
 from plot_style import (
     COLOURS,
     DIVERGING,
@@ -188,35 +188,36 @@ def read_effects(folder):
     return rows
 
 
-def read_sweep(folder):
+def read_sweep(folder, verify=True):
     """(arrays, label, method) of a sweep run."""
-    folder = resolve_run(folder)
+    folder = check_files(folder, ("head_effects.npz", "experiment_config.json"), verify)
     arrays = read_npz(folder / "head_effects.npz", list(SWEEP_ARRAYS))
     config = json.loads((folder / "experiment_config.json").read_text(encoding="utf-8"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
     return arrays, label, config["sweep"]["method"]
 
 
-def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None):
+def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True):
     """Draw an intervention run; returns the paths of effects and sweep.
 
     sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
-    draw_run   function (sub-folder, output folder, file_format) that draws the nine figures of a run:
+    draw_run   function (sub-folder, output folder, file_format, verify) that draws the nine figures of a run:
                visualize_results.visualize; None leaves them out
+    verify     False leaves out the SHA-256 of the files
     """
-    folder = resolve_run(input_dir)
+    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
     rows = read_effects(folder)
     config = json.loads((folder / "experiment_config.json").read_text(encoding="utf-8"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {config['prompts']['n']}"
     output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
     sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
     if (sweep_dir / "head_effects.npz").is_file():
-        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir))
+        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
     paths = []
     for name, (figure, data) in drawings.items():
         paths.append(output / f"{name}.{file_format}")
         save_figure(figure, paths[-1])
         write_csv(output / "data" / f"{name}.csv", data)
     for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if draw_run else []:
-        draw_run(sub, output / sub.name, file_format)
+        draw_run(sub, output / sub.name, file_format, verify)
     return paths

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -218,6 +219,12 @@ def bundled_folder():
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
                 os.rename(aside, folder)
+            except SafetensorError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise RunFailed(
+                    f"{root}: the converted model cannot be written: {_one_line(error)}; free some space or set "
+                    "XDG_CACHE_HOME to another folder"
+                ) from error
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -304,7 +311,7 @@ def weight_files(folder):
     """The safetensors shards of a local folder, complete and readable, or a UserError that names the bad one."""
     import json
 
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
