@@ -39,6 +39,8 @@ MAX_COUNT = 10**9
 WRONG_PATH = frozenset(
     getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
 )
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class UserError(Exception):
@@ -95,11 +97,11 @@ def run_script(parse_args, run, argv=None):
         if args.verbose:
             traceback.print_exc()
         place = f" ({printable(error.filename)})" if error.filename else ""
-        print(f"error: {printable(error.strerror or error)}{place}; nothing was published", file=sys.stderr)
+        print(f"error: {printable(error.strerror or error)}{place}; nothing half-done was published", file=sys.stderr)
         _abandon_output()
         return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was published, the same command starts over", file=sys.stderr)
+        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
 
@@ -211,8 +213,22 @@ def add_run_arguments(parser):
     how.add_argument("--seed", type=seed_value, default=123)
 
 
+def add_verify_argument(parser):
+    """--no_verify, for every script that reads run folders."""
+    parser.add_argument(
+        "--no_verify", action="store_true", help="read runs without comparing their files' SHA-256 with manifest.json"
+    )
+
+
+def say_unverified(args):
+    """One line if --no_verify was given, so that no reader takes unchecked numbers for checked ones."""
+    if args.no_verify:
+        print("note: --no_verify: the SHA-256 of the run's files is not checked")
+
+
 def check_model_arguments(args):
     """Refuse combinations of model flags that contradict each other, before anything is imported or loaded."""
+    refuse_secrets(args)
     if args.device and args.device_map:
         raise UserError(f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them")
     check_prompt_arguments(args)
@@ -233,6 +249,19 @@ def check_text(text, where):
     """Refuse text that no tokenizer takes: bytes of the command line that are not UTF-8, half a surrogate pair."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text or ""):
         raise UserError(f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a character")
+
+
+def refuse_secrets(args):
+    """Refuse arguments that hold an access token: a run's arguments are stored beside its results and shared with them.
+
+    A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or ..._API_KEY, or looks
+    like one of the hub. The message names the flag, never the token.
+    """
+    secrets = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    for flag, value in vars(args).items():
+        text = str(value)
+        if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
+            raise UserError(f"--{flag}: holds an access token, and arguments are stored with the run; take it out")
 
 
 def check_output_dir(path, flag="--output_dir", link=None):

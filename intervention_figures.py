@@ -16,15 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
 from cli import UserError, printable
-from output_manager import (
-    check_run_files,
-    prepare_folder,
-    read_config,
-    read_json,
-    read_npz,
-    resolve_run,
-    write_csv,
-)
+from output_manager import check_files, prepare_folder, read_config, read_json, read_npz, write_csv
 from plot_style import (
     COLOURS,
     DIVERGING,
@@ -183,7 +175,6 @@ def draw_sweep(arrays, label, method):
 def read_effects(folder):
     """effects.json of an intervention run, its rows checked for what the figure and its CSV need."""
     path = folder / "effects.json"
-    check_run_files(folder, (path.name,))
     found = read_json(path)
     rows = found.get("rows") if isinstance(found, dict) else None
     if not isinstance(rows, list) or not rows:
@@ -211,11 +202,10 @@ def read_effects(folder):
     return rows
 
 
-def read_sweep(folder):
+def read_sweep(folder, verify=True):
     """(arrays, label, method) of a sweep run, shapes and values checked."""
-    folder = resolve_run(folder)
+    folder = check_files(folder, ("head_effects.npz", "experiment_config.json"), verify)
     path = folder / "head_effects.npz"
-    check_run_files(folder, (path.name, "experiment_config.json"))
     arrays, config = read_npz(path, list(SWEEP_ARRAYS)), read_config(folder)
     sizes = arrays["kl"].shape
     prompts = arrays["kl_by_prompt"].shape[-1:]
@@ -242,22 +232,22 @@ def read_sweep(folder):
     return arrays, label, printable(sweep["method"])
 
 
-def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None):
+def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True):
     """Draw an intervention run; returns the paths of effects and sweep.
 
     sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
-    draw_run   function (sub-folder, output folder, file_format) that draws the nine figures of a run:
+    draw_run   function (sub-folder, output folder, file_format, verify) that draws the nine figures of a run:
                visualize_results.visualize; None leaves them out
+    verify     False leaves out the SHA-256 of the files
     """
-    folder = resolve_run(input_dir)
-    check_run_files(folder, ("experiment_config.json",))
+    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
     rows, config = read_effects(folder), read_config(folder)
     n = printable(config["prompts"].get("n", "unknown"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
     output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
     sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
     if (sweep_dir / "head_effects.npz").is_file():
-        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir))
+        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
     paths = []
     for name, (figure, data) in drawings.items():
         paths.append(output / f"{name}.{file_format}")
@@ -266,5 +256,5 @@ def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None,
     for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if draw_run else []:
         if sub.is_symlink():
             raise UserError(f"{sub}: is a symlink; a run holds its own folders")
-        draw_run(sub, output / sub.name, file_format)
+        draw_run(sub, output / sub.name, file_format, verify)
     return paths

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -246,6 +247,12 @@ def bundled_folder():
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
                 os.rename(aside, folder)
+            except SafetensorError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise RunFailed(
+                    f"{root}: the converted model cannot be written: {_one_line(error)}; free some space or set "
+                    "XDG_CACHE_HOME to another folder"
+                ) from error
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -375,7 +382,7 @@ def weight_files(folder):
 
     The same files that transformers reads: model.safetensors, or else what its index names, which must lie in the folder.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"

@@ -16,13 +16,14 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import struct
 import subprocess
-import tempfile
 import time
 import tokenize
 import unicodedata
+import uuid
 import warnings
 import zipfile
 import zlib
@@ -37,6 +38,7 @@ from prompts import CATEGORIES
 
 SCHEMA_VERSION = 1
 TEMPORARY = ".tmp_"
+UNIQUE = 16
 LOCK = ".lock"
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
 MAX_ARRAY_BYTES = 64 * 2**30
@@ -121,40 +123,50 @@ class NewRun:
 def create_run(output_dir, latest, prefix="run"):
     """Write a run aside and publish it whole: `with create_run(...) as new: write into new.path`.
 
-    On leaving the block the manifest is written, the folder renamed to <prefix>_<time> and the symlink `latest` swapped.
-    Any exception, Ctrl-C and SIGTERM included, removes the folder and leaves the previous `latest` as it was.
+    On leaving the block the manifest is written, the folder renamed to <prefix>_<time> and the symlink `latest` swapped
+    (None: no link names the run). Any exception, Ctrl-C and SIGTERM included, removes the folder and leaves the previous
+    `latest` as it was.
     """
     root = Path(output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    link = root / latest
-    if link.exists() and not link.is_symlink():
+    link = root / latest if latest else None
+    if link and link.exists() and not link.is_symlink():
         raise UserError(f"{link}: is not a symlink; move it away, it is where the newest run is linked")
-    with _locked(root / LOCK):
-        _remove_stale(root)
-        new = NewRun(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root)))
-        os.chmod(new.path, 0o755)
-        alive = _open_lock(new.path / LOCK)
+    new, alive, renamed = NewRun(root / temporary_name()), None, False
     try:
+        with _locked(root / LOCK):
+            _remove_stale(root)
+            new.path.mkdir()
+            alive = _open_lock(new.path / LOCK)
         yield new
         write_manifest(new.path)
         with _locked(root / LOCK):
             (new.path / LOCK).unlink()
             new.final = _free_name(root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
             os.rename(new.path, new.final)
-            swap_link(link, new.final.name)
+            renamed = True
+            if link:
+                swap_link(link, new.final.name)
     except BaseException:
+        if renamed and link and not (link.is_symlink() and os.readlink(link) == new.final.name):
+            os.rename(new.final, new.path)  # no link names it: nothing was published
         shutil.rmtree(new.path, ignore_errors=True)
         raise
     finally:
-        os.close(alive)
+        if alive is not None:
+            os.close(alive)
 
 
 def swap_link(link, target):
     """Point the symlink `link` at `target` (a name beside it) in one atomic step."""
     aside = link.with_name(f"{TEMPORARY}{link.name}_{os.getpid()}")
     aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    os.replace(aside, link)
+    try:
+        aside.symlink_to(target)
+        os.replace(aside, link)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _open_lock(path):
@@ -175,16 +187,46 @@ def _locked(path):
 
 
 def _remove_stale(root):
-    """Remove temporary folders and links whose process is gone (nobody holds their lock)."""
+    """Remove the temporary files, folders and links in a folder of runs whose process is gone (nobody holds their lock)."""
+    _remove_stale_files(root)
     for path in root.glob(f"{TEMPORARY}*"):
-        if path.is_symlink() or path.is_file():
+        if path.is_symlink():
             path.unlink(missing_ok=True)
-            continue
-        try:
-            os.close(_open_lock(path / LOCK))
-        except OSError:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            with contextlib.suppress(OSError):
+                os.close(_open_lock(path / LOCK))
+                shutil.rmtree(path)
+
+
+def _remove_stale_files(folder):
+    """Remove the temporary files in a folder that a killed process left there: whoever still writes one holds its lock."""
+    for path in folder.glob(f"{TEMPORARY}{'?' * UNIQUE}"):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+                finally:
+                    os.close(lock)
+
+
+def temporary_name():
+    """A hidden name that no other process uses. It is known before the file is made, so an interrupt leaves none behind."""
+    return TEMPORARY + uuid.uuid4().hex[:UNIQUE]
+
+
+def _open_aside(aside):
+    """Descriptor of the new file `aside`, locked for as long as it is open.
+
+    A process that looks for stale files may have met it before it was locked, and removed it: then it is made again.
+    """
+    while True:
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
 
 
 def _free_name(root, name):
@@ -210,25 +252,32 @@ def write_manifest(folder):
 
 @contextlib.contextmanager
 def replaced_file(path, mode="w"):
-    """A file object whose content appears under `path` only when the block ends without an error."""
+    """A file object whose content appears under `path` only when the block ends without an error.
+
+    Until then it is in a hidden file beside it; those that killed processes left in the same folder are removed first.
+    """
     path = Path(path)
-    descriptor, aside = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    _remove_stale_files(path.parent)
+    aside = path.with_name(temporary_name())
     try:
         # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, which is the same text in JSON.
         text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with open(descriptor, mode, **({} if "b" in mode else text)) as file:
+        with open(_open_aside(aside), mode, **({} if "b" in mode else text)) as file:
             yield file
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+            file.flush()
+            os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 
 def write_json(path, value):
-    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed."""
+    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed.
+
+    The home folder is written as ~ wherever it is named, as `portable` says.
+    """
     with replaced_file(path) as file:
-        json.dump(_plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(portable(_plain(value)), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
@@ -294,23 +343,15 @@ def resolve_run(path):
     if not path.is_dir():
         raise UserError(f"{path}: is a file; a run is a folder")
     folder = path.resolve()
-    if folder.name.startswith(TEMPORARY) or not (folder / "manifest.json").is_file():
+    unpublished = any(part.name.startswith(TEMPORARY) for part in (folder, folder.parent))
+    if unpublished or not (folder / "manifest.json").is_file():
         raise UserError(f"{path}: not a complete run (no manifest.json); it was interrupted or is still being written")
     return folder
 
 
-def load_run(path, verify=True):
-    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong."""
+def check_files(path, names, verify=True):
+    """The folder of a complete run whose manifest agrees with these files: size, and SHA-256 unless verify is False."""
     folder = resolve_run(path)
-    check_run_files(folder, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
-    config = read_config(folder)
-    arrays = read_npz(folder / "attention.npz", list(ARRAYS))
-    _check_arrays(folder / "attention.npz", arrays)
-    return Run(folder, config, prompts=_read_prompts(folder / "prompts.jsonl", arrays), **arrays)
-
-
-def check_run_files(folder, names, verify=True):
-    """Refuse a run whose manifest is of another schema or does not describe the files `names` as they are."""
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         found = printable(manifest.get("schema_version")) if isinstance(manifest, dict) else "none"
@@ -319,6 +360,19 @@ def check_run_files(folder, names, verify=True):
         )
     for name in names:
         _check_file(folder, manifest, name, verify)
+    return folder
+
+
+def load_run(path, verify=True):
+    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong.
+
+    verify  False leaves out the SHA-256 of the files; everything else is still checked
+    """
+    folder = check_files(path, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
+    config = read_config(folder)
+    arrays = read_npz(folder / "attention.npz", list(ARRAYS))
+    _check_arrays(folder / "attention.npz", arrays)
+    return Run(folder, config, prompts=_read_prompts(folder / "prompts.jsonl", arrays), **arrays)
 
 
 def read_config(folder):
@@ -492,20 +546,22 @@ def _check_values(path, arrays, n_query):
 
 
 def portable(value):
-    """Arguments for the record: the home folder is written as ~, so that a shared run names no person's machine."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a container's user without a home: nothing to hide
-        home = Path("/")
+    """`value` with the home folder written as ~ in every text, so that a shared run names no person's machine."""
     if isinstance(value, dict):
-        return {key: portable(item) for key, item in value.items()}
+        return {portable(key): portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
-    if isinstance(value, (str, Path)):
-        path = Path(value)
-        inside = path.is_relative_to(home) and home != Path(home.anchor)
-        return f"~/{path.relative_to(home)}" if inside else str(value)
-    return value
+    if not isinstance(value, (str, Path)):
+        return value
+    text = str(value)
+    try:
+        homes = {str(Path.home()), os.path.realpath(Path.home())}
+    except RuntimeError:  # a container's user without a home: nothing to hide
+        homes = set()
+    for home in homes:
+        if len(Path(home).parts) > 1 and home in text:
+            text = re.sub(rf"(?:(?<![\w./~-])|(?<=://)){re.escape(home)}(?![\w.-])", "~", text)
+    return text
 
 
 def package_versions():

@@ -199,7 +199,7 @@ def load_prompts(path=None, per_category=None):
     """
     if path is None:
         return select_prompts(None, per_category), []
-    texts, notes = _drop_duplicates(_read_prompt_file(Path(path)))
+    texts, notes = _drop_duplicates(_read_prompt_file(Path(path).expanduser()))
     for category in CATEGORIES:
         if not texts.get(category):
             notes.append(f"{printable(path)}: no {category} prompts; what needs them is left out")

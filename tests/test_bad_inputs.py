@@ -471,7 +471,7 @@ def test_results_on_another_disk_behind_a_link(here, capsys):
     (here / "results_activation_analysis").symlink_to(here / "disk")
     for link in ("latest_base", "latest_run"):
         save_run(make_run(n_layers=2, n_heads=1, per_category=1), here / "disk" / "x", link)
-    args = SimpleNamespace(family="x", skip_visualization=True)
+    args = SimpleNamespace(family="x", skip_visualization=True, no_verify=False)
     run_pipeline.print_main_numbers(SimpleNamespace(args=args, summary=None))
     assert "results_activation_analysis/x/run_" in capsys.readouterr().out
 
@@ -633,7 +633,8 @@ def test_effects_are_checked_against_the_manifest(tmp_path):
     folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": [effect_row("all")]}).encode()}, CONFIG)
     (folder / "effects.json").write_text(json.dumps({"rows": [effect_row("all") | {"n": 9}]}))
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
-        intervention_figures.read_effects(folder)
+        intervention_figures.draw_interventions(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 1)])
