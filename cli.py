@@ -122,7 +122,7 @@ def _abandon_output():
 def _escape_what_cannot_be_shown():
     """In a locale that is not UTF-8, a character that cannot be encoded is written as an escape, not as a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
 
 
