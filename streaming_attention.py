@@ -13,7 +13,8 @@ m = 0 and H = H'; a row with r = 0 in float32 has no sink-free entropy (NaN), as
 
 Ways to L' and H', the same numbers: torch's flash kernel on the CPU, together with the output in float32 models (`joint_cpu`)
 and beside it otherwise (`flash_rest`); blocks of rows in public operations (`chunked_rest`) on other devices and for
-soft-capped scores. Scores are float32 in all of them, whatever dtype the model has. Right padding: a real row never sees padding, so no mask is needed beside the causal one.
+soft-capped scores. Scores are float32 in all of them, whatever dtype the model has. Right padding: a real row never sees
+padding, so no mask is needed beside the causal one.
 
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
@@ -104,7 +105,9 @@ def joint_cpu(query, key, value, scale, window):
     entropy = log_sum - torch.einsum("phqd,phqd->phq", later[0], means[..., width:]) * scale
     odds = log_sum - sink_scores(later[0], key, scale)
     if window is not None:
-        odds[:, :, window - 1 :] = float("inf")  # row i + 1 is at position i here; from row `window` on key 0 is out of sight
+        odds[:, :, window - 1 :] = float(
+            "inf"
+        )  # row i + 1 is at position i here; from row `window` on key 0 is out of sight
     out = query.new_empty((*query.shape[:3], width))
     first = value[:, :, :1].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     out[:, :, :1] = first

@@ -203,7 +203,9 @@ def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
     assert capture_choice.check_streaming(loaded)["entropy_gap"] < 1e-5
     right = streaming_attention.joint_cpu
-    monkeypatch.setattr(streaming_attention, "joint_cpu", lambda q, k, v, scale, *rest: right(q, k, v, scale * 1.01, *rest))
+    monkeypatch.setattr(
+        streaming_attention, "joint_cpu", lambda q, k, v, scale, *rest: right(q, k, v, scale * 1.01, *rest)
+    )
     with pytest.raises(RunFailed, match=r"instrument check.*layer \d head \d.*--capture patterns"):
         capture_choice.check_streaming(loaded)
 
