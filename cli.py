@@ -164,7 +164,10 @@ def add_run_arguments(parser):
     )
     how.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
-    how.add_argument("--device_map", help="auto, or another accelerate device map; excludes --device")
+    how.add_argument(
+        "--device_map",
+        help="auto, balanced, balanced_low_0 or sequential (accelerate), or a JSON file {module: device}; excludes --device",
+    )
     how.add_argument("--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)")
     how.add_argument("--seed", type=seed_value, default=123)
 

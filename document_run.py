@@ -11,7 +11,7 @@
 import time
 
 from cli import UserError, printable
-from deterministic import set_determinism
+from document_tasks import batch_items, from_plain, ready_item
 from documents import (
     SHARDS,
     document_rows,
@@ -20,7 +20,6 @@ from documents import (
     shard_name,
     stacked_arrays,
     stream_documents,
-    tokenize_document,
 )
 from output_manager import (
     SCHEMA_VERSION,
@@ -34,6 +33,7 @@ from output_manager import (
     write_npz,
     write_prompts,
 )
+from work_engine import check_engine_arguments, open_engine
 
 LINK = "latest_documents"
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
@@ -48,24 +48,31 @@ def run_documents(args):
         raise UserError(
             "--prompt_format chat with --documents: messages take the chat template by themselves, text does not"
         )
+    check_engine_arguments(args)
     if args.raw not in (None, "none"):
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
     documents = read_documents(args.documents)
-    from activation_analysis import BATCH_TOKENS, load_from_args
-    from capture_choice import check_streaming, choose_capture
+    from activation_analysis import BATCH_TOKENS
 
-    loaded = load_from_args(args)
-    tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in documents]
-    prompts = [document.prompt for document in tokenized]
-    method, _, why = choose_capture(args.capture, "none", prompts, loaded.facts, args.batch_size)
-    if why:
-        print(why)
-    how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
-    determinism = set_determinism(args.seed)
-    started = time.perf_counter()
-    title = f"{printable(args.model_id)} documents"
-    shards = f"{args.output_dir}/{SHARDS}"
-    results, failed = stream_documents(loaded, tokenized, shards, method, args.batch_size, BATCH_TOKENS, title)
+    with open_engine(args) as engine:
+        ready = engine.prepare(ready_item(documents, args))
+        facts, tokenized = ready["facts"], [from_plain(each) for each in ready["documents"]]
+        method, how, determinism = ready["method"], ready["how"] | {"engine": engine.facts()}, ready["determinism"]
+        if ready["why"]:
+            print(ready["why"])
+
+        def capture_batches(batches):
+            items = batch_items(batches, ready["documents"], args, method, BATCH_TOKENS)
+            places = {item.name: batch for item, batch in zip(items, batches, strict=True)}
+            for item, found in engine.run(items):
+                yield places[item.name], found
+
+        started = time.perf_counter()
+        title = f"{printable(args.model_id)} documents"
+        shards = f"{args.output_dir}/{SHARDS}"
+        results, failed = stream_documents(
+            facts, tokenized, shards, method, capture_batches, args.batch_size, BATCH_TOKENS, title
+        )
     seconds = time.perf_counter() - started
     kept = [i for i, arrays in enumerate(results) if arrays is not None]
     for document_id, reason in failed:
@@ -74,7 +81,7 @@ def run_documents(args):
         raise UserError(
             f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
         )
-    config = describe(args, loaded.facts, how, determinism, failed, seconds, len(kept))
+    config = describe(args, facts, how, determinism, failed, seconds, len(kept))
     folder = save_documents(args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config)
     n_tokens = sum(tokenized[i].n_tokens for i in kept)
     print(

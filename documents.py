@@ -270,16 +270,20 @@ def read_shard(path, document, facts):
     return arrays
 
 
-def stream_documents(loaded, documents, folder, method, batch_size=64, batch_tokens=None, title=None):
-    """([arrays or None of each document], failed): finished shards are read, the others are captured and written."""
+def stream_documents(facts, documents, folder, method, capture_batches, batch_size=64, batch_tokens=None, title=None):
+    """([arrays or None of each document], failed): finished shards are read, the others are captured and written.
+
+    capture_batches  function of a list of batches (positions of documents) that yields (batch, what capture_documents
+                     gives) in any order
+    """
     from tqdm import tqdm
 
     from attention_capture import make_batches
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{shard_name(loaded.facts, d, method)}.npz" for d in documents]
-    results = [read_shard(path, d, loaded.facts) for path, d in zip(paths, documents, strict=True)]
+    paths = [folder / f"{shard_name(facts, d, method)}.npz" for d in documents]
+    results = [read_shard(path, d, facts) for path, d in zip(paths, documents, strict=True)]
     todo = [i for i, arrays in enumerate(results) if arrays is None]
     if len(todo) < len(documents):
         print(f"{len(documents) - len(todo)} of {len(documents)} documents were finished before, in {folder}")
@@ -287,8 +291,7 @@ def stream_documents(loaded, documents, folder, method, batch_size=64, batch_tok
     batches = make_batches([documents[i].n_tokens for i in todo], batch_size, batch_tokens)
     total = sum(documents[i].n_tokens for i in todo)
     with tqdm(total=total, desc=title, unit="token", unit_scale=True, disable=title is None, leave=False) as bar:
-        for batch in ([todo[j] for j in each] for each in batches):
-            done, lost = capture_documents(loaded, [documents[i] for i in batch], method, batch_size, batch_tokens)
+        for batch, (done, lost) in capture_batches([[todo[j] for j in each] for each in batches]):
             failed += lost
             for i, arrays in zip(batch, done, strict=True):
                 results[i] = arrays

@@ -4,8 +4,8 @@
 
 Processes are forked, so large arrays are shared and nothing is imported twice. Every process takes a fixed share and ends
 by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
-processor, one item, inside another fork_map) the items are done here, one after the other. A child must not compute with
-torch: its threads do not survive a fork.
+processor, one item, inside another fork_map, under Ray) the items are done here, one after the other. A child must not
+compute with torch: its threads do not survive a fork.
 """
 
 import multiprocessing
@@ -49,7 +49,8 @@ def fork_map(function, items, processes=None):
 
 
 def _processors():
-    alone = sys.platform != "linux" or multiprocessing.current_process().daemon
+    ray = sys.modules.get("ray")  # a driver's threads would be missing from a forked child
+    alone = sys.platform != "linux" or multiprocessing.current_process().daemon or (ray and ray.is_initialized())
     return 1 if alone else len(os.sched_getaffinity(0))
 
 

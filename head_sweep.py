@@ -16,8 +16,9 @@ import fcntl
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from attention_capture import capture_clean, collect_activations, run_layers, to
 from cli import RunFailed, UserError, printable
 from intervention_plan import FACTORS
 from output_manager import read_npz, write_json, write_npz
-from prompts import CATEGORIES, prompt_set_sha256
+from prompts import CATEGORIES, Prompt, prompt_set_sha256
 from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
+from work_engine import Item, content_hash, model_key, work_arguments
 
 ROWS = 96
 RESAMPLES = 2000
@@ -38,34 +40,64 @@ LAYER_ARRAYS = (*effects.PROMPT_METRICS, "values")
 FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "n_layers", "n_heads")
 
 
-def run_sweep(loaded, prompts, args, timings=None):
-    """Sweep a loaded model and publish head_effects.npz; returns the run folder."""
+def run_sweep(engine, prompts, args):
+    """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
     from activation_analysis import describe_run
-    from deterministic import set_determinism
     from interventions import LATEST_SWEEP
     from output_manager import create_run
 
     method = args.method or "zero_out"
-    timings, determinism = dict(timings or {}), set_determinism(args.seed)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
-    key = fingerprint(loaded, prompts, args, method)
-    started = time.perf_counter()
-    with work_folder(Path(args.output_dir), method, key) as work:
-        sweep = Sweep(loaded, tokenized, method, args.batch_size)
-        sweep_layers(sweep, work)
+    payload = {"args": work_arguments(args) | {"method": method}, "prompts": [asdict(p) for p in prompts]}
+    base = engine.prepare(Item("clean pass", "head_sweep:clean_task", payload))
+    loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
+    n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
+    with work_folder(Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)) as work:
+        sweep_layers(engine, payload, n_layers, n_heads, work)
         timings["sweep_s"] = time.perf_counter() - started
-        arrays = combine_layers(work, sweep, args.seed)
+        arrays = combine_layers(work, base["arrays"], n_layers, n_heads, args.seed)
         with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
             write_npz(new.path / "head_effects.npz", arrays)
-            config = describe_run(loaded, prompts, sweep.base, args, timings, determinism)
+            captured = Namespace(arrays=base["arrays"], failed=[])
+            config = describe_run(loaded, prompts, captured, args, timings, base["determinism"])
             config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
-            write_json(new.path / "experiment_config.json", config)
+            write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
         shutil.rmtree(work)
     print_strongest(arrays)
-    print(
-        f"{loaded.n_layers * loaded.n_heads} heads, {len(tokenized)} prompts, {timings['sweep_s']:.1f} s -> {new.final}"
-    )
+    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {new.final}")
     return new.final
+
+
+def clean_task(held, payload):
+    """work_engine task: the clean pass of a sweep, and what the driver must know of the model, as plain data."""
+    from interventions import model_identity
+
+    sweep, determinism, timings = hold_sweep(held, payload)
+    sweep.check_resuming()
+    answer = {"identity": model_identity(sweep.loaded), "facts": sweep.loaded.facts, "arrays": sweep.arrays}
+    return answer | {"determinism": determinism, "timings": timings}
+
+
+def layer_task(held, payload):
+    """work_engine task: every head of payload["layer"] ablated, as `Sweep.layer` returns it."""
+    return hold_sweep(held, payload)[0].layer(payload["layer"])
+
+
+def hold_sweep(held, payload):
+    """(Sweep, record of determinism, timings) of a payload, made where the worker does not hold it yet."""
+    from activation_analysis import load_from_args
+    from deterministic import set_determinism
+
+    args, started = Namespace(**payload["args"]), time.perf_counter()
+    loaded = held.model(model_key(args), lambda: load_from_args(args))
+    timings = {"load_s": time.perf_counter() - started}
+
+    def make():
+        determinism = set_determinism(args.seed)
+        prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+        tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+        return Sweep(loaded, tokenized, args.method, args.batch_size), determinism, timings
+
+    return held.state(content_hash(["sweep", payload["args"], payload["prompts"]]), make)
 
 
 def fingerprint(loaded, prompts, args, method):
@@ -179,7 +211,7 @@ class Sweep:
         logits = run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume).cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
-        run = SimpleNamespace(
+        run = Namespace(
             entropy=np.stack(entropy, axis=1),
             visible_keys=self.arrays["visible_keys"][layer + 1 :, :n_tokens],
             n_tokens=self.arrays["n_tokens"][prompts],
@@ -189,18 +221,20 @@ class Sweep:
         return logits, role_metrics.layer_values(run, "normalised")
 
 
-def sweep_layers(sweep, work):
-    """Do the layers that the work folder does not hold; the cheap ones (late layers) first."""
+def sweep_layers(engine, payload, n_layers, n_heads, work):
+    """Do the layers that the work folder does not hold: here the cheap ones (late layers) first, so that an early end
+    leaves many; on several workers the costly ones first, so that none is waited for at the end.
+    """
     from tqdm import tqdm
 
-    sweep.check_resuming()
-    n_layers, n_heads = sweep.loaded.n_layers, sweep.loaded.n_heads
-    missing = [layer for layer in reversed(range(n_layers)) if not (work / layer_file(layer)).is_file()]
+    order = range(n_layers) if engine.name == "ray" else reversed(range(n_layers))
+    missing = [layer for layer in order if not (work / layer_file(layer)).is_file()]
     if len(missing) < n_layers:
         print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
+    items = [Item(f"layer {layer}", "head_sweep:layer_task", payload | {"layer": layer}) for layer in missing]
     with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
-        for layer in missing:
-            write_npz(work / layer_file(layer), sweep.layer(layer))
+        for item, arrays in engine.run(items):
+            write_npz(work / layer_file(item.payload["layer"]), arrays)
             bar.update(n_heads)
 
 
@@ -208,13 +242,14 @@ def layer_file(layer):
     return f"layer_{layer:03d}.npz"
 
 
-def combine_layers(work, sweep, seed):
-    """head_effects.npz: means [layer, head, category], index changes [layer, head] with intervals, values per prompt."""
-    category, pair_id = sweep.arrays["category"], sweep.arrays["pair_id"]
-    run = SimpleNamespace(**sweep.arrays, prompt_format=None)
-    base = role_metrics.layer_values(run, "normalised")
+def combine_layers(work, arrays, n_layers, n_heads, seed):
+    """head_effects.npz: means [layer, head, category], index changes [layer, head] with intervals, values per prompt.
+
+    arrays  of the clean pass, as in attention.npz
+    """
+    category, pair_id = arrays["category"], arrays["pair_id"]
+    base = role_metrics.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
     counts = bootstrap_counts(category, pair_id, RESAMPLES, seed) if has_enough_prompts(category) else None
-    n_layers, n_heads = sweep.loaded.n_layers, sweep.loaded.n_heads
     names = [name for name in CATEGORIES if (category == name).any()]
     out = {f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category))) for m in effects.PROMPT_METRICS}
     for metric in effects.INDEX_METRICS:
@@ -234,7 +269,7 @@ def combine_layers(work, sweep, seed):
         values = out[f"{metric}_by_prompt"].astype(np.float32)
         out[metric] = np.stack([values[:, :, category == name].mean(axis=-1) for name in names], axis=-1)
         out[f"{metric}_by_prompt"] = values
-    labels = {"category": np.array(names), "prompt_category": category, "prompt_id": sweep.arrays["prompt_id"]}
+    labels = {"category": np.array(names), "prompt_category": category, "prompt_id": arrays["prompt_id"]}
     return {name: a.astype(np.float32) for name, a in out.items()} | labels
 
 

@@ -6,6 +6,7 @@
     python interventions.py --config_file ablation_candidates.json
     python interventions.py --model_id mistralai/Mistral-7B-Instruct-v0.1 --dtype bfloat16   (targeted_interventions.json)
     python interventions.py --sweep heads --method zero_out
+    python interventions.py --sweep heads --engine ray --num_workers 4        (requirements-distributed.txt)
 
 effects.csv has one row an intervention and category: KL of the next token, change of the top token, change of surprisal of
 the unedited answer, change of the mean RFC and RSI of later layers (effects.py defines them), each with its interval and
@@ -16,6 +17,7 @@ continued. The newest run is linked as latest_intervention, the newest sweep as 
 
 import sys
 import time
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +35,16 @@ from cli import (
     run_script,
 )
 from deterministic import prepare_environment, set_determinism
-from prompts import load_prompts
+from prompts import Prompt, load_prompts
+from work_engine import (
+    Item,
+    add_engine_arguments,
+    check_engine_arguments,
+    content_hash,
+    model_key,
+    open_engine,
+    work_arguments,
+)
 
 DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
 LATEST, LATEST_SWEEP = "latest_intervention", "latest_sweep"
@@ -67,6 +78,7 @@ def parse_args(argv=None):
     )
     plan.add_argument("--sweep", choices=["heads"], help="ablate every head in turn instead of running a plan")
     plan.add_argument("--method", choices=SWEEP_METHODS, help="what --sweep does to a head (default zero_out)")
+    add_engine_arguments(parser)
     parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
     return parser.parse_args(argv)
 
@@ -74,6 +86,7 @@ def parse_args(argv=None):
 def run(args):
     """Run the plan or the sweep; whatever can be refused is refused before the weights are read."""
     check_model_arguments(args)
+    check_engine_arguments(args)
     check_output_dir(args.output_dir)
     if args.sweep and args.config_file:
         raise UserError("--sweep with --config_file: a sweep takes every head, give one of them")
@@ -83,15 +96,13 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
-    started = time.perf_counter()
-    loaded = load_checked(plan, args)
-    timings = {"load_s": time.perf_counter() - started}
-    if args.sweep:
-        from head_sweep import run_sweep
+    with open_engine(args) as engine:
+        if args.sweep:
+            from head_sweep import run_sweep
 
-        run_sweep(loaded, prompts, args, timings)
-    else:
-        run_interventions(loaded, prompts, plan, args, timings)
+            run_sweep(engine, prompts, args)
+        else:
+            run_interventions(engine, prompts, plan, args)
 
 
 def read_plan_for(args):
@@ -116,44 +127,130 @@ def load_checked(plan, args):
     return load_from_args(args)
 
 
-def run_interventions(loaded, prompts, plan, args, timings=None):
-    """Run a plan (entries from intervention_plan.read_plan) on a loaded model; returns (run folder, rows of effects.csv).
+def run_interventions(engine, prompts, plan, args):
+    """Run a plan (entries from intervention_plan.read_plan) on an engine; returns (run folder, rows of effects.csv).
 
-    args  needs model_id, prompt_format, system_prompt, bos, batch_size, seed, output_dir and controls
+    args  the flags of this script; a worker gets those that a result depends on (work_engine.work_arguments)
     """
-    from ablation import collect_donors
-    from attention_capture import tokenize_prompts
-    from intervention_plan import check_against_model
     from output_manager import create_run
 
-    timings = dict(timings or {})
-    check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
-    determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
-    entries, notes = complete_plan(plan, loaded, tokenized, args)
-    for note in notes:
+    payload = {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
+    payload["plan"] = [entry.model_dump() for entry in plan]
+    base = engine.prepare(Item(BASELINE, "interventions:unedited_task", payload))
+    for note in base["notes"]:
         print(f"note: {printable(note)}")
-    donors = collect_donors(loaded, tokenized, entries, args.seed, args.batch_size, lambda s: load_source(s, args))
-    started = time.perf_counter()
+    entries, timings, started = base["entries"], base["timings"], time.perf_counter()
+    items = [Item(name, "interventions:edit_task", payload | {"entry": name}) for name in entries]
     with create_run(args.output_dir, LATEST, "intervention") as new:
-
-        def save(name, captured, config, entry=None):
-            save_folder(new.path / name, tokenized, captured, config | {"intervention": entry and entry.model_dump()})
-
-        def describe(captured):
-            config = describe_run(loaded, prompts, captured, args, timings, determinism)
-            return config | {"script": "interventions.py"}
-
-        measured, base_values, config = capture_entries(loaded, tokenized, entries, donors, args, describe, save)
+        model, captured = Namespace(facts=base["facts"]), Namespace(arrays=base["arrays"], failed=[])
+        config = describe_run(model, prompts, captured, args, timings, base["determinism"])
+        config |= {"script": "interventions.py", "engine": engine.facts()}
+        save_folder(new.path / BASELINE, base["prompts"], base["arrays"], config | {"intervention": None})
+        base_values, measured = normalised_values(base["arrays"], config), {}
+        for item, result in engine.run(items, "interventions", "edit"):
+            name = item.label
+            save_folder(new.path / name, base["prompts"], result["arrays"], config | {"intervention": entries[name]})
+            measured[name] = result["measured"] | {"values": normalised_values(result["arrays"], config)}
         timings["capture_s"] = time.perf_counter() - started
-        rows, notes = tabulate_effects(measured, base_values, tokenized, notes, args.seed)
-        save_effects(new.path, rows, notes, measured, entries, config | {"timings": timings})
+        measured = {name: measured[name] for name in entries}
+        rows, notes = tabulate_effects(measured, base_values, base["prompts"], base["notes"], args.seed)
+        save_effects(new.path, rows, notes, measured, entries, config | {"timings": timings, "engine": engine.facts()})
     print_effects(rows, notes)
     print(
-        f"{len(entries)} interventions, {len(tokenized)} prompts, capture {timings['capture_s']:.1f} s -> "
+        f"{len(entries)} interventions, {len(prompts)} prompts, capture {timings['capture_s']:.1f} s -> "
         f"{printable(new.final)}"
     )
     return new.final, rows
+
+
+def unedited_task(held, payload):
+    """work_engine task: the unedited pass and all that the driver must know of the model, as plain data."""
+    bench = hold_bench(held, payload)
+    return {
+        "identity": model_identity(bench.loaded),
+        "facts": bench.loaded.facts,
+        "prompts": [asdict(p) for p in bench.tokenized],
+        "entries": {entry.name: entry.model_dump() for entry in bench.entries},
+        "notes": bench.notes,
+        "arrays": bench.clean.arrays,
+        "determinism": bench.determinism,
+        "timings": bench.timings,
+    }
+
+
+def edit_task(held, payload):
+    """work_engine task: the entry that payload["entry"] names, by its folder."""
+    return hold_bench(held, payload).measure(payload["entry"])
+
+
+def hold_bench(held, payload):
+    """The Bench of a payload, made where the worker does not hold it yet."""
+    from intervention_plan import parse_entries
+
+    args, plan = Namespace(**payload["args"]), parse_entries(payload["plan"], "plan")
+    started = time.perf_counter()
+    loaded = held.model(model_key(args), lambda: load_checked(plan, args))
+    timings = {"load_s": time.perf_counter() - started}
+    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+    key = content_hash([payload[name] for name in ("args", "prompts", "plan")])
+    return held.state(key, lambda: Bench(loaded, prompts, plan, args, timings))
+
+
+def model_identity(loaded):
+    """What must be equal on every worker."""
+    return {name: loaded.facts[name] for name in ("revision", "weights_sha256", "tokenizer_sha256", "dtype")}
+
+
+class Bench:
+    """A loaded model, its unedited pass, and what the edits of a plan are made of.
+
+    The blocks below an edited layer give what they gave in the unedited pass, so an edited pass starts at its layer.
+    """
+
+    def __init__(self, loaded, prompts, plan, args, timings=None):
+        from ablation import collect_donors
+        from attention_capture import capture_clean, tokenize_prompts
+        from effects import BaseDistribution
+        from intervention_plan import check_against_model
+
+        self.loaded, self.args, self.timings = loaded, args, dict(timings or {})
+        check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
+        self.determinism = set_determinism(args.seed)
+        self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+        self.entries, self.notes = complete_plan(plan, loaded, self.tokenized, args)
+        other = lambda source: load_source(source, args)  # noqa: E731
+        self.donors = collect_donors(loaded, self.tokenized, self.entries, args.seed, args.batch_size, other)
+        layers = sorted({entry.layer for entry in self.entries})
+        base, self.clean = capture_clean(loaded, self.tokenized, layers, args.batch_size, BASELINE)
+        check_complete(base, BASELINE)
+        self.resumes = resumes_exactly(loaded, self.tokenized, base, self.clean, layers[-1:], args.batch_size)
+        self.distribution = BaseDistribution(base.logits)
+
+    def measure(self, name):
+        """One edit: {"arrays" of attention.npz, "measured": what effects.effect_rows takes, less its values}."""
+        from ablation import edited_prompts, prepare_edit
+        from attention_capture import capture_attention
+        from intervention_plan import controls_of
+
+        entry = next(entry for entry in self.entries if entry.name == name)
+        edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
+        start = (entry.layer, self.clean) if self.resumes else None
+        batch = self.args.batch_size
+        captured = capture_attention(self.loaded, self.tokenized, batch, edits, want_logits=True, start=start)
+        check_complete(captured, name)
+        edited = edited_prompts(entry, self.tokenized, self.args.seed)
+        controls = [control.name for control in controls_of(entry, self.entries)] if entry.role == "candidate" else []
+        labels = {
+            "role": entry.role,
+            "type": entry.type,
+            "layer": entry.layer,
+            "head": " ".join(map(str, entry.head_list)),
+            "method": entry.method,
+            "controls": " ".join(controls),
+        }
+        effects = effects_of(self.distribution, captured.logits, edited)
+        measured = {"effects": effects, "layer": entry.layer, "controls": controls, "labels": labels}
+        return {"arrays": captured.arrays, "measured": measured}
 
 
 def complete_plan(plan, loaded, tokenized, args):
@@ -198,52 +295,6 @@ def load_source(source, args):
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"source {printable(source)}: its experiment_config.json names no model") from error
     return load_model(source, revision, args.dtype, args.device, args.device_map)
-
-
-def capture_entries(loaded, tokenized, entries, donors, args, describe, save):
-    """(measured as `effects.effect_rows` takes it, values of the unedited run [prompt, layer], config of the baseline).
-
-    The blocks below an edited layer give what they gave in the unedited pass, so an edited pass starts at its layer.
-    """
-    from tqdm import tqdm
-
-    from ablation import edited_prompts, prepare_edit
-    from attention_capture import capture_attention, capture_clean
-    from effects import BaseDistribution
-    from intervention_plan import controls_of
-
-    layers = sorted({entry.layer for entry in entries})
-    base, clean = capture_clean(loaded, tokenized, layers, args.batch_size, BASELINE)
-    check_complete(base, BASELINE)
-    if not resumes_exactly(loaded, tokenized, base, clean, layers[-1:], args.batch_size):
-        clean = None
-    config, distribution = describe(base), BaseDistribution(base.logits)
-    save(BASELINE, base, config)
-    base_values, measured = normalised_values(base.arrays, config), {}
-    for entry in tqdm(entries, desc="interventions", unit="edit", leave=False):
-        prepare = prepare_edit(entry, donors)
-        start = clean and (entry.layer, clean)
-        captured = capture_attention(
-            loaded, tokenized, args.batch_size, edits_for(prepare, tokenized), want_logits=True, start=start
-        )
-        check_complete(captured, entry.name)
-        save(entry.name, captured, config, entry)
-        measured[entry.name] = {
-            "effects": effects_of(distribution, captured.logits, edited_prompts(entry, tokenized, args.seed)),
-            "values": normalised_values(captured.arrays, config),
-            "layer": entry.layer,
-            "controls": [control.name for control in controls_of(entry, entries)] if entry.role == "candidate" else [],
-            "labels": {
-                "role": entry.role,
-                "type": entry.type,
-                "layer": entry.layer,
-                "head": " ".join(map(str, entry.head_list)),
-                "method": entry.method,
-                "controls": "",
-            },
-        }
-        measured[entry.name]["labels"]["controls"] = " ".join(measured[entry.name]["controls"])
-    return measured, base_values, config
 
 
 def edits_for(prepare, tokenized):
@@ -298,28 +349,28 @@ def effects_of(distribution, logits, edited):
     return {metric: np.where(edited, values, np.nan) for metric, values in distribution.effects(logits).items()}
 
 
-def save_folder(folder, tokenized, captured, config):
+def save_folder(folder, prompts, arrays, config):
     """A run folder inside the run: the arrays, prompts and config that `output_manager.load_run` reads."""
     from output_manager import write_json, write_manifest, write_npz, write_prompts
 
     folder.mkdir()
-    write_prompts(folder / "prompts.jsonl", [asdict(p) for p in tokenized])
-    write_npz(folder / "attention.npz", captured.arrays)
-    write_json(folder / "activations.json", summarize(captured.arrays, config))
+    write_prompts(folder / "prompts.jsonl", prompts)
+    write_npz(folder / "attention.npz", arrays)
+    write_json(folder / "activations.json", summarize(arrays, config))
     write_json(folder / "experiment_config.json", config)
     write_manifest(folder)
 
 
-def tabulate_effects(measured, base_values, tokenized, notes, seed):
+def tabulate_effects(measured, base_values, prompts, notes, seed):
     """(rows of effects.csv, notes with what has no interval or no effect)."""
     import numpy as np
 
     import effects
     from resampling import bootstrap_counts, has_enough_prompts
 
-    category = np.array([p.category for p in tokenized])
+    category = np.array([p["category"] for p in prompts])
     enough = has_enough_prompts(category)
-    counts = bootstrap_counts(category, np.array([p.pair_id for p in tokenized]), seed=seed) if enough else None
+    counts = bootstrap_counts(category, np.array([p["pair_id"] for p in prompts]), seed=seed) if enough else None
     notes = list(notes)
     if not enough:
         notes.append("a category has one prompt: no intervals")
@@ -338,7 +389,7 @@ def save_effects(folder, rows, notes, measured, entries, config):
 
     labels = next(iter(measured.values()))["labels"]
     write_csv(folder / "effects.csv", rows, row_columns(labels))
-    plan = [entry.model_dump() | {"folder": entry.name} for entry in entries]
+    plan = [entry | {"folder": name} for name, entry in entries.items()]
     largest = {name: item["effects"]["logit_change"] for name, item in measured.items()}
     summary = {"schema_version": 1, "rows": rows, "notes": notes, "interventions": plan}
     summary["largest_logit_change"] = {name: max(v for v in values if v == v) for name, values in largest.items()}

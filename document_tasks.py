@@ -1,0 +1,67 @@
+"""Documents as work_engine tasks: the worker tokenises and captures, the driver names, writes and publishes the shards."""
+
+from argparse import Namespace
+from dataclasses import asdict
+
+import documents
+from cli import printable
+from documents import Document, TokenizedDocument, tokenize_document
+from work_engine import Item, content_hash, model_key, work_arguments
+
+
+def ready_item(texts, args):
+    """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
+    plain = [asdict(document) for document in texts]
+    return Item("documents", "document_tasks:ready_task", {"args": work_arguments(args), "documents": plain})
+
+
+def batch_items(batches, plain, args, method, batch_tokens):
+    """One item a batch of positions; it carries its documents' tokens (`plain` as ready_task gives them)."""
+    payload = {"args": work_arguments(args), "method": method, "batch_tokens": batch_tokens}
+    parts = [[plain[i] for i in batch] for batch in batches]
+    labels = [f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts]
+    return [
+        Item(label, "document_tasks:batch_task", payload | {"documents": part})
+        for label, part in zip(labels, parts, strict=True)
+    ]
+
+
+def ready_task(held, payload):
+    """{"identity", "facts", "documents", "method", "how", "why", "determinism"}; see `ready_item`."""
+    from activation_analysis import load_from_args
+    from capture_choice import check_streaming, choose_capture
+    from deterministic import set_determinism
+    from interventions import model_identity
+
+    args = Namespace(**payload["args"])
+    loaded = held.model(model_key(args), lambda: load_from_args(args))
+
+    def make():
+        texts = [Document(d["id"], d["category"], tuple(map(tuple, d["turns"]))) for d in payload["documents"]]
+        tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in texts]
+        prompts = [document.prompt for document in tokenized]
+        method, _, why = choose_capture(args.capture, "none", prompts, loaded.facts, args.batch_size)
+        how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
+        answer = {"identity": model_identity(loaded), "facts": loaded.facts, "method": method, "how": how, "why": why}
+        plain = [asdict(document) for document in tokenized]
+        return answer | {"documents": plain, "determinism": set_determinism(args.seed)}
+
+    return held.state(content_hash(payload), make)
+
+
+def batch_task(held, payload):
+    """(arrays of each document or None, [(id, reason)] of those that failed), as documents.capture_documents gives them."""
+    from activation_analysis import load_from_args
+    from attention_capture import TokenizedPrompt
+    from deterministic import set_determinism
+
+    args = Namespace(**payload["args"])
+    loaded = held.model(model_key(args), lambda: load_from_args(args))
+    some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
+    set_determinism(args.seed)
+    return documents.capture_documents(loaded, some, payload["method"], args.batch_size, payload["batch_tokens"])
+
+
+def from_plain(plain, kind=Namespace):
+    """A TokenizedDocument of what ready_task gave; the driver, which imports no torch for it, needs no TokenizedPrompt."""
+    return TokenizedDocument(kind(**plain["prompt"]), plain["roles"], plain["spans"])

@@ -1,0 +1,319 @@
+"""Ray workers do what the local engine does, each item's result arrives once, and neither a killed worker nor a lost
+machine changes that. Two Ray nodes on this machine, one cluster for all tests of the module."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections import Counter, deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import activation_analysis
+import document_run
+import head_sweep
+import interventions
+import ray_engine
+import run_pipeline
+import work_engine
+from cli import RunFailed, UserError
+from intervention_plan import parse_entries
+from output_manager import load_run, read_npz
+from prompts import select_prompts
+from ray_tasks import flags, waits
+from tiny_models import save_tiny
+from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
+
+PROJECT, TESTS = Path(interventions.__file__).parent, Path(__file__).parent
+ENTRIES = [
+    {"type": "head", "layer": layer, "head": head, "method": method}
+    for layer, head, method in [(1, 1, "zero_out"), (0, 2, "resample"), (1, 0, "mean")]
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "local", "num_workers": 2}, "--num_workers needs --engine ray"),
+        ({"engine": "local", "ray_address": "auto"}, "--ray_address needs --engine ray"),
+        ({"device": "cuda:1"}, "use --device cuda"),
+        ({"device": "cpu", "gpus_per_worker": 1}, "--gpus_per_worker 1 with --device cpu"),
+        ({"ray_address": "ray://host:1"}, "must be HOST:PORT"),
+        ({"ray_address": "127.0.0.1:99999"}, "nothing answers there"),
+        ({"ray_address": "127.0.0.1:1"}, "nothing answers there"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_engine_arguments(flags(**changes))
+
+
+def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setattr(work_engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"):
+        check_engine_arguments(flags())
+    check_engine_arguments(flags(engine="local"))
+
+
+def test_engine_flags_are_refused_before_anything_is_loaded(tmp_path, capsys):
+    base = ["--model_id", "./no_such_model", "--output_dir", str(tmp_path)]
+    assert interventions.main([*base, "--num_workers", "2"]) == 2
+    assert run_pipeline.main(["--family", "demo", "qwen", "--ray_address", "auto"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: --num_workers needs --engine ray", "error: --ray_address needs --engine ray"]
+
+
+def test_an_item_is_named_by_what_its_result_depends_on():
+    args = interventions.parse_args(["--seed", "1", "--output_dir", "a", "--engine", "ray", "--num_workers", "3"])
+    here = interventions.parse_args(["--seed", "1", "--output_dir", "b"])
+    other = interventions.parse_args(["--seed", "2"])
+    name = [Item("x", "m:f", {"args": work_arguments(each)}).name for each in (args, here, other)]
+    assert name[0] == name[1] != name[2]
+    assert (
+        Item("x", "m:f", {"a": 1, "b": 2}).name == Item("y", "m:f", {"b": 2, "a": 1}).name != Item("x", "m:g", {}).name
+    )
+
+
+def test_a_worker_holds_one_model_and_one_state():
+    held, made = Held(), []
+    make = lambda value: lambda: made.append(value) or value  # noqa: E731
+    assert [held.model("a", make("A")), held.state("s", make("S")), held.model("a", make("no"))] == ["A", "S", "A"]
+    assert held.model("b", make("B")) == "B" and held.state("s", make("S of B")) == "S of B"
+    assert made == ["A", "S", "B", "S of B"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "given", "expected"),  # expected: workers, CPUs and GPUs of each
+    [
+        ([(16, 0)], {}, (2, 8, 0)),
+        ([(16, 0)] * 3, {}, (3, 16, 0)),
+        ([(32, 8), (32, 8)], {}, (16, 4, 1)),
+        ([(32, 8), (32, 8)], {"gpus_per_worker": 4}, (4, 16, 4)),
+        ([(32, 8)], {"device": "cpu", "num_workers": 4}, (4, 8, 0)),
+        ([(2, 0)], {"num_workers": 2, "worker_threads": 1}, (2, 1, 0)),
+    ],
+)
+def test_the_size_of_workers(machines, given, expected, monkeypatch):
+    total = {"CPU": sum(cpu for cpu, _ in machines), "GPU": sum(gpu for _, gpu in machines)}
+    ray = Namespace(cluster_resources=lambda: total, nodes=lambda: [{"Alive": True}] * len(machines))
+    engine, added = ray_engine.RayEngine(flags(**given)), []
+    monkeypatch.setattr(engine, "_connect", lambda: ray)
+    monkeypatch.setattr(engine, "_add_worker", lambda: added.append(1))
+    engine.start()
+    assert (len(added), *engine.resources.values()) == expected
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(TESTS)
+    one = {"num_cpus": 1, "include_dashboard": False}  # one CPU a node: one worker a node
+    made = Cluster(initialize_head=True, connect=False, head_node_args=one)
+    made.second = made.add_node(num_cpus=1)
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def engine(cluster):
+    with open_engine(flags(ray_address=cluster.address, num_workers=2, worker_threads=1)) as made:
+        yield made
+
+
+def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_path, monkeypatch, capsys):
+    """One engine for several checks: starting workers is what costs time."""
+    monkeypatch.setattr(ray_engine, "MAX_TRIES", 2)
+    assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {"identity": {"weights": "made"}}
+    states = list(engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)]))
+    assert {value["state"] for _, value in states} == {"made"}
+    assert len({value["pid"] for _, value in states}) == 2, "both workers work"
+
+    log, done = tmp_path / "log", []
+    for item, value in engine.run(waits(log, 8)):
+        done.append(value["n"])
+        assert item.label == f"item {value['n']}" and value["threads"] == "1"
+        if len(done) == 1:
+            busy = next(worker for worker in engine.workers if worker.item is not None)
+            os.kill(busy.facts["pid"], signal.SIGKILL)
+    assert sorted(done) == list(range(8))
+    assert engine.lost == 1 and len(engine.workers) == 2
+    assert max(Counter(log.read_text().split()).values()) == 1, (
+        "the killed item had not finished, so none is done twice"
+    )
+
+    queue, seen = deque(waits(tmp_path / "grown", 1, 0)), []
+    for item, _ in engine.run(queue):
+        seen.append(item.label)
+        queue.extend(waits(tmp_path / "grown", 2, 0)[1:] if len(seen) == 1 else [])
+    assert seen == ["item 0", "item 1"]
+
+    [(_, value)] = engine.run([Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})])
+    assert value == "alive" and not engine.deaths
+    for kind, text in (("UserError", "--x 3: y is allowed"), ("RunFailed", "layer 2 head 1"), ("ValueError", "a bug")):
+        with pytest.raises(RunFailed if kind == "ValueError" else eval_kind(kind)) as caught:
+            list(engine.run([Item("bad", "ray_tasks:refuse", {"kind": kind, "text": text})]))
+        assert str(caught.value) == (f"bad: ValueError: {text}" if kind == "ValueError" else text)
+    assert "about to fail" in capsys.readouterr().out
+    with pytest.raises(RunFailed, match="poison: 2 workers died with it"):
+        list(engine.run([Item("poison", "ray_tasks:die", {})]))
+
+
+def eval_kind(name):
+    return {"UserError": UserError, "RunFailed": RunFailed}[name]
+
+
+def study_files(folder):
+    """{relative path: content} of a run, less what says when and where it was made."""
+    skipped = ("experiment_config.json", "manifest.json")
+    files = [path for path in sorted(Path(folder).resolve().rglob("*")) if path.is_file() and path.name not in skipped]
+    return {path.relative_to(Path(folder).resolve()).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
+
+
+def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster, tiny, tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    families = {
+        name: {side: {"model_id": tiny, "prompt_format": "raw"} for side in run_pipeline.SIDES}
+        for name in ("one", "two")
+    }
+    Path("families.json").write_text(json.dumps(families))
+    command = ["--family", *families, "--families_file", "families.json", "--prompts_per_category", "6"]
+    pipeline = run_pipeline.parse_args([*command, "--skip_visualization", "--skip_comparison"])
+    prompts, plan = select_prompts(per_category=4), parse_entries(ENTRIES, "plan")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {}
+    for name in ("local", "ray"):
+        args = interventions.parse_args(["--model_id", tiny, "--output_dir", name])
+        Path(name).mkdir()
+        with open_engine(flags(ray_address=cluster.address, num_workers=2, worker_threads=1, engine=name)) as engine:
+            if name == "ray":
+                lose_workers(monkeypatch, engine, cluster)
+            interventions.run_interventions(engine, prompts, plan, args)
+            head_sweep.run_sweep(engine, prompts, args)
+            monkeypatch.setattr(document_run, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
+            texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
+            assert document_run.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
+            monkeypatch.chdir(tmp_path / name)
+            pipeline.families_file = "../families.json"
+            studies = {family: run_pipeline.plan_study(pipeline, family) for family in families}
+            failed = run_pipeline.run_side_by_side(studies, engine)
+            monkeypatch.chdir(tmp_path)
+            assert failed == []
+            found[name] = engine.facts()
+    torch.set_num_threads(threads)
+    assert found["local"] == {"name": "local"} and found["ray"]["workers_lost"] == 2
+    results = ["latest_intervention", "latest_sweep", "latest_documents", "document_shards"]
+    results += [
+        f"results_activation_analysis/{family}/{link}"
+        for family in families
+        for link in ("latest_run", "latest_base", "latest_intervention")
+    ]
+    for link in results:
+        here, there = (study_files(Path(name, link)) for name in ("local", "ray"))
+        assert len(here) >= 1 and here.keys() == there.keys()
+        assert [name for name in here if here[name] != there[name]] == [], link
+    run = load_run(Path("ray", results[4]))
+    assert run.config["engine"]["name"] == "ray" and run.config["arguments"]["output_dir"].endswith("/one")
+    assert run.config["determinism"]["torch_threads"] == 1
+    assert load_run(Path("ray", results[6], "baseline")).config["git"] == run.config["git"]
+    assert read_npz(Path("ray/latest_sweep/head_effects.npz"), ["kl"])["kl"].shape == (3, 4, 4)
+    assert not list(Path("ray").rglob(".tmp_*")) and "/tmp/tmp" not in capsys.readouterr().out
+
+
+def texts_file(folder):
+    """Five documents of unequal length, one a conversation."""
+    lines = [{"id": f"d{i}", "text": "The river runs past the mill. " * i} for i in range(1, 5)]
+    lines.append({"id": "talk", "messages": [{"role": "user", "content": "Who are you?"}]})
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "texts.jsonl"
+
+
+def lose_workers(monkeypatch, engine, cluster):
+    """Kill a worker in the middle of an intervention, and remove the second node in the middle of the sweep."""
+    answered, lost = type(engine)._open, []
+
+    def lose_then_answer(self, answer):
+        value, busy = answer.get("value", {}), [worker for worker in self.workers if worker.item]
+        if "measured" in value and busy and not lost:
+            os.kill(busy[0].facts["pid"], signal.SIGKILL)
+            lost.append("worker")
+        if "surprisal_change" in value and "node" not in lost:
+            cluster.remove_node(cluster.second)
+            lost.append("node")
+        return answered(self, answer)
+
+    monkeypatch.setattr(type(engine), "_open", lose_then_answer)
+
+
+def test_a_cluster_that_is_too_small_is_said(cluster):
+    with pytest.raises(UserError, match="50 workers of 1 CPU and 0 GPU do not fit the cluster, which has"):  # noqa: SIM117
+        with open_engine(flags(ray_address=cluster.address, num_workers=50, worker_threads=1)):
+            pass
+
+
+def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "import cli, work_engine\n"
+        "from ray_tasks import flags, waits\n"
+        "def run(args):\n"
+        "    with work_engine.open_engine(flags(num_workers=1, worker_threads=1)) as engine:\n"
+        "        for _ in engine.run(waits(sys.argv[3], 50, 1)): print('one done', engine.folder, flush=True)\n"
+        "parse = lambda argv: cli.Parser().parse_args([])\n"
+        "sys.exit(cli.run_script(parse, run))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(PROJECT), str(TESTS), str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        start_new_session=True,
+    )
+    lines = [child.stdout.readline(), child.stdout.readline()]
+    assert lines[0].startswith("ray (started here, 1 machine): 1 worker of") and lines[1].startswith("one done")
+    folder = Path(lines[1].split()[-1])
+    assert folder.is_dir()
+    os.killpg(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and errors.splitlines()[-1].startswith("interrupted"), errors
+    assert not folder.exists()
+    deadline = time.monotonic() + 20
+    while (left := processes_naming(str(folder))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def processes_naming(text):
+    """Command lines of running processes that contain `text`."""
+    import psutil
+
+    found = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    return [line for line in found if text in " ".join(line or [])]
+
+
+def test_local_engine_takes_items_that_are_added_meanwhile(tmp_path):
+    queue, seen = deque(waits(tmp_path / "log", 1, 0)), []
+    for item, _ in LocalEngine().run(queue):
+        seen.append(item.label)
+        queue.extend(waits(tmp_path / "log", 2, 0)[1:] if len(seen) == 1 else [])
+    assert seen == ["item 0", "item 1"] and np.all(np.loadtxt(tmp_path / "log") == [0, 1])
