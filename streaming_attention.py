@@ -105,9 +105,7 @@ def joint_cpu(query, key, value, scale, window):
     entropy = log_sum - torch.einsum("phqd,phqd->phq", later[0], means[..., width:]) * scale
     odds = log_sum - sink_scores(later[0], key, scale)
     if window is not None:
-        odds[:, :, window - 1 :] = float(
-            "inf"
-        )  # row i + 1 is at position i here; from row `window` on key 0 is out of sight
+        odds[:, :, window - 1 :] = float("inf")  # the row at position i here is row i + 1; key 0 is out of its sight
     out = query.new_empty((*query.shape[:3], width))
     first = value[:, :, :1].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     out[:, :, :1] = first
