@@ -292,13 +292,14 @@ def refuse_variant(layer, kwargs):
             raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
 
 
-def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer):
+def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer, kind=LayerRecorder):
     """One forward pass of a right-padded batch up to the attention of the last layer, rows reduced layer by layer.
 
     model  a Hugging Face model that follows AttentionInterface and is not wrapped by a bridge
     ids, mask [prompt, query]   n_tokens [prompt]   span [prompt, 2]   on_layer as in LayerRecorder
+    kind   the recorder; a subclass may look at queries and keys as well
     """
-    recorder = LayerRecorder(facts, n_tokens, span, on_layer)
+    recorder = kind(facts, n_tokens, span, on_layer)
     AttentionInterface.register(NAME, recorder)  # the name has no entry among masks, so no [query, key] mask is built
     if model.config.get_text_config()._attn_implementation != NAME:
         if not model._can_set_attn_implementation():
