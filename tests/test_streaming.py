@@ -108,6 +108,18 @@ def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
         np.testing.assert_allclose(values, expected[name], atol=3e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("window", [None, 1, 5, 300])
+def test_one_call_gives_output_and_rows(window, monkeypatch):
+    monkeypatch.setattr(streaming_attention, "BLOCK", 16)
+    query, key = make_scores(37, 4.0)
+    value = torch.randn(1, 2, 37, 12)  # a value may be wider than a key
+    out, *rest = streaming_attention.joint_cpu(query, key, value, 0.5, window)
+    for found, expected in zip(rest, flash_rest(query, key, 0.5, window), strict=True):
+        np.testing.assert_allclose(found, expected, atol=3e-6, rtol=0)
+    expected = streaming_attention.plain_output(query, key, value, 0.5, window)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("sink", [10.0, 20.0, 60.0, -60.0])
 def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
     query, key = make_scores(50, sink)
@@ -165,7 +177,7 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
     ],
 )
 def test_variants_that_the_formulas_do_not_describe_are_refused(kwargs, named):
-    facts = {"n_heads": 4, "sliding_windows": [None]}
+    facts = {"n_layers": 2, "n_heads": 4, "sliding_windows": [None]}
     recorder = LayerRecorder(facts, [3], [[0, 3]], lambda layer, arrays: None)
     module = torch.nn.Module()
     module.layer_idx = 0
@@ -190,9 +202,9 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
     assert capture_choice.check_streaming(loaded)["entropy_gap"] < 1e-5
-    right = streaming_attention.flash_rest
+    right = streaming_attention.joint_cpu
     monkeypatch.setattr(
-        streaming_attention, "flash_rest", lambda q, k, scale, window: right(q, k, scale * 1.01, window)
+        streaming_attention, "joint_cpu", lambda q, k, v, scale, *rest: right(q, k, v, scale * 1.01, *rest)
     )
     with pytest.raises(RunFailed, match=r"instrument check.*layer \d head \d.*--capture patterns"):
         capture_choice.check_streaming(loaded)
