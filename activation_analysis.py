@@ -7,8 +7,10 @@
     python activation_analysis.py --model_id meta-llama/Llama-3.1-8B-Instruct --prompt_format chat --dtype bfloat16
     python activation_analysis.py --output_type latest_base --raw none
     python activation_analysis.py --documents FILE.jsonl          long texts and conversations -> documents_<time>/
+    python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
 
-The newest run is linked as latest_run, or as latest_base with --output_type latest_base.
+The newest run is linked as latest_run, or as latest_base with --output_type latest_base. --repeat runs a run again from its
+own record and says whether attention.npz came back: exit code 0 bit-identical or within rounding, 1 different; the links stay.
 """
 
 import sys
@@ -20,12 +22,15 @@ from cli import (
     Parser,
     UserError,
     add_model_arguments,
+    add_verify_argument,
     check_model_arguments,
     check_output_dir,
     collector_paused,
+    printable,
     run_script,
+    say_unverified,
 )
-from deterministic import prepare_environment, set_determinism
+from deterministic import TOLERANCE, prepare_environment, set_determinism
 from prompts import load_prompts, prompt_set_sha256
 from work_engine import add_engine_arguments, check_engine_arguments
 
@@ -33,7 +38,7 @@ BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory e
 LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 
 
-def parse_args(argv=None):
+def build_parser():
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
@@ -54,13 +59,29 @@ def parse_args(argv=None):
         help="build every pattern, or stream row entropies without them; auto streams prompts of more than 512 tokens",
     )
     add_engine_arguments(parser)
-    return parser.parse_args(argv)
+    output.add_argument("--repeat", metavar="RUN", help="run this run folder again and compare (repeat_run.py)")
+    add_verify_argument(output)
+    return parser
+
+
+def parse_args(argv=None):
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.no_verify and args.repeat is None:
+        parser.error("--no_verify needs --repeat: without it no run is read")
+    if args.repeat is not None:
+        from repeat_run import check_given
+
+        args.given = check_given(parser, argv)
+    return args
 
 
 def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
+    if args.repeat is not None:
+        return repeat(args)
     check_model_arguments(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir, link=LINKS[args.output_type])
     if args.documents is not None:
         from document_run import run_documents
 
@@ -80,6 +101,23 @@ def run(args):
     return 3 if failed else 0
 
 
+def repeat(args):
+    """Run a run again: 0 if attention.npz came back bit-identical or within rounding, 1 if it is different."""
+    from repeat_run import Repetition
+
+    say_unverified(args)
+    repetition = Repetition(build_parser(), args.repeat, args.given)
+    check_model_arguments(repetition.args)
+    check_output_dir(repetition.args.output_dir)
+    repetition.announce()
+    started = time.perf_counter()
+    loaded = load_from_args(repetition.args)
+    repetition.check_model(loaded.facts)
+    timings = {"load_s": time.perf_counter() - started}
+    analyze_model(loaded, repetition.prompts, repetition.args, timings, repetition)
+    return repetition.report_verdict()
+
+
 def load_from_args(args):
     """The model that the flags name; determinism is set before and after torch is imported."""
     prepare_environment()
@@ -92,8 +130,11 @@ def load_from_args(args):
     )
 
 
-def analyze_model(loaded, prompts, args, timings=None):
-    """Capture all prompts of a loaded model and publish the run; returns (run folder, failed prompts)."""
+def analyze_model(loaded, prompts, args, timings=None, repetition=None):
+    """Capture all prompts of a loaded model and publish the run; returns (run folder, failed prompts).
+
+    repetition  the repeat_run.Repetition that this run is: it compares the arrays, and no link is moved
+    """
     from attention_capture import capture_attention, tokenize_prompts
     from capture_choice import check_streaming, choose_capture
 
@@ -107,7 +148,7 @@ def analyze_model(loaded, prompts, args, timings=None):
     if method == "streaming":
         how |= check_streaming(loaded)
     started = time.perf_counter()
-    title = f"{args.model_id} {args.prompt_format}"
+    title = f"{printable(args.model_id)} {args.prompt_format}"
     captured = capture_attention(
         loaded,
         tokenized,
@@ -122,25 +163,26 @@ def analyze_model(loaded, prompts, args, timings=None):
         raise UserError(
             f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; try a smaller model or --dtype bfloat16"
         )
-    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how)
+    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition)
     for prompt_id, reason in captured.failed:
         print(f"failed: {prompt_id}: {reason}")
     print(
         f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: "
         f"{loaded.n_layers} layers x {loaded.n_heads} heads, "
-        f"capture {timings['capture_s']:.1f} s -> {folder}"
+        f"capture {timings['capture_s']:.1f} s -> {printable(folder)}"
     )
     return folder, captured.failed
 
 
-def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how):
+def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition=None):
     """Publish a run folder and return its path; `how` says which capture was used and what was saved."""
     from output_manager import create_run, write_json, write_npz, write_prompts
 
     started = time.perf_counter()
     lost = {prompt_id for prompt_id, _ in captured.failed}
     kept = [p for p in tokenized if p.id not in lost]
-    with create_run(args.output_dir, LINKS[args.output_type]) as new:
+    link, prefix = (LINKS[args.output_type], "run") if repetition is None else (None, "repeat")
+    with create_run(args.output_dir, link, prefix) as new:
         write_prompts(new.path / "prompts.jsonl", [asdict(p) for p in kept])
         write_npz(new.path / "attention.npz", captured.arrays)
         n_tokens = captured.arrays["n_tokens"]
@@ -152,6 +194,8 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
         write_json(new.path / "activations.json", summarize(captured.arrays, config))
         config["timings"]["save_s"] = time.perf_counter() - started
         write_json(new.path / "experiment_config.json", config)
+        if repetition is not None:
+            write_json(new.path / "repeat.json", repetition.compare(captured.arrays, config))
     return new.final
 
 
@@ -173,15 +217,22 @@ def describe_run(loaded, prompts, captured, args, timings, determinism):
                 "bos": args.bos,
                 "n": len(captured.arrays["category"]),
                 "sha256": prompt_set_sha256(prompts),
-                "failed": [{"id": prompt_id, "reason": reason} for prompt_id, reason in captured.failed],
+                "failed": describe_failed(prompts, captured.failed),
             },
             "seed": args.seed,
+            "rounding_tolerance": TOLERANCE[loaded.facts["dtype"]],
             "determinism": determinism,
             "packages": package_versions(),
             "git": git_state(),
             "timings": timings,
         }
     )
+
+
+def describe_failed(prompts, failed):
+    """What is needed to feed the prompts again that prompts.jsonl lacks: their place in the set, their texts, the reason."""
+    places = {p.id: (index, asdict(p)) for index, p in enumerate(prompts)}
+    return [{"index": places[name][0], **places[name][1], "reason": reason} for name, reason in failed]
 
 
 def summarize(arrays, config):

@@ -15,7 +15,17 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 
 import sys
 
-from cli import Parser, UserError, check_output_dir, positive_int, run_script, seed_value
+from cli import (
+    Parser,
+    UserError,
+    add_verify_argument,
+    check_output_dir,
+    positive_int,
+    printable,
+    run_script,
+    say_unverified,
+    seed_value,
+)
 
 DEFAULT_OUTPUT = "analysis_results"
 SEED = 123
@@ -27,10 +37,11 @@ def parse_args(argv=None):
     parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
     parser.add_argument("--top_k", type=positive_int, default=10, help="heads printed and proposed for ablation (10)")
     parser.add_argument("--seed", type=seed_value, default=SEED, help=f"of resamples and prompt split (default {SEED})")
+    add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
-def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED):
+def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=True):
     """Analyse a run, write the four files and print the tables: {"layers", "heads", "categories", "candidates", ...}.
 
     layers, heads, categories  the rows written    candidates  the plan written    verdicts  the lines printed
@@ -43,7 +54,7 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED):
     from resampling import missing_prompts_reason
     from role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories
 
-    run = load_run(input_dir)
+    run = load_run(input_dir, verify)
     contrasts = contrast_heads(run, seed)
     if not contrasts:
         raise UserError(f"{input_dir}: has {', '.join(run.counts)}; no two categories that a contrast compares")
@@ -56,7 +67,9 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED):
     write_csv(folder / "category_summary.csv", found["categories"])
     write_json(folder / "ablation_candidates.json", found["candidates"])
     _print_tables(run, found, next(iter(contrasts)), top_k)
-    print(f"written to {folder}: layer_metrics, head_ranking, category_summary (csv), ablation_candidates (json)")
+    print(
+        f"written to {printable(folder)}: layer_metrics, head_ranking, category_summary (csv), ablation_candidates (json)"
+    )
     return found
 
 
@@ -79,7 +92,7 @@ def _print_tables(run, found, contrast, top_k):
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
     interval = Column("95 % interval", no_wrap=True)
     table = Table("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)
@@ -105,7 +118,8 @@ def _show(value, form):
 
 
 def run(args):
-    analyze(args.input_dir, args.output_dir, args.top_k, args.seed)
+    say_unverified(args)
+    analyze(args.input_dir, args.output_dir, args.top_k, args.seed, not args.no_verify)
 
 
 def main(argv=None):

@@ -16,12 +16,15 @@ from functools import partial
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 
 import role_metrics
 from cli import RunFailed, UserError, printable
 from streaming_attention import stream_layers
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
+# A template is a program of the model's maker; it may divide by zero or call itself without end.
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def tokenize_prompts(prompts, tokenizer, prompt_format="raw", system_prompt=None
                 f"prompt {prompt.id} has {len(prompt.token_ids)} tokens, the model's context holds {tokenizer.context}; "
                 "it is not truncated"
             )
+        tokenizer.check_ids(prompt.token_ids, f"prompt {prompt.id}")
         if prompt.span[0] == prompt.span[1]:
             raise UserError(f"prompt {prompt.id} {printable(prompt.text)!r} has no tokens of its own")
     return tokenized
@@ -93,14 +97,12 @@ def _tokenize_raw(prompt, hf, with_bos):
 
 def render_chat(hf, text, system_prompt=None):
     """`text` as the user's turn in the model's chat template, generation prompt added; one line if it refuses."""
-    from jinja2.exceptions import TemplateError
-
     messages = [{"role": "user", "content": text}]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
         return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ValueError) as error:
+    except TEMPLATE_ERRORS as error:
         raise UserError(f"the chat template refuses these messages: {printable(error)}") from error
 
 

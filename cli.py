@@ -10,7 +10,9 @@ Nothing here imports more than the standard library, so `--help` answers at once
 import argparse
 import contextlib
 import difflib
+import errno
 import gc
+import io
 import os
 import re
 import signal
@@ -24,10 +26,21 @@ from pathlib import Path
 # with two BLAS threads and 5.1 s with one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Figures only go to files. matplotlib checks this when it is imported, so a value that it does not know would end every
+# script that draws with a traceback.
+os.environ["MPLBACKEND"] = "Agg"
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 MAX_SEED = 2**32 - 1
+MAX_COUNT = 10**9
+# What the system answers when a path that the user named cannot be used: the request is wrong. Everything else (a full
+# disk, a broken one) is a failure.
+WRONG_PATH = frozenset(
+    getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
+)
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class UserError(Exception):
@@ -57,34 +70,60 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{printable(self.prog)}: error: {printable(message)}\n")
 
 
 def run_script(parse_args, run, argv=None):
-    """Parse, run and turn the outcome into an exit code; `run(args)` returns None, a result, or an exit code."""
+    """Parse, run and turn the outcome into an exit code; `run(args)` returns None, a result, or an exit code.
+
+    Every message passes `printable` here, so that paths and texts inside it cannot move the terminal or break the line.
+    """
+    _escape_what_cannot_be_shown()
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = run(args)
+        sys.stdout.flush()
     except (UserError, RunFailed) as error:
         if args.verbose:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:
+        _abandon_output()
+        print("error: the reader of the standard output went away; files already published stay", file=sys.stderr)
+        return 1
     except OSError as error:
         if args.verbose:
             traceback.print_exc()
-        place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}; nothing was published", file=sys.stderr)
-        return 1
+        place = f" ({printable(error.filename)})" if error.filename else ""
+        print(f"error: {printable(error.strerror or error)}{place}; nothing half-done was published", file=sys.stderr)
+        _abandon_output()
+        return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was published, the same command starts over", file=sys.stderr)
+        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
 
 
 def _interrupt(signum, frame):
     raise KeyboardInterrupt
+
+
+def _abandon_output():
+    """Where the standard output takes nothing more, what is still buffered goes nowhere: or the interpreter would complain
+    again when it ends, and with another exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _escape_what_cannot_be_shown():
+    """In a locale that is not UTF-8, a character that cannot be encoded is written as an escape, not as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -116,23 +155,25 @@ def printable(text):
 
 
 def positive_int(text):
-    """An integer of at least 1, or argparse's one-line refusal."""
-    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number of at least 1")
+    """An integer of at least 1 (and at most MAX_COUNT), or argparse's one-line refusal."""
+    if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number of at least 1")
+    if int(text) > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large; allowed are 1 to {MAX_COUNT}")
     return int(text)
 
 
 def seed_value(text):
     """A seed that numpy and torch both take: 0 to 2**32 - 1."""
-    if not re.fullmatch(r"[0-9]+", text) or int(text) > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number from 0 to {MAX_SEED}")
+    if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to {MAX_SEED}")
     return int(text)
 
 
 def device_name(text):
     """auto, cpu, mps, cuda or cuda:N; whether the machine has it is checked before the model is loaded."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"{printable(text)!r} is none of auto, cpu, cuda, cuda:N, mps")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is none of auto, cpu, cuda, cuda:N, mps")
     return text
 
 
@@ -172,24 +213,78 @@ def add_run_arguments(parser):
     how.add_argument("--seed", type=seed_value, default=123)
 
 
+def add_verify_argument(parser):
+    """--no_verify, for every script that reads run folders."""
+    parser.add_argument(
+        "--no_verify", action="store_true", help="read runs without comparing their files' SHA-256 with manifest.json"
+    )
+
+
+def say_unverified(args):
+    """One line if --no_verify was given, so that no reader takes unchecked numbers for checked ones."""
+    if args.no_verify:
+        print("note: --no_verify: the SHA-256 of the run's files is not checked")
+
+
 def check_model_arguments(args):
     """Refuse combinations of model flags that contradict each other, before anything is imported or loaded."""
+    refuse_secrets(args)
     if args.device and args.device_map:
         raise UserError(f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them")
-    if args.system_prompt is not None and args.prompt_format != "chat":
-        raise UserError("--system_prompt needs --prompt_format chat; raw prompts have no system text")
-    if args.bos != "auto" and args.prompt_format == "chat":
-        raise UserError(f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself")
+    check_prompt_arguments(args)
     if args.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
         raise UserError("--trust_remote_code runs code from the model: pin it with --revision and the 40-digit commit")
 
 
-def check_output_dir(path, flag="--output_dir"):
-    """The output folder as a Path, refused now (not after the work) where it cannot be written."""
+def check_prompt_arguments(args):
+    """The part of `check_model_arguments` that is about how prompts are fed."""
+    if args.system_prompt is not None and args.prompt_format != "chat":
+        raise UserError("--system_prompt needs --prompt_format chat; raw prompts have no system text")
+    check_text(args.system_prompt, "--system_prompt")
+    if args.bos != "auto" and args.prompt_format == "chat":
+        raise UserError(f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself")
+
+
+def check_text(text, where):
+    """Refuse text that no tokenizer takes: bytes of the command line that are not UTF-8, half a surrogate pair."""
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text or ""):
+        raise UserError(f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a character")
+
+
+def refuse_secrets(args):
+    """Refuse arguments that hold an access token: a run's arguments are stored beside its results and shared with them.
+
+    A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or ..._API_KEY, or looks
+    like one of the hub. The message names the flag, never the token.
+    """
+    secrets = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    for flag, value in vars(args).items():
+        text = str(value)
+        if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
+            raise UserError(f"--{flag}: holds an access token, and arguments are stored with the run; take it out")
+
+
+def check_output_dir(path, flag="--output_dir", link=None):
+    """The output folder as a Path, refused now (not after the work) where it cannot be written.
+
+    link  the name of the symlink that will point at the new run; what lies there must be a symlink
+    """
     path = Path(path)
     existing = path
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            if existing.is_symlink():
+                raise UserError(f"{flag} {path}: {existing} is a symlink to nowhere")
+            existing = existing.parent
+        if link and (path / link).exists() and not (path / link).is_symlink():
+            raise UserError(
+                f"{flag} {path}: {link} in it is not a symlink; move it away, the newest run is linked there"
+            )
+        inside_run = (path / "manifest.json").is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {str(path)[:200]}: {getattr(error, 'strerror', None) or error}") from error
+    if inside_run:
+        raise UserError(f"{flag} {path}: is a run folder, which is never written to; name another folder")
     if not existing.is_dir():
         raise UserError(f"{flag} {path}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

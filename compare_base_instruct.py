@@ -18,7 +18,16 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 
 import sys
 
-from cli import DEFAULT_RESULTS, Parser, check_output_dir, collector_paused, printable, run_script
+from cli import (
+    DEFAULT_RESULTS,
+    Parser,
+    add_verify_argument,
+    check_output_dir,
+    collector_paused,
+    printable,
+    run_script,
+    say_unverified,
+)
 from fork_map import fork_map
 from output_manager import load_run, prepare_folder, write_csv, write_json
 from resampling import CONFIDENCE, N_RESAMPLES
@@ -42,10 +51,10 @@ UNITS = {"normalised": "normalised entropy", "sinkfree": "normalised without key
 NOT_INFERENCE = "uncorrected, and heads are no independent samples: not valid inference, only for published numbers"
 
 
-def compare(base_dir, instruct_dir, output_dir):
+def compare(base_dir, instruct_dir, output_dir, verify=True):
     """Compare two run folders, write figures and tables to `output_dir`; returns what comparison_summary.json holds."""
     check_output_dir(output_dir)
-    runs, notes = match_runs(load_run(base_dir), load_run(instruct_dir))
+    runs, notes = match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
     estimates, reasons = estimate_pair(runs)
     original = estimate_original(runs)
     summary = summarise_comparison(runs, estimates, original, notes, [text for text in reasons.values() if text])
@@ -244,11 +253,13 @@ def parse_args(argv=None):
     parser.add_argument("--base_dir", default=f"{DEFAULT_RESULTS}/latest_base", help="run folder (default %(default)s)")
     parser.add_argument("--instruct_dir", default=f"{DEFAULT_RESULTS}/latest_run", help="default %(default)s")
     parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
+    add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
-    print_summary(compare(args.base_dir, args.instruct_dir, args.output_dir))
+    say_unverified(args)
+    print_summary(compare(args.base_dir, args.instruct_dir, args.output_dir, not args.no_verify))
     print(f"figures, detailed_comparison.csv and comparison_summary.json are in {printable(args.output_dir)}")
 
 

@@ -14,6 +14,7 @@ cross_model_profiles.png.
 """
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from cli import Parser, UserError, check_output_dir, printable, run_script
 FILE = "detailed_comparison.csv"
 COLUMNS = ("rfc_diff", "rsi_diff")
 NEAR_ZERO = 0.01
-MIN_LAYERS = 3
+# float() would also take 1_000 and the digits of other scripts.
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+MIN_LAYERS, MAX_LAYERS = 3, 1000  # the shifts of a profile take layers * layers numbers
+LARGEST = 1e100  # its square is still a number
 
 
 def parse_args(argv=None):
@@ -59,15 +63,20 @@ def read_profile(folder):
         raise UserError(f"--comparison {path}: no such file; compare_base_instruct.py writes {FILE} into its folder")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    columns = list(rows[0]) if rows else []
+    columns = [str(name) for name in rows[0]] if rows else []
     for column in ("layer", *COLUMNS):
         if column not in columns:
             raise UserError(f"{path}: column {column} is missing; needed are layer, {', '.join(COLUMNS)}")
-    if len(rows) < MIN_LAYERS:
-        raise UserError(f"{path}: column layer has {len(rows)} layers; a profile needs at least {MIN_LAYERS}")
+        if reader.fieldnames.count(column) > 1:
+            raise UserError(f"{path}: column {column} appears twice; keep one of them")
+    if not MIN_LAYERS <= len(rows) <= MAX_LAYERS:
+        raise UserError(
+            f"{path}: column layer has {len(rows)} layers; a profile needs at least {MIN_LAYERS} and at most {MAX_LAYERS}"
+        )
     intervals = [f"{c}_ci_{end}" for c in COLUMNS for end in ("low", "high")]
     optional = [c for c in intervals if c in columns]
     profile = {c: _read_column(path, rows, c, c in optional) for c in ("layer", *COLUMNS, *optional)}
@@ -83,12 +92,12 @@ def _read_column(path, rows, column, may_be_empty):
     values = np.full(len(rows), np.nan)
     for i, row in enumerate(rows):
         text = (row[column] or "").strip()
-        try:
-            values[i] = float(text) if text or not may_be_empty else np.nan
-        except ValueError:
-            values[i] = np.inf
-        if np.isinf(values[i]) or (np.isnan(values[i]) and not may_be_empty):
+        if may_be_empty and text.lower() in ("", "nan"):
+            continue
+        number = float(text) if NUMBER.fullmatch(text) else np.inf
+        if not abs(number) <= LARGEST:
             raise UserError(f"{path}: column {column}, line {i + 2}: {printable(text[:40])!r} is not a finite number")
+        values[i] = number
     return values
 
 
@@ -125,7 +134,7 @@ def correlate_profiles(left, right):
 
     found = {}
     for name, prepare in (("pearson", np.asarray), ("spearman", rankdata)):
-        a, b = prepare(left), prepare(right)
+        a, b = (x / (np.abs(x).max() or 1.0) for x in (prepare(left), prepare(right)))  # squares must not vanish
         if np.ptp(a) == 0 or np.ptp(b) == 0:
             found[name] = (np.nan, np.nan)
             continue
@@ -167,7 +176,12 @@ def plot_profiles(profiles):
         for i, (name, profile) in enumerate(profiles.items()):
             depth = np.linspace(0, 1, len(profile["layer"]))
             axis.plot(
-                depth, profile[column], color=colours[i], marker=markers[i % len(markers)], markersize=3, label=name
+                depth,
+                profile[column],
+                color=colours[i],
+                marker=markers[i % len(markers)],
+                markersize=3,
+                label=printable(name),
             )
             if f"{column}_ci_low" in profile and f"{column}_ci_high" in profile:
                 ends = (profile[f"{column}_ci_low"], profile[f"{column}_ci_high"])
@@ -215,7 +229,7 @@ def compare_models(comparisons, output_dir):
         write_csv(folder / "cross_model_correlations.csv", correlations)
     save_figure(plot_profiles(profiles), folder / "cross_model_profiles.png")
     _print_tables(summary, correlations)
-    print(f"written to {folder}")
+    print(f"written to {printable(folder)}")
     return {"summary": summary, "correlations": correlations}
 
 
@@ -224,7 +238,7 @@ def _print_tables(summary, correlations):
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     title = "share of layers: below -0.01, near 0, above +0.01"
     table = Table("model", "index", "layers", "mean", "sd", "below", "near 0", "above", box=SIMPLE, title=title)
     for row in summary:

@@ -1,21 +1,34 @@
 """Set what can be set so that the same command gives the same numbers, and record what was set.
 
 What is promised: the same machine, library versions, thread count and batch size give bit-identical arrays. Another
-processor, another batch size or another library version may round differently; the run's config records all of them.
+processor, another batch size or another library version may round differently: entropies and masses of a float32 run then
+agree within TOLERANCE. The run's config records all of them, and the tolerance.
 Importing this module imports nothing heavy; torch is imported inside the functions.
 """
 
 import os
+import platform
 import random
+import sys
+
+# Largest difference of an entropy (nats) or of an attention mass between two runs of the same model and prompts that only
+# round differently. Measured with the bundled model on a CPU, batches of 7, 64 and 120 raw prompts against single ones:
+# float32 5.2e-6, bfloat16 0.035. float16, of which batches up to 40 gave no difference, has three more bits than bfloat16.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
 
 
 def prepare_environment():
-    """Set what CUDA reads only once, when it starts; call it before torch is imported."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Set what CUDA reads only once, when it starts. Where it has started already nothing is set, and so none is recorded."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def set_determinism(seed):
-    """Seed Python, numpy and torch, ask torch for deterministic kernels without TF32; returns the record of it."""
+    """Seed Python, numpy and torch, ask torch for deterministic kernels without TF32; returns the record of it.
+
+    Every value of the record is read back after it was set, or read from the machine.
+    """
     import numpy as np
     import torch
 
@@ -30,8 +43,21 @@ def set_determinism(seed):
         "seed": seed,
         "torch_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         "cublas_workspace_config": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "torch_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor_name(),
     }
+
+
+def processor_name():
+    """The processor's name as the system gives it, for telling machines apart; None where it gives none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or None

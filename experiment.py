@@ -45,7 +45,7 @@ def parse_args(argv=None):
 
 def run(args):
     check_model_arguments(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir, link=LATEST)
     plan = []
     if args.config_file:
         from intervention_plan import read_plan

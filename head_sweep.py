@@ -14,6 +14,7 @@ Axes: layer, head, prompt (or category).
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from ablation import SITES, edit_own_head, neutral_means
 from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
 from cli import RunFailed, UserError, printable
 from intervention_plan import FACTORS
-from output_manager import read_npz, write_json, write_npz
+from output_manager import portable, read_npz, temporary_name, write_json, write_npz
 from prompts import CATEGORIES, Prompt, prompt_set_sha256
 from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
 from work_engine import Item, content_hash, model_key, work_arguments
@@ -61,9 +62,9 @@ def run_sweep(engine, prompts, args):
             config = describe_run(loaded, prompts, captured, args, timings, base["determinism"])
             config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
             write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
-        shutil.rmtree(work)
+        remove_work(work)
     print_strongest(arrays)
-    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {new.final}")
+    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {printable(new.final)}")
     return new.final
 
 
@@ -102,12 +103,14 @@ def hold_sweep(held, payload):
 
 def fingerprint(loaded, prompts, args, method):
     """What an unfinished sweep must share with the one that continues it."""
-    return {
-        "model": {name: loaded.facts[name] for name in FINGERPRINT},
-        "prompts": prompt_set_sha256(prompts),
-        "format": [args.prompt_format, args.system_prompt, args.bos],
-        "method": method,
-    }
+    return portable(
+        {
+            "model": {name: loaded.facts[name] for name in FINGERPRINT},
+            "prompts": prompt_set_sha256(prompts),
+            "format": [args.prompt_format, args.system_prompt, args.bos],
+            "method": method,
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -135,8 +138,17 @@ def work_folder(root, method, key):
                     "command, remove the folder, or name another --output_dir"
                 )
         else:
+            for nameless in folder.glob("layer_*.npz"):  # nobody knows what they are layers of
+                nameless.unlink()
             write_json(begun, key)
         yield folder
+
+
+def remove_work(folder):
+    """Remove a finished work folder, renamed first: a kill in between must not leave its layers without their key."""
+    gone = folder.with_name(temporary_name())
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
 
 
 class Sweep:

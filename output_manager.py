@@ -14,11 +14,17 @@ import fcntl
 import hashlib
 import io
 import json
+import lzma
 import os
+import re
 import shutil
+import struct
 import subprocess
-import tempfile
 import time
+import tokenize
+import unicodedata
+import uuid
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -27,14 +33,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import UserError, printable
+from cli import MAX_SEED, UserError, printable
 from prompts import CATEGORIES
 
 SCHEMA_VERSION = 1
 TEMPORARY = ".tmp_"
+UNIQUE = 16
 LOCK = ".lock"
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
 MAX_ARRAY_BYTES = 64 * 2**30
+MAX_MEMBERS = 1000
+MAX_CHARACTER = 0x10FFFF
 ARRAYS = {
     "category": ("U", ("prompt",)),
     "prompt_id": ("U", ("prompt",)),
@@ -50,7 +59,11 @@ ARRAYS = {
     "edge_mass": ("f", ("prompt", "layer", "head", 2)),
     "edge_tokens": ("i", ("prompt",)),
 }
-NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError)
+# What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz; RuntimeError is zipfile's
+# answer to an encrypted member, and numpy reads headers with Python's own tokenizer and parser.
+NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, struct.error, SyntaxError)
+NPZ_ERRORS += (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError)
+JSON_ERRORS = (ValueError, RecursionError)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
 PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
 
 
@@ -110,40 +123,50 @@ class NewRun:
 def create_run(output_dir, latest, prefix="run"):
     """Write a run aside and publish it whole: `with create_run(...) as new: write into new.path`.
 
-    On leaving the block the manifest is written, the folder renamed to <prefix>_<time> and the symlink `latest` swapped.
-    Any exception, Ctrl-C and SIGTERM included, removes the folder and leaves the previous `latest` as it was.
+    On leaving the block the manifest is written, the folder renamed to <prefix>_<time> and the symlink `latest` swapped
+    (None: no link names the run). Any exception, Ctrl-C and SIGTERM included, removes the folder and leaves the previous
+    `latest` as it was.
     """
     root = Path(output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    link = root / latest
-    if link.exists() and not link.is_symlink():
+    link = root / latest if latest else None
+    if link and link.exists() and not link.is_symlink():
         raise UserError(f"{link}: is not a symlink; move it away, it is where the newest run is linked")
-    with _locked(root / LOCK):
-        _remove_stale(root)
-        new = NewRun(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root)))
-        os.chmod(new.path, 0o755)
-        alive = _open_lock(new.path / LOCK)
+    new, alive, renamed = NewRun(root / temporary_name()), None, False
     try:
+        with _locked(root / LOCK):
+            _remove_stale(root)
+            new.path.mkdir()
+            alive = _open_lock(new.path / LOCK)
         yield new
         write_manifest(new.path)
         with _locked(root / LOCK):
             (new.path / LOCK).unlink()
             new.final = _free_name(root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
             os.rename(new.path, new.final)
-            swap_link(link, new.final.name)
+            renamed = True
+            if link:
+                swap_link(link, new.final.name)
     except BaseException:
+        if renamed and link and not (link.is_symlink() and os.readlink(link) == new.final.name):
+            os.rename(new.final, new.path)  # no link names it: nothing was published
         shutil.rmtree(new.path, ignore_errors=True)
         raise
     finally:
-        os.close(alive)
+        if alive is not None:
+            os.close(alive)
 
 
 def swap_link(link, target):
     """Point the symlink `link` at `target` (a name beside it) in one atomic step."""
     aside = link.with_name(f"{TEMPORARY}{link.name}_{os.getpid()}")
     aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    os.replace(aside, link)
+    try:
+        aside.symlink_to(target)
+        os.replace(aside, link)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _open_lock(path):
@@ -164,16 +187,46 @@ def _locked(path):
 
 
 def _remove_stale(root):
-    """Remove temporary folders and links whose process is gone (nobody holds their lock)."""
+    """Remove the temporary files, folders and links in a folder of runs whose process is gone (nobody holds their lock)."""
+    _remove_stale_files(root)
     for path in root.glob(f"{TEMPORARY}*"):
-        if path.is_symlink() or path.is_file():
+        if path.is_symlink():
             path.unlink(missing_ok=True)
-            continue
-        try:
-            os.close(_open_lock(path / LOCK))
-        except OSError:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            with contextlib.suppress(OSError):
+                os.close(_open_lock(path / LOCK))
+                shutil.rmtree(path)
+
+
+def _remove_stale_files(folder):
+    """Remove the temporary files in a folder that a killed process left there: whoever still writes one holds its lock."""
+    for path in folder.glob(f"{TEMPORARY}{'?' * UNIQUE}"):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+                finally:
+                    os.close(lock)
+
+
+def temporary_name():
+    """A hidden name that no other process uses. It is known before the file is made, so an interrupt leaves none behind."""
+    return TEMPORARY + uuid.uuid4().hex[:UNIQUE]
+
+
+def _open_aside(aside):
+    """Descriptor of the new file `aside`, locked for as long as it is open.
+
+    A process that looks for stale files may have met it before it was locked, and removed it: then it is made again.
+    """
+    while True:
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
 
 
 def _free_name(root, name):
@@ -199,23 +252,32 @@ def write_manifest(folder):
 
 @contextlib.contextmanager
 def replaced_file(path, mode="w"):
-    """A file object whose content appears under `path` only when the block ends without an error."""
+    """A file object whose content appears under `path` only when the block ends without an error.
+
+    Until then it is in a hidden file beside it; those that killed processes left in the same folder are removed first.
+    """
     path = Path(path)
-    descriptor, aside = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    _remove_stale_files(path.parent)
+    aside = path.with_name(temporary_name())
     try:
-        with open(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, which is the same text in JSON.
+        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with open(_open_aside(aside), mode, **({} if "b" in mode else text)) as file:
             yield file
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+            file.flush()
+            os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 
 def write_json(path, value):
-    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed."""
+    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed.
+
+    The home folder is written as ~ wherever it is named, as `portable` says.
+    """
     with replaced_file(path) as file:
-        json.dump(_plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(portable(_plain(value)), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
@@ -234,7 +296,8 @@ def _plain(value):
 
 
 def write_csv(path, rows, columns=None):
-    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark.
+    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark,
+    and control characters (ANSI escapes among them) are written as escapes.
 
     Undefined numbers (NaN) are written as empty fields; numbers carry 10 significant digits.
     """
@@ -247,7 +310,8 @@ def write_csv(path, rows, columns=None):
 
 def _csv_cell(value):
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+        value = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+        return "".join(c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value)
     if isinstance(value, (float, np.floating)):
         return "" if np.isnan(value) else f"{value:.10g}"
     return value
@@ -279,33 +343,50 @@ def resolve_run(path):
     if not path.is_dir():
         raise UserError(f"{path}: is a file; a run is a folder")
     folder = path.resolve()
-    if folder.name.startswith(TEMPORARY) or not (folder / "manifest.json").is_file():
+    unpublished = any(part.name.startswith(TEMPORARY) for part in (folder, folder.parent))
+    if unpublished or not (folder / "manifest.json").is_file():
         raise UserError(f"{path}: not a complete run (no manifest.json); it was interrupted or is still being written")
     return folder
 
 
-def load_run(path, verify=True):
-    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong."""
+def check_files(path, names, verify=True):
+    """The folder of a complete run whose manifest agrees with these files: size, and SHA-256 unless verify is False."""
     folder = resolve_run(path)
-    manifest = _read_json(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         found = printable(manifest.get("schema_version")) if isinstance(manifest, dict) else "none"
         raise UserError(
             f"{folder}: schema version {found}; this version reads {SCHEMA_VERSION}, run the analysis again"
         )
-    for name in ("experiment_config.json", "prompts.jsonl", "attention.npz"):
+    for name in names:
         _check_file(folder, manifest, name, verify)
-    config = _read_json(folder / "experiment_config.json")
-    _check_config(folder, config)
+    return folder
+
+
+def load_run(path, verify=True):
+    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong.
+
+    verify  False leaves out the SHA-256 of the files; everything else is still checked
+    """
+    folder = check_files(path, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
+    config = read_config(folder)
     arrays = read_npz(folder / "attention.npz", list(ARRAYS))
     _check_arrays(folder / "attention.npz", arrays)
     return Run(folder, config, prompts=_read_prompts(folder / "prompts.jsonl", arrays), **arrays)
 
 
-def _read_json(path):
+def read_config(folder):
+    """experiment_config.json of a run, with the fields that readers use checked."""
+    config = read_json(folder / "experiment_config.json")
+    _check_config(folder, config)
+    return config
+
+
+def read_json(path):
+    """The JSON value of a file of a run, or a UserError that says what is wrong with it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the run is damaged") from error
@@ -313,8 +394,9 @@ def _read_json(path):
 
 def _read_prompts(path, arrays):
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        # not splitlines(): U+2028 and U+0085 are characters of a prompt, not ends of a line
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     if [r.get("id") if isinstance(r, dict) else None for r in rows] != arrays["prompt_id"].tolist():
         raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
@@ -343,26 +425,59 @@ def _check_config(folder, config):
         known = isinstance(config["model"]["id"], str) and config["prompts"]["format"] in ("raw", "chat")
     except (KeyError, TypeError):
         known = False
+    path = folder / "experiment_config.json"
     if not known:
-        raise UserError(f"{folder / 'experiment_config.json'}: model.id or prompts.format is missing; it is damaged")
+        raise UserError(f"{path}: model.id or prompts.format is missing; it is damaged")
+    for name in ("revision", "weights_sha256", "tokenizer_sha256"):
+        if not isinstance(config["model"].get(name), str | None):
+            raise UserError(f"{path}: model.{name} is {printable(config['model'][name])[:60]}; it must be a text")
+    seed = config.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise UserError(f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}")
 
 
 def read_npz(path, names):
     """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise UserError(f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}")
+            for info in members:
                 _check_declared_size(path, archive, info)
+            _check_memory(path, sum(info.file_size for info in members if info.filename[:-4] in names))
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
             if missing:
                 raise UserError(f"{path}: array {missing[0]} is missing; expected {', '.join(names)}")
-            return {name: archive[name] for name in names}
+            arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except NPZ_ERRORS as error:
         reason = "object arrays are never unpickled" if "allow_pickle" in str(error) else f"damaged: {error}"
         raise UserError(f"{path}: {reason}") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: its arrays do not fit into memory") from error
+    for name, array in arrays.items():
+        _check_text(path, name, array)
+    return arrays
+
+
+def _check_memory(path, needed):
+    """Refuse arrays that are larger than the free memory, with the numbers: a bomb, or a run for another machine."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free")
+
+
+def _check_text(path, name, array):
+    """numpy reads any 4 bytes as a character; Python cannot hold those beyond the last one."""
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        characters = np.frombuffer(array.tobytes(), dtype=f"{array.dtype.str[0]}u4")
+        if characters.max() > MAX_CHARACTER:
+            raise UserError(f"{path}: {name} holds {int(characters.max())}, which is not a character")
 
 
 def _check_declared_size(path, archive, info):
@@ -408,6 +523,9 @@ def _check_values(path, arrays, n_query):
     ordered = (span[:, 0] >= 0) & (span[:, 0] < span[:, 1]) & (span[:, 1] <= n_tokens) & (n_tokens <= n_query)
     if not ordered.all():
         raise UserError(f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range")
+    edge = arrays["edge_tokens"]
+    if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
+        raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
     visible = arrays["visible_keys"]
     if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
@@ -428,17 +546,22 @@ def _check_values(path, arrays, n_query):
 
 
 def portable(value):
-    """Arguments for the record: the home folder is written as ~, so that a shared run names no person's machine."""
-    home = Path.home()
+    """`value` with the home folder written as ~ in every text, so that a shared run names no person's machine."""
     if isinstance(value, dict):
-        return {key: portable(item) for key, item in value.items()}
+        return {portable(key): portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
-    if isinstance(value, (str, Path)):
-        path = Path(value)
-        inside = path.is_relative_to(home) and home != Path(home.anchor)
-        return f"~/{path.relative_to(home)}" if inside else str(value)
-    return value
+    if not isinstance(value, (str, Path)):
+        return value
+    text = str(value)
+    try:
+        homes = {str(Path.home()), os.path.realpath(Path.home())}
+    except RuntimeError:  # a container's user without a home: nothing to hide
+        homes = set()
+    for home in homes:
+        if len(Path(home).parts) > 1 and home in text:
+            text = re.sub(rf"(?:(?<![\w./~-])|(?<=://)){re.escape(home)}(?![\w.-])", "~", text)
+    return text
 
 
 def package_versions():

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first: there may be no display)
@@ -40,24 +41,23 @@ MIN_VIOLIN, NO_SPREAD = 5, 1e-6
 LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5
 TITLE_POINTS, TEXT_POINTS, CAPTION_POINTS = 11, 9, 8
 
-plt.rcParams.update(
-    {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.alpha": 0.25,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "figure.constrained_layout.use": True,
-        "svg.hashsalt": "role-conditioning",
-        "text.parse_math": False,
-    }
-)
+LOOK = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "role-conditioning",
+    "text.parse_math": False,
+}
+plt.rcParams.update(LOOK)
 
 
 def save_figure(figure, path):

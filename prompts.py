@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli import Parser, UserError, positive_int, printable, run_script
+from cli import Parser, UserError, check_prompt_arguments, positive_int, printable, run_script
 
 CATEGORIES = ("self_referent", "confounder", "neutral", "third_person")
 REQUIRED = ("self_referent", "neutral")
@@ -199,12 +199,14 @@ def load_prompts(path=None, per_category=None):
     """
     if path is None:
         return select_prompts(None, per_category), []
-    texts, notes = _drop_duplicates(_read_prompt_file(Path(path)))
+    texts, notes = _drop_duplicates(_read_prompt_file(Path(path).expanduser()))
     for category in CATEGORIES:
         if not texts.get(category):
-            notes.append(f"{path}: no {category} prompts; what needs them is left out")
+            notes.append(f"{printable(path)}: no {category} prompts; what needs them is left out")
     if all(texts.get(c) for c in PAIRED) and len(texts[PAIRED[0]]) != len(texts[PAIRED[1]]):
-        notes.append(f"{path}: confounder and third_person differ in number, so they are not treated as pairs")
+        notes.append(
+            f"{printable(path)}: confounder and third_person differ in number, so they are not treated as pairs"
+        )
     return select_prompts(texts, per_category), notes
 
 
@@ -216,10 +218,13 @@ def prompt_set_sha256(prompts):
 
 def read_strict_json(path, flag):
     """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: " + ("is a folder" if path.is_dir() else "no such file"))
     try:
+        if not path.is_file():
+            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{flag} {path}: {why}")
         text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
     return parse_strict_json(text, f"{flag} {path}")
@@ -262,11 +267,12 @@ def _read_prompt_file(path):
 
 
 def _unique_keys(pairs):
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found = {}
+    for key, value in pairs:
+        if key in found:
             raise ValueError(f"the key {printable(key)!r} appears twice")
-    return dict(pairs)
+        found[key] = value
+    return found
 
 
 def _refuse_constant(name):
@@ -312,6 +318,7 @@ def parse_args(argv=None):
 
 
 def run(args):
+    check_prompt_arguments(args)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -339,7 +346,7 @@ def _print_lengths(prompts, lengths, spans, unit, prompt_format):
 
     from role_metrics import length_null
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     category = np.array([p.category for p in prompts])
     lengths, spans = np.array(lengths), np.array(spans)
     table = Table("category", "n", f"mean {unit} fed", "min", "max", f"mean {unit} of the text", title="lengths")

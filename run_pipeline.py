@@ -27,11 +27,13 @@ from cli import (
     Parser,
     UserError,
     add_run_arguments,
+    add_verify_argument,
     check_model_arguments,
     check_output_dir,
     positive_int,
     printable,
     run_script,
+    say_unverified,
 )
 from fork_map import fork_map
 from output_manager import resolve_run
@@ -63,12 +65,14 @@ def parse_args(argv=None):
     parser.add_argument("--skip_comparison", action="store_true")
     parser.add_argument("--skip_interventions", action="store_true")
     parser.add_argument("--top_k", type=positive_int, default=3, help="heads that are cut (default 3, 2 controls each)")
+    add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
     """Run the stages that are not skipped, of one family after the other or of all side by side; 3 if prompts failed."""
     check_engine_arguments(args)
+    say_unverified(args)
     studies = {name: plan_study(args, name) for name in dict.fromkeys(args.families)}
     if args.engine == "ray":
         with open_engine(args) as engine:
@@ -88,6 +92,8 @@ def plan_study(args, name):
     outputs = [results_dir(args), *(Path(root, name) for root in ("figures", "analysis_results", "comparison_results"))]
     for folder in outputs:
         check_output_dir(folder)
+    for output_type in RUNS.values():
+        check_output_dir(results_dir(args), link=activation_analysis.LINKS[output_type])
     load_prompts(args.prompts, args.prompts_per_category)
     if note := family.get("note"):
         print(f"family {name}: {printable(note)}")
@@ -176,6 +182,9 @@ def load_family(path, name):
     if name not in families:
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
     family = families[name]
+    for key in family if isinstance(family, dict) else ():
+        if key not in (*SIDES, "note"):
+            raise UserError(f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note")
     for side in SIDES:
         entry = family.get(side) if isinstance(family, dict) else None
         if not isinstance(entry, dict) or not isinstance(entry.get("model_id"), str):
@@ -193,10 +202,10 @@ def load_family(path, name):
 def analysis_args(name, entry, args):
     """The arguments that activation_analysis.py would get on its own command line for this run."""
     flags = ["--output_dir", str(results_dir(args)), "--output_type", RUNS[name]]
-    flags += [word for key, value in entry.items() for word in (f"--{key}", value)]
+    flags += [f"--{key}={value}" for key, value in entry.items()]  # one word: a value may begin with a hyphen
     for key in ("prompts", "prompts_per_category", "dtype", "device", "device_map", "batch_size", "seed", "raw"):
         value = getattr(args, key)
-        flags += [] if value is None else [f"--{key}", str(value)]
+        flags += [] if value is None else [f"--{key}={value}"]
     return activation_analysis.parse_args(flags)
 
 
@@ -225,9 +234,9 @@ def report_family(folders, args):
 
     def report(part):
         with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, one part after the other
-            summary = compare_family(folders, args.family) if part == "comparison" else None
+            summary = compare_family(folders, args) if part == "comparison" else None
             if part in folders and not args.skip_visualization:
-                draw_run(folders[part], args.family, part)
+                draw_run(folders[part], part, args)
             if part in folders:
                 test_run(folders[part], part, args)
         return said.getvalue(), summary
@@ -239,25 +248,25 @@ def report_family(folders, args):
     return None if args.skip_comparison else reports[-1][1]
 
 
-def draw_run(folder, family, side):
+def draw_run(folder, side, args):
     """The nine figures of a run, into figures/NAME/base or figures/NAME/instruct."""
     from visualize_results import visualize
 
-    visualize(folder, Path("figures", family, side))
+    visualize(folder, Path("figures", args.family, side), verify=not args.no_verify)
 
 
 def test_run(folder, side, args):
     """Tests of every layer and head of a run, into analysis_results/NAME/base or analysis_results/NAME/instruct."""
     from analyze_results import analyze
 
-    analyze(folder, Path("analysis_results", args.family, side), args.top_k, args.seed)
+    analyze(folder, Path("analysis_results", args.family, side), args.top_k, args.seed, not args.no_verify)
 
 
-def compare_family(folders, family):
+def compare_family(folders, args):
     """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
     from compare_base_instruct import compare
 
-    return compare(folders["base"], folders["instruct"], Path("comparison_results", family))
+    return compare(folders["base"], folders["instruct"], Path("comparison_results", args.family), not args.no_verify)
 
 
 def proposed_plan(study):
@@ -271,7 +280,7 @@ def proposed_plan(study):
     try:
         return read_plan(plan_file), plan_args
     except UserError as reason:
-        print(f"no interventions: {reason}")
+        print(f"no interventions: {printable(reason)}")
         return None
 
 
@@ -282,7 +291,8 @@ def draw_interventions(study):
 
     if not study.args.skip_visualization:
         folder = results_dir(study.args) / interventions.LATEST
-        visualize_interventions(folder, Path("figures", study.args.family, "intervention"), each_run=False)
+        figures = Path("figures", study.args.family, "intervention")
+        visualize_interventions(folder, figures, each_run=False, verify=not study.args.no_verify)
 
 
 def print_main_numbers(study):
@@ -295,8 +305,8 @@ def print_main_numbers(study):
     from role_metrics import INDICES, KINDS, layer_indices, layer_null
 
     args, folders, summary = study.args, run_folders(study.args), study.summary
-    console = Console(markup=False, highlight=False)
-    runs = {name: load_run(folder) for name, folder in folders.items()}
+    console = Console(markup=False, highlight=False, emoji=False)
+    runs = {name: load_run(folder, not args.no_verify) for name, folder in folders.items()}
     table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)
     for name, each in runs.items():
         table.add_column(f"{name}, {each.prompt_format}", justify="right")
@@ -313,7 +323,8 @@ def print_main_numbers(study):
     for name, folder in folders.items():
         figures = "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
         console.print(
-            f"{name:9} {runs[name].label}: {resolve_run(folder).relative_to(Path.cwd())}/{figures}", soft_wrap=True
+            f"{name:9} {runs[name].label}: {printable(folder.parent / resolve_run(folder).name)}/{figures}",
+            soft_wrap=True,
         )
     if summary is not None:
         console.print(f"comparison {Path('comparison_results', args.family)}/")

@@ -18,7 +18,17 @@ import sys
 import time
 from pathlib import Path
 
-from cli import DEFAULT_RESULTS, Parser, UserError, check_output_dir, collector_paused, printable, run_script
+from cli import (
+    DEFAULT_RESULTS,
+    Parser,
+    UserError,
+    add_verify_argument,
+    check_output_dir,
+    collector_paused,
+    printable,
+    run_script,
+    say_unverified,
+)
 from fork_map import fork_map
 
 FOLDERS = {
@@ -35,16 +45,17 @@ def parse_args(argv=None):
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
     parser.add_argument("--format", choices=FORMATS, default="png")
+    add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
-def visualize(input_dir, output_dir, file_format="png"):
+def visualize(input_dir, output_dir, file_format="png", verify=True):
     """Write the nine figures of a run folder and their CSVs; returns the paths of the figures."""
     start = time.perf_counter()
     from output_manager import load_run, prepare_folder, write_csv
 
     check_output_dir(output_dir)
-    run = load_run(input_dir)
+    run = load_run(input_dir, verify)
 
     with collector_paused():
         from figures import FIGURES, draw_figure, study_run
@@ -69,15 +80,16 @@ def visualize(input_dir, output_dir, file_format="png"):
 
 
 def run(args):
+    say_unverified(args)
     latest, figures = FOLDERS[args.output_type]
     input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
     if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
-        visualize_interventions(input_dir, args.output_dir or figures, args.format)
+        visualize_interventions(input_dir, args.output_dir or figures, args.format, verify=not args.no_verify)
     else:
-        visualize(input_dir, args.output_dir or figures, args.format)
+        visualize(input_dir, args.output_dir or figures, args.format, not args.no_verify)
 
 
-def visualize_interventions(input_dir, output_dir, file_format="png", each_run=True):
+def visualize_interventions(input_dir, output_dir, file_format="png", each_run=True, verify=True):
     """Write effects and the sweep heatmap of an intervention run, and the nine figures of each of its sub-folders."""
     check_output_dir(output_dir)
     if not (input_dir / "effects.json").is_file():
@@ -85,7 +97,9 @@ def visualize_interventions(input_dir, output_dir, file_format="png", each_run=T
 
     from intervention_figures import draw_interventions
 
-    paths = draw_interventions(input_dir, output_dir, file_format, draw_run=visualize if each_run else None)
+    paths = draw_interventions(
+        input_dir, output_dir, file_format, draw_run=visualize if each_run else None, verify=verify
+    )
     print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
 

@@ -161,7 +161,7 @@ def test_system_prompt_replaces_the_template_s_own(bundled, system):
     ("text", "named"), [("say <|im_end|> now", "<|im_end|>"), ("word " * 300, "context holds 256")]
 )
 def test_prompts_that_cannot_be_fed_are_refused(bundled, text, named):
-    tokenizer = ModelTokenizer(bundled.tokenizer.hf, True, 256)
+    tokenizer = ModelTokenizer(bundled.tokenizer.hf, True, 256, 49152)
     with pytest.raises(UserError, match=named.replace("|", r"\|")):
         tokenize_prompts([Prompt("p", "neutral", -1, text)], tokenizer)
 

@@ -133,9 +133,9 @@ def outcome(capsys, effect, argv=()):
         (
             OSError(28, "No space left on device", "/tmp/x"),
             1,
-            "error: No space left on device (/tmp/x); nothing was published\n",
+            "error: No space left on device (/tmp/x); nothing half-done was published\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted: nothing was published, the same command starts over\n"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing half-done was published, the same command starts again\n"),
     ],
 )
 def test_exit_codes(capsys, effect, code, said):

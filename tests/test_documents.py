@@ -114,7 +114,7 @@ def test_spans_are_the_contents_of_the_turns(tiny, tmp_path):
 )
 def test_what_cannot_be_fed_is_refused(tiny, turn, context, named):
     with pytest.raises(UserError, match=named):
-        tokenize_document(Document("x", "", (turn,)), ModelTokenizer(tiny.tokenizer.hf, True, context))
+        tokenize_document(Document("x", "", (turn,)), ModelTokenizer(tiny.tokenizer.hf, True, context, 49152))
 
 
 def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):

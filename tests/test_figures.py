@@ -377,4 +377,7 @@ def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
     for arguments in ([], ["--output_type", "base", "--format", "svg"]):
         assert visualize_results.main(arguments) == 0
     results = "results_activation_analysis"
-    assert asked == [[f"{results}/latest_run", "figures", "png"], [f"{results}/latest_base", "figures_base", "svg"]]
+    assert asked == [
+        [f"{results}/latest_run", "figures", "png", "True"],
+        [f"{results}/latest_base", "figures_base", "svg", "True"],
+    ]

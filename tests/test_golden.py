@@ -1,0 +1,180 @@
+"""The nine figures and the two of the comparison against stored ones: every number, every text, and the picture.
+
+    python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones; look at them, then commit
+
+Runs are synthetic (tests/synthetic.py): no model, always the same numbers. Numbers are compared as they are in the CSV files,
+texts exactly, numbers to RELATIVE of their size, because builds of numpy add up in another order: without AVX2 no bit of
+any number changed, with OpenBLAS's kernels for another processor (Nehalem) one bound of an interval by 3e-9, 9e-7 of its size.
+Pictures are compared without their texts by the root mean square of the differences of their pixels (0 to 255): 0 where
+matplotlib is the pinned one, at most 1.9 with another font or hinting, 3.6 and more for the mistakes in MISTAKES.
+"""
+
+import csv
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+
+import compare_base_instruct
+import figures
+import plot_style
+from output_manager import write_csv
+from run_pairs import RUNS, estimate_original, estimate_pair, match_runs
+from synthetic import make_run
+
+GOLDEN = Path(__file__).parent / "golden"
+RELATIVE, ABSOLUTE = 1e-6, 1e-8
+TOLERANCE = 2.0
+DPI = 40
+PICTURE = {"baseline_dir": "golden", "style": plot_style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return figures.study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """(estimates, summary) of a comparison of two synthetic runs."""
+    base = make_run(n_layers=4, n_heads=3, effect=0.1, seed=1, model_id="base")
+    instruct = make_run(n_layers=4, n_heads=3, effect=0.9, seed=2, model_id="instruct", prompt_format="chat")
+    runs, notes = match_runs(replace(base, path=Path("base")), replace(instruct, path=Path("instruct")))
+    estimates, reasons = estimate_pair(runs)
+    original = estimate_original(runs)
+    reasons = [text for text in reasons.values() if text]
+    return estimates, compare_base_instruct.summarise_comparison(runs, estimates, original, notes, reasons)
+
+
+def draw(name, study, pair):
+    """(Figure, rows of its CSV) of one of the eleven."""
+    if name in figures.FIGURES:
+        return figures.draw_figure(name, study)
+    estimates, summary = pair
+    kinds = compare_base_instruct.FIGURE_KINDS[name]
+    shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
+    rows = [row for k in kinds for run in shown for row in compare_base_instruct.list_points(estimates[k], k, run)]
+    return compare_base_instruct.draw_indices(estimates, summary, kinds, shown), rows
+
+
+NAMES = [*figures.FIGURES, *compare_base_instruct.FIGURE_KINDS]
+
+
+def hide_texts(figure):
+    """The figure without its texts, whose rendering depends on the FreeType at hand; `test_texts` compares them as texts."""
+    for axes in figure.findobj(Axes):
+        axes.tick_params(labelleft=False, labelright=False, labelbottom=False, labeltop=False)
+    for text in figure.findobj(Text):
+        text.set_visible(False)
+    return figure
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.mpl_image_compare(**PICTURE)
+def test_picture(name, study, pair):
+    return hide_texts(draw(name, study, pair)[0])
+
+
+def list_texts(figure):
+    """Every text of a figure that has words, sorted; wrapped lines are joined, because wrapping depends on fonts."""
+    found = (" ".join(text.get_text().split()) for text in figure.findobj(Text))
+    return sorted(text for text in found if re.search(r"[^\W\d]{2}", text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts(name, study, pair, request):
+    found, stored = list_texts(draw(name, study, pair)[0]), GOLDEN / f"{name}.txt"
+    if folder := request.config.getoption("--mpl-generate-path"):
+        (Path(folder) / stored.name).write_text("\n".join(found) + "\n", encoding="utf-8")
+        pytest.skip("stored")
+    assert found == stored.read_text(encoding="utf-8").splitlines()
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def same(found, stored):
+    """True for equal texts, and for numbers that differ by no more than rounding."""
+    try:
+        a, b = float(found), float(stored)
+    except ValueError:
+        return found == stored
+    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers(name, study, pair, tmp_path, request):
+    write_csv(tmp_path / "found.csv", draw(name, study, pair)[1])
+    stored = GOLDEN / f"{name}.csv"
+    if folder := request.config.getoption("--mpl-generate-path"):
+        shutil.copy(tmp_path / "found.csv", Path(folder) / stored.name)
+        pytest.skip("stored")
+    found, expected = read(tmp_path / "found.csv"), read(stored)
+    assert found[0] == expected[0] and len(found) == len(expected) > 1
+    for line, (row, golden) in enumerate(zip(found, expected, strict=True), start=1):
+        wrong = [(c, a, b) for c, a, b in zip(found[0], row, golden, strict=True) if not same(a, b)]
+        assert not wrong, f"{stored.name}, line {line}: {wrong[0]}"
+
+
+def shift_colour_centre(figure):
+    for axes in figure.axes[:2]:
+        low, high = axes.collections[0].get_clim()
+        axes.collections[0].set_clim(low, high + 0.4 * (high - low))
+
+
+def swap_panels(figure):
+    left, right = (axes.get_position() for axes in figure.axes[:2])
+    figure.axes[0].set_position(right)
+    figure.axes[1].set_position(left)
+
+
+def swap_colours(figure):
+    lines = figure.axes[1].lines[:2]
+    colours = [line.get_color() for line in lines]
+    for line, colour in zip(lines, colours[::-1], strict=True):
+        line.set_color(colour)
+
+
+def lose_the_null(figure):
+    for axes in figure.axes:
+        for line in axes.lines:
+            line.set_visible(line.get_linestyle() != "--")
+
+
+MISTAKES = {
+    "colour centre": ("visualization_2_heatmaps", shift_colour_centre),
+    "panels of heatmaps": ("visualization_2_heatmaps", swap_panels),
+    "panels of lines": ("visualization_9_role_focus_separation", swap_panels),
+    "panels of the comparison": ("rfc_rsi_comparison", swap_panels),
+    "colours of lines": ("visualization_1_layer_attention_lines", swap_colours),
+    "length null": ("rfc_rsi_comparison", lose_the_null),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_tolerance_sees(mistake, study, pair, tmp_path):
+    name, spoil = MISTAKES[mistake]
+    figure = draw(name, study, pair)[0]
+    spoil(figure)
+    hide_texts(figure).savefig(tmp_path / "wrong.png", dpi=DPI)
+    stored, wrong = (
+        image.imread(p)[..., :3] * 255 for p in (GOLDEN / f"test_picture_{name}.png", tmp_path / "wrong.png")
+    )
+    rms = np.sqrt(((stored - wrong) ** 2).mean())
+    assert rms > 1.5 * TOLERANCE, f"{mistake}: {rms:.2f}"
