@@ -23,7 +23,7 @@ from cli import RunFailed, UserError, printable
 from streaming_attention import stream_layers
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
-# A template is a program of the model's maker; it may divide by zero or call itself without end.
+# A chat template is a program of the model's maker; it may divide by zero or call itself without end.
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 

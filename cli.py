@@ -83,7 +83,7 @@ def run_script(parse_args, run, argv=None):
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # print, because sys.stdout may be None
     except (UserError, RunFailed) as error:
         if args.verbose:
             traceback.print_exc()
@@ -114,7 +114,7 @@ def _abandon_output():
     """Where the standard output takes nothing more, what is still buffered goes nowhere: or the interpreter would complain
     again when it ends, and with another exit code."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -86,7 +86,7 @@ def run_documents(args):
     n_tokens = sum(tokenized[i].n_tokens for i in kept)
     print(
         f"{len(kept)} documents done, {len(failed)} failed: {n_tokens} tokens, "
-        f"{sum(len(tokenized[i].spans) for i in kept)} turns, {method}, {seconds:.1f} s -> {folder}"
+        f"{sum(len(tokenized[i].spans) for i in kept)} turns, {method}, {seconds:.1f} s -> {printable(folder)}"
     )
     return 3 if failed else 0
 

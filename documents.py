@@ -61,10 +61,13 @@ class TokenizedDocument:
 def read_documents(path):
     """Documents of a JSONL file, checked; a UserError names file, line and field."""
     path, flag = Path(path), "--documents"
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: " + ("is a folder" if path.is_dir() else "no such file"))
     try:
+        if not path.is_file():
+            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{flag} {path}: {why}")
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
     documents, seen = [], {}
@@ -132,6 +135,7 @@ def tokenize_document(document, tokenizer, bos="auto"):
     check_special_tokens(texts, hf)
     rendered, places = render_turns(document, hf)
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    tokenizer.check_ids(encoded.input_ids, f"document {printable(document.id)}")
     if len(encoded.input_ids) > tokenizer.context:
         raise UserError(
             f"document {printable(document.id)} has {len(encoded.input_ids)} tokens, the model's context holds "
@@ -175,12 +179,12 @@ def render_turns(document, hf):
 
 
 def _render(hf, document, contents):
-    from jinja2.exceptions import TemplateError
+    from attention_capture import TEMPLATE_ERRORS
 
     messages = [{"role": role, "content": text} for (role, _), text in zip(document.turns, contents, strict=True)]
     try:
         return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    except (TemplateError, ValueError) as error:
+    except TEMPLATE_ERRORS as error:
         raise UserError(
             f"document {printable(document.id)}: the chat template refuses it: {printable(error)}"
         ) from error
@@ -261,11 +265,11 @@ def read_shard(path, document, facts):
     try:
         arrays = read_npz(path, array_names())
     except UserError as error:
-        print(f"note: {error}; done again")
+        print(f"note: {printable(error)}; done again")
         return None
     shape = (len(document.spans), facts["n_layers"], facts["n_heads"])
     if arrays["turn_normalised"].shape != shape or arrays["row_sink_mass"].shape[-1] != document.n_tokens:
-        print(f"note: {path}: does not fit its document; done again")
+        print(f"note: {printable(path)}: does not fit its document; done again")
         return None
     return arrays
 
@@ -286,7 +290,9 @@ def stream_documents(facts, documents, folder, method, capture_batches, batch_si
     results = [read_shard(path, d, facts) for path, d in zip(paths, documents, strict=True)]
     todo = [i for i, arrays in enumerate(results) if arrays is None]
     if len(todo) < len(documents):
-        print(f"{len(documents) - len(todo)} of {len(documents)} documents were finished before, in {folder}")
+        print(
+            f"{len(documents) - len(todo)} of {len(documents)} documents were finished before, in {printable(folder)}"
+        )
     failed = []
     batches = make_batches([documents[i].n_tokens for i in todo], batch_size, batch_tokens)
     total = sum(documents[i].n_tokens for i in todo)

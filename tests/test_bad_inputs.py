@@ -66,6 +66,7 @@ def refused(capsys, main, argv, *said):
 READS = {
     "prompts": (prompts.main, ["--prompts"]),
     "activation_analysis": (activation_analysis.main, ["--prompts"]),
+    "documents": (activation_analysis.main, ["--documents"]),
     "interventions": (interventions.main, ["--config_file"]),
     "experiment": (experiment.main, ["--config_file"]),
     "run_pipeline": (run_pipeline.main, ["--family", "x", "--families_file"]),
@@ -203,6 +204,11 @@ def test_no_print_of_any_script_can_fail_on_a_character():
     code = "import cli; cli.run_script(cli.Parser().parse_args, lambda args: print('a\\u5979'), [])"
     done = python("-c", code, PYTHONIOENCODING="ascii:strict")
     assert (done.returncode, done.stdout, done.stderr) == (0, rb"a\u5979" + os.linesep.encode(), b"")
+
+
+def test_a_process_without_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.run_script(cli.Parser().parse_args, lambda args: None, []) == 0
 
 
 def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import analyze_results
 import cross_model_correlation as cross
+import documents
 import intervention_figures
 import intervention_plan
 import output_manager as om
@@ -37,7 +38,7 @@ from hostile import CONFIG, effect_row, outcome, publish
 from run_pairs import match_runs
 from synthetic import make_run, save_run
 
-EXAMPLES = {"prompts": 400, "plans": 400, "families": 250, "csv": 300, "csv_drawn": 8}
+EXAMPLES = {"prompts": 400, "plans": 400, "families": 250, "csv": 300, "csv_drawn": 8, "documents": 200}
 EXAMPLES |= {"run_bytes": 250, "run_config": 250, "run_arrays": 250, "run_headers": 150, "effects": 150, "sweep": 100}
 MINIMUM = 2000
 
@@ -118,6 +119,12 @@ def damaged_json(draw, documents):
         else:
             container[key] = draw(scalars if action == "scalar" else values)
     return json.dumps(root[0]).encode()
+
+
+def as_lines(content):
+    """A JSON list as JSON lines."""
+    rows = json.loads(content)
+    return "\n".join(json.dumps(row) for row in (rows if isinstance(rows, list) else [rows])).encode()
 
 
 @st.composite
@@ -210,6 +217,29 @@ def test_intervention_plans(box):
     singles = [PLAN | {"interventions": [entry]} for entry in PLAN["interventions"] if "control_for" not in entry]
     sound = damaged_json([PLAN, *singles])
     run_examples("plans", sound | damaged_bytes(sound), check)
+
+
+DOCUMENTS = [
+    {"id": "a", "category": "neutral", "text": "Rain falls."},
+    {"id": "b", "messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Nobody."}]},
+]
+
+
+def test_documents(box):
+    def check(content):
+        Path("d.jsonl").write_bytes(content)
+        try:
+            found = documents.read_documents("d.jsonl")
+        except UserError as error:
+            assert "d.jsonl" in str(error)
+            return False
+        assert len({document.id for document in found}) == len(found) > 0
+        assert all(text.strip().encode() for document in found for _, text in document.turns)
+        return True
+
+    sound = damaged_json([DOCUMENTS]).map(as_lines)
+    odd = st.builds(lambda name, text: json.dumps({"id": name, "text": text}).encode(), texts, texts)
+    run_examples("documents", sound | damaged_bytes(sound) | odd, check)
 
 
 FAMILY = {
@@ -354,10 +384,6 @@ def test_run_folders_with_other_json(reader, saved):
     documents = {name: json.loads((saved / name).read_text()) for name in ("experiment_config.json", "manifest.json")}
     documents["experiment_config.json"]["seed"] = 3
     lines = [json.loads(line) for line in (saved / "prompts.jsonl").read_text().splitlines()]
-
-    def as_lines(content):
-        rows = json.loads(content)
-        return "\n".join(json.dumps(row) for row in (rows if isinstance(rows, list) else [rows])).encode()
 
     changed = [st.tuples(st.just(name), damaged_json([d]), st.just(True)) for name, d in documents.items()]
     changed += changed[:1]
