@@ -18,7 +18,7 @@ demo: .venv/ready
 	$(RUN) run_pipeline.py --family demo
 
 test: .venv/ready-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .

@@ -11,12 +11,15 @@ A head that puts all but r = 1e-6 on key 0 still gets an accurate sink-free entr
 1: the usual closed form (H + m ln m) / r + ln r divides the rounding of H by r. A row whose window has moved past key 0 has
 m = 0 and H = H'; a row with r = 0 in float32 has no sink-free entropy (NaN), as in role_metrics.sinkfree_entropy.
 
-Three ways to L' and H', the same numbers: torch's flash kernel on the CPU, `streaming_kernel` (Triton) on CUDA, and blocks of
-rows in public operations (`chunked_rest`) for soft-capped scores and as the reference. Scores are float32 in all of them,
-whatever dtype the model has. Right padding: a real row never sees padding, so no mask is needed beside the causal one.
+Ways to L' and H', the same numbers: torch's flash kernel on the CPU, together with the output in float32 models (`joint_cpu`)
+and beside it otherwise (`flash_rest`); blocks of rows in public operations (`chunked_rest`) on other devices and for
+soft-capped scores. Scores are float32 in all of them, whatever dtype the model has. Right padding: a real row never sees
+padding, so no mask is needed beside the causal one.
 
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
+
+import contextlib
 
 import numpy as np
 import torch
@@ -87,6 +90,30 @@ def flash_rest(query, key, scale, window):
     return log_sum, log_sum - mean_score
 
 
+def joint_cpu(query, key, value, scale, window):
+    """(output, L', H') of a float32 layer from one call of the CPU kernel over keys 1 and later.
+
+    Values and keys stand side by side in the place of the values, and queries and keys are padded with zeros to that width,
+    because the kernel wants one width. Scores and their exponentials, the dear part, are then computed once. Key 0 joins the
+    output afterwards: o = m v_0 + r o'.
+    """
+    width, pad = value.shape[-1], (0, value.shape[-1])
+    later = query[:, :, 1:], key[:, :, 1:], value[:, :, 1:]
+    wide_query, wide_key = (torch.nn.functional.pad(part, pad) for part in later[:2])
+    means, log_sum = flash_cpu(wide_query, wide_key, torch.cat((later[2], later[1]), dim=-1), scale, window)
+    del wide_query, wide_key
+    entropy = log_sum - torch.einsum("phqd,phqd->phq", later[0], means[..., width:]) * scale
+    odds = log_sum - sink_scores(later[0], key, scale)
+    if window is not None:
+        odds[:, :, window - 1 :] = float("inf")  # the row at position i here is row i + 1; key 0 is out of its sight
+    out = query.new_empty((*query.shape[:3], width))
+    first = value[:, :, :1].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    out[:, :, :1] = first
+    torch.mul(means[..., :width], torch.sigmoid(odds)[..., None], out=out[:, :, 1:])
+    out[:, :, 1:].addcmul_(first, torch.sigmoid(-odds)[..., None])
+    return out, log_sum, entropy
+
+
 def block_scores(query, key, rows, keys, scale, window, softcap):
     """Scores of a block of rows in float32, -inf where a key is not seen: [prompt, head, query, key]."""
     (a, b), (low, high) = rows, keys
@@ -126,13 +153,19 @@ def chunked_output(query, key, value, scale, window, softcap):
     return out
 
 
-def rest_statistics(query, key, scale, window, softcap=None):
-    """(L', H') [prompt, head, query - 1] float32 by the fastest way that is right for this device and these scores."""
+def attend(query, key, value, scale, window, softcap=None, want_output=True):
+    """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
+
+    output [prompt, head, query, d] in the model's dtype    L', H' [prompt, head, query - 1] float32
+    """
+    on_cpu = query.device.type == "cpu" and query.shape[2] > 1
     if softcap is not None:
-        return chunked_rest(query, key, scale, window, softcap)
-    if query.device.type == "cpu" and query.shape[2] > 1:
-        return flash_rest(query, key, scale, window)
-    return chunked_rest(query, key, scale, window)
+        out = chunked_output(query, key, value, scale, window, softcap) if want_output else None
+        return out, *chunked_rest(query, key, scale, window, softcap)
+    if want_output and on_cpu and query.dtype == torch.float32:
+        return joint_cpu(query, key, value, scale, window)
+    out = plain_output(query, key, value, scale, window) if want_output else None
+    return out, *(flash_rest if on_cpu else chunked_rest)(query, key, scale, window)
 
 
 def sink_scores(query, key, scale, softcap=None):
@@ -204,6 +237,10 @@ def _in_range(values, bound):
     return np.isnan(values) | ((values >= 0) & (values <= bound))
 
 
+class LastLayerDone(Exception):
+    """Ends a forward pass once the last layer's attention is measured; `stream_layers` catches it."""
+
+
 class LayerRecorder:
     """The attention function of one forward pass: it answers the layer and reduces its rows on the way.
 
@@ -223,18 +260,17 @@ class LayerRecorder:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         if query.shape[1] != self.facts["n_heads"] or query.shape[2] != key.shape[2] or dropout:
             raise RunFailed(f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}")
-        self.on_layer(layer, self.measure(query, key, layer, scale, window, softcap))
-        if softcap is None:
-            out = plain_output(query, key, value, scale, window)
-        else:
-            out = chunked_output(query, key, value, scale, window, softcap)
+        last = layer == self.facts["n_layers"] - 1
+        out, *rest = attend(query, key, value, scale, window, softcap, want_output=not last)
+        self.on_layer(layer, self.measure(query, key, rest, layer, scale, window, softcap))
+        if last:
+            raise LastLayerDone  # what comes after is not needed: its output, its MLP, the final norm
         return out.transpose(1, 2).contiguous(), None
 
-    def measure(self, query, key, layer, scale, window, softcap):
-        """The arrays of one layer of one batch, checked."""
+    def measure(self, query, key, rest, layer, scale, window, softcap):
+        """The arrays of one layer of one batch, checked; `rest` is (L', H')."""
         visible = role_metrics.visible_keys(query.shape[2], [window])[0]
-        log_sum, entropy = rest_statistics(query, key, scale, window, softcap)
-        parts = (sink_scores(query, key, scale, softcap), log_sum, entropy)
+        parts = (sink_scores(query, key, scale, softcap), *rest)
         arrays = join_sink(*(part.cpu().numpy() for part in parts), visible)
         check_rows(arrays, self.n_tokens, visible, layer)
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
@@ -256,20 +292,21 @@ def refuse_variant(layer, kwargs):
             raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
 
 
-def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer):
-    """One forward pass of a right-padded batch up to the final norm (no output projection), rows reduced layer by layer.
+def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer, kind=LayerRecorder):
+    """One forward pass of a right-padded batch up to the attention of the last layer, rows reduced layer by layer.
 
     model  a Hugging Face model that follows AttentionInterface and is not wrapped by a bridge
     ids, mask [prompt, query]   n_tokens [prompt]   span [prompt, 2]   on_layer as in LayerRecorder
+    kind   the recorder; a subclass may look at queries and keys as well
     """
-    recorder = LayerRecorder(facts, n_tokens, span, on_layer)
+    recorder = kind(facts, n_tokens, span, on_layer)
     AttentionInterface.register(NAME, recorder)  # the name has no entry among masks, so no [query, key] mask is built
     if model.config.get_text_config()._attn_implementation != NAME:
         if not model._can_set_attn_implementation():
             raise UserError(f"{type(model).__name__} does not take another attention function; use --capture patterns")
         model.set_attn_implementation(NAME)
     device = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.suppress(LastLayerDone):
         model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
     if recorder.fired != list(range(facts["n_layers"])):
         raise RunFailed(

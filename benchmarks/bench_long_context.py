@@ -8,8 +8,8 @@
 
 Every measurement is a process of its own, so that peak memory is its own: the highest resident memory during the passes less
 the resident memory before the first one (the model is loaded by then). Time is the median of --repeats passes after one that
-warms up. With --device cuda peak memory is torch.cuda's. What would not fit the free memory, or is longer than --max_tokens
-of its kind, is skipped and said.
+warms up; on a shared machine processor seconds are the steadier measure. With --device cuda peak memory is torch.cuda's. What
+would not fit the free memory, or has more than --max_tokens tokens where patterns are built, is skipped and said.
 
     python benchmarks/bench_long_context.py
     python benchmarks/bench_long_context.py --tokens 4096 --ways plain streaming --repeats 5
@@ -66,7 +66,7 @@ def describe(row):
 
 def one_row(args, way, tokens):
     """The measurement of one way at one length, in a process of its own: a dict with `note` where it was skipped."""
-    row = {"tokens": tokens, "way": way, "note": "", "seconds": None, "mib": None}
+    row = {"tokens": tokens, "way": way, "note": "", "seconds": None, "cpu": None, "mib": None}
     if sum(ALIVE[way]) and tokens > args.max_tokens:
         return row | {"note": f"skipped: more than --max_tokens {args.max_tokens}"}
     if args.model_id == RANDOM_SHAPE and way.startswith("tl_"):
@@ -111,22 +111,23 @@ def free_gib(device):
 
 
 def measure(args, way, tokens):
-    """{"seconds", "mib", "spread"} of one way: median time, peak memory above the model, (fastest, slowest)."""
+    """{"seconds", "cpu", "mib"} of one way: median time, median processor time, peak memory above the model."""
     import torch
 
     work = make_work(args, way, tokens)
-    seconds = []
+    seconds, cpu = [], []
     with PeakMemory(args.device) as peak, torch.inference_mode():
         for turn in range(args.repeats + 1):
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             work()
             if args.device.startswith("cuda"):
                 torch.cuda.synchronize()
             if turn or args.repeats == 1:  # the first pass warms up
                 seconds.append(time.perf_counter() - started)
+                cpu.append(time.process_time() - started_cpu)
             if args.repeats == 1:
                 break
-    return {"seconds": statistics.median(seconds), "mib": peak.mib, "spread": [min(seconds), max(seconds)]}
+    return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "mib": peak.mib}
 
 
 class PeakMemory:
@@ -193,9 +194,11 @@ def make_work(args, way, tokens):
         from model_loading import load_model
 
         loaded = load_model(args.model_id, device=args.device)
+        read_weights(loaded.plain)
         ids = random_ids(loaded.plain.config, tokens)
         return hooks_work(loaded, ids) if way == "tl_hooks" else cache_work(loaded, ids)
     model = load_plain(args, "eager" if way == "hf_eager" else "sdpa")
+    read_weights(model)
     ids = random_ids(model.config, tokens)
     mask, span, count = torch.ones_like(ids), np.array([[1, tokens]]), np.array([tokens])
     if way == "streaming":
@@ -213,6 +216,12 @@ def make_work(args, way, tokens):
         entropy_of(a)
         for a in model.base_model(ids, attention_mask=mask, use_cache=False, output_attentions=True).attentions
     ]
+
+
+def read_weights(model):
+    """Touch every weight: a mapped file becomes resident when it is first read, and would count as the pass's memory."""
+    for parameter in model.parameters():
+        parameter.sum()
 
 
 def random_ids(config, tokens):
@@ -253,16 +262,26 @@ def print_table(rows):
     plain = {row["tokens"]: row for row in rows if row["way"] == "plain" and row["seconds"]}
     if not plain:
         raise RunFailed("no plain pass was measured, so there is nothing to compare with")
-    table = Table("tokens", "way", "s", "/ plain", "peak MiB", "/ plain ", title="long context: time and peak memory")
+    table = Table(
+        "tokens",
+        "way",
+        "s",
+        "/ plain",
+        "CPU s",
+        "/ plain",
+        "peak MiB",
+        "/ plain",
+        title="long context: time and peak memory",
+    )
     for row in rows:
         base = plain.get(row["tokens"])
         if row["note"] or base is None:
-            table.add_row(str(row["tokens"]), row["way"], row["note"].split(":")[0], "", "", "")
+            table.add_row(str(row["tokens"]), row["way"], row["note"].split(":")[0], *[""] * 5)
             continue
-        ratios = f"{row['seconds'] / base['seconds']:.2f}", f"{row['mib'] / max(base['mib'], 1):.2f}"
-        table.add_row(
-            str(row["tokens"]), row["way"], f"{row['seconds']:.2f}", ratios[0], f"{row['mib']:.0f}", ratios[1]
-        )
+        cells = []
+        for name, digits in (("seconds", 2), ("cpu", 2), ("mib", 0)):
+            cells += [f"{row[name]:.{digits}f}", f"{row[name] / base[name]:.2f}"]
+        table.add_row(str(row["tokens"]), row["way"], *cells)
     Console(markup=False, highlight=False, width=100).print(table)
     grown = {row["tokens"]: row["mib"] for row in rows if row["way"] == "streaming" and row["mib"]}
     if {2048, 8192} <= set(grown):

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import inspect
+import io
 import json
 import os
 import resource
@@ -66,6 +67,7 @@ def run_child(request, out, err):
     """In the child: redirect, set the fault, run main(argv), and end without the parent's clean-up."""
     os.dup2(out, 1)
     os.dup2(err, 2)
+    sys.stdout, sys.stderr = (open(end, "w", encoding="utf-8", closefd=False) for end in (1, 2))  # noqa: SIM115
     os.chdir(request["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.get("max_bytes") is not None:
@@ -152,7 +154,7 @@ def warm_up():
     import analyze_results
     from synthetic import make_run, save_run
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = save_run(make_run(per_category=3), folder)
         analyze_results.main(["--input_dir", str(run), "--output_dir", f"{folder}/tables"])
 

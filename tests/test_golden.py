@@ -31,7 +31,7 @@ from run_pairs import RUNS, estimate_original, estimate_pair, match_runs
 from synthetic import make_run
 
 GOLDEN = Path(__file__).parent / "golden"
-RELATIVE, ABSOLUTE = 1e-6, 1e-8
+RELATIVE, ABSOLUTE = 1e-6, 1e-7
 TOLERANCE = 2.0
 DPI = 40
 PICTURE = {"baseline_dir": "golden", "style": plot_style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}

@@ -108,6 +108,18 @@ def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
         np.testing.assert_allclose(values, expected[name], atol=3e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("window", [None, 1, 5, 300])
+def test_one_call_gives_output_and_rows(window, monkeypatch):
+    monkeypatch.setattr(streaming_attention, "BLOCK", 16)
+    query, key = make_scores(37, 4.0)
+    value = torch.randn(1, 2, 37, 12)  # a value may be wider than a key
+    out, *rest = streaming_attention.joint_cpu(query, key, value, 0.5, window)
+    for found, expected in zip(rest, flash_rest(query, key, 0.5, window), strict=True):
+        np.testing.assert_allclose(found, expected, atol=3e-6, rtol=0)
+    expected = streaming_attention.plain_output(query, key, value, 0.5, window)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("sink", [10.0, 20.0, 60.0, -60.0])
 def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
     query, key = make_scores(50, sink)
@@ -148,7 +160,8 @@ def test_softcapped_scores_equal_float64_patterns():
 def test_short_dtypes_stream_float32_entropies(models, dtype):
     short = models("llama", dtype)
     gaps = capture_choice.check_streaming(short)
-    assert gaps["entropy_gap"] < capture_choice.TOLERANCE[dtype]
+    assert gaps["kernel_gap"] < 1e-5  # float32 rows although the model is short
+    assert 1e-5 < gaps["path_gap"] < capture_choice.PATH_TOLERANCE[dtype]
     query, key = make_scores(50, 4.0)
     query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
     expected, visible = exact_rows(query, key, 0.3, None)
@@ -165,7 +178,7 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
     ],
 )
 def test_variants_that_the_formulas_do_not_describe_are_refused(kwargs, named):
-    facts = {"n_heads": 4, "sliding_windows": [None]}
+    facts = {"n_layers": 2, "n_heads": 4, "sliding_windows": [None]}
     recorder = LayerRecorder(facts, [3], [[0, 3]], lambda layer, arrays: None)
     module = torch.nn.Module()
     module.layer_idx = 0
@@ -189,12 +202,12 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
 
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
-    assert capture_choice.check_streaming(loaded)["entropy_gap"] < 1e-5
-    right = streaming_attention.flash_rest
+    assert capture_choice.check_streaming(loaded)["path_gap"] < 1e-5
+    right = streaming_attention.joint_cpu
     monkeypatch.setattr(
-        streaming_attention, "flash_rest", lambda q, k, scale, window: right(q, k, scale * 1.01, window)
+        streaming_attention, "joint_cpu", lambda q, k, v, scale, *rest: right(q, k, v, scale * 1.01, *rest)
     )
-    with pytest.raises(RunFailed, match=r"instrument check.*layer \d head \d.*--capture patterns"):
+    with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):
         capture_choice.check_streaming(loaded)
 
 
@@ -274,7 +287,8 @@ def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, mon
         np.testing.assert_allclose(getattr(runs["streaming"], name), getattr(runs["patterns"], name), atol=1e-4)
     recorded = json.loads((tmp_path / "streaming/latest_run/experiment_config.json").read_text())["capture"]
     assert recorded["method"] == "streaming"
-    assert 0 < recorded["entropy_gap"] < recorded["tolerance"] == 1e-4
+    assert 0 < recorded["kernel_gap"] < recorded["kernel_tolerance"] == 1e-4
+    assert 0 < recorded["path_gap"] < recorded["path_tolerance"] == 1e-4
     assert not list((tmp_path / "streaming/latest_run").resolve().glob("raw_*"))
     assert list((tmp_path / "patterns/latest_run").resolve().glob("raw_*"))
     assert activation_analysis.main([*flags, "--capture", "streaming", "--raw", "full"]) == 2
