@@ -11,10 +11,9 @@ A head that puts all but r = 1e-6 on key 0 still gets an accurate sink-free entr
 1: the usual closed form (H + m ln m) / r + ln r divides the rounding of H by r. A row whose window has moved past key 0 has
 m = 0 and H = H'; a row with r = 0 in float32 has no sink-free entropy (NaN), as in role_metrics.sinkfree_entropy.
 
-Ways to L' and H', the same numbers: torch's flash kernel on the CPU, together with the output in float32 models (`joint_cpu`)
-and beside it otherwise (`flash_rest`); blocks of rows in public operations (`chunked_rest`) on other devices and for
-soft-capped scores. Scores are float32 in all of them, whatever dtype the model has. Right padding: a real row never sees
-padding, so no mask is needed beside the causal one.
+Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`); blocks of rows in public operations
+(`chunked_rest`) on other devices and for soft-capped scores. Scores are float32 in both, whatever dtype the model has. Right
+padding: a real row never sees padding, so no mask is needed beside the causal one.
 
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
@@ -90,30 +89,6 @@ def flash_rest(query, key, scale, window):
     return log_sum, log_sum - mean_score
 
 
-def joint_cpu(query, key, value, scale, window):
-    """(output, L', H') of a float32 layer from one call of the CPU kernel over keys 1 and later.
-
-    Values and keys stand side by side in the place of the values, and queries and keys are padded with zeros to that width,
-    because the kernel wants one width. Scores and their exponentials, the dear part, are then computed once. Key 0 joins the
-    output afterwards: o = m v_0 + r o'.
-    """
-    width, pad = value.shape[-1], (0, value.shape[-1])
-    later = query[:, :, 1:], key[:, :, 1:], value[:, :, 1:]
-    wide_query, wide_key = (torch.nn.functional.pad(part, pad) for part in later[:2])
-    means, log_sum = flash_cpu(wide_query, wide_key, torch.cat((later[2], later[1]), dim=-1), scale, window)
-    del wide_query, wide_key
-    entropy = log_sum - torch.einsum("phqd,phqd->phq", later[0], means[..., width:]) * scale
-    odds = log_sum - sink_scores(later[0], key, scale)
-    if window is not None:
-        odds[:, :, window - 1 :] = float("inf")  # the row at position i here is row i + 1; key 0 is out of its sight
-    out = query.new_empty((*query.shape[:3], width))
-    first = value[:, :, :1].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    out[:, :, :1] = first
-    torch.mul(means[..., :width], torch.sigmoid(odds)[..., None], out=out[:, :, 1:])
-    out[:, :, 1:].addcmul_(first, torch.sigmoid(-odds)[..., None])
-    return out, log_sum, entropy
-
-
 def block_scores(query, key, rows, keys, scale, window, softcap):
     """Scores of a block of rows in float32, -inf where a key is not seen: [prompt, head, query, key]."""
     (a, b), (low, high) = rows, keys
@@ -162,8 +137,6 @@ def attend(query, key, value, scale, window, softcap=None, want_output=True):
     if softcap is not None:
         out = chunked_output(query, key, value, scale, window, softcap) if want_output else None
         return out, *chunked_rest(query, key, scale, window, softcap)
-    if want_output and on_cpu and query.dtype == torch.float32:
-        return joint_cpu(query, key, value, scale, window)
     out = plain_output(query, key, value, scale, window) if want_output else None
     return out, *(flash_rest if on_cpu else chunked_rest)(query, key, scale, window)
 
