@@ -15,6 +15,7 @@ that bound the memory. Why not over heads, as the original: heads of a layer sha
 nothing about new ones. What each method was seen to do on simulated runs: METHODS.md and benchmarks/calibration.py.
 """
 
+from functools import lru_cache
 from itertools import combinations, product
 from math import comb
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def infer_indices(values, category, pair_id=None, base=None, n_resamples=N_RESAM
     runs = [np.asarray(run, dtype=np.float64) for run in ([values] if base is None else [values, base])]
     shape, runs = runs[0].shape[1:], [run.reshape(len(run), -1) for run in runs]
     pair_id = np.full(len(category), -1) if pair_id is None else pair_id
-    weights = draw_weights(bootstrap_counts(category, pair_id, n_resamples, seed))
+    weights = bootstrap_weights(category, pair_id, n_resamples, seed)
     out = {name: _Summary(runs[0].shape[1], n_resamples, confidence) for name in INDICES}
     for columns, rows in _column_blocks(sum(runs), n_resamples):
         parts = [run[np.ix_(rows, columns)] for run in runs]
@@ -171,6 +172,18 @@ def index_difference_intervals(
     """The interval to report for instruct - base, the same resampled prompts in both: {"rfc": (estimate, low, high), ...}."""
     found = infer_indices(instruct, category, pair_id, base, n_resamples, seed, confidence)
     return {name: result[:3] for name, result in found.items()}
+
+
+def bootstrap_weights(category, pair_id, n_resamples, seed):
+    """`draw_weights` of `bootstrap_counts`, read-only: the same draws serve every kind, layer and head of a run."""
+    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(np.asarray(pair_id).tolist()), n_resamples, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_weights(category, pair_id, n_resamples, seed):
+    weights = draw_weights(bootstrap_counts(category, pair_id, n_resamples, seed))
+    weights.setflags(write=False)
+    return weights
 
 
 def draw_weights(counts):
@@ -305,7 +318,7 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=0
     values = a - b if paired else np.concatenate([a, b])
     group = np.where(np.arange(len(values)) < len(a), "a", "b")
     flat = values.reshape(len(values), -1)
-    weights = draw_weights(bootstrap_counts(group, np.full(len(group), -1), n_resamples, seed))
+    weights = bootstrap_weights(group, np.full(len(group), -1), n_resamples, seed)
     out = _Summary(flat.shape[1], n_resamples, confidence)
     for columns, rows in _column_blocks(flat, n_resamples):
         part = flat[np.ix_(rows, columns)]
@@ -351,7 +364,7 @@ def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=0):
     group = np.where(np.arange(len(values)) < len(a), "a", "b")
     weights = None
     if labels.shape[1] == n_permutations + 1:
-        weights = draw_weights(bootstrap_counts(group, np.full(len(group), -1), n_permutations, seed))
+        weights = bootstrap_weights(group, np.full(len(group), -1), n_permutations, seed)
     difference = _defined_moments(a)[1] - _defined_moments(b)[1]
     return _permute(values, labels, _welch_t, difference, group, weights)
 

@@ -5,7 +5,8 @@
 
 Each command runs once uncounted (it fills the disk cache and converts the bundled model), then --runs times, the stages in
 turn, so that a machine whose speed drifts cannot favour one. Wall seconds are what a user waits, CPU seconds (user and
-system, child processes included) hardly move when a neighbour is busy. Nothing is written outside a temporary folder.
+system, child processes included) hardly move when a neighbour is busy. Nothing is written outside a temporary folder, but for
+Python's bytecode, which is kept even where PYTHONDONTWRITEBYTECODE forbids it.
 """
 
 import os
@@ -77,8 +78,10 @@ def write_plan(path):
 def clock(command, folder):
     """(wall, CPU) seconds of one process and its children."""
     script, *arguments = command.split()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    call = [sys.executable, PROJECT / script, *arguments]
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run([sys.executable, PROJECT / script, *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)
     wall, after = time.perf_counter() - start, os.times()
     if done.returncode:
         raise RunFailed(f"{command}: exit {done.returncode}: {done.stderr.strip()[-300:]}")
