@@ -56,10 +56,14 @@ class WorkerBody:
 
 
 class Worker:
-    """The driver's view of a worker: `facts` once it is ready, `item` while it does one, `near` of the last one."""
+    """The driver's view of a worker: `facts` once it is ready, `item` while it does one, `near` of the last one.
+
+    preparing  the item is a preparing one, perhaps of an earlier run: its answer is nobody's result
+    """
 
     def __init__(self, actor):
-        self.actor, self.facts, self.item, self.prepared, self.near = actor, None, None, False, ""
+        self.actor, self.facts, self.item, self.near = actor, None, None, ""
+        self.preparing = self.prepared = False
 
 
 class RayEngine:
@@ -152,7 +156,7 @@ class RayEngine:
         """Yield (item, result) of every item, as they finish; a deque may be given and grow meanwhile."""
         queue = items if isinstance(items, deque) else deque(items)
         with progress(len(queue), title, unit) as bar:
-            while queue or any(worker.item not in (None, self.preparation) for worker in self.workers):
+            while queue or any(worker.item is not None and not worker.preparing for worker in self.workers):
                 for item, value in self._step(queue):
                     bar.update()
                     yield item, value
@@ -163,7 +167,7 @@ class RayEngine:
         for worker in self.workers:
             if worker.facts and worker.item is None:
                 if self.preparation and not worker.prepared:
-                    self._give(worker, self.preparation)
+                    self._give(worker, self.preparation, preparing=True)
                 elif queue:
                     item = next((item for item in queue if item.near == worker.near), queue[0])
                     queue.remove(item)
@@ -180,7 +184,7 @@ class RayEngine:
                 raise RunFailed(f"{item.label if item else 'a worker'}: {cause}") from error
             except self.ray.exceptions.RayError as error:
                 self._replace(worker, item, error)
-                if item is not None and item is not self.preparation:
+                if item is not None and not worker.preparing:
                     queue.appendleft(item)
                 continue
             if item is None:
@@ -190,7 +194,7 @@ class RayEngine:
             del self.deaths[item.name]
             if item is self.preparation:
                 self._check_identity(worker, value)
-            else:
+            elif not worker.preparing:
                 yield item, value
 
     def _add_worker(self):
@@ -199,8 +203,8 @@ class RayEngine:
         self.workers.append(worker)
         self.calls[worker.actor.ready.remote()] = worker
 
-    def _give(self, worker, item):
-        worker.item, worker.near = item, item.near
+    def _give(self, worker, item, preparing=False):
+        worker.item, worker.near, worker.preparing = item, item.near, preparing
         self.calls[worker.actor.do.remote(item.task, item.payload)] = worker
 
     def _welcome(self, worker, facts):

@@ -58,3 +58,9 @@ def refuse(held, payload):
     """Fail in the way that payload says."""
     print("about to fail")
     raise {"UserError": UserError, "RunFailed": RunFailed, "ValueError": ValueError}[payload["kind"]](payload["text"])
+
+
+def prepare_slowly(held, payload):
+    """A preparation that one worker still does when the run that asked for it is over."""
+    time.sleep(payload["seconds"])
+    return {"identity": {"weights": "slow"}}

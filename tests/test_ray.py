@@ -159,6 +159,13 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_pa
         queue.extend(waits(tmp_path / "grown", 2, 0)[1:] if len(seen) == 1 else [])
     assert seen == ["item 0", "item 1"]
 
+    late = Item("late", "ray_tasks:prepare_slowly", {"seconds": 3})
+    engine.preparation = late  # of a run that is over: a worker still does it when the next one begins
+    engine._give(engine.workers[0], late, preparing=True)
+    engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"}))
+    assert [item.label for item, _ in engine.run(waits(tmp_path / "after", 14, 0.4))].count("late") == 0
+    assert engine.workers[0].prepared or engine.workers[1].prepared
+
     [(_, value)] = engine.run([Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})])
     assert value == "alive" and not engine.deaths
     for kind, text in (("UserError", "--x 3: y is allowed"), ("RunFailed", "layer 2 head 1"), ("ValueError", "a bug")):
