@@ -222,14 +222,6 @@ def capture_documents(loaded, documents, method, batch_size=64, batch_tokens=Non
     return results, captured.failed
 
 
-def capture_document(loaded, document, method):
-    """The arrays of one document: one work item, the same numbers wherever it runs. Raises UserError out of memory."""
-    results, failed = capture_documents(loaded, [document], method)
-    if failed:
-        raise UserError(f"document {failed[0][0]}: {failed[0][1]}")
-    return results[0]
-
-
 def document_arrays(arrays, i, document):
     """What is kept of a document: {"turn_*" [turn, layer, head], "whole_*" [layer, head], "row_*" [layer, query]} float32.
 

@@ -143,7 +143,7 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     start, stop = tokenized[1].spans[2]
     rows = results[1]["row_sink_mass"][:, start:stop].mean(axis=-1)
     np.testing.assert_allclose(results[1]["turn_sink_mass"][2].mean(axis=-1), rows, atol=1e-6)
-    alone = documents.capture_document(tiny, tokenized[1], "streaming")
+    [alone], _ = documents.capture_documents(tiny, [tokenized[1]], "streaming")
     assert set(alone) == set(documents.array_names())
     for name, values in alone.items():
         np.testing.assert_allclose(results[1][name], values, atol=1e-5)
