@@ -11,14 +11,17 @@ A head that puts all but r = 1e-6 on key 0 still gets an accurate sink-free entr
 1: the usual closed form (H + m ln m) / r + ln r divides the rounding of H by r. A row whose window has moved past key 0 has
 m = 0 and H = H'; a row with r = 0 in float32 has no sink-free entropy (NaN), as in role_metrics.sinkfree_entropy.
 
-Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`); blocks of rows in public operations
-(`chunked_rest`) on other devices and for soft-capped scores. Scores are float32 in both, whatever dtype the model has. Right
-padding: a real row never sees padding, so no mask is needed beside the causal one.
+Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`); on CUDA a Triton kernel that gives the
+output as well (triton_attention.py); elsewhere, and for soft-capped scores on the CPU, blocks of rows in public operations
+(`chunked_rest`). Scores are float32 in all, whatever dtype the model has. Right padding: a real row never sees padding, so no
+mask is needed beside the causal one.
 
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
 
 import contextlib
+import sys
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from cli import RunFailed, UserError
 
 NAME = "role_streaming"
 BLOCK = 256  # query rows per block where scores are materialised: [prompt, head, BLOCK, key] float32
+MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
 ENTROPY_SLACK = 1e-3  # how far beyond 0 and ln(visible keys) rounding may put an entropy, in nats
 
 
@@ -128,12 +132,36 @@ def chunked_output(query, key, value, scale, window, softcap):
     return out
 
 
+def cuda_kernel(query, value):
+    """The module of the CUDA kernel where it takes these tensors, else None."""
+    kernel = triton_kernel() if query.device.type == "cuda" else None
+    return kernel if kernel is not None and kernel.fits(query, value) else None
+
+
+@cache
+def triton_kernel():
+    """The module of the CUDA kernel, or None, said once, where Triton is not installed (it comes with torch on Linux)."""
+    try:
+        import triton_attention
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        print(
+            "note: Triton is not installed; entropies are taken from blocks of scores, which is slower", file=sys.stderr
+        )
+        return None
+    return triton_attention
+
+
 def attend(query, key, value, scale, window, softcap=None, want_output=True):
     """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
 
     output [prompt, head, query, d] in the model's dtype    L', H' [prompt, head, query - 1] float32
     """
     on_cpu = query.device.type == "cpu" and query.shape[2] > 1
+    kernel = cuda_kernel(query, value)
+    if kernel is not None:
+        return kernel.rest_and_output(query, key, value, scale, window, softcap)
     if softcap is not None:
         out = chunked_output(query, key, value, scale, window, softcap) if want_output else None
         return out, *chunked_rest(query, key, scale, window, softcap)
@@ -265,6 +293,42 @@ def refuse_variant(layer, kwargs):
             raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
 
 
+def _gated_mlps(model):
+    """The dense gated MLPs of a model, which treat every token alone; not those that accelerate moves between devices."""
+    parts = ("gate_proj", "up_proj", "down_proj")
+    for module in model.modules():
+        linear = all(isinstance(getattr(module, part, None), torch.nn.Linear) for part in parts)
+        if linear and not hasattr(module, "_hf_hook"):
+            yield module
+
+
+@contextlib.contextmanager
+def mlps_in_blocks(model, rows=MLP_ROWS):
+    """Inside the block, MLPs on the CPU take `rows` tokens at a time: what they multiply stays in the processor's cache.
+
+    A 4,096-token MLP of the bundled model takes 0.8 of its time that way, and its wide layer is never held for all tokens.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    mlps = [(mlp, mlp.forward) for mlp in _gated_mlps(model)] if on_cpu else []
+    try:
+        for mlp, forward in mlps:
+            mlp.forward = partial(_in_blocks, forward, rows)
+        yield
+    finally:
+        for mlp, _ in mlps:
+            del mlp.forward  # the class's own again
+
+
+def _in_blocks(forward, rows, hidden):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if len(flat) < 2 * rows:
+        return forward(hidden)
+    out = torch.empty_like(flat)
+    for start in range(0, len(flat), rows):
+        out[start : start + rows] = forward(flat[start : start + rows])
+    return out.view(hidden.shape)
+
+
 def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer, kind=LayerRecorder):
     """One forward pass of a right-padded batch up to the attention of the last layer, rows reduced layer by layer.
 
@@ -279,7 +343,7 @@ def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer, kind=LayerR
             raise UserError(f"{type(model).__name__} does not take another attention function; use --capture patterns")
         model.set_attn_implementation(NAME)
     device = next(model.parameters()).device
-    with torch.inference_mode(), contextlib.suppress(LastLayerDone):
+    with torch.inference_mode(), mlps_in_blocks(model), contextlib.suppress(LastLayerDone):
         model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
     if recorder.fired != list(range(facts["n_layers"])):
         raise RunFailed(

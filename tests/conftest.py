@@ -1,9 +1,12 @@
 """Tests import the scripts as a user's shell finds them: from the folder above."""
 
+import os
 import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run on the CPU
 
 import cli  # noqa: E402, F401  (sets the thread policy before anything imports torch)

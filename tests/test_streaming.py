@@ -67,6 +67,25 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
     assert_same_arrays(streamed, patterns, 1e-5)
 
 
+def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
+    plain = models("llama").plain
+    mlp = plain.base_model.layers[0].mlp
+    hidden = torch.randn(2, 21, plain.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    seen = []
+    handle = mlp.gate_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[0]))
+    with torch.inference_mode():
+        expected = mlp(hidden)
+        seen.clear()
+        with streaming_attention.mlps_in_blocks(plain, rows=10):
+            found = mlp(hidden)
+            mlp(hidden[:1, :19])  # fewer than two blocks: whole
+    handle.remove()
+    assert seen == [10, 10, 10, 10, 2, 1]
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert "forward" not in vars(mlp)
+
+
 def make_scores(n_query, sink, groups=2, seed=0):
     """Queries and keys [1, head, query, 8] whose scores with key 0 exceed the others by about `sink`."""
     generator = torch.Generator().manual_seed(seed)

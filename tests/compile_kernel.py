@@ -1,0 +1,37 @@
+"""Compiles the CUDA kernel for graphics cards that need not be there and prints what it takes (test_triton.py).
+
+python tests/compile_kernel.py bf16 128 90        dtype, width of a head, compute capability times ten
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+import triton_attention  # noqa: E402
+
+
+def compile_kernel(dtype, width, capability):
+    kernel = triton_attention._attention
+    tile, warps = triton_attention._tile(width, 4 if dtype == "fp32" else 2)
+    constants = {"WIDTH": width, "VALUE_WIDTH": width, "PADDED": width, "VALUE_PADDED": width}
+    constants |= {"ROWS": tile, "KEYS": tile, "CAPPED": True}
+    kinds = dict.fromkeys(constants, "constexpr") | {"scale": "fp32", "softcap": "fp32"}
+    kinds |= dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "out_ptr"), f"*{dtype}")
+    kinds |= dict.fromkeys(("log_sum_ptr", "entropy_ptr"), "*fp32")
+    names = kernel.arg_names
+    signature = {name: kinds.get(name, "i32") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.endswith(("_ptr", "_row"))}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    options = {"num_warps": warps, "num_stages": 2}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+if __name__ == "__main__":
+    made = compile_kernel(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    print(json.dumps({"shared": made.metadata.shared, "tensor_cores": "mma" in made.asm["ptx"]}))

@@ -1,0 +1,90 @@
+"""The CUDA kernel without a graphics card: its numbers by Triton's interpreter, its code by Triton's compiler.
+
+The interpreter multiplies bfloat16 as integers (triton 3.7), so float16 stands for the short dtypes here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
+
+import streaming_attention
+import triton_attention
+from attention_capture import capture_attention, tokenize_prompts
+from model_loading import load_model
+from prompts import Prompt
+from streaming_attention import chunked_output, chunked_rest
+from tiny_models import WINDOW, save_tiny
+
+SMALLEST_SHARED = 99 * 1024  # bytes a block may have on consumer cards of compute capability 8.6 and 8.9
+
+
+def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
+    """Queries, keys and values as a model hands them over: transposed views, key 0 favoured by `sink`."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((heads, width), (kv_heads, width), (kv_heads, value_width))
+    query, key, value = (
+        torch.randn(2, n_rows, *shape, generator=generator).to(dtype).transpose(1, 2) for shape in shapes
+    )
+    key[:, :, 0] += sink * query[:, :1].float().mean(dim=2).sign().to(dtype)
+    return query, key, value
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "heads", "kv_heads", "width", "value_width", "window", "softcap", "dtype", "sink"),
+    [
+        (37, 4, 2, 8, 8, None, None, torch.float32, 0.0),
+        (1, 2, 1, 16, 16, None, None, torch.float32, 0.0),
+        (130, 4, 2, 16, 12, 5, None, torch.float32, 0.0),
+        (130, 2, 1, 24, 24, 70, None, torch.float32, 2.0),
+        (70, 2, 1, 64, 64, 1, None, torch.float32, 0.0),
+        (70, 2, 1, 64, 64, None, 3.0, torch.float32, 0.0),
+        (130, 4, 1, 128, 128, None, None, torch.float32, 8.0),
+        (130, 2, 1, 64, 64, 40, None, torch.float16, 2.0),
+    ],
+)
+def test_the_kernel_equals_blocks_of_scores(n_rows, heads, kv_heads, width, value_width, window, softcap, dtype, sink):
+    query, key, value = tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink)
+    scale = width**-0.5
+    out, log_sum, entropy = triton_attention.rest_and_output(query, key, value, scale, window, softcap)
+    expected = chunked_rest(query, key, scale, window, softcap)
+    torch.testing.assert_close(log_sum, expected[0], atol=5e-6, rtol=0)
+    torch.testing.assert_close(entropy, expected[1], atol=5e-6, rtol=0)
+    whole = chunked_output(query.float(), key.float(), value.float(), scale, window, softcap)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), whole, atol=5e-6 if dtype == torch.float32 else 2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
+    tiny = load_model(save_tiny(name, tmp_path), device="cpu")
+    words = "the tower by the river is older than the town".split() * 4
+    texts = [" ".join(words[:count]) for count in (3 * WINDOW, 2, 9)]
+    tokenized = tokenize_prompts([Prompt(f"p{i}", "neutral", -1, t) for i, t in enumerate(texts)], tiny.tokenizer)
+    expected = capture_attention(tiny, tokenized).arrays
+    used = []
+    monkeypatch.setattr(streaming_attention, "cuda_kernel", lambda *parts: used.append(parts) or triton_attention)
+    found = capture_attention(tiny, tokenized, streaming=True).arrays
+    assert used
+    for row in ("entropy", "entropy_sinkfree", "sink_mass"):
+        torch.testing.assert_close(
+            torch.from_numpy(found[row]), torch.from_numpy(expected[row]), atol=1e-5, rtol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize(("dtype", "width", "capability"), [("bf16", 128, 90), ("bf16", 64, 80), ("fp32", 128, 80)])
+def test_the_kernel_compiles_to_tensor_cores_within_shared_memory(dtype, width, capability, tmp_path):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).with_name("compile_kernel.py")
+    command = [sys.executable, script, dtype, str(width), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    made = json.loads(done.stdout)
+    assert made["tensor_cores"]
+    assert made["shared"] <= SMALLEST_SHARED
