@@ -11,8 +11,11 @@ the resident memory before the first one (the model is loaded by then). Time is 
 warms up; on a shared machine processor seconds are the steadier measure. With --device cuda peak memory is torch.cuda's. What
 would not fit the free memory, or has more than --max_tokens tokens where patterns are built, is skipped and said.
 
+--pairs N compares the time of plain and streaming alone, in one process and in turn, which a drifting machine cannot favour.
+
     python benchmarks/bench_long_context.py
     python benchmarks/bench_long_context.py --tokens 4096 --ways plain streaming --repeats 5
+    python benchmarks/bench_long_context.py --tokens 4096 --pairs 9
     python benchmarks/bench_long_context.py --device cuda --model_id mistral-7b-shape      random weights, bfloat16
 """
 
@@ -44,6 +47,9 @@ def parse_args(argv=None):
         "--max_tokens", type=positive_int, default=4096, help="the most tokens for what builds patterns"
     )
     parser.add_argument("--repeats", type=positive_int, default=3)
+    parser.add_argument(
+        "--pairs", type=positive_int, help="time plain and streaming in turn, this often, in one process"
+    )
     parser.add_argument("--measure", choices=WAYS, help="measure one way in this process and print JSON (used inside)")
     return parser.parse_args(argv)
 
@@ -52,12 +58,47 @@ def run(args):
     if args.measure:
         print(json.dumps(measure(args, args.measure, args.tokens[0])))
         return
+    if args.pairs:
+        for tokens in args.tokens:
+            print_pairs(args, tokens)
+        return
     rows = []
     for tokens in args.tokens:
         for way in args.ways:
             rows.append(one_row(args, way, tokens))
             print(f"{tokens:6} {way:10} {rows[-1]['note'] or describe(rows[-1])}", flush=True)
     print_table(rows)
+
+
+def print_pairs(args, tokens):
+    """Wall and processor time of streaming / plain: the median over pairs, and the least of each over the least of the other."""
+    import numpy as np
+    import torch
+
+    works = [make_work(args, way, tokens) for way in ("plain", "streaming")]
+    with torch.inference_mode():
+        for work in works:
+            timed(args, work)  # warms up
+        times = np.array([[timed(args, work) for work in works] for _ in range(args.pairs)])
+    for name, (plain, streaming) in zip(("wall", "CPU"), times.transpose(2, 1, 0), strict=True):
+        ratios = streaming / plain
+        print(
+            f"{tokens:6} tokens, {args.pairs} pairs, {name:4}: plain {np.median(plain):.2f} s, streaming "
+            f"{np.median(streaming):.2f} s, ratio {np.median(ratios):.3f} ({ratios.min():.2f} to {ratios.max():.2f}), "
+            f"least / least {streaming.min() / plain.min():.3f}",
+            flush=True,
+        )
+
+
+def timed(args, work):
+    """(wall seconds, processor seconds) of one pass."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    work()
+    if args.device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, time.process_time() - started_cpu
 
 
 def describe(row):
@@ -118,13 +159,10 @@ def measure(args, way, tokens):
     seconds, cpu = [], []
     with PeakMemory(args.device) as peak, torch.inference_mode():
         for turn in range(args.repeats + 1):
-            started, started_cpu = time.perf_counter(), time.process_time()
-            work()
-            if args.device.startswith("cuda"):
-                torch.cuda.synchronize()
+            wall, busy = timed(args, work)
             if turn or args.repeats == 1:  # the first pass warms up
-                seconds.append(time.perf_counter() - started)
-                cpu.append(time.process_time() - started_cpu)
+                seconds.append(wall)
+                cpu.append(busy)
             if args.repeats == 1:
                 break
     return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "mib": peak.mib}
