@@ -166,14 +166,6 @@ def index_intervals(values, category, pair_id=None, n_resamples=N_RESAMPLES, see
     return {name: result[:3] for name, result in found.items()}
 
 
-def index_difference_intervals(
-    base, instruct, category, pair_id=None, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE
-):
-    """The interval to report for instruct - base, the same resampled prompts in both: {"rfc": (estimate, low, high), ...}."""
-    found = infer_indices(instruct, category, pair_id, base, n_resamples, seed, confidence)
-    return {name: result[:3] for name, result in found.items()}
-
-
 def bootstrap_weights(category, pair_id, n_resamples, seed):
     """`draw_weights` of `bootstrap_counts`, read-only: the same draws serve every kind, layer and head of a run."""
     return _kept_weights(tuple(np.asarray(category).tolist()), tuple(np.asarray(pair_id).tolist()), n_resamples, seed)
