@@ -8,7 +8,7 @@
 
 Every measurement is a process of its own, so that peak memory is its own: the highest resident memory during the passes less
 the resident memory before the first one (the model is loaded by then). Time is the median of --repeats passes after one that
-warms up; on a shared machine processor seconds are the steadier measure. With --device cuda peak memory is torch.cuda's. What
+warms up (a single pass is not warmed up); on a shared machine processor seconds are the steadier measure. With --device cuda peak memory is torch.cuda's. What
 would not fit the free memory, or has more than --max_tokens tokens where patterns are built, is skipped and said.
 
 --pairs N compares the time of plain and streaming alone, in one process and in turn, which a drifting machine cannot favour.
@@ -158,13 +158,12 @@ def measure(args, way, tokens):
     work = make_work(args, way, tokens)
     seconds, cpu = [], []
     with PeakMemory(args.device) as peak, torch.inference_mode():
-        for turn in range(args.repeats + 1):
+        if args.repeats > 1:
+            timed(args, work)  # warms up
+        for _ in range(args.repeats):
             wall, busy = timed(args, work)
-            if turn or args.repeats == 1:  # the first pass warms up
-                seconds.append(wall)
-                cpu.append(busy)
-            if args.repeats == 1:
-                break
+            seconds.append(wall)
+            cpu.append(busy)
     return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "mib": peak.mib}
 
 
