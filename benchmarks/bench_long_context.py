@@ -8,8 +8,9 @@
 
 Every measurement is a process of its own, so that peak memory is its own: the highest resident memory during the passes less
 the resident memory before the first one (the model is loaded by then). Time is the median of --repeats passes after one that
-warms up (a single pass is not warmed up); on a shared machine processor seconds are the steadier measure. With --device cuda peak memory is torch.cuda's. What
-would not fit the free memory, or has more than --max_tokens tokens where patterns are built, is skipped and said.
+warms up (a single pass is not warmed up); on a shared machine processor seconds are the steadier measure. With --device cuda
+peak memory is torch.cuda's. What would not fit the free memory, or has more than --max_tokens tokens where patterns are built,
+is skipped and said.
 
 --pairs N compares the time of plain and streaming alone, in one process and in turn, which a drifting machine cannot favour.
 
