@@ -57,10 +57,10 @@ def _processors():
 def _work(function, items, receiver, sender):
     """A child: its share's results, or the expected error that ended it (a defect prints its traceback here).
 
-    Ctrl-C is the parent's to answer.
+    Ctrl-C is the parent's to answer; it ends its children with SIGTERM, and they remove the files that they were writing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     receiver.close()
     try:
         answer = True, [function(item) for item in items]

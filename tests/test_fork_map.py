@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 
 from cli import RunFailed, UserError
 from fork_map import fork_map
+from output_manager import replaced_file
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -43,3 +45,21 @@ def test_a_child_that_is_killed_is_an_error_not_a_missing_result():
     with pytest.raises(RunFailed, match="died"):
         fork_map(die, range(4), 2)
     assert not multiprocessing.active_children()
+
+
+def test_a_child_that_is_stopped_leaves_no_half_written_file(tmp_path):
+    """The parent fails (a full disk, Ctrl-C) while a child is writing."""
+    parent, begun = os.getpid(), tmp_path / "begun"
+
+    def write(_):
+        if os.getpid() != parent:
+            with replaced_file(tmp_path / "figure.csv"):
+                begun.touch()
+                time.sleep(60)
+        while not begun.exists():
+            time.sleep(0.01)
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="full"):
+        fork_map(write, range(2), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
