@@ -1,6 +1,7 @@
 """Tests import the scripts as a user's shell finds them: from the folder above."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,3 +11,5 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run on the CPU
 
 import cli  # noqa: E402, F401  (sets the thread policy before anything imports torch)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` has it ignored, in the scripts under test too

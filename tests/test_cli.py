@@ -15,7 +15,7 @@ SLEEPER = """
 import sys, time, cli
 def run(args):
     print("ready", flush=True)
-    time.sleep(30)
+    time.sleep(300)
 sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
 """
 

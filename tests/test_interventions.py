@@ -326,7 +326,7 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     child = subprocess.Popen(
         [sys.executable, str(HERE / "interventions.py"), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(out.glob(".tmp_*/sh_*")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
