@@ -12,4 +12,5 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: 
 
 import cli  # noqa: E402, F401  (sets the thread policy before anything imports torch)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` has it ignored, in the scripts under test too
+# `nohup make test &` ignores SIGINT, and the scripts that the tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
