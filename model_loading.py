@@ -20,6 +20,8 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +108,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     files = weight_files(source) if Path(source).is_dir() else []
     if files:
         check_memory(model_id, parameter_bytes(files, dtype), device)
+    wait_for_digest = _start(weights_sha256, files)
     with _progress_bars(files):
         model = _read_weights(source, model_id, revision, dtype, placement, trust_remote_code)
     if device_map is None:
@@ -121,7 +124,7 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
     facts = {
         "id": model_id,
         "revision": revision,
-        "weights_sha256": weights_sha256(source, files),
+        "weights_sha256": wait_for_digest(),
         "tokenizer_sha256": _tokenizer_sha256(tokenizer),
         "architecture": type(model).__name__,
         "n_layers": bridge.cfg.n_layers,
@@ -555,11 +558,28 @@ def context_length(config):
     raise UserError(f"{printable(config.model_type)}: its config states no context length")
 
 
-def weights_sha256(source, files):
+def weights_sha256(files):
     """One hash over the weight files of a local folder; None for a hub model, which its commit identifies."""
     if not files:
         return None
     return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
+
+
+def _start(function, *args):
+    """Start function(*args) in a thread beside this one; returns what waits for its result, or raises its error.
+
+    Nothing waits for it where the loading fails or is interrupted: 140 GB of weights take minutes to hash.
+    """
+    outcome = Future()
+
+    def work():
+        try:
+            outcome.set_result(function(*args))
+        except BaseException as error:  # raised where the result is asked for
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result
 
 
 def _tokenizer_sha256(tokenizer):

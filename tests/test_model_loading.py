@@ -1,9 +1,11 @@
 """The loader: what it accepts, what it refuses before weights are read, and the instrument check that must fail."""
 
+import hashlib
 import json
 import os
 import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config
 
 import attention_capture
 import model_loading
+import output_manager
 from cli import RunFailed, UserError
 from model_loading import (
     BUNDLED,
@@ -247,3 +250,27 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(model_loading, "_convert_gguf", lambda gguf, folder: None)
     assert bundled_folder().parent.parent == tmp_path / "elsewhere"
+
+
+def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
+    content = (llama / "model.safetensors").read_bytes()
+    expected = hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()
+    monkeypatch.setattr(output_manager, "HASHED_AT_ONCE", len(content) // 3)
+    assert load_model(str(llama)).facts["weights_sha256"] == expected
+
+    def vanish(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(model_loading, "sha256_of", vanish)
+    with pytest.raises(FileNotFoundError):
+        load_model(str(llama))
+
+
+def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
+    begun, end = threading.Event(), threading.Event()
+    monkeypatch.setattr(model_loading, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
+    (llama / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="no readable tokenizer"):
+        load_model(str(llama))
+    assert begun.is_set() and not end.is_set()
+    end.set()
