@@ -2,8 +2,8 @@
 
     paths = fork_map(draw_one, names)          # the function and the items are inherited, only results are sent back
 
-Processes are forked, so large arrays are shared and nothing is imported twice. Every process takes a fixed share and ends
-by itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
+Processes are forked, so large arrays are shared and nothing is imported twice. Every process has a fixed share and ends by
+itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
 processor, one item, inside another fork_map, under Ray) the items are done here, one after the other. A child must not
 compute with torch: its threads do not survive a fork.
 """
@@ -16,10 +16,11 @@ import sys
 from cli import RunFailed, UserError
 
 
-def fork_map(function, items, processes=None):
+def fork_map(function, items, processes=None, cost=lambda item: 1):
     """[function(item) for item in items], in order; an error of a child is raised here.
 
     processes  at most this many (default: the processors that this process may use)
+    cost       how long an item takes, in any unit: shares are made equally long
     raises     RunFailed where a child process died without an answer (killed, out of memory)
     """
     items = list(items)
@@ -27,25 +28,34 @@ def fork_map(function, items, processes=None):
     if processes < 2:
         return [function(item) for item in items]
     context = multiprocessing.get_context("fork")
-    results, children = [None] * len(items), []
+    own, *others = split_evenly(items, processes, cost)
+    results, children = {}, []
     try:
-        for part in range(1, processes):
+        for share in others:
             receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(
-                target=_work, args=(function, items[part::processes], receiver, sender), daemon=True
-            )
+            child = context.Process(target=_work, args=(function, items, share, receiver, sender), daemon=True)
             child.start()
             sender.close()
-            children.append((part, child, receiver))
-        results[::processes] = [function(item) for item in items[::processes]]
-        for part, _, receiver in children:
-            results[part::processes] = _receive(receiver)
+            children.append((child, receiver))
+        results |= {index: function(items[index]) for index in own}
+        for _, receiver in children:
+            results |= _receive(receiver)
     finally:
-        for _, child, receiver in children:
+        for child, receiver in children:
             receiver.close()
             child.terminate()
             child.join()
-    return results
+    return [results[index] for index in range(len(items))]
+
+
+def split_evenly(items, parts, cost):
+    """Indices of the items in `parts` lists of about equal cost: the dearest first, each to whoever has the least so far."""
+    shares, loads = [[] for _ in range(parts)], [0] * parts
+    for index in sorted(range(len(items)), key=lambda index: -cost(items[index])):
+        part = loads.index(min(loads))
+        shares[part].append(index)
+        loads[part] += cost(items[index])
+    return shares
 
 
 def _processors():
@@ -54,7 +64,7 @@ def _processors():
     return 1 if alone else len(os.sched_getaffinity(0))
 
 
-def _work(function, items, receiver, sender):
+def _work(function, items, share, receiver, sender):
     """A child: its share's results, or the expected error that ended it (a defect prints its traceback here).
 
     Ctrl-C is the parent's to answer; it ends its children with SIGTERM, and they remove the files that they were writing.
@@ -63,7 +73,7 @@ def _work(function, items, receiver, sender):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     receiver.close()
     try:
-        answer = True, [function(item) for item in items]
+        answer = True, {index: function(items[index]) for index in share}
     except (UserError, RunFailed, OSError) as error:
         answer = False, error
     sender.send(answer)

@@ -70,7 +70,8 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
         write_csv(folder / "data" / f"{name}.csv", rows)
         return path
 
-    paths = fork_map(draw, FIGURES)
+    # figure 4 is the only one that needs seaborn and its libraries
+    paths = fork_map(draw, FIGURES, cost=lambda name: 7 if name == "visualization_4_distributions" else 1)
     seconds = time.perf_counter() - start
     print(
         f"{len(paths)} figures of {run.label} ({run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts) "

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cli import RunFailed, UserError
-from fork_map import fork_map
+from fork_map import fork_map, split_evenly
 from output_manager import replaced_file
 
 
@@ -22,6 +22,19 @@ def test_results_are_those_of_a_loop_in_order(processes):
 
 def test_the_items_are_really_shared_among_processes():
     assert len(set(fork_map(lambda _: os.getpid(), range(6), 3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("costs", "parts", "expected"),
+    [
+        ([1] * 5, 2, [[0, 2, 4], [1, 3]]),
+        ([1, 1, 1, 7, 1, 1, 1, 1, 1], 2, [[3, 8], [0, 1, 2, 4, 5, 6, 7]]),
+        ([1, 2, 3], 4, [[2], [1], [0], []]),
+    ],
+)
+def test_shares_are_equally_long(costs, parts, expected):
+    assert split_evenly(costs, parts, cost=lambda cost: cost) == expected
+    assert fork_map(lambda i: 2 * i, costs, parts, cost=lambda cost: cost) == [2 * i for i in costs]
 
 
 @pytest.mark.parametrize("bad", [0, 1])
