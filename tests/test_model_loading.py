@@ -272,5 +272,5 @@ def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     (llama / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_model(str(llama))
-    assert begun.is_set() and not end.is_set()
+    assert begun.wait(60) and not end.is_set()
     end.set()
