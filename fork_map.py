@@ -15,6 +15,8 @@ import sys
 
 from cli import RunFailed, UserError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def fork_map(function, items, processes=None, cost=lambda item: 1):
     """[function(item) for item in items], in order; an error of a child is raised here.
@@ -34,7 +36,11 @@ def fork_map(function, items, processes=None, cost=lambda item: 1):
         for share in others:
             receiver, sender = context.Pipe(duplex=False)
             child = context.Process(target=_work, args=(function, items, share, receiver, sender), daemon=True)
-            child.start()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            try:  # a child that is stopped before `_work` has its own handlers would run this process's clean-up
+                child.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             sender.close()
             children.append((child, receiver))
         results |= {index: function(items[index]) for index in own}
@@ -42,9 +48,9 @@ def fork_map(function, items, processes=None, cost=lambda item: 1):
             results |= _receive(receiver)
     finally:
         for child, receiver in children:
-            receiver.close()
             child.terminate()
             child.join()
+            receiver.close()
     return [results[index] for index in range(len(items))]
 
 
@@ -71,6 +77,7 @@ def _work(function, items, share, receiver, sender):
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     receiver.close()
     try:
         answer = True, {index: function(items[index]) for index in share}

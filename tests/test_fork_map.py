@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+import cli
 from cli import RunFailed, UserError
 from fork_map import fork_map, split_evenly
 from output_manager import replaced_file
@@ -76,3 +77,22 @@ def test_a_child_that_is_stopped_leaves_no_half_written_file(tmp_path):
     with pytest.raises(UserError, match="full"):
         fork_map(write, range(2), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_a_child_that_is_stopped_as_it_starts_runs_nothing_of_its_parent(tmp_path):
+    """What a parent does that fails at once, or Ctrl-C at that moment."""
+    parent, stop = os.getpid(), [True]
+    os.register_at_fork(after_in_child=lambda: stop and os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.signal(signal.SIGTERM, cli._interrupt)
+    try:
+        with pytest.raises(RunFailed, match="died"):
+            fork_map(lambda i: i, range(2), 2)
+    except BaseException:
+        if os.getpid() != parent:  # the child came out of fork_map
+            (tmp_path / "escaped").touch()
+            os._exit(1)
+        raise
+    finally:
+        stop.clear()  # what was registered stays for good
+        signal.signal(signal.SIGTERM, handler)
+    assert not list(tmp_path.iterdir())
