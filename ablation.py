@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from attention_capture import collect_activations, pattern_hook_name
-from cli import UserError
-from prompts import PAIRED, REQUIRED
+from rolecircuits.inputs.categories import PAIRED, REQUIRED
+from rolecircuits.inputs.errors import UserError
 
 SITES = {"head": "blocks.{}.attn.hook_z", "mlp": "blocks.{}.hook_mlp_out", "layer": "blocks.{}.hook_resid_post"}
 DONOR_SITES = {"head": "head", "layer_heads": "head", "mlp": "mlp", "steer": "layer"}

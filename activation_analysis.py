@@ -17,25 +17,23 @@ import sys
 import time
 from dataclasses import asdict
 
-from cli import (
+from deterministic import TOLERANCE, prepare_environment, set_determinism
+from prompts import load_prompts
+from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    Parser,
-    UserError,
+    LINKS,
     add_model_arguments,
     add_verify_argument,
     check_model_arguments,
     check_output_dir,
-    collector_paused,
-    printable,
-    run_script,
     say_unverified,
 )
-from deterministic import TOLERANCE, prepare_environment, set_determinism
-from prompts import load_prompts, prompt_set_sha256
+from rolecircuits.inputs.categories import prompt_set_sha256
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from work_engine import add_engine_arguments, check_engine_arguments
 
 BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
-LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
 
 
 def build_parser():

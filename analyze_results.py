@@ -15,17 +15,15 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 
 import sys
 
-from cli import (
-    Parser,
-    UserError,
+from rolecircuits.inputs.arguments import (
     add_verify_argument,
     check_output_dir,
     positive_int,
-    printable,
-    run_script,
     say_unverified,
     seed_value,
 )
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, run_script
 
 DEFAULT_OUTPUT = "analysis_results"
 SEED = 123

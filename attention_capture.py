@@ -19,7 +19,7 @@ import torch
 from jinja2.exceptions import TemplateError
 
 import role_metrics
-from cli import RunFailed, UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from streaming_attention import stream_layers
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6

@@ -9,12 +9,11 @@ import numpy as np
 
 import role_metrics
 from attention_capture import capture_attention, pad_right, reduce_pattern, tokenize_prompts
-from cli import RunFailed
-from prompts import Prompt
+from rolecircuits.inputs.categories import Prompt
+from rolecircuits.inputs.errors import RunFailed
 from streaming_attention import LayerRecorder, block_scores, stream_layers
 
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
-
 AUTO_TOKENS = 512
 PATTERN_COPIES = 4  # scores, softmax, float32 copy and its logarithm live at once
 KERNEL_TOLERANCE = 1e-4  # streamed rows against the float32 pattern of the same queries and keys, whatever the dtype

@@ -18,21 +18,13 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 
 import sys
 
-from cli import (
-    DEFAULT_RESULTS,
-    Parser,
-    add_verify_argument,
-    check_output_dir,
-    collector_paused,
-    printable,
-    run_script,
-    say_unverified,
-)
 from fork_map import fork_map
-from output_manager import load_run, prepare_folder, write_csv, write_json
 from resampling import CONFIDENCE, N_RESAMPLES
 from role_metrics import INDICES, KINDS
 from role_tests import ALPHA
+from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
+from rolecircuits.inputs.errors import printable
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from run_pairs import (
     RUNS,
     SEED,
@@ -53,6 +45,9 @@ NOT_INFERENCE = "uncorrected, and heads are no independent samples: not valid in
 
 def compare(base_dir, instruct_dir, output_dir, verify=True):
     """Compare two run folders, write figures and tables to `output_dir`; returns what comparison_summary.json holds."""
+
+    from output_manager import load_run, prepare_folder, write_csv, write_json
+
     check_output_dir(output_dir)
     runs, notes = match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
     estimates, reasons = estimate_pair(runs)
@@ -119,6 +114,9 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 
 def write_figures(folder, estimates, summary):
     """rfc_rsi_comparison.png, rfc_rsi_differences.png, and the numbers behind each in data/*.csv."""
+
+    from output_manager import write_csv
+
     with collector_paused():
         from plot_style import save_figure
 

@@ -18,7 +18,9 @@ import re
 import sys
 from pathlib import Path
 
-from cli import Parser, UserError, check_output_dir, printable, run_script
+from rolecircuits.inputs.arguments import check_output_dir
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, run_script
 
 FILE = "detailed_comparison.csv"
 COLUMNS = ("rfc_diff", "rsi_diff")

@@ -10,32 +10,24 @@
 
 import time
 
-from cli import UserError, printable
 from document_tasks import batch_items, from_plain, ready_item
-from documents import (
-    SHARDS,
-    document_rows,
-    index_rows,
-    read_documents,
-    shard_name,
-    stacked_arrays,
-    stream_documents,
-)
+from documents import SHARDS, document_rows, index_rows, read_documents, shard_name, stacked_arrays, stream_documents
 from output_manager import (
     SCHEMA_VERSION,
     create_run,
     git_state,
     package_versions,
     portable,
-    sha256_of,
     write_csv,
     write_json,
     write_npz,
     write_prompts,
 )
+from rolecircuits.inputs.arguments import LINK
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import sha256_of
 from work_engine import check_engine_arguments, open_engine
 
-LINK = "latest_documents"
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 
 

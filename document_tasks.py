@@ -4,8 +4,8 @@ from argparse import Namespace
 from dataclasses import asdict
 
 import documents
-from cli import printable
 from documents import Document, TokenizedDocument, tokenize_document
+from rolecircuits.inputs.errors import printable
 from work_engine import Item, content_hash, model_key, work_arguments
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 import role_metrics
-from cli import UserError, printable
 from output_manager import read_npz, write_npz
-from prompts import CATEGORIES, REQUIRED, parse_strict_json
+from rolecircuits.inputs.categories import CATEGORIES, REQUIRED
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import parse_strict_json
 
 SHARDS = "document_shards"
 SHARD_VERSION = 1
@@ -123,7 +124,7 @@ def _check_text(text, where):
 def tokenize_document(document, tokenizer, bos="auto"):
     """A TokenizedDocument; longer than the context, or changed by the chat template, is refused."""
     from attention_capture import TokenizedPrompt, check_special_tokens, tokenize_prompts
-    from prompts import Prompt
+    from rolecircuits.inputs.categories import Prompt
 
     texts = [Prompt(document.id, document.category, -1, content) for _, content in document.turns]
     if not document.is_chat:

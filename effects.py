@@ -14,9 +14,9 @@ candidate's value minus the mean of the same edit on random other heads of the s
 
 import numpy as np
 
-from prompts import CATEGORIES
 from resampling import percentile_interval, q_values, resampled_indices
 from role_metrics import INDICES, category_mean, indices_of_means
+from rolecircuits.inputs.categories import CATEGORIES
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
 INDEX_METRICS = ("rfc_change", "rsi_change")

@@ -15,20 +15,19 @@ import time
 from types import SimpleNamespace
 
 from activation_analysis import describe_run
-from cli import (
+from deterministic import set_determinism
+from interventions import load_checked, load_source
+from prompts import load_prompts
+from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    Parser,
-    UserError,
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
     positive_int,
-    printable,
-    run_script,
 )
-from deterministic import set_determinism
-from interventions import load_checked, load_source
-from prompts import CATEGORIES, load_prompts
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, run_script
 
 LATEST = "latest_generation"
 AVERAGED = ("first_person", "self_naming", "n_tokens", "repetition")

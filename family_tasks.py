@@ -16,8 +16,8 @@ from pathlib import Path
 import activation_analysis
 import interventions
 from intervention_plan import parse_entries
-from output_manager import create_run, git_state, portable, write_json, write_manifest
-from prompts import Prompt, load_prompts
+from prompts import load_prompts
+from rolecircuits.inputs.categories import Prompt
 from work_engine import Item, LocalEngine, model_key, work_arguments
 
 
@@ -85,6 +85,9 @@ def pack_folder(folder):
 
 def publish_files(files, args, latest, engine, prefix="run"):
     """Write the files of a worker's run into args.output_dir and publish them under `latest`."""
+
+    from output_manager import create_run, git_state, portable, write_json, write_manifest
+
     ours = portable({"arguments": vars(args), "git": git_state(), "engine": engine.facts()})
     with create_run(args.output_dir, latest, prefix) as new:
         for name, content in files.items():

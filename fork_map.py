@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from cli import RunFailed, UserError
+from rolecircuits.inputs.errors import RunFailed, UserError
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 

@@ -11,7 +11,7 @@ import re
 import torch
 
 from ablation import Rows
-from cli import UserError
+from rolecircuits.inputs.errors import UserError
 
 FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "i'm", "i've", "i'd", "i'll"])
 SELF_NAMES = re.compile(

@@ -28,11 +28,11 @@ import effects
 import role_metrics
 from ablation import SITES, edit_own_head, neutral_means
 from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
-from cli import RunFailed, UserError, printable
 from intervention_plan import FACTORS
 from output_manager import portable, read_npz, temporary_name, write_json, write_npz
-from prompts import CATEGORIES, Prompt, prompt_set_sha256
 from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
+from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from work_engine import Item, content_hash, model_key, work_arguments
 
 ROWS = 96
@@ -44,8 +44,8 @@ FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", 
 def run_sweep(engine, prompts, args):
     """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
     from activation_analysis import describe_run
-    from interventions import LATEST_SWEEP
     from output_manager import create_run
+    from rolecircuits.inputs.arguments import LATEST_SWEEP
 
     method = args.method or "zero_out"
     payload = {"args": work_arguments(args) | {"method": method}, "prompts": [asdict(p) for p in prompts]}

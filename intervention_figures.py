@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
-from cli import UserError, printable
 from output_manager import check_files, prepare_folder, read_config, read_json, read_npz, write_csv
 from plot_style import (
     COLOURS,
@@ -29,7 +28,8 @@ from plot_style import (
     open_panels,
     save_figure,
 )
-from prompts import CATEGORIES
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError, printable
 
 PANELS = (
     ("kl", "KL from unedited (nats)"),

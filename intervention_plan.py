@@ -20,8 +20,8 @@ from typing import Annotated, ClassVar, Literal, Union, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cli import UserError, printable
-from prompts import read_strict_json
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import read_strict_json
 
 SCHEMA_VERSION = 1
 ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
@@ -150,7 +150,11 @@ class SteerEntry(Entry):
 
 
 ENTRIES = {"head": HeadEntry, "layer_heads": LayerHeadsEntry, "mlp": MlpEntry}
+
+
 ENTRIES |= {"pattern": PatternEntry, "patch": PatchEntry, "steer": SteerEntry}
+
+
 ANY_ENTRY = TypeAdapter(Annotated[Union[tuple(ENTRIES.values())], Field(discriminator="type")])  # noqa: UP007
 
 

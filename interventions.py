@@ -22,20 +22,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from activation_analysis import describe_run, load_from_args, summarize
-from cli import (
+from deterministic import prepare_environment, set_determinism
+from prompts import load_prompts
+from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    Parser,
-    RunFailed,
-    UserError,
+    LATEST,
+    LATEST_SWEEP,
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
-    collector_paused,
-    printable,
-    run_script,
+    controls_number,
 )
-from deterministic import prepare_environment, set_determinism
-from prompts import Prompt, load_prompts
+from rolecircuits.inputs.categories import Prompt
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from work_engine import (
     Item,
     add_engine_arguments,
@@ -47,18 +47,8 @@ from work_engine import (
 )
 
 DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
-LATEST, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 BASELINE = "baseline"
 SWEEP_METHODS = ("zero_out", "half_out", "mean")
-
-
-def controls_number(text):
-    """Controls a candidate: 0 to 100."""
-    import argparse
-
-    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 100:
-        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to 100")
-    return int(text)
 
 
 def parse_args(argv=None):

@@ -11,7 +11,6 @@ a killed process left behind.
 import contextlib
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import lzma
@@ -33,15 +32,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import MAX_SEED, UserError, printable
-from prompts import CATEGORIES
+from rolecircuits.inputs.arguments import MAX_SEED
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION = 1
 TEMPORARY = ".tmp_"
 UNIQUE = 16
 LOCK = ".lock"
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
-HASHED_AT_ONCE = 2**24
 MAX_ARRAY_BYTES = 64 * 2**30
 MAX_MEMBERS = 1000
 MAX_CHARACTER = 0x10FFFF
@@ -236,15 +236,6 @@ def _free_name(root, name):
     while candidate.exists() or candidate.is_symlink():
         candidate, n = root / f"{name}_{n}", n + 1
     return candidate
-
-
-def sha256_of(path):
-    """SHA-256 of a file's bytes, as hex. Read in large blocks: a thread that hashes beside others waits for them at each."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_manifest(folder):

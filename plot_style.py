@@ -8,18 +8,16 @@ import logging
 import textwrap
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from output_manager import replaced_file
 
 matplotlib.use("Agg")
 matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first: there may be no display)
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-from output_manager import replaced_file  # noqa: E402
-
 COLOURS = {"self_referent": "#D55E00", "confounder": "#0072B2", "neutral": "#009E73", "third_person": "#CC79A7"}
 MARKERS = {"self_referent": "o", "confounder": "s", "neutral": "^", "third_person": "D"}
 NAMES = {
@@ -40,7 +38,6 @@ MARKED_PAD = 18
 MIN_VIOLIN, NO_SPREAD = 5, 1e-6
 LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5
 TITLE_POINTS, TEXT_POINTS, CAPTION_POINTS = 11, 9, 8
-
 LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -13,17 +13,14 @@ spread uniformly over the visible keys would get from length alone.
     python prompts.py --model_id bundled:smollm2-135m-instruct
 """
 
-import hashlib
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from cli import Parser, UserError, check_prompt_arguments, positive_int, printable, run_script
-
-CATEGORIES = ("self_referent", "confounder", "neutral", "third_person")
-REQUIRED = ("self_referent", "neutral")
-PAIRED = ("confounder", "third_person")
+from rolecircuits.inputs.arguments import check_prompt_arguments, positive_int
+from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED, Prompt
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import read_strict_json
+from rolecircuits.inputs.parser import Parser, run_script
 
 PROMPTS = {
     "self_referent": [
@@ -157,16 +154,6 @@ PROMPTS = {
 }
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: `id` is unique in its set, `pair_id` joins confounder[i] with third_person[i], -1 elsewhere."""
-
-    id: str
-    category: str
-    pair_id: int
-    text: str
-
-
 def select_prompts(texts=None, per_category=None):
     """Prompts of a set as a list of Prompt, in the order of CATEGORIES.
 
@@ -210,39 +197,6 @@ def load_prompts(path=None, per_category=None):
     return select_prompts(texts, per_category), notes
 
 
-def prompt_set_sha256(prompts):
-    """SHA-256 of the prompt set: ids, categories, pairs and texts, as canonical JSON."""
-    rows = [[p.id, p.category, p.pair_id, p.text] for p in prompts]
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
-
-
-def read_strict_json(path, flag):
-    """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
-    try:
-        if not path.is_file():
-            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
-            raise UserError(f"{flag} {path}: {why}")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
-    return parse_strict_json(text, f"{flag} {path}")
-
-
-def parse_strict_json(text, where, one_line=False):
-    """The JSON value of a text; duplicate keys and NaN are refused, with `where` in front of the reason."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if one_line else f"line {error.lineno}"
-        raise UserError(f"{where}: not JSON at {place}: {error.msg}") from error
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
 def _read_prompt_file(path):
     root = read_strict_json(path, "--prompts")
     allowed = ", ".join(CATEGORIES)
@@ -264,19 +218,6 @@ def _read_prompt_file(path):
         if not root.get(category):
             raise UserError(f"--prompts {path}: {category} is missing or empty; RFC needs {' and '.join(REQUIRED)}")
     return root
-
-
-def _unique_keys(pairs):
-    found = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {printable(key)!r} appears twice")
-        found[key] = value
-    return found
-
-
-def _refuse_constant(name):
-    raise ValueError(f"{name} is not a value that JSON allows")
 
 
 def _drop_duplicates(texts):

@@ -17,8 +17,8 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-from cli import RunFailed, UserError, printable
 from deterministic import prepare_environment
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from work_engine import Held, call_task, progress
 
 PROJECT = Path(__file__).resolve().parent

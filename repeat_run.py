@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import RunFailed, UserError, printable
 from deterministic import TOLERANCE
 from output_manager import ARRAYS, load_run
-from prompts import Prompt, load_prompts, prompt_set_sha256
+from prompts import load_prompts
+from rolecircuits.inputs.categories import Prompt, prompt_set_sha256
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 
 SCRIPT = "activation_analysis.py"
 FREE = (

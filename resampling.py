@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prompts import PAIRED
 from role_metrics import INDICES, category_mean, indices_of_means
+from rolecircuits.inputs.categories import PAIRED
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95

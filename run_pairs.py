@@ -10,9 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from cli import UserError, printable
 from output_manager import ARRAYS
-from prompts import REQUIRED
 from resampling import (
     MIN_PROMPTS,
     bootstrap_counts,
@@ -32,6 +30,8 @@ from role_metrics import (
     original_head_indices,
 )
 from role_tests import ALPHA, infer_layers
+from rolecircuits.inputs.categories import REQUIRED
+from rolecircuits.inputs.errors import UserError, printable
 
 SEED = 0
 TESTS = ("p", "q", "p_max")

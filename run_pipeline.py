@@ -22,22 +22,21 @@ from collections import deque
 from pathlib import Path
 
 import activation_analysis
-from cli import (
+from fork_map import fork_map
+from prompts import load_prompts
+from rolecircuits.inputs import arguments
+from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    Parser,
-    UserError,
     add_run_arguments,
     add_verify_argument,
     check_model_arguments,
     check_output_dir,
     positive_int,
-    printable,
-    run_script,
     say_unverified,
 )
-from fork_map import fork_map
-from output_manager import resolve_run
-from prompts import load_prompts, read_strict_json
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import read_strict_json
+from rolecircuits.inputs.parser import Parser, run_script
 from work_engine import LocalEngine, add_engine_arguments, check_engine_arguments, open_engine
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
@@ -93,7 +92,7 @@ def plan_study(args, name):
     for folder in outputs:
         check_output_dir(folder)
     for output_type in RUNS.values():
-        check_output_dir(results_dir(args), link=activation_analysis.LINKS[output_type])
+        check_output_dir(results_dir(args), link=arguments.LINKS[output_type])
     load_prompts(args.prompts, args.prompts_per_category)
     if note := family.get("note"):
         print(f"family {name}: {printable(note)}")
@@ -117,8 +116,8 @@ def run_study(study):
 
 def run_side_by_side(studies, engine):
     """All families on the workers of an engine: models there, figures, tests and comparisons here; as `run_study`."""
-    import interventions
     from family_tasks import analysis_item, intervention_item, publish_files
+    from rolecircuits.inputs import arguments
 
     queue, failed = deque(), []
     first = next(iter(studies.values())).args
@@ -142,14 +141,14 @@ def run_side_by_side(studies, engine):
         if "stages" in item.payload:
             for run_name, each in found.items():
                 args = study.stages[run_name]
-                folder = publish_files(each["files"], args, activation_analysis.LINKS[args.output_type], engine)
+                folder = publish_files(each["files"], args, arguments.LINKS[args.output_type], engine)
                 print(f"{item.label}: {run_name} run -> {folder}")
                 failed += each["failed"]
             after_analysis(study)
         else:
             plan_args = proposed_plan(study)[1]
             print(
-                f"{item.label}: interventions -> {publish_files(found, plan_args, interventions.LATEST, engine, 'intervention')}"
+                f"{item.label}: interventions -> {publish_files(found, plan_args, arguments.LATEST, engine, 'intervention')}"
             )
             draw_interventions(study)
             print_main_numbers(study)
@@ -158,6 +157,9 @@ def run_side_by_side(studies, engine):
 
 def read_study(study):
     """Figures, tests and comparison of a family whose two runs are there."""
+
+    from output_manager import resolve_run
+
     args, folders = study.args, run_folders(study.args)
     for folder in folders.values():
         resolve_run(folder)
@@ -166,7 +168,7 @@ def read_study(study):
 
 def run_folders(args):
     """The links to the two runs of this family."""
-    return {name: results_dir(args) / activation_analysis.LINKS[RUNS[name]] for name in SIDES}
+    return {name: results_dir(args) / arguments.LINKS[RUNS[name]] for name in SIDES}
 
 
 def results_dir(args):
@@ -286,22 +288,23 @@ def proposed_plan(study):
 
 def draw_interventions(study):
     """The effects of the newest interventions, into figures/NAME/intervention."""
-    import interventions
+    from rolecircuits.inputs import arguments
     from visualize_results import visualize_interventions
 
     if not study.args.skip_visualization:
-        folder = results_dir(study.args) / interventions.LATEST
+        folder = results_dir(study.args) / arguments.LATEST
         figures = Path("figures", study.args.family, "intervention")
         visualize_interventions(folder, figures, each_run=False, verify=not study.args.no_verify)
 
 
 def print_main_numbers(study):
     """One table: the mean over layers of each index in both runs beside its length null, and what to open."""
+
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from output_manager import load_run
+    from output_manager import load_run, resolve_run
     from role_metrics import INDICES, KINDS, layer_indices, layer_null
 
     args, folders, summary = study.args, run_folders(study.args), study.summary

@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 import role_metrics
-from cli import RunFailed, UserError
+from rolecircuits.inputs.errors import RunFailed, UserError
 
 NAME = "role_streaming"
 BLOCK = 256  # query rows per block where scores are materialised: [prompt, head, BLOCK, key] float32

@@ -18,18 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from cli import (
-    DEFAULT_RESULTS,
-    Parser,
-    UserError,
-    add_verify_argument,
-    check_output_dir,
-    collector_paused,
-    printable,
-    run_script,
-    say_unverified,
-)
 from fork_map import fork_map
+from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 
 FOLDERS = {
     "normal": ("latest_run", "figures"),

@@ -16,7 +16,6 @@ travel through Ray inside the user's cluster; nothing pickled is written to a fi
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import json
 import re
@@ -24,7 +23,8 @@ import socket
 from collections import deque
 from dataclasses import dataclass
 
-from cli import UserError, positive_int, printable
+from rolecircuits.inputs.arguments import positive_int
+from rolecircuits.inputs.errors import UserError, printable
 
 INSTALL = "pip install -r requirements-distributed.txt -c constraints.txt"
 RAY_FLAGS = ("ray_address", "num_workers", "worker_threads", "gpus_per_worker")

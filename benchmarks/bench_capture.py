@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import DEFAULT_MODEL, Parser, positive_int, run_script  # noqa: E402
+from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int
+from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
 
 
 def parse_args(argv=None):

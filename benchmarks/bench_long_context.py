@@ -30,7 +30,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import DEFAULT_MODEL, Parser, RunFailed, positive_int, run_script  # noqa: E402
+from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int
+from rolecircuits.inputs.errors import RunFailed  # noqa: E402
+from rolecircuits.inputs.parser import Parser, run_script
 
 WAYS = ("plain", "streaming", "hf_eager", "tl_hooks", "tl_cache")
 RANDOM_SHAPE = "mistral-7b-shape"

@@ -20,7 +20,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from cli import Parser, RunFailed, positive_int, run_script  # noqa: E402
+from rolecircuits.inputs.arguments import positive_int  # noqa: E402
+from rolecircuits.inputs.errors import RunFailed  # noqa: E402
+from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
 
 STAGES = {
     "help": "visualize_results.py --help",

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import Parser, add_model_arguments, check_model_arguments, positive_int, run_script  # noqa: E402
+from rolecircuits.inputs.arguments import add_model_arguments, check_model_arguments, positive_int  # noqa: E402
+from rolecircuits.inputs.parser import Parser, run_script
 
 GOAL = 0.62
 

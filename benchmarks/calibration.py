@@ -29,8 +29,10 @@ from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate,
 
 import resampling  # noqa: E402
 import role_metrics  # noqa: E402
-from cli import Parser, RunFailed, positive_int, run_script, seed_value  # noqa: E402
-from prompts import CATEGORIES, PAIRED  # noqa: E402
+from rolecircuits.inputs.arguments import positive_int, seed_value  # noqa: E402
+from rolecircuits.inputs.categories import CATEGORIES, PAIRED  # noqa: E402
+from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.parser import Parser, run_script
 
 BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999

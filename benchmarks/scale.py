@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import Parser, positive_int, run_script  # noqa: E402
+from rolecircuits.inputs.arguments import positive_int  # noqa: E402
+from rolecircuits.inputs.parser import Parser, run_script
 
 GPU_GB, USED = (80, 141), 0.9
 GB = 1e9

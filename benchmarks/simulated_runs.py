@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import role_metrics
-from prompts import CATEGORIES, PAIRED
+from rolecircuits.inputs.categories import CATEGORIES, PAIRED
 
 SPREAD = {"self_referent": 1.0, "confounder": 1.1, "neutral": 1.3, "third_person": 1.1}
 EFFECT = {"self_referent": 0.94, "confounder": 0.98, "neutral": 1.0, "third_person": 0.98}

@@ -10,7 +10,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run on the CPU
 
-import cli  # noqa: E402, F401  (sets the thread policy before anything imports torch)
+from rolecircuits.inputs import parser  # noqa: E402, F401  (sets the thread policy before anything imports torch)
 
 # `nohup make test &` ignores SIGINT, and the scripts that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -83,8 +83,8 @@ def run_child(request, out, err):
 
 def convert(argv):
     """The bundled model's conversion into a cache folder, with a tiny model in the place of the 540 MB one."""
-    import cli
     import model_loading
+    from rolecircuits.inputs import parser
     from tiny_models import CONFIGS, SHAPE
 
     def write_tiny(gguf, folder):
@@ -93,7 +93,7 @@ def convert(argv):
 
     os.environ["XDG_CACHE_HOME"] = argv[0]
     model_loading._convert_gguf = write_tiny
-    return cli.run_script(
+    return parser.run_script(
         lambda argv: argparse.Namespace(verbose=False), lambda args: model_loading.bundled_folder(), []
     )
 
@@ -166,12 +166,11 @@ def main(folder):
     import activation_analysis
     import compare_base_instruct  # noqa: F401
     import figures
-    import interventions
     import plot_style
     from model_loading import load_model
 
     loaded = load_model(folder)
-    activation_analysis.load_from_args = interventions.load_from_args = lambda args: loaded
+    activation_analysis.load_from_args = activation_analysis.load_from_args = lambda args: loaded
     figures.FIGURES = dict(list(figures.FIGURES.items())[:2])  # two of nine are written as all nine are
     take_few_resamples()
     plot_style.DPI = 40

@@ -5,7 +5,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from cli import RunFailed, UserError
+from rolecircuits.inputs.errors import RunFailed, UserError
 from work_engine import Item
 
 

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 import ablation
 from attention_capture import capture_attention, capture_clean, collect_activations, run_layers, tokenize_prompts
-from cli import UserError
 from intervention_plan import parse_entry
 from model_loading import load_model
 from prompts import select_prompts
+from rolecircuits.inputs.errors import UserError
 from tiny_models import WINDOW, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")

@@ -21,7 +21,6 @@ from huggingface_hub import errors
 import activation_analysis
 import analyze_results
 import attention_capture
-import cli
 import compare_base_instruct
 import cross_model_correlation
 import experiment
@@ -32,10 +31,12 @@ import output_manager as om
 import prompts
 import run_pipeline
 import visualize_results
-from cli import UserError
 from conftest import PROJECT
 from hostile import CONFIG, effect_row, outcome, publish
 from intervention_plan import parse_entries
+from rolecircuits.inputs import errors as input_errors
+from rolecircuits.inputs import parser
+from rolecircuits.inputs.errors import UserError
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -146,14 +147,14 @@ def test_absurd_number_of_controls(capsys):
         (OSError(5, "Input/output error", "x"), 1),
         (PermissionError(13, "Permission denied"), 1),
         (UserError(HOSTILE), 2),
-        (cli.RunFailed(HOSTILE), 1),
+        (input_errors.RunFailed(HOSTILE), 1),
     ],
 )
 def test_a_path_that_cannot_be_used_is_a_wrong_request(capsys, error, code):
     def run(args):
         raise error
 
-    assert cli.run_script(cli.Parser().parse_args, run, []) == code
+    assert parser.run_script(parser.Parser().parse_args, run, []) == code
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and shown[:-1].isprintable()
 
@@ -201,14 +202,15 @@ def test_a_terminal_that_cannot_show_a_prompt_gets_escapes(tmp_path, environment
 
 
 def test_no_print_of_any_script_can_fail_on_a_character():
-    code = "import cli; cli.run_script(cli.Parser().parse_args, lambda args: print('a\\u5979'), [])"
+    code = "from rolecircuits.inputs import parser as cli; "
+    code += "cli.run_script(cli.Parser().parse_args, lambda args: print('a\\u5979'), [])"
     done = python("-c", code, PYTHONIOENCODING="ascii:strict")
     assert (done.returncode, done.stdout, done.stderr) == (0, rb"a\u5979" + os.linesep.encode(), b"")
 
 
 def test_a_process_without_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    assert cli.run_script(cli.Parser().parse_args, lambda args: None, []) == 0
+    assert parser.run_script(parser.Parser().parse_args, lambda args: None, []) == 0
 
 
 def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
@@ -221,7 +223,7 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
     done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **environment)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.png"))) == 9
-    assert python("-c", "import cli, plot_style", MPLBACKEND="nonsense").returncode == 0
+    assert python("-c", "import rolecircuits, plot_style", MPLBACKEND="nonsense").returncode == 0
 
 
 def test_a_reader_that_goes_away_is_one_line():
@@ -229,7 +231,8 @@ def test_a_reader_that_goes_away_is_one_line():
     full = python("-c", code)
     assert full.returncode == 1 and full.stderr.count(b"\n") == 1 and b"No space left" in full.stderr
     for last, said in (("cli.run_script(cli.Parser().parse_args, print, [])", b"went away"), ("prompts.main([])", b"")):
-        code = f"import os, sys, cli, prompts; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit({last})"
+        code = "import os, sys, prompts; from rolecircuits.inputs import parser as cli; "
+        code += f"r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit({last})"
         gone = python("-c", code)  # rich ends a table that nobody reads without a word
         assert gone.returncode == 1 and gone.stderr.count(b"\n") <= 1 and said in gone.stderr
 
@@ -451,7 +454,7 @@ def test_a_patch_source_that_names_no_model(here, content):
 
 
 def test_a_patch_source_is_looked_for_before_the_model_is_loaded(tiny, here, capsys, monkeypatch):
-    monkeypatch.setattr(interventions, "load_from_args", None)
+    monkeypatch.setattr(activation_analysis, "load_from_args", None)
     entry = {"type": "patch", "layer": 1, "head": 0, "method": "other_model", "source": "./nowhere"}
     Path("plan.json").write_text(json.dumps({"schema_version": 1, "interventions": [entry]}))
     argv = ["--model_id", tiny, "--config_file", "plan.json"]

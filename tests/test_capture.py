@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 import attention_capture
 import role_metrics
 from attention_capture import capture_attention, check_patterns, make_batches, reduce_pattern, tokenize_prompts
-from cli import RunFailed, UserError
 from model_loading import BUNDLED, ModelTokenizer, bundled_folder, load_model
-from prompts import PAIRED, Prompt, select_prompts
+from prompts import select_prompts
+from rolecircuits.inputs.categories import PAIRED, Prompt
+from rolecircuits.inputs.errors import RunFailed, UserError
 from tiny_models import CONFIGS, WINDOW, WINDOWS, save_tiny
 
 

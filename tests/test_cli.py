@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
-import cli
 from conftest import PROJECT
+from rolecircuits.inputs import arguments, errors
+from rolecircuits.inputs import parser as parser_module
 
 SLEEPER = """
-import sys, time, cli
+import sys, time
+from rolecircuits.inputs import parser as cli
 def run(args):
     print("ready", flush=True)
     time.sleep(300)
@@ -22,8 +24,8 @@ sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
 
 @pytest.fixture
 def parser():
-    parser = cli.Parser(prog="stage.py")
-    cli.add_model_arguments(parser)
+    parser = parser_module.Parser(prog="stage.py")
+    arguments.add_model_arguments(parser)
     parser.add_argument("--output_dir")
     return parser
 
@@ -77,13 +79,13 @@ def test_the_ends_of_the_seed_range_are_taken(parser):
 
 @pytest.mark.parametrize("value", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
 def test_devices_that_may_exist_are_taken(value):
-    assert cli.device_name(value) == value
+    assert arguments.device_name(value) == value
 
 
 @pytest.mark.parametrize("value", ["gpu", "cuda:", "cuda:x", "cpu ", "CPU", "cuda:-1"])
 def test_other_devices_are_refused(value):
     with pytest.raises(argparse.ArgumentTypeError, match="none of auto, cpu, cuda, cuda:N, mps"):
-        cli.device_name(value)
+        arguments.device_name(value)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_other_devices_are_refused(value):
     ],
 )
 def test_contradicting_flags_are_refused(parser, argv, said):
-    with pytest.raises(cli.UserError, match=said):
-        cli.check_model_arguments(parser.parse_args(argv))
+    with pytest.raises(errors.UserError, match=said):
+        arguments.check_model_arguments(parser.parse_args(argv))
 
 
 def test_flags_that_agree_pass(parser):
@@ -107,7 +109,7 @@ def test_flags_that_agree_pass(parser):
         ["--prompt_format", "chat", "--system_prompt", ""],
         ["--trust_remote_code", "--revision", "a" * 40],
     ):
-        cli.check_model_arguments(parser.parse_args(argv))
+        arguments.check_model_arguments(parser.parse_args(argv))
 
 
 def outcome(capsys, effect, argv=()):
@@ -118,7 +120,7 @@ def outcome(capsys, effect, argv=()):
             raise effect
         return effect
 
-    code = cli.run_script(cli.Parser(prog="stage.py").parse_args, run, list(argv))
+    code = parser_module.run_script(parser_module.Parser(prog="stage.py").parse_args, run, list(argv))
     return code, capsys.readouterr().err
 
 
@@ -128,8 +130,8 @@ def outcome(capsys, effect, argv=()):
         (None, 0, ""),
         ({"a": 1}, 0, ""),
         (3, 3, ""),
-        (cli.UserError("--seed 7: no"), 2, "error: --seed 7: no\n"),
-        (cli.RunFailed("layer 3: NaN"), 1, "error: layer 3: NaN\n"),
+        (errors.UserError("--seed 7: no"), 2, "error: --seed 7: no\n"),
+        (errors.RunFailed("layer 3: NaN"), 1, "error: layer 3: NaN\n"),
         (
             OSError(28, "No space left on device", "/tmp/x"),
             1,
@@ -148,8 +150,8 @@ def test_a_defect_keeps_its_traceback(capsys):
 
 
 def test_verbose_shows_the_traceback(capsys):
-    assert "Traceback" not in outcome(capsys, cli.UserError("x"))[1]
-    assert "Traceback" in outcome(capsys, cli.UserError("x"), ["-v"])[1]
+    assert "Traceback" not in outcome(capsys, errors.UserError("x"))[1]
+    assert "Traceback" in outcome(capsys, errors.UserError("x"), ["-v"])[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -163,25 +165,25 @@ def test_signals_end_a_script_with_130(number):
 
 
 def test_printable_escapes_what_moves_a_terminal():
-    assert cli.printable("a\x1b[31mb\r\n\x00\u202e") == r"a\x1b[31mb\r\n\x00\u202e"
-    assert cli.printable("naïve 你好 😀 [/INST] $x$") == "naïve 你好 😀 [/INST] $x$"
-    assert cli.printable(7) == "7"
+    assert errors.printable("a\x1b[31mb\r\n\x00\u202e") == r"a\x1b[31mb\r\n\x00\u202e"
+    assert errors.printable("naïve 你好 😀 [/INST] $x$") == "naïve 你好 😀 [/INST] $x$"
+    assert errors.printable(7) == "7"
 
 
 def test_printable_fits_the_terminals_encoding(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert cli.printable("é") == r"\xe9"
+    assert errors.printable("é") == r"\xe9"
 
 
 def test_output_folder_is_checked_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(cli.UserError, match="is a file, not a folder"):
-        cli.check_output_dir(tmp_path / "file" / "deep" / "er")
-    assert cli.check_output_dir(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
+    with pytest.raises(errors.UserError, match="is a file, not a folder"):
+        arguments.check_output_dir(tmp_path / "file" / "deep" / "er")
+    assert arguments.check_output_dir(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
     assert not (tmp_path / "new").exists()
 
 
 def test_read_only_folder_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
-    with pytest.raises(cli.UserError, match=r"--output_dir .*cannot be written to"):
-        cli.check_output_dir(tmp_path)
+    monkeypatch.setattr(parser_module.os, "access", lambda path, mode: False)
+    with pytest.raises(errors.UserError, match=r"--output_dir .*cannot be written to"):
+        arguments.check_output_dir(tmp_path)

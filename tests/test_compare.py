@@ -12,12 +12,13 @@ import pytest
 from scipy import stats
 
 import compare_base_instruct
+import output_manager
 import role_metrics
 import run_pairs
-from cli import UserError
 from compare_base_instruct import compare
 from conftest import PROJECT
 from resampling import bootstrap_counts
+from rolecircuits.inputs.errors import UserError
 from synthetic import make_run, save_run
 
 ORIGINAL = (
@@ -55,7 +56,7 @@ def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("pair")
     folders = make_pair(root)
     summary = compare(*folders, root / "out")
-    return *(compare_base_instruct.load_run(folder) for folder in folders), root / "out", summary
+    return *(output_manager.load_run(folder) for folder in folders), root / "out", summary
 
 
 @pytest.fixture

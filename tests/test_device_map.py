@@ -7,9 +7,9 @@ import pytest
 
 from attention_capture import capture_attention, capture_clean, tokenize_prompts
 from capture_choice import check_streaming
-from cli import UserError
 from model_loading import load_model, read_device_map
 from prompts import select_prompts
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 HALVES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import activation_analysis
-import document_run
 import documents
 import output_manager
 import role_metrics
 from attention_capture import capture_attention
-from cli import UserError
 from documents import Document, read_documents, tokenize_document
 from model_loading import ModelTokenizer, load_model
+from rolecircuits.inputs import arguments
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 TEXT = {"id": "a", "category": "neutral", "text": "Rain falls from clouds when drops grow heavy."}
@@ -236,4 +236,4 @@ def test_the_example_file_is_read_and_holds_what_it_promises():
     text, talk = read_documents(Path(__file__).parent / "data/long.jsonl")
     assert len(text.turns[0][1].split()) > 6000
     assert [role for role, _ in talk.turns] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert document_run.LINK == "latest_documents"
+    assert arguments.LINK == "latest_documents"

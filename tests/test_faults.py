@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import output_manager as om
-from cli import UserError
 from conftest import PROJECT
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 PLAN = {"schema_version": 1, "interventions": [{"type": "head", "layer": 1, "head": 1, "method": "zero_out"}]}

@@ -17,7 +17,7 @@ import role_tests
 import visualize_results
 from conftest import PROJECT
 from output_manager import ARRAYS
-from prompts import CATEGORIES
+from rolecircuits.inputs.categories import CATEGORIES
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(figures.FIGURES, start=1))

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-import cli
-from cli import RunFailed, UserError
 from fork_map import fork_map, split_evenly
 from output_manager import replaced_file
+from rolecircuits.inputs import parser
+from rolecircuits.inputs.errors import RunFailed, UserError
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -83,7 +83,7 @@ def test_a_child_that_is_stopped_as_it_starts_runs_nothing_of_its_parent(tmp_pat
     """What a parent does that fails at once, or Ctrl-C at that moment."""
     parent, stop = os.getpid(), [True]
     os.register_at_fork(after_in_child=lambda: stop and os.kill(os.getpid(), signal.SIGTERM))
-    handler = signal.signal(signal.SIGTERM, cli._interrupt)
+    handler = signal.signal(signal.SIGTERM, parser._interrupt)
     try:
         with pytest.raises(RunFailed, match="died"):
             fork_map(lambda i: i, range(2), 2)

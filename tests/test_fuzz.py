@@ -29,12 +29,15 @@ import documents
 import intervention_figures
 import intervention_plan
 import output_manager as om
+import plot_style
 import prompts
 import role_metrics
 import run_pipeline
 import visualize_results
-from cli import UserError, check_model_arguments
 from hostile import CONFIG, effect_row, outcome, publish
+from rolecircuits.inputs import categories
+from rolecircuits.inputs.arguments import check_model_arguments
+from rolecircuits.inputs.errors import UserError
 from run_pairs import match_runs
 from synthetic import make_run, save_run
 
@@ -160,7 +163,7 @@ def box(tmp_path, monkeypatch):
 
 
 PROMPT_FILES = [
-    {c: [f"{c} one?", f"{c} two?"] for c in prompts.CATEGORIES},
+    {c: [f"{c} one?", f"{c} two?"] for c in categories.CATEGORIES},
     {"self_referent": ["Who are you?"], "neutral": ["What is rain?", "What is rain?"]},
 ]
 
@@ -171,7 +174,7 @@ def test_prompt_files(box):
         if outcome(prompts.main, ["--prompts", "p.json"]) == 0:
             chosen, _ = prompts.load_prompts("p.json")
             assert len({p.id for p in chosen}) == len(chosen) and all(p.text.strip().encode() for p in chosen)
-            return len(prompts.prompt_set_sha256(chosen)) == 64
+            return len(categories.prompt_set_sha256(chosen)) == 64
         return False
 
     sound = damaged_json(PROMPT_FILES)
@@ -501,7 +504,7 @@ def test_run_folders_with_forged_headers(reader, saved):
 
 
 def test_effects_of_intervention_runs(box):
-    rows = [effect_row(category) for category in ("all", *prompts.CATEGORIES)]
+    rows = [effect_row(category) for category in ("all", *categories.CATEGORIES)]
     folder = publish(box / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG)
     drawn = []
 
@@ -515,7 +518,7 @@ def test_effects_of_intervention_runs(box):
         if len(drawn) < 3:
             figure, _ = intervention_figures.draw_effects(rows, "label")
             figure.canvas.draw()
-            intervention_figures.save_figure(figure, box / "effects.png")
+            plot_style.save_figure(figure, box / "effects.png")
             drawn.append(None)
         return True
 
@@ -529,7 +532,7 @@ def test_sweeps(box):
     arrays = {
         "kl": rng.random((2, 3, 4)),
         "kl_by_prompt": rng.random((2, 3, 8)),
-        "category": np.array(prompts.CATEGORIES),
+        "category": np.array(categories.CATEGORIES),
     }
     arrays |= {name: rng.normal(size=(2, 3)) for name in ("rfc_change", "rsi_change")}
     folder = publish(box / "run", {"head_effects.npz": b""}, CONFIG)
@@ -544,7 +547,7 @@ def test_sweeps(box):
             return False
         if len(drawn) < 3:
             figure, _ = intervention_figures.draw_sweep(*found)
-            intervention_figures.save_figure(figure, box / "sweep.png")
+            plot_style.save_figure(figure, box / "sweep.png")
             drawn.append(None)
         return True
 

@@ -15,11 +15,12 @@ import effects
 import head_sweep
 import interventions
 import resampling
-from cli import UserError
 from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from model_loading import load_model
 from output_manager import load_run, read_npz
 from prompts import select_prompts
+from rolecircuits.inputs import arguments as arguments_module
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 HERE = Path(interventions.__file__).parent
@@ -230,7 +231,7 @@ def finished(folder, tmp_path_factory):
     ]
     path = plan_file(out / "plan.json", *entries)
     assert interventions.main(arguments(folder, out, "--config_file", path)) == 0
-    return out / interventions.LATEST
+    return out / arguments_module.LATEST
 
 
 def test_every_sub_folder_is_a_run_and_only_later_layers_change(finished):
@@ -315,7 +316,7 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     out = tmp_path / "out"
     small = plan_file(tmp_path / "small.json", HEAD)
     assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
-    before = (out / interventions.LATEST).resolve()
+    before = (out / arguments_module.LATEST).resolve()
     many = [
         HEAD | {"head": h, "layer": layer, "method": m}
         for h in range(4)
@@ -331,12 +332,12 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert (out / interventions.LATEST).resolve() == before
-    assert load_run(out / interventions.LATEST / "baseline").n_layers == 3
+    assert (out / arguments_module.LATEST).resolve() == before
+    assert load_run(out / arguments_module.LATEST / "baseline").n_layers == 3
     with pytest.raises(UserError, match="not a complete run"):
         load_run(next(out.glob(".tmp_*")))
     assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
-    assert not list(out.glob(".tmp_*")) and (out / interventions.LATEST).resolve() != before
+    assert not list(out.glob(".tmp_*")) and (out / arguments_module.LATEST).resolve() != before
 
 
 def test_help_is_fast_and_imports_no_torch():

@@ -15,8 +15,6 @@ from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config
 
 import attention_capture
 import model_loading
-import output_manager
-from cli import RunFailed, UserError
 from model_loading import (
     BUNDLED,
     bundled_folder,
@@ -32,6 +30,8 @@ from model_loading import (
     sliding_windows,
     weight_files,
 )
+from rolecircuits.inputs import files
+from rolecircuits.inputs.errors import RunFailed, UserError
 from tiny_models import SHAPE, save_tiny
 
 
@@ -255,20 +255,20 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
     content = (llama / "model.safetensors").read_bytes()
     expected = hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()
-    monkeypatch.setattr(output_manager, "HASHED_AT_ONCE", len(content) // 3)
+    monkeypatch.setattr(files, "HASHED_AT_ONCE", len(content) // 3)
     assert load_model(str(llama)).facts["weights_sha256"] == expected
 
     def vanish(path):
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr(model_loading, "sha256_of", vanish)
+    monkeypatch.setattr(files, "sha256_of", vanish)
     with pytest.raises(FileNotFoundError):
         load_model(str(llama))
 
 
 def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     begun, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(model_loading, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
+    monkeypatch.setattr(files, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
     (llama / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_model(str(llama))

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import output_manager as om
-from cli import UserError
 from conftest import PROJECT
+from rolecircuits.inputs import categories
+from rolecircuits.inputs.errors import UserError
 from synthetic import make_run, save_run
 
 CRASH = """
@@ -28,7 +29,8 @@ with om.create_run(sys.argv[1], "latest_run") as new:
 """
 SIGTERM = """
 import os, signal, sys
-import cli, output_manager as om
+import output_manager as om
+from rolecircuits.inputs import parser as cli
 def run(args):
     with om.create_run(sys.argv[1], "latest_run") as new:
         (new.path / "half.txt").write_text("x")
@@ -93,7 +95,7 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
             getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))
         ), name
     assert (loaded.n_layers, loaded.n_heads, loaded.prompts) == (3, 2, run.prompts)
-    assert loaded.counts == dict.fromkeys(om.CATEGORIES, 3)
+    assert loaded.counts == dict.fromkeys(categories.CATEGORIES, 3)
 
 
 def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):

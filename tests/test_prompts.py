@@ -7,8 +7,9 @@ import re
 import pytest
 
 import prompts
-from cli import UserError
-from prompts import CATEGORIES, PROMPTS, load_prompts, prompt_set_sha256, select_prompts
+from prompts import PROMPTS, load_prompts, select_prompts
+from rolecircuits.inputs.categories import CATEGORIES, prompt_set_sha256
+from rolecircuits.inputs.errors import UserError
 
 FIRST_TEN = {
     "self_referent": "Who created you? | What are you? | Describe yourself. | What is your purpose? | How do you work? | "

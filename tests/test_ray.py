@@ -22,11 +22,11 @@ import interventions
 import ray_engine
 import run_pipeline
 import work_engine
-from cli import RunFailed, UserError
 from intervention_plan import parse_entries
 from output_manager import load_run, read_npz
 from prompts import select_prompts
 from ray_tasks import flags, waits
+from rolecircuits.inputs.errors import RunFailed, UserError
 from tiny_models import save_tiny
 from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
 
@@ -219,7 +219,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
             head_sweep.run_sweep(engine, prompts, args)
-            monkeypatch.setattr(document_run, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
+            monkeypatch.setattr(work_engine, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
             texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
             assert document_run.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
             monkeypatch.chdir(tmp_path / name)
@@ -283,7 +283,8 @@ def test_a_cluster_that_is_too_small_is_said(cluster):
 def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "import cli, work_engine\n"
+        "from rolecircuits.inputs import parser as cli\n"
+        "import work_engine\n"
         "from ray_tasks import flags, waits\n"
         "def run(args):\n"
         "    with work_engine.open_engine(flags(num_workers=1, worker_threads=1)) as engine:\n"

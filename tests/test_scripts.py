@@ -13,7 +13,7 @@ import pytest
 import output_manager
 import role_metrics
 import run_pipeline
-from cli import UserError
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 PROJECT = Path(__file__).resolve().parent.parent

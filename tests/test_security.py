@@ -11,8 +11,8 @@ import torch
 
 import model_loading
 import output_manager as om
-from cli import UserError
 from conftest import PROJECT
+from rolecircuits.inputs.errors import UserError
 from tiny_models import save_tiny
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}

@@ -14,9 +14,10 @@ import output_manager
 import role_metrics
 import streaming_attention
 from attention_capture import capture_attention, make_batches, tokenize_prompts
-from cli import RunFailed, UserError
 from model_loading import load_model
-from prompts import Prompt, select_prompts
+from prompts import select_prompts
+from rolecircuits.inputs.categories import Prompt
+from rolecircuits.inputs.errors import RunFailed, UserError
 from streaming_attention import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
 from tiny_models import CONFIGS, WINDOW, save_tiny
 
@@ -279,7 +280,7 @@ def test_batches_hold_at_most_so_many_tokens_padding_counted():
 def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     loaded = models("llama")
     tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
-    real, sizes = attention_capture.stream_layers, []
+    real, sizes = streaming_attention.stream_layers, []
 
     def scarce(model, ids, *rest):
         sizes.append(len(ids))
@@ -287,7 +288,7 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, ids, *rest)
 
-    monkeypatch.setattr(attention_capture, "stream_layers", scarce)
+    monkeypatch.setattr(streaming_attention, "stream_layers", scarce)
     captured = capture_attention(loaded, tokenized, batch_size=8, streaming=True)
     assert sizes[0] == 8
     assert max(sizes[1:]) <= 4

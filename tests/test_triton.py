@@ -18,7 +18,7 @@ import streaming_attention
 import triton_attention
 from attention_capture import capture_attention, tokenize_prompts
 from model_loading import load_model
-from prompts import Prompt
+from rolecircuits.inputs.categories import Prompt
 from streaming_attention import chunked_output, chunked_rest
 from tiny_models import WINDOW, save_tiny
 

@@ -1,157 +1,21 @@
-"""What every script shares on the command line: one parser, one error class, one place for exit codes.
-
-    0 everything asked for was done      2 the request is wrong (one line says what, where, what is allowed)
-    1 it failed                          3 part of it failed
-    130 interrupted
-
-Nothing here imports more than the standard library, so `--help` answers at once.
-"""
+"""Flags that several scripts share, the types of their values, and what is refused before anything is loaded."""
 
 import argparse
-import contextlib
-import difflib
-import errno
-import gc
-import io
 import os
 import re
-import signal
-import sys
-import traceback
 from pathlib import Path
 
-# numpy's BLAS and torch's OpenMP read these when they are first imported; a value set by the user stays. On a machine that
-# is shared, threads that spin while they wait for one another cost far more than they bring: with one busy neighbour on two
-# cores, capture of 120 prompts took 23 to 51 s with spinning threads and 3.2 s with threads that sleep, the comparison 8.6 s
-# with two BLAS threads and 5.1 s with one.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Figures only go to files. matplotlib checks this when it is imported, so a value that it does not know would end every
-# script that draws with a traceback.
-os.environ["MPLBACKEND"] = "Agg"
+from rolecircuits.inputs.errors import UserError, printable
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9
-# What the system answers when a path that the user named cannot be used: the request is wrong. Everything else (a full
-# disk, a broken one) is a failure.
-WRONG_PATH = frozenset(
-    getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
-)
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-
-
-class UserError(Exception):
-    """The request is wrong: one line that says what, where and what is allowed. Exit code 2."""
-
-
-class RunFailed(Exception):
-    """The request was right and the work failed: one line that says where. Exit code 1."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that refuses abbreviations and answers a wrong flag with one line and the closest right one."""
-
-    def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-        self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
-
-    def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for flag in unknown if flag.startswith("-")]
-            culprit = (flags or unknown)[0].split("=")[0]
-            close = difflib.get_close_matches(culprit, self._option_string_actions, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the flags"
-            self.error(f"unknown argument {printable(culprit)}: {hint}")
-        return parsed
-
-    def error(self, message):
-        self.exit(2, f"{printable(self.prog)}: error: {printable(message)}\n")
-
-
-def run_script(parse_args, run, argv=None):
-    """Parse, run and turn the outcome into an exit code; `run(args)` returns None, a result, or an exit code.
-
-    Every message passes `printable` here, so that paths and texts inside it cannot move the terminal or break the line.
-    """
-    _escape_what_cannot_be_shown()
-    args = parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = run(args)
-        print(end="", flush=True)  # print, because sys.stdout may be None
-    except (UserError, RunFailed) as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError:
-        _abandon_output()
-        print("error: the reader of the standard output went away; files already published stay", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if args.verbose:
-            traceback.print_exc()
-        place = f" ({printable(error.filename)})" if error.filename else ""
-        print(f"error: {printable(error.strerror or error)}{place}; nothing half-done was published", file=sys.stderr)
-        _abandon_output()
-        return 2 if error.filename and error.errno in WRONG_PATH else 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
-        return 130
-    return code if isinstance(code, int) else 0
-
-
-def _interrupt(signum, frame):
-    raise KeyboardInterrupt
-
-
-def _abandon_output():
-    """Where the standard output takes nothing more, what is still buffered goes nowhere: or the interpreter would complain
-    again when it ends, and with another exit code."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _escape_what_cannot_be_shown():
-    """In a locale that is not UTF-8, a character that cannot be encoded is written as an escape, not as a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            stream.reconfigure(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def collector_paused():
-    """Import large libraries inside this block: the objects that importing makes live as long as the process.
-
-    Looking for garbage among them took a third of the start-up time (torch, transformers and transformer_lens: 9.0 s of
-    processor time with the collector, 6.3 s without). They are frozen, so that later collections pass them over. Do not
-    load a model in here: what is frozen is freed only when nothing refers to it, and a model refers to itself.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def printable(text):
-    """`text` with control characters (ANSI escapes among them) shown as escapes, safe for a terminal.
-
-    A character that the terminal's encoding cannot show is escaped too.
-    """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
+LATEST, LATEST_SWEEP = "latest_intervention", "latest_sweep"
+LINK = "latest_documents"
 
 
 def positive_int(text):
@@ -290,3 +154,12 @@ def check_output_dir(path, flag="--output_dir", link=None):
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: {existing} cannot be written to")
     return path
+
+
+def controls_number(text):
+    """Controls a candidate: 0 to 100."""
+    import argparse
+
+    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to 100")
+    return int(text)

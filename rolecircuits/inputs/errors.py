@@ -1,0 +1,21 @@
+"""The two errors that end a script with one line, and text made safe for a terminal."""
+
+import sys
+
+
+class UserError(Exception):
+    """The request is wrong: one line that says what, where and what is allowed. Exit code 2."""
+
+
+class RunFailed(Exception):
+    """The request was right and the work failed: one line that says where. Exit code 1."""
+
+
+def printable(text):
+    """`text` with control characters (ANSI escapes among them) shown as escapes, safe for a terminal.
+
+    A character that the terminal's encoding cannot show is escaped too.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)

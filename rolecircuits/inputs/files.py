@@ -1,0 +1,57 @@
+"""Files that a user named: strict JSON, and the SHA-256 of a file."""
+
+import hashlib
+import json
+
+from rolecircuits.inputs.errors import UserError, printable
+
+HASHED_AT_ONCE = 2**24
+
+
+def sha256_of(path):
+    """SHA-256 of a file's bytes, as hex. Read in large blocks: a thread that hashes beside others waits for them at each."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_strict_json(path, flag):
+    """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
+    try:
+        if not path.is_file():
+            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{flag} {path}: {why}")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
+    return parse_strict_json(text, f"{flag} {path}")
+
+
+def parse_strict_json(text, where, one_line=False):
+    """The JSON value of a text; duplicate keys and NaN are refused, with `where` in front of the reason."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if one_line else f"line {error.lineno}"
+        raise UserError(f"{where}: not JSON at {place}: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _unique_keys(pairs):
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {printable(key)!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a value that JSON allows")
