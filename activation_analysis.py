@@ -17,10 +17,13 @@ import sys
 import time
 from dataclasses import asdict
 
-from deterministic import TOLERANCE, prepare_environment, set_determinism
+from deterministic import prepare_environment, set_determinism
+from document_tasks import batch_items, from_plain, ready_item
+from documents import SHARDS, document_rows, index_rows, read_documents, shard_name, stacked_arrays, stream_documents
 from prompts import load_prompts
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LINK,
     LINKS,
     add_model_arguments,
     add_verify_argument,
@@ -28,12 +31,100 @@ from rolecircuits.inputs.arguments import (
     check_output_dir,
     say_unverified,
 )
-from rolecircuits.inputs.categories import prompt_set_sha256
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
-from work_engine import add_engine_arguments, check_engine_arguments
+from work_engine import add_engine_arguments, check_engine_arguments, open_engine
 
+WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
+
+
+def run_documents(args):
+    """Run the whole file and return the exit code: 0, or 3 if some documents failed."""
+
+    from rolecircuits.runs.record import describe
+
+    for name in WITHOUT:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} with --documents: the documents are the texts; give one of them")
+    if args.prompt_format != "raw":
+        raise UserError(
+            "--prompt_format chat with --documents: messages take the chat template by themselves, text does not"
+        )
+    check_engine_arguments(args)
+    if args.raw not in (None, "none"):
+        raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
+    documents = read_documents(args.documents)
+
+    with open_engine(args) as engine:
+        ready = engine.prepare(ready_item(documents, args))
+        facts, tokenized = ready["facts"], [from_plain(each) for each in ready["documents"]]
+        method, how, determinism = ready["method"], ready["how"] | {"engine": engine.facts()}, ready["determinism"]
+        if ready["why"]:
+            print(ready["why"])
+
+        def capture_batches(batches):
+            items = batch_items(batches, ready["documents"], args, method, BATCH_TOKENS)
+            places = {item.name: batch for item, batch in zip(items, batches, strict=True)}
+            for item, found in engine.run(items):
+                yield places[item.name], found
+
+        started = time.perf_counter()
+        title = f"{printable(args.model_id)} documents"
+        shards = f"{args.output_dir}/{SHARDS}"
+        results, failed = stream_documents(
+            facts, tokenized, shards, method, capture_batches, args.batch_size, BATCH_TOKENS, title
+        )
+    seconds = time.perf_counter() - started
+    kept = [i for i, arrays in enumerate(results) if arrays is not None]
+    for document_id, reason in failed:
+        print(f"failed: {printable(document_id)}: {reason}")
+    if not kept:
+        raise UserError(
+            f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
+        )
+    config = describe(args, facts, how, determinism, failed, seconds, len(kept))
+    folder = save_documents(args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config)
+    n_tokens = sum(tokenized[i].n_tokens for i in kept)
+    print(
+        f"{len(kept)} documents done, {len(failed)} failed: {n_tokens} tokens, "
+        f"{sum(len(tokenized[i].spans) for i in kept)} turns, {method}, {seconds:.1f} s -> {printable(folder)}"
+    )
+    return 3 if failed else 0
+
+
+def save_documents(output_dir, documents, results, config):
+    """Publish the tables of the documents that were captured; returns the folder."""
+
+    from output_manager import create_run
+    from rolecircuits.runs.files import write_csv, write_json, write_prompts
+    from rolecircuits.runs.npz import write_npz
+
+    arrays = stacked_arrays(documents, results)
+    whole, turns = document_rows(documents, results)
+    indices = index_rows(arrays)
+    if not indices:
+        print("note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out")
+    with create_run(output_dir, LINK, prefix="documents") as new:
+        write_csv(new.path / "documents.csv", whole)
+        write_csv(new.path / "turns.csv", turns)
+        write_npz(new.path / "documents.npz", arrays)
+        if indices:
+            write_csv(new.path / "indices.csv", indices)
+        facts, method = config["model"], config["capture"]["method"]
+        rows = [
+            {
+                "id": d.prompt.id,
+                "category": d.prompt.category,
+                "n_tokens": d.n_tokens,
+                "turns": [{"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)],
+                "shard": shard_name(facts, d, method) + ".npz",
+            }
+            for d in documents
+        ]
+        write_prompts(new.path / "documents.jsonl", rows)
+        write_json(new.path / "experiment_config.json", config)
+    return new.final
 
 
 def build_parser():
@@ -68,7 +159,7 @@ def parse_args(argv=None):
     if args.no_verify and args.repeat is None:
         parser.error("--no_verify needs --repeat: without it no run is read")
     if args.repeat is not None:
-        from repeat_run import check_given
+        from rolecircuits.runs.repeat import check_given
 
         args.given = check_given(parser, argv)
     return args
@@ -81,8 +172,6 @@ def run(args):
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LINKS[args.output_type])
     if args.documents is not None:
-        from document_run import run_documents
-
         return run_documents(args)
     if args.engine != "local":
         raise UserError(f"--engine {args.engine} needs --documents; prompts take one short pass on one machine")
@@ -101,7 +190,7 @@ def run(args):
 
 def repeat(args):
     """Run a run again: 0 if attention.npz came back bit-identical or within rounding, 1 if it is different."""
-    from repeat_run import Repetition
+    from rolecircuits.runs.repeat import Repetition
 
     say_unverified(args)
     repetition = Repetition(build_parser(), args.repeat, args.given)
@@ -174,7 +263,11 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
 def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition=None):
     """Publish a run folder and return its path; `how` says which capture was used and what was saved."""
-    from output_manager import create_run, write_json, write_npz, write_prompts
+
+    from output_manager import create_run
+    from rolecircuits.runs.files import write_json, write_prompts
+    from rolecircuits.runs.npz import write_npz
+    from rolecircuits.runs.record import describe_run
 
     started = time.perf_counter()
     lost = {prompt_id for prompt_id, _ in captured.failed}
@@ -197,48 +290,12 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
     return new.final
 
 
-def describe_run(loaded, prompts, captured, args, timings, determinism):
-    """experiment_config.json: everything that is needed to say what was run, and to run it again."""
-    from output_manager import SCHEMA_VERSION, git_state, package_versions, portable
-
-    return portable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "script": "activation_analysis.py",
-            "status": "partial" if captured.failed else "complete",
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "arguments": vars(args),
-            "model": loaded.facts,
-            "prompts": {
-                "format": args.prompt_format,
-                "system_prompt": args.system_prompt,
-                "bos": args.bos,
-                "n": len(captured.arrays["category"]),
-                "sha256": prompt_set_sha256(prompts),
-                "failed": describe_failed(prompts, captured.failed),
-            },
-            "seed": args.seed,
-            "rounding_tolerance": TOLERANCE[loaded.facts["dtype"]],
-            "determinism": determinism,
-            "packages": package_versions(),
-            "git": git_state(),
-            "timings": timings,
-        }
-    )
-
-
-def describe_failed(prompts, failed):
-    """What is needed to feed the prompts again that prompts.jsonl lacks: their place in the set, their texts, the reason."""
-    places = {p.id: (index, asdict(p)) for index, p in enumerate(prompts)}
-    return [{"index": places[name][0], **places[name][1], "reason": reason} for name, reason in failed]
-
-
 def summarize(arrays, config):
     """activations.json: mean entropies per category and layer, and the indices with their length nulls, by kind."""
     import numpy as np
 
     import role_metrics
-    from output_manager import Run
+    from rolecircuits.runs.arrays import Run
 
     run = Run(path=None, config=config, **arrays)
     summary = {"axes": "layer", "n": run.counts}
@@ -256,7 +313,7 @@ def summarize(arrays, config):
 def save_activations(loaded, tokenized, batch_size, folder):
     """raw_blocks_{l}_mlp_post.npz, raw_embed.npz and raw_ln_final.npz: values [prompt, query, unit], zero-padded."""
     from attention_capture import collect_activations
-    from output_manager import write_npz
+    from rolecircuits.runs.npz import write_npz
 
     names = {f"blocks.{layer}.mlp.hook_post": f"raw_blocks_{layer}_mlp_post" for layer in range(loaded.n_layers)}
     names |= {"hook_embed": "raw_embed", "ln_final.hook_normalized": "raw_ln_final"}

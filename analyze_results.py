@@ -48,9 +48,10 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=Tr
     folder = check_output_dir(output_dir)
 
     from candidate_heads import select_candidates
-    from output_manager import load_run, write_csv, write_json
+    from output_manager import load_run
     from resampling import missing_prompts_reason
     from role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories
+    from rolecircuits.runs.files import write_csv, write_json
 
     run = load_run(input_dir, verify)
     contrasts = contrast_heads(run, seed)

@@ -46,7 +46,8 @@ NOT_INFERENCE = "uncorrected, and heads are no independent samples: not valid in
 def compare(base_dir, instruct_dir, output_dir, verify=True):
     """Compare two run folders, write figures and tables to `output_dir`; returns what comparison_summary.json holds."""
 
-    from output_manager import load_run, prepare_folder, write_csv, write_json
+    from output_manager import load_run
+    from rolecircuits.runs.files import prepare_folder, write_csv, write_json
 
     check_output_dir(output_dir)
     runs, notes = match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
@@ -115,7 +116,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 def write_figures(folder, estimates, summary):
     """rfc_rsi_comparison.png, rfc_rsi_differences.png, and the numbers behind each in data/*.csv."""
 
-    from output_manager import write_csv
+    from rolecircuits.runs.files import write_csv
 
     with collector_paused():
         from plot_style import save_figure

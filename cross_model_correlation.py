@@ -220,8 +220,8 @@ def compare_models(comparisons, output_dir):
     folder = check_output_dir(output_dir)
     profiles = {name: read_profile(path) for name, path in comparisons.items()}
 
-    from output_manager import write_csv
     from plot_style import save_figure
+    from rolecircuits.runs.files import write_csv
 
     summary = [summarise_profile(name, c, profile[c]) for name, profile in profiles.items() for c in COLUMNS]
     correlations = correlate_models(profiles)

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 import role_metrics
-from output_manager import read_npz, write_npz
 from rolecircuits.inputs.categories import CATEGORIES, REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import parse_strict_json
+from rolecircuits.runs.npz import read_npz, write_npz
 
 SHARDS = "document_shards"
 SHARD_VERSION = 1

@@ -14,7 +14,6 @@ import sys
 import time
 from types import SimpleNamespace
 
-from activation_analysis import describe_run
 from deterministic import set_determinism
 from interventions import load_checked, load_source
 from prompts import load_prompts
@@ -60,10 +59,12 @@ def run(args):
 
 def run_generation(loaded, prompts, plan, args, timings=None):
     """Answer every prompt, unedited and under each entry of the plan; returns (run folder, the results)."""
+
     from ablation import collect_donors, edited_prompts, prepare_edit
     from attention_capture import tokenize_prompts
     from generation import check_room, generate_greedily
     from intervention_plan import check_against_model
+    from rolecircuits.runs.record import describe_run
 
     timings = dict(timings or {})
     check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
@@ -138,7 +139,8 @@ def compare_answers(name, baseline, edited):
 
 
 def save_results(results, config, args):
-    from output_manager import create_run, write_csv, write_json
+    from output_manager import create_run
+    from rolecircuits.runs.files import write_csv, write_json
 
     with create_run(args.output_dir, LATEST, "generation") as new:
         write_json(new.path / "generation_results.json", results)

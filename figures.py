@@ -21,7 +21,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 import plot_style as style
-from output_manager import Run
 from plot_style import COLOURS, DIVERGING, MARKERS, NAMES, open_panels
 from resampling import (
     MIN_PROMPTS,
@@ -36,6 +35,7 @@ from resampling import (
 from role_metrics import category_mean, index_values, null_values, prompt_values
 from role_tests import ALPHA, infer_layers, split_prompts, strongest_heads
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED
+from rolecircuits.runs.arrays import Run
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}

@@ -17,8 +17,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace as Namespace
 
 import numpy as np
@@ -29,43 +27,18 @@ import role_metrics
 from ablation import SITES, edit_own_head, neutral_means
 from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
 from intervention_plan import FACTORS
-from output_manager import portable, read_npz, temporary_name, write_json, write_npz
 from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
-from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from work_engine import Item, content_hash, model_key, work_arguments
+from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.runs.files import temporary_name, write_json
+from rolecircuits.runs.npz import read_npz, write_npz
+from rolecircuits.runs.record import portable
+from work_engine import Item, content_hash, model_key
 
 ROWS = 96
 RESAMPLES = 2000
 LAYER_ARRAYS = (*effects.PROMPT_METRICS, "values")
 FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "n_layers", "n_heads")
-
-
-def run_sweep(engine, prompts, args):
-    """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
-    from activation_analysis import describe_run
-    from output_manager import create_run
-    from rolecircuits.inputs.arguments import LATEST_SWEEP
-
-    method = args.method or "zero_out"
-    payload = {"args": work_arguments(args) | {"method": method}, "prompts": [asdict(p) for p in prompts]}
-    base = engine.prepare(Item("clean pass", "head_sweep:clean_task", payload))
-    loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
-    n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
-    with work_folder(Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)) as work:
-        sweep_layers(engine, payload, n_layers, n_heads, work)
-        timings["sweep_s"] = time.perf_counter() - started
-        arrays = combine_layers(work, base["arrays"], n_layers, n_heads, args.seed)
-        with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
-            write_npz(new.path / "head_effects.npz", arrays)
-            captured = Namespace(arrays=base["arrays"], failed=[])
-            config = describe_run(loaded, prompts, captured, args, timings, base["determinism"])
-            config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
-            write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
-        remove_work(work)
-    print_strongest(arrays)
-    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {printable(new.final)}")
-    return new.final
 
 
 def clean_task(held, payload):
@@ -283,18 +256,3 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
         out[f"{metric}_by_prompt"] = values
     labels = {"category": np.array(names), "prompt_category": category, "prompt_id": arrays["prompt_id"]}
     return {name: a.astype(np.float32) for name, a in out.items()} | labels
-
-
-def print_strongest(arrays, n=10):
-    """The heads with the largest KL, in a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    kl = arrays["kl_by_prompt"].mean(axis=-1)
-    table = Table("layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers")
-    for flat in np.argsort(-kl, axis=None)[:n]:
-        layer, head = np.unravel_index(flat, kl.shape)
-        top1 = arrays["top1_change_by_prompt"][layer, head].mean()
-        cells = [f"{arrays[m][layer, head]:+.4f}" for m in effects.INDEX_METRICS]
-        table.add_row(str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells))
-    Console(markup=False, highlight=False).print(table)

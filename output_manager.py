@@ -9,107 +9,30 @@ a killed process left behind.
 """
 
 import contextlib
-import csv
-import fcntl
-import io
 import json
-import lzma
 import os
-import re
 import shutil
-import struct
-import subprocess
 import time
-import tokenize
-import unicodedata
-import uuid
-import warnings
-import zipfile
-import zlib
-from dataclasses import dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rolecircuits.inputs.arguments import MAX_SEED
-from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import sha256_of
-
-SCHEMA_VERSION = 1
-TEMPORARY = ".tmp_"
-UNIQUE = 16
-LOCK = ".lock"
-PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
-MAX_ARRAY_BYTES = 64 * 2**30
-MAX_MEMBERS = 1000
-MAX_CHARACTER = 0x10FFFF
-ARRAYS = {
-    "category": ("U", ("prompt",)),
-    "prompt_id": ("U", ("prompt",)),
-    "pair_id": ("i", ("prompt",)),
-    "n_tokens": ("i", ("prompt",)),
-    "span": ("i", ("prompt", 2)),
-    "entropy": ("f", ("prompt", "layer", "head", "query")),
-    "entropy_sinkfree": ("f", ("prompt", "layer", "head", "query")),
-    "sink_mass": ("f", ("prompt", "layer", "head", "query")),
-    "visible_keys": ("i", ("layer", "query")),
-    "first_mass": ("f", ("prompt", "layer", "head")),
-    "last_mass": ("f", ("prompt", "layer", "head")),
-    "edge_mass": ("f", ("prompt", "layer", "head", 2)),
-    "edge_tokens": ("i", ("prompt",)),
-}
-# What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz; RuntimeError is zipfile's
-# answer to an encrypted member, and numpy reads headers with Python's own tokenizer and parser.
-NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, struct.error, SyntaxError)
-NPZ_ERRORS += (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError)
-JSON_ERRORS = (ValueError, RecursionError)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
-PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
-
-
-@dataclass
-class Run:
-    """A complete run, loaded: `config` is experiment_config.json, the arrays are those of attention.npz (ARRAYS)."""
-
-    path: Path
-    config: dict
-    category: np.ndarray
-    prompt_id: np.ndarray
-    pair_id: np.ndarray
-    n_tokens: np.ndarray
-    span: np.ndarray
-    entropy: np.ndarray
-    entropy_sinkfree: np.ndarray
-    sink_mass: np.ndarray
-    visible_keys: np.ndarray
-    first_mass: np.ndarray
-    last_mass: np.ndarray
-    edge_mass: np.ndarray
-    edge_tokens: np.ndarray
-    prompts: list = field(default_factory=list)
-
-    @property
-    def n_layers(self):
-        return self.entropy.shape[1]
-
-    @property
-    def n_heads(self):
-        return self.entropy.shape[2]
-
-    @property
-    def prompt_format(self):
-        return self.config["prompts"]["format"]
-
-    @property
-    def label(self):
-        """Model and format, for titles and tables."""
-        return f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
-
-    @property
-    def counts(self):
-        """{category: number of prompts}, in the order of CATEGORIES, categories without prompts left out."""
-        return {name: int(n) for name in CATEGORIES if (n := (self.category == name).sum())}
+from rolecircuits.runs.arrays import ARRAYS, Run, _check_arrays
+from rolecircuits.runs.files import (
+    JSON_ERRORS,
+    LOCK,
+    TEMPORARY,
+    _locked,
+    _open_lock,
+    _remove_stale_files,
+    read_json,
+    temporary_name,
+    write_json,
+)
+from rolecircuits.runs.npz import read_npz
+from rolecircuits.runs.record import SCHEMA_VERSION
 
 
 @dataclass
@@ -170,23 +93,6 @@ def swap_link(link, target):
         raise
 
 
-def _open_lock(path):
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Wait for, hold and release an advisory lock; the kernel releases it when the process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _remove_stale(root):
     """Remove the temporary files, folders and links in a folder of runs whose process is gone (nobody holds their lock)."""
     _remove_stale_files(root)
@@ -197,37 +103,6 @@ def _remove_stale(root):
             with contextlib.suppress(OSError):
                 os.close(_open_lock(path / LOCK))
                 shutil.rmtree(path)
-
-
-def _remove_stale_files(folder):
-    """Remove the temporary files in a folder that a killed process left there: whoever still writes one holds its lock."""
-    for path in folder.glob(f"{TEMPORARY}{'?' * UNIQUE}"):
-        if path.is_file() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-                finally:
-                    os.close(lock)
-
-
-def temporary_name():
-    """A hidden name that no other process uses. It is known before the file is made, so an interrupt leaves none behind."""
-    return TEMPORARY + uuid.uuid4().hex[:UNIQUE]
-
-
-def _open_aside(aside):
-    """Descriptor of the new file `aside`, locked for as long as it is open.
-
-    A process that looks for stale files may have met it before it was locked, and removed it: then it is made again.
-    """
-    while True:
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
 
 
 def _free_name(root, name):
@@ -243,90 +118,6 @@ def write_manifest(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name not in ("manifest.json", LOCK))
     entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     write_json(Path(folder) / "manifest.json", {"schema_version": SCHEMA_VERSION, "files": entries})
-
-
-@contextlib.contextmanager
-def replaced_file(path, mode="w"):
-    """A file object whose content appears under `path` only when the block ends without an error.
-
-    Until then it is in a hidden file beside it; those that killed processes left in the same folder are removed first.
-    """
-    path = Path(path)
-    _remove_stale_files(path.parent)
-    aside = path.with_name(temporary_name())
-    try:
-        # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, which is the same text in JSON.
-        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with open(_open_aside(aside), mode, **({} if "b" in mode else text)) as file:
-            yield file
-            file.flush()
-            os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path, value):
-    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed.
-
-    The home folder is written as ~ wherever it is named, as `portable` says.
-    """
-    with replaced_file(path) as file:
-        json.dump(portable(_plain(value)), file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_csv(path, rows, columns=None):
-    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark,
-    and control characters (ANSI escapes among them) are written as escapes.
-
-    Undefined numbers (NaN) are written as empty fields; numbers carry 10 significant digits.
-    """
-    columns = columns or list(rows[0])
-    with replaced_file(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([[_csv_cell(row[column]) for column in columns] for row in rows])
-
-
-def _csv_cell(value):
-    if isinstance(value, str):
-        value = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
-        return "".join(c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value)
-    if isinstance(value, (float, np.floating)):
-        return "" if np.isnan(value) else f"{value:.10g}"
-    return value
-
-
-def write_npz(path, arrays):
-    """Arrays of plain dtypes as a compressed npz; an object array is refused, because it would be pickled."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise TypeError(f"{name} is an object array; only plain dtypes are written")
-    with replaced_file(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def write_prompts(path, rows):
-    """prompts.jsonl: one JSON object a prompt, in the order of the prompt axis."""
-    with replaced_file(path) as file:
-        for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def resolve_run(path):
@@ -377,16 +168,6 @@ def read_config(folder):
     return config
 
 
-def read_json(path):
-    """The JSON value of a file of a run, or a UserError that says what is wrong with it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except JSON_ERRORS as error:
-        raise UserError(f"{path}: damaged: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; the run is damaged") from error
-
-
 def _read_prompts(path, arrays):
     try:
         # not splitlines(): U+2028 and U+0085 are characters of a prompt, not ends of a line
@@ -429,168 +210,3 @@ def _check_config(folder, config):
     seed = config.get("seed", 0)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise UserError(f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}")
-
-
-def read_npz(path, names):
-    """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
-    try:
-        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_MEMBERS:
-                raise UserError(f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}")
-            for info in members:
-                _check_declared_size(path, archive, info)
-            _check_memory(path, sum(info.file_size for info in members if info.filename[:-4] in names))
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
-            if missing:
-                raise UserError(f"{path}: array {missing[0]} is missing; expected {', '.join(names)}")
-            arrays = {name: archive[name] for name in names}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except NPZ_ERRORS as error:
-        reason = "object arrays are never unpickled" if "allow_pickle" in str(error) else f"damaged: {error}"
-        raise UserError(f"{path}: {reason}") from error
-    except MemoryError as error:
-        raise UserError(f"{path}: its arrays do not fit into memory") from error
-    for name, array in arrays.items():
-        _check_text(path, name, array)
-    return arrays
-
-
-def _check_memory(path, needed):
-    """Refuse arrays that are larger than the free memory, with the numbers: a bomb, or a run for another machine."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise UserError(f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free")
-
-
-def _check_text(path, name, array):
-    """numpy reads any 4 bytes as a character; Python cannot hold those beyond the last one."""
-    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
-        characters = np.frombuffer(array.tobytes(), dtype=f"{array.dtype.str[0]}u4")
-        if characters.max() > MAX_CHARACTER:
-            raise UserError(f"{path}: {name} holds {int(characters.max())}, which is not a character")
-
-
-def _check_declared_size(path, archive, info):
-    """Refuse a member whose array header asks for more than its own bytes hold (a zip bomb, a forged header)."""
-    if not info.filename.endswith(".npy") or info.file_size > MAX_ARRAY_BYTES:
-        raise UserError(f"{path}: member {printable(info.filename)} ({info.file_size} bytes) is not an array of a run")
-    with archive.open(info) as member:
-        head = io.BytesIO(member.read(4096))
-    version = np.lib.format.read_magic(head)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(head)
-    if dtype.hasobject:
-        raise UserError(f"{path}: {printable(info.filename)} is an object array; those are never unpickled")
-    declared = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-    if declared + head.tell() != info.file_size:
-        raise UserError(f"{path}: {printable(info.filename)} declares {declared} bytes and holds {info.file_size}")
-
-
-def _check_arrays(path, arrays):
-    """Shapes agree with one another, dtypes are plain, values are inside their range."""
-    if arrays["entropy"].ndim != 4:
-        raise UserError(f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, query)")
-    sizes = dict(zip(("prompt", "layer", "head", "query"), arrays["entropy"].shape, strict=True))
-    for name, (kind, axes) in ARRAYS.items():
-        expected = tuple(sizes.get(axis, axis) for axis in axes)
-        if arrays[name].shape != expected or arrays[name].dtype.kind != kind:
-            found = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise UserError(
-                f"{path}: {name} is {found}, expected {'/'.join(map(str, axes))} = {expected} of kind {kind}"
-            )
-    if 0 in sizes.values():
-        raise UserError(f"{path}: holds no prompts, layers, heads or rows")
-    unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
-    if unknown:
-        raise UserError(
-            f"{path}: unknown category {printable(sorted(unknown)[0])!r}; allowed are {', '.join(CATEGORIES)}"
-        )
-    _check_values(path, arrays, sizes["query"])
-
-
-def _check_values(path, arrays, n_query):
-    n_tokens, span = arrays["n_tokens"], arrays["span"]
-    ordered = (span[:, 0] >= 0) & (span[:, 0] < span[:, 1]) & (span[:, 1] <= n_tokens) & (n_tokens <= n_query)
-    if not ordered.all():
-        raise UserError(f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range")
-    edge = arrays["edge_tokens"]
-    if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
-        raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
-    visible = arrays["visible_keys"]
-    if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
-        raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
-    real = np.arange(n_query) < n_tokens[:, None]
-    inside = {name: arrays[name].transpose(0, 3, 1, 2)[real] for name in ("entropy", "sink_mass")}
-    inside |= {name: arrays[name] for name in ("first_mass", "last_mass", "edge_mass")}
-    for name, values in inside.items():
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: {name} is NaN or infinite inside a prompt")
-    for name in PROBABILITIES:
-        values = arrays[name][~np.isnan(arrays[name])]
-        if ((values < -1e-3) | (values > 1 + 1e-3)).any():
-            raise UserError(f"{path}: {name} holds a probability outside [0, 1]")
-    bound = np.log(visible)[None, :, None, :] + 1e-2
-    for name in ("entropy", "entropy_sinkfree"):
-        if ((arrays[name] < 0) | (arrays[name] > bound)).any():
-            raise UserError(f"{path}: {name} is outside 0 to ln(visible keys)")
-
-
-def portable(value):
-    """`value` with the home folder written as ~ in every text, so that a shared run names no person's machine."""
-    if isinstance(value, dict):
-        return {portable(key): portable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(item) for item in value]
-    if not isinstance(value, (str, Path)):
-        return value
-    text = str(value)
-    try:
-        homes = {str(Path.home()), os.path.realpath(Path.home())}
-    except RuntimeError:  # a container's user without a home: nothing to hide
-        homes = set()
-    for home in homes:
-        if len(Path(home).parts) > 1 and home in text:
-            text = re.sub(rf"(?:(?<![\w./~-])|(?<=://)){re.escape(home)}(?![\w.-])", "~", text)
-    return text
-
-
-def package_versions():
-    """{package: version} of what computes the numbers."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def git_state():
-    """{"commit": ..., "dirty": ...} of this code, or None values where it is not a git checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*command):
-        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except FileNotFoundError:
-        return {"commit": None, "dirty": None}
-
-
-def prepare_folder(path):
-    """Make an output folder for figures or tables, with its data/ inside; returns it as a Path."""
-    path = Path(path)
-    try:
-        (path / "data").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {path}: cannot be written to")
-    return path

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from output_manager import replaced_file
+from rolecircuits.runs.files import replaced_file
 
 matplotlib.use("Agg")
 matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them

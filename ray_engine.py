@@ -40,7 +40,7 @@ class WorkerBody:
 
     def ready(self):
         """The first answer: {"node", "pid", "packages"}."""
-        from output_manager import package_versions
+        from rolecircuits.runs.record import package_versions
 
         return {"node": socket.gethostname(), "pid": os.getpid(), "packages": package_versions()}
 
@@ -209,7 +209,7 @@ class RayEngine:
 
     def _welcome(self, worker, facts):
         """A worker has started; refuse one whose machine has other library versions, which would round differently."""
-        from output_manager import package_versions
+        from rolecircuits.runs.record import package_versions
 
         worker.facts, self.failed_starts = facts, 0
         for package, version in package_versions().items():

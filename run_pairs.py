@@ -6,11 +6,8 @@ A resample draws the same prompts for both runs: they share their prompts, so wh
 widen the interval of their difference.
 """
 
-import dataclasses
-
 import numpy as np
 
-from output_manager import ARRAYS
 from resampling import (
     MIN_PROMPTS,
     bootstrap_counts,
@@ -32,6 +29,7 @@ from role_metrics import (
 from role_tests import ALPHA, infer_layers
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.runs.arrays import take_prompts
 
 SEED = 0
 TESTS = ("p", "q", "p_max")
@@ -64,13 +62,6 @@ def match_runs(base, instruct):
 
 def _prompt_keys(run):
     return [(category, row["text"]) for category, row in zip(run.category.tolist(), run.prompts, strict=True)]
-
-
-def take_prompts(run, rows):
-    """The same Run with only these prompts, in this order."""
-    rows = np.asarray(rows, dtype=int)
-    arrays = {name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"}
-    return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)
 
 
 def _pair_notes(whole, matched):

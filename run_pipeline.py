@@ -14,15 +14,20 @@ is the bundled model twice, on raw and on chat-formatted prompts: same weights, 
 
 import contextlib
 import io
+import json
 import re
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 
 import activation_analysis
+import interventions
 from fork_map import fork_map
+from intervention_plan import parse_entries
 from prompts import load_prompts
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.arguments import (
@@ -34,15 +39,106 @@ from rolecircuits.inputs.arguments import (
     positive_int,
     say_unverified,
 )
+from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 from rolecircuits.inputs.parser import Parser, run_script
-from work_engine import LocalEngine, add_engine_arguments, check_engine_arguments, open_engine
+from work_engine import (
+    Item,
+    LocalEngine,
+    add_engine_arguments,
+    check_engine_arguments,
+    model_key,
+    open_engine,
+    work_arguments,
+)
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
 SIDES = ("base", "instruct")
 FAMILIES_FILE = Path(__file__).resolve().parent / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
+
+
+def analysis_item(family, stage_args):
+    """The item that analyses both models of a family: stage_args {run name: flags of activation_analysis.py}."""
+    stages = {name: stage_payload(args) for name, args in stage_args.items()}
+    return Item(family, "run_pipeline:analysis_task", {"stages": stages}, near=family)
+
+
+def intervention_item(family, plan, args):
+    """The item that runs a plan on a family's base model, best on the worker that has just analysed it."""
+    payload = stage_payload(args) | {"plan": [entry.model_dump() for entry in plan]}
+    return Item(family, "run_pipeline:intervention_task", payload, near=family)
+
+
+def stage_payload(args):
+    prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
+    return {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
+
+
+def analysis_task(held, payload):
+    """{run name: {"files", "failed"}} of both models; a model that both use is loaded once."""
+
+    from rolecircuits.runs.files import pack_folder
+
+    found = {}
+    for name, stage in payload["stages"].items():
+        args, started = Namespace(**stage["args"]), time.perf_counter()
+        loaded = held.model(model_key(args), lambda args=args: activation_analysis.load_from_args(args))
+        timings = {"load_s": time.perf_counter() - started}
+        prompts = [Prompt(**prompt) for prompt in stage["prompts"]]
+        with folder_aside() as args.output_dir:
+            folder, failed = activation_analysis.analyze_model(loaded, prompts, args, timings)
+            found[name] = {"files": pack_folder(folder), "failed": failed}
+    return found
+
+
+def intervention_task(held, payload):
+    """The files of an intervention run."""
+
+    from rolecircuits.runs.files import pack_folder
+
+    args, prompts = Namespace(**payload["args"]), [Prompt(**prompt) for prompt in payload["prompts"]]
+    with folder_aside() as args.output_dir:
+        plan = parse_entries(payload["plan"], "plan")
+        folder, _ = interventions.run_interventions(LocalEngine(held=held), prompts, plan, args)
+        return pack_folder(folder)
+
+
+@contextlib.contextmanager
+def folder_aside():
+    """A temporary folder; lines printed inside the block that name it are left out, because it will be gone."""
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield aside
+        finally:
+            for line in printed.getvalue().splitlines():
+                if aside not in line:
+                    print(line)
+
+
+def publish_files(files, args, latest, engine, prefix="run"):
+    """Write the files of a worker's run into args.output_dir and publish them under `latest`."""
+
+    from output_manager import create_run, write_manifest
+    from rolecircuits.runs.files import write_json
+    from rolecircuits.runs.record import git_state, portable
+
+    ours = portable({"arguments": vars(args), "git": git_state(), "engine": engine.facts()})
+    with create_run(args.output_dir, latest, prefix) as new:
+        for name, content in files.items():
+            path = new.path / name
+            path.parent.mkdir(exist_ok=True)
+            if path.name == "experiment_config.json":
+                write_json(path, json.loads(content) | ours)
+            else:
+                path.write_bytes(content)
+        for name in files:
+            if name.endswith("/manifest.json"):  # a folder inside the run: its config is another now
+                write_manifest((new.path / name).parent)
+    return new.final
 
 
 def parse_args(argv=None):
@@ -116,7 +212,6 @@ def run_study(study):
 
 def run_side_by_side(studies, engine):
     """All families on the workers of an engine: models there, figures, tests and comparisons here; as `run_study`."""
-    from family_tasks import analysis_item, intervention_item, publish_files
     from rolecircuits.inputs import arguments
 
     queue, failed = deque(), []

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 from fork_map import fork_map
+from intervention_figures import draw_effects, draw_sweep
+from plot_style import save_figure
 from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
@@ -44,7 +46,8 @@ def parse_args(argv=None):
 def visualize(input_dir, output_dir, file_format="png", verify=True):
     """Write the nine figures of a run folder and their CSVs; returns the paths of the figures."""
     start = time.perf_counter()
-    from output_manager import load_run, prepare_folder, write_csv
+    from output_manager import load_run
+    from rolecircuits.runs.files import prepare_folder, write_csv
 
     check_output_dir(output_dir)
     run = load_run(input_dir, verify)
@@ -88,8 +91,6 @@ def visualize_interventions(input_dir, output_dir, file_format="png", each_run=T
     if not (input_dir / "effects.json").is_file():
         raise UserError(f"{printable(input_dir)}: no intervention run found; interventions.py writes one")
 
-    from intervention_figures import draw_interventions
-
     paths = draw_interventions(
         input_dir, output_dir, file_format, draw_run=visualize if each_run else None, verify=verify
     )
@@ -99,6 +100,39 @@ def visualize_interventions(input_dir, output_dir, file_format="png", each_run=T
 
 def main(argv=None):
     return run_script(parse_args, run, argv)
+
+
+def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True):
+    """Draw an intervention run; returns the paths of effects and sweep.
+
+    sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
+    draw_run   function (sub-folder, output folder, file_format, verify) that draws the nine figures of a run:
+               visualize_results.visualize; None leaves them out
+    verify     False leaves out the SHA-256 of the files
+    """
+
+    from output_manager import check_files, read_config
+    from rolecircuits.runs.edit_results import read_effects, read_sweep
+    from rolecircuits.runs.files import prepare_folder, write_csv
+
+    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
+    rows, config = read_effects(folder), read_config(folder)
+    n = printable(config["prompts"].get("n", "unknown"))
+    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
+    output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
+    sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
+    if (sweep_dir / "head_effects.npz").is_file():
+        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
+    paths = []
+    for name, (figure, data) in drawings.items():
+        paths.append(output / f"{name}.{file_format}")
+        save_figure(figure, paths[-1])
+        write_csv(output / "data" / f"{name}.csv", data)
+    for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if draw_run else []:
+        if sub.is_symlink():
+            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
+        draw_run(sub, output / sub.name, file_format, verify)
+    return paths
 
 
 if __name__ == "__main__":

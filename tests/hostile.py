@@ -5,6 +5,7 @@ import io
 
 import intervention_figures
 import output_manager as om
+from rolecircuits.runs import files as run_files
 
 
 def outcome(main, argv):
@@ -30,7 +31,7 @@ def effect_row(category):
 def publish(root, files, config):
     """A run folder of these {name: bytes}."""
     root.mkdir()
-    om.write_json(root / "experiment_config.json", config)
+    run_files.write_json(root / "experiment_config.json", config)
     for name, content in files.items():
         (root / name).write_bytes(content)
     om.write_manifest(root)

@@ -9,6 +9,8 @@ import numpy as np
 import output_manager
 import role_metrics
 from prompts import select_prompts
+from rolecircuits.runs import arrays as run_arrays
+from rolecircuits.runs import files, npz, record
 
 
 def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_id="synthetic", prompt_format="raw"):
@@ -36,7 +38,7 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
     final = pattern[np.arange(n_prompts), :, :, n_tokens - 1]
     masses = [role_metrics.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
     config = {
-        "schema_version": output_manager.SCHEMA_VERSION,
+        "schema_version": record.SCHEMA_VERSION,
         "model": {"id": model_id, "n_layers": n_layers, "n_heads": n_heads, "weights_sha256": model_id},
         "prompts": {"format": prompt_format, "sha256": "synthetic"},
         "status": "complete",
@@ -58,14 +60,14 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
     }
     arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
     rows = [{"id": p.id, "category": p.category, "pair_id": p.pair_id, "text": p.text} for p in prompts]
-    return output_manager.Run(path=None, config=config, prompts=rows, **arrays)
+    return run_arrays.Run(path=None, config=config, prompts=rows, **arrays)
 
 
 def save_run(run, output_dir, latest="latest_run"):
     """Publish a Run as a run folder; returns its path."""
     with output_manager.create_run(output_dir, latest) as new:
-        output_manager.write_json(new.path / "experiment_config.json", run.config)
-        output_manager.write_prompts(new.path / "prompts.jsonl", run.prompts)
-        arrays = {name: getattr(run, name) for name in output_manager.ARRAYS}
-        output_manager.write_npz(new.path / "attention.npz", arrays)
+        files.write_json(new.path / "experiment_config.json", run.config)
+        files.write_prompts(new.path / "prompts.jsonl", run.prompts)
+        arrays = {name: getattr(run, name) for name in run_arrays.ARRAYS}
+        npz.write_npz(new.path / "attention.npz", arrays)
     return new.final

@@ -24,7 +24,6 @@ import attention_capture
 import compare_base_instruct
 import cross_model_correlation
 import experiment
-import intervention_figures
 import interventions
 import model_loading
 import output_manager as om
@@ -37,6 +36,7 @@ from intervention_plan import parse_entries
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import edit_results, files, npz, record
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -578,7 +578,7 @@ def test_headers_that_pythons_parser_refuses(tmp_path, header):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
     with pytest.raises(UserError, match=r"a\.npz: damaged"):
-        om.read_npz(tmp_path / "a.npz", ["a"])
+        npz.read_npz(tmp_path / "a.npz", ["a"])
 
 
 def test_a_bomb_is_refused_by_the_size_it_declares(tmp_path, monkeypatch):
@@ -588,15 +588,15 @@ def test_a_bomb_is_refused_by_the_size_it_declares(tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**24 - 1))
     monkeypatch.setattr(np, "load", None)
     with pytest.raises(UserError, match=r"its arrays take 0\.0 GiB, 0\.0 GiB of memory are free"):
-        om.read_npz(tmp_path / "a.npz", ["a"])
+        npz.read_npz(tmp_path / "a.npz", ["a"])
 
 
 def test_an_archive_of_many_members(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        for i in range(om.MAX_MEMBERS + 1):
+        for i in range(npz.MAX_MEMBERS + 1):
             archive.writestr(f"{i}.npy", b"")
     with pytest.raises(UserError, match="has 1001 members"):
-        om.read_npz(tmp_path / "a.npz", ["0"])
+        npz.read_npz(tmp_path / "a.npz", ["0"])
 
 
 @pytest.mark.parametrize("name", ["attention.npz", "prompts.jsonl", "experiment_config.json"])
@@ -615,7 +615,7 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
     folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG)
     (folder / "baseline").symlink_to(outside)
     with pytest.raises(UserError, match="baseline: is a symlink"):
-        intervention_figures.draw_interventions(folder, tmp_path / "out", draw_run=lambda *request: None)
+        visualize_results.draw_interventions(folder, tmp_path / "out", draw_run=lambda *request: None)
 
 
 @pytest.mark.parametrize(
@@ -635,14 +635,14 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
 def test_effects_that_cannot_be_drawn(tmp_path, rows, said):
     folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG)
     with pytest.raises(UserError, match=said):
-        intervention_figures.read_effects(folder)
+        edit_results.read_effects(folder)
 
 
 def test_effects_are_checked_against_the_manifest(tmp_path):
     folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": [effect_row("all")]}).encode()}, CONFIG)
     (folder / "effects.json").write_text(json.dumps({"rows": [effect_row("all") | {"n": 9}]}))
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
-        intervention_figures.draw_interventions(folder, tmp_path / "out")
+        visualize_results.draw_interventions(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -691,14 +691,14 @@ def test_tiny_differences_correlate_as_large_ones_do():
 
 
 def test_control_characters_are_escaped_in_tables(tmp_path):
-    om.write_csv(tmp_path / "a.csv", [{"text": "\x1b[31m\x9b\n\u00e9", "formula": "\n=1", "odd": "\udcff"}])
+    files.write_csv(tmp_path / "a.csv", [{"text": "\x1b[31m\x9b\n\u00e9", "formula": "\n=1", "odd": "\udcff"}])
     assert (
         tmp_path / "a.csv"
     ).read_bytes().decode() == 'text,formula,odd\r\n"\\x1b[31m\\x9b\n\u00e9","\'\n=1",\\udcff\r\n'
 
 
 def test_half_a_surrogate_pair_survives_json(tmp_path):
-    om.write_json(tmp_path / "a.json", {"a": "\udcff"})
+    files.write_json(tmp_path / "a.json", {"a": "\udcff"})
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"a": "\udcff"}
 
 
@@ -728,6 +728,6 @@ def test_a_user_without_a_home(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert om.portable({"output_dir": "/data/x"}) == {"output_dir": "/data/x"}
+    assert record.portable({"output_dir": "/data/x"}) == {"output_dir": "/data/x"}
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
         model_loading.bundled_folder()

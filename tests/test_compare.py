@@ -19,6 +19,7 @@ from compare_base_instruct import compare
 from conftest import PROJECT
 from resampling import bootstrap_counts
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import arrays
 from synthetic import make_run, save_run
 
 ORIGINAL = (
@@ -194,7 +195,7 @@ def test_prompts_are_matched_by_text_whatever_their_order(tmp_path):
     base, instruct = make_run(per_category=5), make_run(per_category=5, seed=1, effect=0.9)
     order = np.random.default_rng(0).permutation(20)
     runs, _ = run_pairs.match_runs(base, instruct)
-    shuffled, notes = run_pairs.match_runs(base, run_pairs.take_prompts(instruct, order))
+    shuffled, notes = run_pairs.match_runs(base, arrays.take_prompts(instruct, order))
     assert [row["text"] for row in shuffled["base"].prompts] == [row["text"] for row in shuffled["instruct"].prompts]
     assert np.array_equal(shuffled["instruct"].entropy, runs["instruct"].entropy, equal_nan=True)
     assert not any("left out" in note for note in notes)
@@ -217,7 +218,7 @@ def test_the_same_text_in_another_category_does_not_match():
 
 
 def test_a_repeated_prompt_is_matched_once():
-    base = run_pairs.take_prompts(make_run(per_category=2), [0, 0, 1, 4, 4, 5])
+    base = arrays.take_prompts(make_run(per_category=2), [0, 0, 1, 4, 4, 5])
     runs, _ = run_pairs.match_runs(base, make_run(per_category=2, seed=1))
     assert runs["instruct"].counts == {"self_referent": 2, "neutral": 2}
 
@@ -305,7 +306,7 @@ def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(t
 
 def test_without_confounders_only_rfc_is_compared(tmp_path):
     keep = np.flatnonzero(~np.isin(make_run(per_category=4).category, ["confounder", "third_person"]))
-    runs = [run_pairs.take_prompts(make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}"), keep) for s in (0, 1)]
+    runs = [arrays.take_prompts(make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}"), keep) for s in (0, 1)]
     folders = [save_run(run, tmp_path, f"latest_{i}") for i, run in enumerate(runs)]
     summary = compare(*folders, tmp_path / "out")
     assert summary["intervals_left_out"] == ["RSI is undefined: no confounder prompts are in both runs"]

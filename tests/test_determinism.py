@@ -10,7 +10,7 @@ from attention_capture import capture_attention, tokenize_prompts
 from deterministic import TOLERANCE, prepare_environment, set_determinism
 from model_loading import load_model
 from prompts import select_prompts
-from repeat_run import CLOSE, IDENTICAL, compare_arrays
+from rolecircuits.runs.repeat import CLOSE, IDENTICAL, compare_arrays
 from tiny_models import save_tiny
 
 

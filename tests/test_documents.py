@@ -9,13 +9,14 @@ import pytest
 
 import activation_analysis
 import documents
-import output_manager
 import role_metrics
 from attention_capture import capture_attention
 from documents import Document, read_documents, tokenize_document
 from model_loading import ModelTokenizer, load_model
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import arrays as arrays_module
+from rolecircuits.runs import npz
 from tiny_models import save_tiny
 
 TEXT = {"id": "a", "category": "neutral", "text": "Rain falls from clouds when drops grow heavy."}
@@ -132,7 +133,7 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     results, failed = documents.capture_documents(tiny, tokenized, "streaming")
     assert failed == []
     run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
-    run = output_manager.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
+    run = arrays_module.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
     for kind in ("normalised", "sinkfree"):
         expected = role_metrics.prompt_values(run, kind)[0]
         np.testing.assert_allclose(results[0][f"whole_{kind}"], expected, atol=1e-5)
@@ -201,7 +202,7 @@ def test_tables_and_indices(script, tmp_path, capsys):
         ("a", "0", "text"), ("b", "0", "user"), ("b", "1", "assistant"), ("b", "2", "user"),
     ]  # fmt: skip
     names = ["document_id", "category", "turn_document", "whole_normalised", "turn_normalised", "turn_span"]
-    arrays = output_manager.read_npz(folder / "documents.npz", names)
+    arrays = npz.read_npz(folder / "documents.npz", names)
     assert arrays["turn_document"].tolist() == [0, 1, 1, 1]
     for row, values, span in zip(turns, arrays["turn_normalised"], arrays["turn_span"].tolist(), strict=True):
         assert float(row["normalised"]) == pytest.approx(values.mean(), abs=1e-6)

@@ -19,6 +19,7 @@ import pytest
 import output_manager as om
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import files, npz
 from tiny_models import save_tiny
 
 PLAN = {"schema_version": 1, "interventions": [{"type": "head", "layer": 1, "head": 1, "method": "zero_out"}]}
@@ -91,7 +92,7 @@ def target(link):
 
 
 def left_over(root):
-    return list(Path(root).rglob(f"{om.TEMPORARY}*"))
+    return list(Path(root).rglob(f"{files.TEMPORARY}*"))
 
 
 def check_results(root, link):
@@ -216,7 +217,7 @@ def test_a_run_begins_nothing_while_another_one_publishes(stage):
     analysis = stage("analysis")
     seconds = max(analysis.whole()["seconds"] for _ in range(2))
     runs = sorted(analysis.root.glob("run_*"))
-    with om._locked(analysis.root / om.LOCK):
+    with files._locked(analysis.root / files.LOCK):
         done = analysis.run(after=3 * seconds)
     assert done["code"] == -signal.SIGKILL
     assert sorted(analysis.root.glob("run_*")) == runs and not left_over(analysis.root)
@@ -226,7 +227,7 @@ def test_of_two_sweeps_at_once_the_second_waits_or_says_so(server, stage):
     sweep = stage("sweep")
     for done in server.together(sweep.request, sweep.request):
         assert done["code"] == 0 or (done["code"] == 2 and "another sweep is running there" in done["err"]), done
-    assert om.read_npz(sweep.root / "latest_sweep" / "head_effects.npz", ["kl"])["kl"].shape == (3, 4, 4)
+    assert npz.read_npz(sweep.root / "latest_sweep" / "head_effects.npz", ["kl"])["kl"].shape == (3, 4, 4)
 
 
 def test_kill_9_during_interventions(stage):
@@ -242,7 +243,7 @@ def test_kill_9_during_interventions(stage):
 
 
 def sweep_arrays(root):
-    return om.read_npz(root / "latest_sweep" / "head_effects.npz", ["kl_by_prompt", "rfc_change", "prompt_id"])
+    return npz.read_npz(root / "latest_sweep" / "head_effects.npz", ["kl_by_prompt", "rfc_change", "prompt_id"])
 
 
 def test_a_killed_sweep_goes_on_where_it_was_and_ends_as_if_nothing_had_happened(stage):
@@ -306,7 +307,7 @@ def test_a_killed_reader_leaves_every_file_old_or_new_never_half(stage, tmp_path
     for at in (calls // 3, calls // 2, calls - 2):
         assert new_stage.run(at=at)["code"] in (-signal.SIGKILL, 1)  # 1: a process that it had forked died
         for path, content in contents(shown).items():
-            assert path.name.startswith(om.TEMPORARY) or content in (old[path], new[path]), (at, path)
+            assert path.name.startswith(files.TEMPORARY) or content in (old[path], new[path]), (at, path)
     done = new_stage.run(max_bytes=max(map(len, new.values())) - 1)
     assert done["code"] == 1 and done["err"].splitlines()[-1].startswith("error: File too large")
     assert all(content in (old[path], new[path]) for path, content in contents(shown).items())

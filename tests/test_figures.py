@@ -16,8 +16,8 @@ import role_metrics
 import role_tests
 import visualize_results
 from conftest import PROJECT
-from output_manager import ARRAYS
 from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.runs.arrays import ARRAYS
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(figures.FIGURES, start=1))

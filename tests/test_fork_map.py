@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fork_map import fork_map, split_evenly
-from output_manager import replaced_file
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.runs.files import replaced_file
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -38,6 +38,7 @@ from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import edit_results
 from run_pairs import match_runs
 from synthetic import make_run, save_run
 
@@ -512,7 +513,7 @@ def test_effects_of_intervention_runs(box):
         (folder / "effects.json").write_bytes(content)
         om.write_manifest(folder)
         try:
-            rows = intervention_figures.read_effects(folder)
+            rows = edit_results.read_effects(folder)
         except UserError:
             return False
         if len(drawn) < 3:
@@ -542,7 +543,7 @@ def test_sweeps(box):
         (folder / "head_effects.npz").write_bytes(content)
         om.write_manifest(folder)
         try:
-            found = intervention_figures.read_sweep(folder)
+            found = edit_results.read_sweep(folder)
         except UserError:
             return False
         if len(drawn) < 3:

@@ -26,7 +26,7 @@ from matplotlib.text import Text
 import compare_base_instruct
 import figures
 import plot_style
-from output_manager import write_csv
+from rolecircuits.runs.files import write_csv
 from run_pairs import RUNS, estimate_original, estimate_pair, match_runs
 from synthetic import make_run
 

@@ -17,10 +17,11 @@ import interventions
 import resampling
 from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from model_loading import load_model
-from output_manager import load_run, read_npz
+from output_manager import load_run
 from prompts import select_prompts
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
 
 HERE = Path(interventions.__file__).parent

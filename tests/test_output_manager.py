@@ -18,6 +18,9 @@ import output_manager as om
 from conftest import PROJECT
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import arrays as run_arrays
+from rolecircuits.runs import files as run_files
+from rolecircuits.runs import npz, record
 from synthetic import make_run, save_run
 
 CRASH = """
@@ -58,7 +61,7 @@ def publish(root, content="x", latest="latest_run"):
 
 
 def temporary(root):
-    return [path.name for path in Path(root).iterdir() if path.name.startswith(om.TEMPORARY)]
+    return [path.name for path in Path(root).iterdir() if path.name.startswith(run_files.TEMPORARY)]
 
 
 def forge(folder, name, content):
@@ -69,7 +72,7 @@ def forge(folder, name, content):
 
 def forge_arrays(folder, **changed):
     with np.load(folder / "attention.npz") as archive:
-        arrays = {name: archive[name] for name in om.ARRAYS} | changed
+        arrays = {name: archive[name] for name in run_arrays.ARRAYS} | changed
     buffer = io.BytesIO()
     np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
     forge(folder, "attention.npz", buffer.getvalue())
@@ -90,7 +93,7 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     path = save_run(run, tmp_path)
     loaded = om.load_run(tmp_path / "latest_run")
     assert loaded.path == path.resolve() and loaded.label == "me/model, raw prompts"
-    for name in om.ARRAYS:
+    for name in run_arrays.ARRAYS:
         assert np.array_equal(
             getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))
         ), name
@@ -103,7 +106,7 @@ def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
     assert first != second and (first / "data.txt").read_text() == "one"
     assert (tmp_path / "latest_run").is_symlink() and os.readlink(tmp_path / "latest_run") == second.name
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "two"
-    assert not temporary(tmp_path) and not (second / om.LOCK).exists()
+    assert not temporary(tmp_path) and not (second / run_files.LOCK).exists()
 
 
 def test_two_runs_of_one_second_get_different_names(tmp_path, monkeypatch):
@@ -184,7 +187,7 @@ def test_a_real_folder_in_the_links_place_is_not_overwritten(tmp_path):
 def test_replaced_file_keeps_the_old_content_when_it_fails(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError), om.replaced_file(path) as file:
+    with pytest.raises(RuntimeError), run_files.replaced_file(path) as file:
         file.write("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.csv"]
@@ -221,7 +224,7 @@ def test_missing_file_is_named(harmed, name):
 
 @pytest.mark.parametrize("files", [[], None, "x", {"attention.npz": 7}])
 def test_a_manifest_of_the_wrong_form_is_refused(harmed, files):
-    om.write_json(harmed / "manifest.json", {"schema_version": om.SCHEMA_VERSION, "files": files})
+    run_files.write_json(harmed / "manifest.json", {"schema_version": record.SCHEMA_VERSION, "files": files})
     refused(harmed, "missing")
 
 
@@ -278,7 +281,7 @@ def test_object_arrays_are_never_unpickled(harmed, tmp_path):
     refused(harmed, "entropy.npy is an object array", "never unpickled")
     assert not trap.exists()
     with pytest.raises(TypeError, match="object array"):
-        om.write_npz(tmp_path / "new.npz", {"a": array})
+        npz.write_npz(tmp_path / "new.npz", {"a": array})
 
 
 def test_a_plain_pickle_inside_the_archive_is_not_read(harmed, tmp_path):
@@ -322,7 +325,7 @@ BAD_ARRAYS = {
     "other prompts": (lambda run: {"n_tokens": run.n_tokens[:-1]}, "n_tokens is int64 (7,), expected prompt = (8,)"),
     "wrong kind": (lambda run: {"pair_id": run.pair_id.astype(float)}, "pair_id is float64"),
     "no prompts": (
-        lambda run: {n: getattr(run, n)[:0] for n, (_, axes) in om.ARRAYS.items() if axes[0] == "prompt"},
+        lambda run: {n: getattr(run, n)[:0] for n, (_, axes) in run_arrays.ARRAYS.items() if axes[0] == "prompt"},
         "holds no prompts",
     ),
     "category": (spoil("category", 0, "selfish"), "unknown category 'selfish'"),
@@ -350,20 +353,22 @@ def test_arrays_that_cannot_be_are_refused(harmed, name):
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
     path = tmp_path / "a.json"
     value = {"a": np.float32(np.nan), "b": [np.inf, np.int64(3)], "c": np.array([1.5, np.nan]), "d": Path("x"), 4: "é"}
-    om.write_json(path, value)
+    run_files.write_json(path, value)
     assert json.loads(path.read_text("utf-8")) == {"a": None, "b": [None, 3], "c": [1.5, None], "d": "x", "4": "é"}
     assert "NaN" not in path.read_text("utf-8")
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_text_that_a_spreadsheet_would_run_is_quoted(tmp_path, text):
-    om.write_csv(tmp_path / "a.csv", [{"text": text, "number": -1.5}])
+    run_files.write_csv(tmp_path / "a.csv", [{"text": text, "number": -1.5}])
     with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["text", "number"], [f"'{text}", "-1.5"]]
 
 
 def test_csv_numbers_and_empty_fields(tmp_path):
-    om.write_csv(tmp_path / "a.csv", [{"x": np.float32(0.1), "y": np.nan, "z": 1 / 3, "n": np.int64(2), "t": "a,\n$"}])
+    run_files.write_csv(
+        tmp_path / "a.csv", [{"x": np.float32(0.1), "y": np.nan, "z": 1 / 3, "n": np.int64(2), "t": "a,\n$"}]
+    )
     with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file))[1] == ["0.1000000015", "", "0.3333333333", "2", "a,\n$"]
 
@@ -379,16 +384,16 @@ def test_portable_hides_the_home_folder_and_nothing_else(monkeypatch):
         "f": "",
     }
     expected = {"a": "~/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": "~/y", "d": 3, "e": None, "f": ""}
-    assert om.portable(arguments) == expected
+    assert record.portable(arguments) == expected
 
 
 def test_prepare_folder_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="--output_dir"):
-        om.prepare_folder(tmp_path / "file" / "figures")
-    assert (om.prepare_folder(tmp_path / "a" / "b") / "data").is_dir()
+        run_files.prepare_folder(tmp_path / "file" / "figures")
+    assert (run_files.prepare_folder(tmp_path / "a" / "b") / "data").is_dir()
 
 
 def test_git_state_and_versions_are_recorded():
-    assert set(om.git_state()) == {"commit", "dirty"}
-    assert om.package_versions()["numpy"] == np.__version__
+    assert set(record.git_state()) == {"commit", "dirty"}
+    assert record.package_versions()["numpy"] == np.__version__

@@ -16,17 +16,16 @@ import numpy as np
 import pytest
 
 import activation_analysis
-import document_run
-import head_sweep
 import interventions
 import ray_engine
 import run_pipeline
 import work_engine
 from intervention_plan import parse_entries
-from output_manager import load_run, read_npz
+from output_manager import load_run
 from prompts import select_prompts
 from ray_tasks import flags, waits
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
 from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
 
@@ -218,10 +217,12 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
             if name == "ray":
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
-            head_sweep.run_sweep(engine, prompts, args)
+            interventions.run_sweep(engine, prompts, args)
             monkeypatch.setattr(work_engine, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
             texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
-            assert document_run.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
+            assert (
+                activation_analysis.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
+            )
             monkeypatch.chdir(tmp_path / name)
             pipeline.families_file = "../families.json"
             studies = {family: run_pipeline.plan_study(pipeline, family) for family in families}

@@ -14,10 +14,12 @@ import analyze_results
 import attention_capture
 import compare_base_instruct
 import output_manager as om
-import repeat_run
 import visualize_results
 from deterministic import TOLERANCE
 from intervention_figures import PANELS
+from rolecircuits.runs import arrays
+from rolecircuits.runs import files as run_files
+from rolecircuits.runs import repeat as repeat_module
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -63,7 +65,7 @@ def forge_config(folder, **changed):
     config = json.loads(path.read_text())
     for part, values in changed.items():
         config[part] |= values
-    om.write_json(path, config)
+    run_files.write_json(path, config)
     om.write_manifest(folder)
 
 
@@ -73,7 +75,7 @@ def test_a_run_comes_back_from_its_folder_alone(first, copied, capsys):
     assert "own.json: no such file; the texts in prompts.jsonl are used" in printed
     assert printed.splitlines()[-1] == "attention.npz: bit-identical"
     found, folder = report(copied.parent)
-    assert found["verdict"] == repeat_run.IDENTICAL and found["repeat_of"] == copied.name
+    assert found["verdict"] == repeat_module.IDENTICAL and found["repeat_of"] == copied.name
     assert (folder / "attention.npz").read_bytes() == (first / "attention.npz").read_bytes()
     again, before = om.load_run(folder), om.load_run(first)
     assert again.prompts == before.prompts
@@ -97,7 +99,7 @@ def test_other_batch_sizes_agree_within_the_recorded_tolerance(copied, capsys):
     found, _ = report(copied.parent)
     config = json.loads((copied / "experiment_config.json").read_text())
     assert found["tolerance"] == config["rounding_tolerance"] == TOLERANCE["float32"]
-    assert found["verdict"] in (repeat_run.IDENTICAL, repeat_run.CLOSE)
+    assert found["verdict"] in (repeat_module.IDENTICAL, repeat_module.CLOSE)
     assert "argument batch_size: was 3, is 1" in found["changed"]
 
 
@@ -118,7 +120,7 @@ def test_changed_weights_are_said_before_the_run_and_found_after_it(copied, tiny
     assert repeat(copied, "--model_id", changed) == 1
     assert "changed: model weights: was " in said[0] and "tokenizer" not in said[0]
     found, _ = report(copied.parent)
-    assert found["verdict"] == repeat_run.DIFFERENT and "model weights" in found["changed"][0]
+    assert found["verdict"] == repeat_module.DIFFERENT and "model weights" in found["changed"][0]
     place = found["arrays"]["entropy"]["largest"]
     assert place["layer"] >= 1 and place["prompt"] in om.load_run(copied).prompt_id
     last = capsys.readouterr().out.splitlines()
@@ -134,7 +136,7 @@ def test_a_changed_prompt_file_is_said_and_the_recorded_texts_are_used(first, ca
     finally:
         Path("own.json").write_text(whole)
     assert "own.json has other prompts now" in capsys.readouterr().out
-    assert report("again")[0]["verdict"] == repeat_run.IDENTICAL
+    assert report("again")[0]["verdict"] == repeat_module.IDENTICAL
 
 
 def test_prompts_that_are_not_the_recorded_ones_are_refused(copied, capsys):
@@ -148,9 +150,9 @@ def test_prompts_that_are_not_the_recorded_ones_are_refused(copied, capsys):
 def test_prompts_that_failed_are_run_again(copied):
     run = om.load_run(copied)
     lost = run.prompts[1]
-    place = {"index": 1, "reason": "out of memory", **{key: lost[key] for key in repeat_run.PROMPT_FIELDS}}
+    place = {"index": 1, "reason": "out of memory", **{key: lost[key] for key in repeat_module.PROMPT_FIELDS}}
     run.config["prompts"]["failed"], run.prompts = [place], [run.prompts[0], *run.prompts[2:]]
-    assert [p.text for p in repeat_run.recorded_prompts(run)] == [text for texts in OWN.values() for text in texts]
+    assert [p.text for p in repeat_module.recorded_prompts(run)] == [text for texts in OWN.values() for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -206,8 +208,8 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
     with om.create_run(tmp_path / "results", "latest_intervention", "intervention") as new:
         row = {"intervention": "sh_0_0_zero_out", "role": "candidate", "category": "all", "n": 8}
         row |= {f"{m}{s}": 0.5 for m, _ in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")}
-        om.write_json(new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]})
-        om.write_json(new.path / "experiment_config.json", run.config | {"prompts": {"format": "raw", "n": 8}})
+        run_files.write_json(new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]})
+        run_files.write_json(new.path / "experiment_config.json", run.config | {"prompts": {"format": "raw", "n": 8}})
     for place in places.values():
         flip(place / "experiment_config.json")
     script, words = READERS[name]
@@ -225,7 +227,7 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
 
 
 def arrays_of(run):
-    return {name: getattr(run, name).copy() for name in om.ARRAYS}
+    return {name: getattr(run, name).copy() for name in arrays.ARRAYS}
 
 
 @pytest.mark.parametrize(
@@ -235,35 +237,42 @@ def arrays_of(run):
             "entropy",
             (5, 1, 0, 2),
             9e-6,
-            repeat_run.CLOSE,
+            repeat_module.CLOSE,
             {"prompt": "confounder_02", "layer": 1, "head": 0, "query": 2},
         ),
-        ("sink_mass", (0, 0, 1, 1), -2e-5, repeat_run.DIFFERENT, {"prompt": "self_referent_00", "head": 1, "query": 1}),
-        ("edge_mass", (0, 1, 1, 1), np.nan, repeat_run.DIFFERENT, {"layer": 1, "head": 1, "end": 1}),
+        (
+            "sink_mass",
+            (0, 0, 1, 1),
+            -2e-5,
+            repeat_module.DIFFERENT,
+            {"prompt": "self_referent_00", "head": 1, "query": 1},
+        ),
+        ("edge_mass", (0, 1, 1, 1), np.nan, repeat_module.DIFFERENT, {"layer": 1, "head": 1, "end": 1}),
     ],
 )
 def test_verdict_names_the_place(name, place, change, verdict, where):
     run = make_run(n_layers=2, n_heads=2, per_category=3)
-    assert repeat_run.compare_arrays(arrays_of(run), arrays_of(run), 1e-5)["verdict"] == repeat_run.IDENTICAL
+    assert repeat_module.compare_arrays(arrays_of(run), arrays_of(run), 1e-5)["verdict"] == repeat_module.IDENTICAL
     after = arrays_of(run)
     after[name][place] += change
-    found = repeat_run.compare_arrays(arrays_of(run), after, 1e-5)
+    found = repeat_module.compare_arrays(arrays_of(run), after, 1e-5)
     assert found["verdict"] == found["arrays"][name]["verdict"] == verdict
     assert found["largest"]["array"] == name and where.items() <= found["largest"].items()
     assert found["arrays"][name]["n_different"] == 1
-    assert {item["verdict"] for other, item in found["arrays"].items() if other != name} == {repeat_run.IDENTICAL}
+    assert {item["verdict"] for other, item in found["arrays"].items() if other != name} == {repeat_module.IDENTICAL}
 
 
 def test_lost_prompts_and_changed_labels_are_different():
     run = make_run(n_layers=2, n_heads=2, per_category=3)
     fewer = {n: a if n == "visible_keys" else a[:-1] for n, a in arrays_of(run).items()}
-    found = repeat_run.compare_arrays(arrays_of(run), fewer, 1e-5)
-    assert found["verdict"] == repeat_run.DIFFERENT
-    assert any(line.startswith("entropy: float32 (12, 2, 2") for line in repeat_run.describe_verdict(found))
+    found = repeat_module.compare_arrays(arrays_of(run), fewer, 1e-5)
+    assert found["verdict"] == repeat_module.DIFFERENT
+    assert any(line.startswith("entropy: float32 (12, 2, 2") for line in repeat_module.describe_verdict(found))
     other = arrays_of(run)
     other["n_tokens"][0] += 1
     assert (
-        repeat_run.compare_arrays(arrays_of(run), other, 1e-5)["arrays"]["n_tokens"]["verdict"] == repeat_run.DIFFERENT
+        repeat_module.compare_arrays(arrays_of(run), other, 1e-5)["arrays"]["n_tokens"]["verdict"]
+        == repeat_module.DIFFERENT
     )
 
 

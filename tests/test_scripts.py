@@ -14,6 +14,7 @@ import output_manager
 import role_metrics
 import run_pipeline
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import npz
 from tiny_models import save_tiny
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -124,7 +125,7 @@ def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
     assert config["status"] == "complete"
     assert config["prompts"]["n"] == 12
     assert config["model"]["n_heads"] == 4
-    patterns = output_manager.read_npz(folder / "raw_blocks_1_attn_pattern.npz", ["patterns", "n_tokens"])
+    patterns = npz.read_npz(folder / "raw_blocks_1_attn_pattern.npz", ["patterns", "n_tokens"])
     run = output_manager.load_run(folder)
     assert patterns["patterns"].shape[:2] == (12, 4)
     last = int(patterns["n_tokens"][0]) - 1
@@ -141,7 +142,7 @@ def test_raw_full_saves_what_the_hooks_gave(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results_activation_analysis/latest_run"
     for name, width in (("raw_blocks_2_mlp_post", 48), ("raw_embed", 32), ("raw_ln_final", 32)):
-        arrays = output_manager.read_npz(folder / f"{name}.npz", ["values", "n_tokens"])
+        arrays = npz.read_npz(folder / f"{name}.npz", ["values", "n_tokens"])
         assert arrays["values"].shape[0] == 4
         assert arrays["values"].shape[2] == width
         assert abs(arrays["values"][0, 0]).sum() > 0

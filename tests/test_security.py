@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import model_loading
-import output_manager as om
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.runs import npz
 from tiny_models import save_tiny
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
@@ -146,5 +146,5 @@ def test_a_pickled_archive_is_refused_unread(tmp_path, trap, nested):
         value["b"][0] = Trap(trap)
     np.savez(tmp_path / "a.npz", a=value)
     with pytest.raises(UserError, match="never unpickled"):
-        om.read_npz(tmp_path / "a.npz", ["a"])
+        npz.read_npz(tmp_path / "a.npz", ["a"])
     assert not trap.exists()

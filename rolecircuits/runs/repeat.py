@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from deterministic import TOLERANCE
-from output_manager import ARRAYS, load_run
+from output_manager import load_run
 from prompts import load_prompts
 from rolecircuits.inputs.categories import Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.runs.arrays import ARRAYS
 
 SCRIPT = "activation_analysis.py"
 FREE = (

@@ -1,0 +1,127 @@
+"""The arrays of attention.npz, their shapes and ranges, and the run that holds them in memory."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError, printable
+
+ARRAYS = {
+    "category": ("U", ("prompt",)),
+    "prompt_id": ("U", ("prompt",)),
+    "pair_id": ("i", ("prompt",)),
+    "n_tokens": ("i", ("prompt",)),
+    "span": ("i", ("prompt", 2)),
+    "entropy": ("f", ("prompt", "layer", "head", "query")),
+    "entropy_sinkfree": ("f", ("prompt", "layer", "head", "query")),
+    "sink_mass": ("f", ("prompt", "layer", "head", "query")),
+    "visible_keys": ("i", ("layer", "query")),
+    "first_mass": ("f", ("prompt", "layer", "head")),
+    "last_mass": ("f", ("prompt", "layer", "head")),
+    "edge_mass": ("f", ("prompt", "layer", "head", 2)),
+    "edge_tokens": ("i", ("prompt",)),
+}
+PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
+
+
+@dataclass
+class Run:
+    """A complete run, loaded: `config` is experiment_config.json, the arrays are those of attention.npz (ARRAYS)."""
+
+    path: Path
+    config: dict
+    category: np.ndarray
+    prompt_id: np.ndarray
+    pair_id: np.ndarray
+    n_tokens: np.ndarray
+    span: np.ndarray
+    entropy: np.ndarray
+    entropy_sinkfree: np.ndarray
+    sink_mass: np.ndarray
+    visible_keys: np.ndarray
+    first_mass: np.ndarray
+    last_mass: np.ndarray
+    edge_mass: np.ndarray
+    edge_tokens: np.ndarray
+    prompts: list = field(default_factory=list)
+
+    @property
+    def n_layers(self):
+        return self.entropy.shape[1]
+
+    @property
+    def n_heads(self):
+        return self.entropy.shape[2]
+
+    @property
+    def prompt_format(self):
+        return self.config["prompts"]["format"]
+
+    @property
+    def label(self):
+        """Model and format, for titles and tables."""
+        return f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
+
+    @property
+    def counts(self):
+        """{category: number of prompts}, in the order of CATEGORIES, categories without prompts left out."""
+        return {name: int(n) for name in CATEGORIES if (n := (self.category == name).sum())}
+
+
+def _check_arrays(path, arrays):
+    """Shapes agree with one another, dtypes are plain, values are inside their range."""
+    if arrays["entropy"].ndim != 4:
+        raise UserError(f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, query)")
+    sizes = dict(zip(("prompt", "layer", "head", "query"), arrays["entropy"].shape, strict=True))
+    for name, (kind, axes) in ARRAYS.items():
+        expected = tuple(sizes.get(axis, axis) for axis in axes)
+        if arrays[name].shape != expected or arrays[name].dtype.kind != kind:
+            found = f"{arrays[name].dtype} {arrays[name].shape}"
+            raise UserError(
+                f"{path}: {name} is {found}, expected {'/'.join(map(str, axes))} = {expected} of kind {kind}"
+            )
+    if 0 in sizes.values():
+        raise UserError(f"{path}: holds no prompts, layers, heads or rows")
+    unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
+    if unknown:
+        raise UserError(
+            f"{path}: unknown category {printable(sorted(unknown)[0])!r}; allowed are {', '.join(CATEGORIES)}"
+        )
+    _check_values(path, arrays, sizes["query"])
+
+
+def _check_values(path, arrays, n_query):
+    n_tokens, span = arrays["n_tokens"], arrays["span"]
+    ordered = (span[:, 0] >= 0) & (span[:, 0] < span[:, 1]) & (span[:, 1] <= n_tokens) & (n_tokens <= n_query)
+    if not ordered.all():
+        raise UserError(f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range")
+    edge = arrays["edge_tokens"]
+    if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
+        raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
+    visible = arrays["visible_keys"]
+    if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
+        raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
+    real = np.arange(n_query) < n_tokens[:, None]
+    inside = {name: arrays[name].transpose(0, 3, 1, 2)[real] for name in ("entropy", "sink_mass")}
+    inside |= {name: arrays[name] for name in ("first_mass", "last_mass", "edge_mass")}
+    for name, values in inside.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{path}: {name} is NaN or infinite inside a prompt")
+    for name in PROBABILITIES:
+        values = arrays[name][~np.isnan(arrays[name])]
+        if ((values < -1e-3) | (values > 1 + 1e-3)).any():
+            raise UserError(f"{path}: {name} holds a probability outside [0, 1]")
+    bound = np.log(visible)[None, :, None, :] + 1e-2
+    for name in ("entropy", "entropy_sinkfree"):
+        if ((arrays[name] < 0) | (arrays[name] > bound)).any():
+            raise UserError(f"{path}: {name} is outside 0 to ln(visible keys)")
+
+
+def take_prompts(run, rows):
+    """The same Run with only these prompts, in this order."""
+    rows = np.asarray(rows, dtype=int)
+    arrays = {name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"}
+    return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)
