@@ -268,6 +268,7 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
     from rolecircuits.runs.files import write_json, write_prompts
     from rolecircuits.runs.npz import write_npz
     from rolecircuits.runs.record import describe_run
+    from rolecircuits.stats.indices import summarize
 
     started = time.perf_counter()
     lost = {prompt_id for prompt_id, _ in captured.failed}
@@ -288,26 +289,6 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
         if repetition is not None:
             write_json(new.path / "repeat.json", repetition.compare(captured.arrays, config))
     return new.final
-
-
-def summarize(arrays, config):
-    """activations.json: mean entropies per category and layer, and the indices with their length nulls, by kind."""
-    import numpy as np
-
-    import role_metrics
-    from rolecircuits.runs.arrays import Run
-
-    run = Run(path=None, config=config, **arrays)
-    summary = {"axes": "layer", "n": run.counts}
-    for kind in role_metrics.KINDS:
-        values = role_metrics.layer_values(run, kind)
-        means = {name: role_metrics.category_mean(values, run.category, name) for name in run.counts}
-        indices, null = role_metrics.layer_indices(run, kind), role_metrics.layer_null(run, kind)
-        summary[kind] = {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}
-        undefined = int(np.isnan(values).any(axis=1).sum())
-        if undefined:
-            summary[kind]["prompts_without_a_defined_row"] = undefined
-    return summary
 
 
 def save_activations(loaded, tokenized, batch_size, folder):

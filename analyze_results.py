@@ -49,9 +49,9 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=Tr
 
     from candidate_heads import select_candidates
     from output_manager import load_run
-    from resampling import missing_prompts_reason
-    from role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories
     from rolecircuits.runs.files import write_csv, write_json
+    from rolecircuits.stats.resampling import missing_prompts_reason
+    from rolecircuits.stats.role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories
 
     run = load_run(input_dir, verify)
     contrasts = contrast_heads(run, seed)
@@ -74,7 +74,7 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=Tr
 
 def _verdicts(layers, contrasts, too_few):
     """One line a family of tests: heads of every contrast, layers of every index (normalised and sink-free)."""
-    from role_tests import describe_survivors
+    from rolecircuits.stats.role_tests import describe_survivors
 
     lines = [f"note: {too_few}; those are left empty"] if too_few else []
     lines += [f"{name}: {describe_survivors('head', measures)}" for name, measures in contrasts.items()]

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from jinja2.exceptions import TemplateError
 
-import role_metrics
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.stats import entropy
 from streaming_attention import stream_layers
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
@@ -251,7 +251,7 @@ def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):
     return patterns, logits
 
 
-def check_patterns(pattern, n_tokens, layer, facts, tolerance=role_metrics.ROW_SUM_TOLERANCE):
+def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TOLERANCE):
     """Stop with layer and head unless every real row is a probability distribution over keys it may see.
 
     pattern  [prompt, head, query, key]    n_tokens  [prompt]    facts  needs n_heads and sliding_windows
@@ -286,12 +286,12 @@ def reduce_pattern(pattern, n_tokens, span, visible):
     n_prompts, n_heads, n_query, _ = pattern.shape
     real = np.arange(n_query) < n_tokens[:, None]
     rows = pattern.transpose(0, 2, 1, 3)[real]  # [row, head, key]
-    few = (role_metrics.sinkfree_keys(visible) < 2)[np.nonzero(real)[1]]
+    few = (entropy.sinkfree_keys(visible) < 2)[np.nonzero(real)[1]]
     sinkfree = np.full(rows.shape[:2], np.nan)
-    sinkfree[~few] = role_metrics.sinkfree_entropy(rows[~few])
+    sinkfree[~few] = entropy.sinkfree_entropy(rows[~few])
     arrays = {}
     for name, values in (
-        ("entropy", role_metrics.attention_entropy(rows)),
+        ("entropy", entropy.attention_entropy(rows)),
         ("entropy_sinkfree", sinkfree),
         ("sink_mass", rows[..., 0]),
     ):
@@ -299,7 +299,7 @@ def reduce_pattern(pattern, n_tokens, span, visible):
         full[real] = values
         arrays[name] = full.transpose(0, 2, 1)
     final = pattern[np.arange(n_prompts), :, n_tokens - 1]
-    return arrays | role_metrics.final_query_masses(final, span)
+    return arrays | entropy.final_query_masses(final, span)
 
 
 def empty_arrays(tokenized, facts, n_query):
@@ -315,7 +315,7 @@ def empty_arrays(tokenized, facts, n_query):
         "entropy": np.full(rows, np.nan, np.float32),
         "entropy_sinkfree": np.full(rows, np.nan, np.float32),
         "sink_mass": np.full(rows, np.nan, np.float32),
-        "visible_keys": role_metrics.visible_keys(n_query, facts["sliding_windows"]).astype(np.int64),
+        "visible_keys": entropy.visible_keys(n_query, facts["sliding_windows"]).astype(np.int64),
         "first_mass": np.zeros(masses, np.float32),
         "last_mass": np.zeros(masses, np.float32),
         "edge_mass": np.zeros((*masses, 2), np.float32),

@@ -7,9 +7,10 @@ Choosing and measuring on the same prompts would overstate the chosen heads: the
 
 import numpy as np
 
-from resampling import MIN_PROMPTS, compare_categories, hedges_g
-from role_metrics import prompt_values
-from role_tests import SEED, available_contrasts, split_prompts, strongest_heads
+from rolecircuits.stats.contrasts import compare_categories, hedges_g
+from rolecircuits.stats.indices import prompt_values
+from rolecircuits.stats.resampling import MIN_PROMPTS
+from rolecircuits.stats.role_tests import SEED, available_contrasts, split_prompts, strongest_heads
 
 CONTROLS_PER_CANDIDATE = 2
 

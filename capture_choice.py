@@ -7,10 +7,10 @@ auto        patterns, unless a prompt has more than AUTO_TOKENS tokens or the pa
 
 import numpy as np
 
-import role_metrics
 from attention_capture import capture_attention, pad_right, reduce_pattern, tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.stats import entropy
 from streaming_attention import LayerRecorder, block_scores, stream_layers
 
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
@@ -54,7 +54,7 @@ class CheckedRecorder(LayerRecorder):
         arrays = super().measure(query, key, rest, layer, scale, window, softcap)
         whole = (0, query.shape[2])
         pattern = block_scores(query, key, whole, whole, scale, window, softcap).softmax(dim=-1).cpu().numpy()
-        visible = role_metrics.visible_keys(query.shape[2], [window])[0]
+        visible = entropy.visible_keys(query.shape[2], [window])[0]
         expected = reduce_pattern(pattern, self.n_tokens, self.span, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
         CheckedRecorder.largest = max(CheckedRecorder.largest, gap)

@@ -19,24 +19,9 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 import sys
 
 from fork_map import fork_map
-from resampling import CONFIDENCE, N_RESAMPLES
-from role_metrics import INDICES, KINDS
-from role_tests import ALPHA
 from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
-from run_pairs import (
-    RUNS,
-    SEED,
-    TESTS,
-    describe_pair,
-    describe_run,
-    estimate_original,
-    estimate_pair,
-    match_runs,
-    same_weights,
-    summarise_difference,
-)
 
 FIGURE_KINDS = {"rfc_rsi_comparison": ("normalised", "raw"), "rfc_rsi_differences": ("normalised", "sinkfree", "raw")}
 UNITS = {"normalised": "normalised entropy", "sinkfree": "normalised without key 0", "raw": "raw entropy (nats)"}
@@ -48,6 +33,7 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
 
     from output_manager import load_run
     from rolecircuits.runs.files import prepare_folder, write_csv, write_json
+    from rolecircuits.stats.run_pairs import estimate_original, estimate_pair, match_runs
 
     check_output_dir(output_dir)
     runs, notes = match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
@@ -63,7 +49,11 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
 
 def list_layers(estimates, original):
     """Rows of detailed_comparison.csv, one a layer: the original columns in their order, then the new ones."""
+
     import numpy as np
+
+    from rolecircuits.stats.indices import INDICES, KINDS
+    from rolecircuits.stats.run_pairs import RUNS, TESTS
 
     columns = {"layer": np.arange(len(original["rfc"]["diff"]["value"]))}
     for run in RUNS:
@@ -87,6 +77,11 @@ def list_layers(estimates, original):
 
 def summarise_comparison(runs, estimates, original, notes, reasons):
     """comparison_summary.json: what was compared, the notes, and per kind and index the difference over layers."""
+
+    from rolecircuits.stats.indices import INDICES, KINDS
+    from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
+    from rolecircuits.stats.run_pairs import SEED, describe_pair, describe_run, same_weights, summarise_difference
+
     base, instruct = runs["base"], runs["instruct"]
     differences = {
         kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES} for kind in KINDS
@@ -117,6 +112,7 @@ def write_figures(folder, estimates, summary):
     """rfc_rsi_comparison.png, rfc_rsi_differences.png, and the numbers behind each in data/*.csv."""
 
     from rolecircuits.runs.files import write_csv
+    from rolecircuits.stats.run_pairs import RUNS
 
     with collector_paused():
         from plot_style import save_figure
@@ -133,6 +129,10 @@ def write_figures(folder, estimates, summary):
 
 def list_points(estimates, kind, run):
     """The points of one line of a figure, RFC then RSI, as rows for its CSV."""
+
+    from rolecircuits.stats.indices import INDICES
+    from rolecircuits.stats.run_pairs import TESTS
+
     parts = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
     parts |= {test: test for test in TESTS}
     return [
@@ -145,7 +145,10 @@ def list_points(estimates, kind, run):
 
 def draw_indices(estimates, summary, kinds, shown):
     """Figure of RFC (top) and RSI (bottom) per layer, one column a kind, `raw` last; `shown`: the estimates drawn."""
+
     from plot_style import MARKED_PAD, PAIR_LOOKS, Line2D, mark_layers, number_axis, open_panels
+    from rolecircuits.stats.indices import INDICES
+    from rolecircuits.stats.role_tests import ALPHA
 
     looks = {run: PAIR_LOOKS[run] for run in shown}
     handles = [Line2D([], [], markersize=4, label=name, **look) for name, look in looks.values()]
@@ -190,6 +193,11 @@ def _draw_line(axes, estimate, look, with_null, shift):
 
 def _compose_texts(summary, shown):
     """(title, subtitle, caption) of a figure: what was compared, formats and n, how the intervals are made."""
+
+    from rolecircuits.stats.indices import INDICES
+    from rolecircuits.stats.resampling import N_RESAMPLES
+    from rolecircuits.stats.role_tests import ALPHA
+
     what = "Difference of RFC and RSI by layer" if shown == ("diff",) else "RFC and RSI by layer, base and instruct"
     n = summary["prompts_compared"]
     size = f"{n['neutral']} prompts per category"
@@ -209,8 +217,12 @@ def _compose_texts(summary, shown):
 
 def print_summary(summary):
     """The summary as one table with the notes below it."""
+
     from rich.console import Console
     from rich.table import Table
+
+    from rolecircuits.stats.indices import INDICES, KINDS
+    from rolecircuits.stats.role_tests import ALPHA
 
     console = Console(markup=False, highlight=False, emoji=False)
     columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "layers")

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-import role_metrics
 from rolecircuits.inputs.categories import CATEGORIES, REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import parse_strict_json
 from rolecircuits.runs.npz import read_npz, write_npz
+from rolecircuits.stats import entropy, moments
+from rolecircuits.stats.indices import index_values
 
 SHARDS = "document_shards"
 SHARD_VERSION = 1
@@ -231,18 +232,18 @@ def document_arrays(arrays, i, document):
     """
     n = document.n_tokens
     visible = arrays["visible_keys"][:, :n]
-    keys, keys_free = visible[:, None], role_metrics.sinkfree_keys(visible)[:, None]
+    keys, keys_free = visible[:, None], entropy.sinkfree_keys(visible)[:, None]
     rows = {
-        "normalised": role_metrics.normalise_entropy(arrays["entropy"][i, ..., :n], keys),
-        "sinkfree": role_metrics.normalise_entropy(arrays["entropy_sinkfree"][i, ..., :n], keys_free),
+        "normalised": entropy.normalise_entropy(arrays["entropy"][i, ..., :n], keys),
+        "sinkfree": entropy.normalise_entropy(arrays["entropy_sinkfree"][i, ..., :n], keys_free),
         "sink_mass": arrays["sink_mass"][i, ..., :n],
     }
     query, kept = np.arange(n), {}
     inside = [(query >= start) & (query < stop) for start, stop in document.spans]
     for name, values in rows.items():
-        kept[f"turn_{name}"] = np.stack([role_metrics.mean_rows(values, mask) for mask in inside])
-        kept[f"whole_{name}"] = role_metrics.mean_rows(values, np.any(inside, axis=0))
-        kept[f"row_{name}"] = role_metrics.mean_rows(np.moveaxis(values, 1, -1), np.True_)
+        kept[f"turn_{name}"] = np.stack([moments.mean_rows(values, mask) for mask in inside])
+        kept[f"whole_{name}"] = moments.mean_rows(values, np.any(inside, axis=0))
+        kept[f"row_{name}"] = moments.mean_rows(np.moveaxis(values, 1, -1), np.True_)
     kept = {name: values.astype(np.float32) for name, values in kept.items()}
     return kept | {"spans": np.array(document.spans, np.int64), "n_tokens": np.array(n, np.int64)}
 
@@ -314,7 +315,7 @@ def document_rows(documents, results):
 
 
 def _mean(values):
-    return float(role_metrics.mean_rows(np.asarray(values, np.float64).reshape(-1), np.True_))
+    return float(moments.mean_rows(np.asarray(values, np.float64).reshape(-1), np.True_))
 
 
 def stacked_arrays(documents, results):
@@ -340,9 +341,7 @@ def index_rows(arrays):
         return []
     rows = []
     for kind in ("normalised", "sinkfree"):
-        indices = role_metrics.index_values(
-            arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"]
-        )
+        indices = index_values(arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"])
         for layer in range(arrays[f"whole_{kind}"].shape[1]):
             rows.append({"layer": layer, "kind": kind} | {name: values[layer] for name, values in indices.items()})
     return rows

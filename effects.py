@@ -14,9 +14,11 @@ candidate's value minus the mean of the same edit on random other heads of the s
 
 import numpy as np
 
-from resampling import percentile_interval, q_values, resampled_indices
-from role_metrics import INDICES, category_mean, indices_of_means
 from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.stats.contrasts import q_values
+from rolecircuits.stats.indices import INDICES, indices_of_means
+from rolecircuits.stats.moments import category_mean, later_mean, mean_draws
+from rolecircuits.stats.resampling import percentile_interval, resampled_indices
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
 INDEX_METRICS = ("rfc_change", "rsi_change")
@@ -79,14 +81,6 @@ class BaseDistribution:
         }
 
 
-def later_mean(indices):
-    """Mean over the defined layers of the last axis: [..., layer] -> [...]; NaN where no layer is defined."""
-    defined = ~np.isnan(indices)
-    count = defined.sum(axis=-1)
-    total = np.where(defined, indices, 0.0).sum(axis=-1)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
 def index_change(base, edited, category):
     """Change of the mean RFC and RSI of later layers: {"rfc_change": float, "rsi_change": float}.
 
@@ -100,13 +94,6 @@ def index_change_draws(base, edited, category, counts):
     """The same in every resample: {"rfc_change": [resample], ...}; both sides share the resamples."""
     sides = [resampled_indices(side, category, counts) for side in (base, edited)]
     return {f"{name}_change": later_mean(sides[1][name]) - later_mean(sides[0][name]) for name in INDICES}
-
-
-def mean_draws(values, counts):
-    """Mean over the defined prompts in every resample: values [prompt], counts [resample, prompt] -> [resample]."""
-    defined = ~np.isnan(values)
-    size = counts @ defined
-    return np.divide(counts @ np.where(defined, values, 0.0), size, out=np.full(len(counts), np.nan), where=size > 0)
 
 
 def random_signs(n_prompts, seed=0, n_flips=N_FLIPS):

@@ -22,20 +22,13 @@ from matplotlib.patches import Patch
 
 import plot_style as style
 from plot_style import COLOURS, DIVERGING, MARKERS, NAMES, open_panels
-from resampling import (
-    MIN_PROMPTS,
-    N_RESAMPLES,
-    compare_categories,
-    hedges_g,
-    hedges_g_interval,
-    mean_difference_interval,
-    mean_interval,
-    pair_rows,
-)
-from role_metrics import category_mean, index_values, null_values, prompt_values
-from role_tests import ALPHA, infer_layers, split_prompts, strongest_heads
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED
 from rolecircuits.runs.arrays import Run
+from rolecircuits.stats.contrasts import compare_categories, hedges_g, hedges_g_interval
+from rolecircuits.stats.indices import index_values, null_values, prompt_values
+from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.resampling import MIN_PROMPTS, N_RESAMPLES, mean_difference_interval, mean_interval, pair_rows
+from rolecircuits.stats.role_tests import ALPHA, infer_layers, split_prompts, strongest_heads
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}

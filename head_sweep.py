@@ -23,16 +23,17 @@ import numpy as np
 import torch
 
 import effects
-import role_metrics
 from ablation import SITES, edit_own_head, neutral_means
 from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
 from intervention_plan import FACTORS
-from resampling import bootstrap_counts, has_enough_prompts, percentile_interval
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs.files import temporary_name, write_json
 from rolecircuits.runs.npz import read_npz, write_npz
 from rolecircuits.runs.record import portable
+from rolecircuits.stats import indices
+from rolecircuits.stats.entropy import attention_entropy
+from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts, percentile_interval
 from work_engine import Item, content_hash, model_key
 
 ROWS = 96
@@ -187,7 +188,7 @@ class Sweep:
 
         def on_layer(number, pattern):
             if number > layer:
-                entropy.append(role_metrics.attention_entropy(pattern))
+                entropy.append(attention_entropy(pattern))
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
@@ -203,7 +204,7 @@ class Sweep:
             span=self.arrays["span"][prompts],
             prompt_format=None,
         )
-        return logits, role_metrics.layer_values(run, "normalised")
+        return logits, indices.layer_values(run, "normalised")
 
 
 def sweep_layers(engine, payload, n_layers, n_heads, work):
@@ -233,7 +234,7 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
     arrays  of the clean pass, as in attention.npz
     """
     category, pair_id = arrays["category"], arrays["pair_id"]
-    base = role_metrics.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
+    base = indices.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
     counts = bootstrap_counts(category, pair_id, RESAMPLES, seed) if has_enough_prompts(category) else None
     names = [name for name in CATEGORIES if (category == name).any()]
     out = {f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category))) for m in effects.PROMPT_METRICS}

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import effects
-from activation_analysis import load_from_args, summarize
+from activation_analysis import load_from_args
 from deterministic import prepare_environment, set_determinism
 from head_sweep import combine_layers, fingerprint, remove_work, sweep_layers, work_folder
 from prompts import load_prompts
@@ -345,8 +345,8 @@ def check_complete(captured, name):
 
 def normalised_values(arrays, config):
     """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer]."""
-    from role_metrics import layer_values
     from rolecircuits.runs.arrays import Run
+    from rolecircuits.stats.indices import layer_values
 
     return layer_values(Run(path=None, config=config, **arrays), "normalised")
 
@@ -360,9 +360,11 @@ def effects_of(distribution, logits, edited):
 
 def save_folder(folder, prompts, arrays, config):
     """A run folder inside the run: the arrays, prompts and config that `output_manager.load_run` reads."""
+
     from output_manager import write_manifest
     from rolecircuits.runs.files import write_json, write_prompts
     from rolecircuits.runs.npz import write_npz
+    from rolecircuits.stats.indices import summarize
 
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", prompts)
@@ -377,7 +379,7 @@ def tabulate_effects(measured, base_values, prompts, notes, seed):
     import numpy as np
 
     import effects
-    from resampling import bootstrap_counts, has_enough_prompts
+    from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts
 
     category = np.array([p["category"] for p in prompts])
     enough = has_enough_prompts(category)

@@ -285,7 +285,7 @@ def _print_lengths(prompts, lengths, spans, unit, prompt_format):
     from rich.console import Console
     from rich.table import Table
 
-    from role_metrics import length_null
+    from rolecircuits.stats.indices import length_null
 
     console = Console(markup=False, highlight=False, emoji=False)
     category = np.array([p.category for p in prompts])

@@ -400,7 +400,7 @@ def print_main_numbers(study):
     from rich.table import Table
 
     from output_manager import load_run, resolve_run
-    from role_metrics import INDICES, KINDS, layer_indices, layer_null
+    from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null
 
     args, folders, summary = study.args, run_folders(study.args), study.summary
     console = Console(markup=False, highlight=False, emoji=False)

@@ -28,8 +28,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-import role_metrics
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.stats.entropy import final_query_masses, sinkfree_keys, visible_keys
 
 NAME = "role_streaming"
 BLOCK = 256  # query rows per block where scores are materialised: [prompt, head, BLOCK, key] float32
@@ -193,7 +193,7 @@ def join_sink(sink_score, log_sum, entropy, visible):
     odds = np.clip(odds, -700.0, 700.0)  # e^-700 is 0 in float32, and 0 times an infinity never arises
     sink, left = 1.0 / (1.0 + np.exp(odds)), 1.0 / (1.0 + np.exp(-odds))
     whole = left * (rest + np.logaddexp(0.0, -odds)) + sink * np.logaddexp(0.0, odds)
-    kept = (role_metrics.sinkfree_keys(visible[None])[0] >= 2) & (left.astype(np.float32) > 0)
+    kept = (sinkfree_keys(visible[None])[0] >= 2) & (left.astype(np.float32) > 0)
     return {
         "entropy": whole.astype(np.float32),
         "entropy_sinkfree": np.where(kept, rest, np.nan).astype(np.float32),
@@ -270,14 +270,14 @@ class LayerRecorder:
 
     def measure(self, query, key, rest, layer, scale, window, softcap):
         """The arrays of one layer of one batch, checked; `rest` is (L', H')."""
-        visible = role_metrics.visible_keys(query.shape[2], [window])[0]
+        visible = visible_keys(query.shape[2], [window])[0]
         parts = (sink_scores(query, key, scale, softcap), *rest)
         arrays = join_sink(*(part.cpu().numpy() for part in parts), visible)
         check_rows(arrays, self.n_tokens, visible, layer)
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
         arrays = {name: np.where(beyond, np.float32(np.nan), values) for name, values in arrays.items()}
         final = final_rows(query, key, self.n_tokens, scale, window, softcap)
-        return arrays | role_metrics.final_query_masses(final.cpu().numpy(), self.span)
+        return arrays | final_query_masses(final.cpu().numpy(), self.span)
 
 
 def refuse_variant(layer, kwargs):

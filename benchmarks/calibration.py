@@ -27,12 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402  (the modules lie one folder up)
 from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices  # noqa: E402
 
-import resampling  # noqa: E402
-import role_metrics  # noqa: E402
 from rolecircuits.inputs.arguments import positive_int, seed_value  # noqa: E402
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED  # noqa: E402
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.stats import (
+    contrasts,
+    entropy,
+    resampling,  # noqa: E402
+)
+from rolecircuits.stats.indices import (
+    INDICES,
+    indices_of_means,
+    position_matched_values,
+    position_weights,  # noqa: E402
+)
 
 BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999
@@ -68,7 +77,7 @@ def bca_interval(category, counts, runs):
 
     def indices(weight):
         found = [resampling.resampled_indices(run, category, weight) for run in runs]
-        return {k: found[0][k] - found[1][k] if len(found) == 2 else found[0][k] for k in role_metrics.INDICES}
+        return {k: found[0][k] - found[1][k] if len(found) == 2 else found[0][k] for k in INDICES}
 
     draws, jackknife, estimate = (
         indices(counts),
@@ -77,7 +86,7 @@ def bca_interval(category, counts, runs):
     )
     size = np.array([(category == c).sum() for c in category])[:, None]
     out = {}
-    for name in role_metrics.INDICES:
+    for name in INDICES:
         pseudo = jackknife[name] - estimate[name]
         pseudo = -pseudo * (size - 1) / size
         acceleration = (pseudo**3).sum(axis=0) / (6 * (pseudo**2).sum(axis=0) ** 1.5)
@@ -187,7 +196,7 @@ def discovery_rows(rng, n, n_datasets):
             part = values[:, i % 5].reshape(len(values), -1)
             groups = part[category == "self_referent"], part[category == "neutral"]
             test = resampling.permutation_test(*groups, FAMILY_DRAWS, i)
-            rejected = resampling.q_values(test.p) < 0.05
+            rejected = contrasts.q_values(test.p) < 0.05
             false.append((rejected & ~true).sum() / max(1, rejected.sum()))
             found = {"alone, p < 0.05": test.p < 0.05, "among 270, max-T": test.p_max < 0.05, "27 true, BH": rejected}
             for name, hits in found.items():
@@ -216,7 +225,7 @@ def position_rows(rng, n, n_datasets):
     """Coverage of the position-matched indices: rows of unequal texts whose level depends on position and category."""
     hits = {"rfc": [], "rsi": []}
     category, pair_id = labels(n)
-    keys, n_query = role_metrics.visible_keys(9, [None] * 10), 9
+    keys, n_query = entropy.visible_keys(9, [None] * 10), 9
     profile = np.linspace(0.9, 0.5, n_query)
     for i in range(max(1, n_datasets // 10)):
         n_tokens = np.concatenate(
@@ -230,9 +239,9 @@ def position_rows(rng, n, n_datasets):
             entropy=np.where(seen, rows * np.log(keys)[None, :, None], np.nan), visible_keys=keys, category=category,
             n_tokens=n_tokens, span=np.stack([np.ones_like(n_tokens), n_tokens], axis=1),
         )  # fmt: skip
-        weight = np.nan_to_num(role_metrics.position_weights(run))
-        truth = role_metrics.indices_of_means(lambda c: (weight * 0.7 * tilt[c]).sum(axis=-1))  # noqa: B023
-        found = resampling.index_intervals(role_metrics.position_matched_values(run), category, pair_id, DRAWS, i)
+        weight = np.nan_to_num(position_weights(run))
+        truth = indices_of_means(lambda c: (weight * 0.7 * tilt[c]).sum(axis=-1))  # noqa: B023
+        found = resampling.index_intervals(position_matched_values(run), category, pair_id, DRAWS, i)
         for index, (_, low, high) in found.items():
             hits[index].append(((low <= truth[index]) & (truth[index] <= high)).mean())
     return [row(f"position-matched {index.upper()}", n, "bootstrap-t", x, "coverage") for index, x in hits.items()]
@@ -248,7 +257,7 @@ def effect_size_rows(rng, n, n_datasets):
                 z[1] = 0.7 * z[0] + np.sqrt(0.51) * z[1]
             a, b = z if shape == "normal" else np.exp(0.3 * z)
             spread = 1.0 if shape == "normal" else np.sqrt((np.exp(0.09) - 1) * np.exp(0.09))
-            low, high = resampling.hedges_g_interval(a + 0.8 * spread, b, paired)
+            low, high = contrasts.hedges_g_interval(a + 0.8 * spread, b, paired)
             inside = (low <= 0.8) & (high >= 0.8)
             rows.append(row(f"Hedges g, {shape}", n, "paired" if paired else "unpaired", inside, "coverage"))
     return rows

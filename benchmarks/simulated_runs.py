@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-import role_metrics
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED
+from rolecircuits.stats import indices
 
 SPREAD = {"self_referent": 1.0, "confounder": 1.1, "neutral": 1.3, "third_person": 1.1}
 EFFECT = {"self_referent": 0.94, "confounder": 0.98, "neutral": 1.0, "third_person": 0.98}
@@ -70,4 +70,4 @@ def true_indices(world, effect, over_heads=True):
     """RFC and RSI of the model itself: of layers, or of every head."""
     means = {c: world.level * np.broadcast_to(effect[c], world.level.shape) for c in CATEGORIES}
     means = {c: m.mean(axis=-1) if over_heads else m for c, m in means.items()}
-    return role_metrics.indices_of_means(means.get)
+    return indices.indices_of_means(means.get)

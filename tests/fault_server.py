@@ -136,13 +136,10 @@ def take_few_resamples(n=50):
     import effects
     import figures
     import head_sweep
-    import resampling
-    import role_metrics
-    import role_tests
-    import run_pairs
+    from rolecircuits.stats import indices, resampling, role_tests, run_pairs
 
     head_sweep.RESAMPLES = n
-    for module in (resampling, role_metrics, role_tests, run_pairs, effects, figures):
+    for module in (resampling, indices, role_tests, run_pairs, effects, figures):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:
                 few = (n if value == resampling.N_RESAMPLES else value for value in function.__defaults__)

@@ -7,10 +7,10 @@ save_run(run, output_dir)                     the same as a complete run folder
 import numpy as np
 
 import output_manager
-import role_metrics
 from prompts import select_prompts
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files, npz, record
+from rolecircuits.stats import entropy
 
 
 def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_id="synthetic", prompt_format="raw"):
@@ -32,11 +32,11 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
     scores = np.where(seen[:, None, None], scores, -np.inf)
     pattern = np.exp(scores - scores.max(axis=-1, keepdims=True))
     pattern /= pattern.sum(axis=-1, keepdims=True)
-    visible = role_metrics.visible_keys(n_query, [None] * n_layers)
+    visible = entropy.visible_keys(n_query, [None] * n_layers)
     real = (key < n_tokens[:, None])[:, None, None, :]
-    few = role_metrics.sinkfree_keys(visible)[None, :, None, :] < 2
+    few = entropy.sinkfree_keys(visible)[None, :, None, :] < 2
     final = pattern[np.arange(n_prompts), :, :, n_tokens - 1]
-    masses = [role_metrics.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
+    masses = [entropy.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
     config = {
         "schema_version": record.SCHEMA_VERSION,
         "model": {"id": model_id, "n_layers": n_layers, "n_heads": n_heads, "weights_sha256": model_id},
@@ -49,8 +49,8 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
         "pair_id": np.array([p.pair_id for p in prompts]),
         "n_tokens": n_tokens,
         "span": span,
-        "entropy": np.where(real, role_metrics.attention_entropy(pattern), np.nan),
-        "entropy_sinkfree": np.where(real & ~few, role_metrics.sinkfree_entropy(pattern), np.nan),
+        "entropy": np.where(real, entropy.attention_entropy(pattern), np.nan),
+        "entropy_sinkfree": np.where(real & ~few, entropy.sinkfree_entropy(pattern), np.nan),
         "sink_mass": np.where(real, pattern[..., 0], np.nan),
         "visible_keys": visible,
         "first_mass": np.stack([m["first_mass"] for m in masses], axis=1),

@@ -10,10 +10,9 @@ import pytest
 
 import analyze_results
 import candidate_heads
-import role_metrics
-import role_tests
 from conftest import PROJECT
-from resampling import hedges_g
+from rolecircuits.stats import indices, role_tests
+from rolecircuits.stats.contrasts import hedges_g
 from synthetic import make_run, save_run
 
 
@@ -58,7 +57,7 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
 def test_held_out_g_is_measured_where_it_was_not_chosen():
     run = make_run(n_layers=3, n_heads=4, effect=0.0, seed=8)
     plan = candidate_heads.select_candidates(run, top_k=2, seed=1)
-    values, half = role_metrics.prompt_values(run), role_tests.split_prompts(run.category, run.pair_id, seed=1)
+    values, half = indices.prompt_values(run), role_tests.split_prompts(run.category, run.pair_id, seed=1)
     for row in plan["selection"]:
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
             groups = (
@@ -122,11 +121,11 @@ def test_layer_metrics_are_those_of_role_metrics(planted):
     run = plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6))
     rows = read_rows(folder / "layer_metrics.csv")
     assert len(rows) == 4 * 2 * 4
-    for kind in role_metrics.KINDS:
-        for index, expected in role_metrics.layer_indices(run, kind).items():
+    for kind in indices.KINDS:
+        for index, expected in indices.layer_indices(run, kind).items():
             chosen = [row for row in rows if row["kind"] == kind and row["index"] == index]
             np.testing.assert_allclose([float(row["estimate"]) for row in chosen], expected, rtol=1e-6)
-            null = role_metrics.layer_null(run, kind)[index]
+            null = indices.layer_null(run, kind)[index]
             np.testing.assert_allclose([float(row["null"]) for row in chosen], null, atol=1e-9)
     for row in rows:
         assert float(row["low"]) < float(row["estimate"]) < float(row["high"])
@@ -181,5 +180,6 @@ def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
 
 @pytest.mark.parametrize("script", ["analyze_results.py", "cross_model_correlation.py"])
 def test_nothing_imports_torch(script):
-    code = f"import sys, {script[:-3]}, role_tests, candidate_heads; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {script[:-3]}, "
+    code += "rolecircuits.stats.role_tests, candidate_heads; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

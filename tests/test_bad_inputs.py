@@ -37,6 +37,7 @@ from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import edit_results, files, npz, record
+from rolecircuits.stats import profiles
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -684,8 +685,8 @@ def test_profiles_that_cannot_be_compared(here, capsys, text, said):
 def test_tiny_differences_correlate_as_large_ones_do():
     """Squares of 1e-200 are 0, which gave r = NaN with p = 0."""
     a, b = np.random.default_rng(0).normal(size=(2, 24))
-    found = cross_model_correlation.correlate_profiles(a, b)
-    tiny = cross_model_correlation.correlate_profiles(a * 1e-200, b * 1e-200)
+    found = profiles.correlate_profiles(a, b)
+    tiny = profiles.correlate_profiles(a * 1e-200, b * 1e-200)
     for name in found:
         assert tiny[name] == pytest.approx(found[name])
 

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import attention_capture
-import role_metrics
 from attention_capture import capture_attention, check_patterns, make_batches, reduce_pattern, tokenize_prompts
 from model_loading import BUNDLED, ModelTokenizer, bundled_folder, load_model
 from prompts import select_prompts
 from rolecircuits.inputs.categories import PAIRED, Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.stats import entropy as entropies
 from tiny_models import CONFIGS, WINDOW, WINDOWS, save_tiny
 
 
@@ -241,6 +241,6 @@ def test_batches_hold_every_prompt_once_and_similar_lengths():
 def test_normalised_values_are_bounded(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
     arrays = capture_attention(bundled, tokenized).arrays
-    values = role_metrics.normalise_entropy(arrays["entropy"], arrays["visible_keys"][None, :, None, :])
+    values = entropies.normalise_entropy(arrays["entropy"], arrays["visible_keys"][None, :, None, :])
     assert np.nanmin(values) >= 0
     assert np.nanmax(values) <= 1 + 1e-6

@@ -13,13 +13,12 @@ from scipy import stats
 
 import compare_base_instruct
 import output_manager
-import role_metrics
-import run_pairs
 from compare_base_instruct import compare
 from conftest import PROJECT
-from resampling import bootstrap_counts
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import arrays
+from rolecircuits.stats import indices, original_study, run_pairs
+from rolecircuits.stats.resampling import bootstrap_counts
 from synthetic import make_run, save_run
 
 ORIGINAL = (
@@ -76,7 +75,7 @@ def test_every_file_is_written_and_whole(compared):
 def test_original_columns_come_first_in_their_order(compared):
     rows = read_table(compared[2] / "detailed_comparison.csv")
     assert list(rows[0])[: len(ORIGINAL)] == ORIGINAL
-    new = [f"{i}_{k}_{run}{end}" for k in role_metrics.KINDS for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")
+    new = [f"{i}_{k}_{run}{end}" for k in indices.KINDS for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")
            for end in ("", "_ci_low", "_ci_high", "_p", "_q", "_p_max")]  # fmt: skip
     nulls = [f"{i}_null_raw_{run}" for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")]
     assert list(rows[0])[len(ORIGINAL) :] == new + nulls
@@ -85,7 +84,10 @@ def test_original_columns_come_first_in_their_order(compared):
 
 def test_original_columns_are_the_originals_arithmetic_over_all_heads(compared):
     base, instruct, out, _ = compared
-    heads = {"base": role_metrics.original_head_indices(base), "instruct": role_metrics.original_head_indices(instruct)}
+    heads = {
+        "base": original_study.original_head_indices(base),
+        "instruct": original_study.original_head_indices(instruct),
+    }
     for layer, row in enumerate(read_table(out / "detailed_comparison.csv")):
         for index in ("rfc", "rsi"):
             sides = [heads[run][index][layer] for run in ("base", "instruct")]
@@ -107,7 +109,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     row = read_table(out / "detailed_comparison.csv")[1]
     counts = bootstrap_counts(base.category, base.pair_id, seed=run_pairs.SEED)
     chosen = {name: np.flatnonzero(base.category == name) for name in ("self_referent", "neutral")}
-    values = {name: role_metrics.prompt_values(run)[:, 1].mean(axis=-1) for name, run in
+    values = {name: indices.prompt_values(run)[:, 1].mean(axis=-1) for name, run in
               (("base", base), ("instruct", instruct))}  # fmt: skip
 
     def index_and_error(weights):
@@ -138,7 +140,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
 def test_summary_says_what_the_table_says(compared):
     _, _, out, summary = compared
     rows = read_table(out / "detailed_comparison.csv")
-    for kind in role_metrics.KINDS:
+    for kind in indices.KINDS:
         for index in ("rfc", "rsi"):
             values = np.array([float(row[f"{index}_{kind}_diff"]) for row in rows])
             low, high = (

@@ -7,12 +7,13 @@ import pytest
 from scipy import stats
 
 import cross_model_correlation as cross
+from rolecircuits.stats import profiles
 
 
 def write_comparison(folder, rfc, rsi, **more):
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"layer": range(len(rfc)), "rfc_mean_base": np.zeros(len(rfc)), "rfc_diff": rfc, "rsi_diff": rsi} | more
-    with open(folder / cross.FILE, "w", newline="", encoding="utf-8") as file:
+    with open(folder / profiles.FILE, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
@@ -26,7 +27,7 @@ def read_rows(path):
 
 def test_correlations_agree_with_scipy():
     a, b = np.random.default_rng(0).normal(size=(2, 24))
-    found = cross.correlate_profiles(a, b)
+    found = profiles.correlate_profiles(a, b)
     assert found["pearson"][0] == pytest.approx(stats.pearsonr(a, b).statistic)
     assert found["spearman"][0] == pytest.approx(stats.spearmanr(a, b).statistic)
     by_hand = [abs(stats.pearsonr(a, np.roll(b, k)).statistic) for k in range(24)]
@@ -40,20 +41,20 @@ def test_shifts_keep_their_level_on_smooth_profiles():
     for _ in range(300):
         a, b = (np.convolve(np.tile(x, 2), np.ones(8), "full")[32:64] for x in rng.normal(size=(2, 32)))
         naive.append(stats.pearsonr(a, b).pvalue < 0.05)
-        shifts.append(cross.correlate_profiles(a, b)["pearson"][1] < 0.05)
+        shifts.append(profiles.correlate_profiles(a, b)["pearson"][1] < 0.05)
     assert np.mean(naive) > 0.2
     assert np.mean(shifts) < 0.08
 
 
 def test_unequal_depth_is_compared_on_relative_depth():
     depth = np.linspace(0, 1, 32), np.linspace(0, 1, 12)
-    a, b = cross.align_profiles(*(3 * x - 1 for x in depth))
+    a, b = profiles.align_profiles(*(3 * x - 1 for x in depth))
     assert len(a) == len(b) == 12
     np.testing.assert_allclose(a, b)
 
 
 def test_constant_profile_has_no_correlation():
-    assert np.isnan(cross.correlate_profiles(np.ones(8), np.arange(8.0))["pearson"]).all()
+    assert np.isnan(profiles.correlate_profiles(np.ones(8), np.arange(8.0))["pearson"]).all()
 
 
 def test_files_of_others_and_outputs(tmp_path, capsys):
@@ -71,7 +72,7 @@ def test_files_of_others_and_outputs(tmp_path, capsys):
 
 
 def test_summary_by_hand(tmp_path):
-    row = cross.summarise_profile("m", "rfc_diff", np.array([-0.05, -0.01, 0.0, 0.02]))
+    row = profiles.summarise_profile("m", "rfc_diff", np.array([-0.05, -0.01, 0.0, 0.02]))
     assert (row["share_below"], row["share_near_zero"], row["share_above"]) == (0.25, 0.5, 0.25)
     assert row["mean"] == pytest.approx(-0.01) and row["sd"] == pytest.approx(np.std([-0.05, -0.01, 0, 0.02], ddof=1))
 
@@ -97,10 +98,10 @@ def test_one_model_is_summarised_without_correlations(tmp_path, capsys):
     ],
 )
 def test_broken_files_are_refused_in_one_line(tmp_path, capsys, text, what):
-    (tmp_path / cross.FILE).write_text(text)
+    (tmp_path / profiles.FILE).write_text(text)
     assert cross.main(["--comparison", f"m={tmp_path}", "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert what in error and cross.FILE in error and error.count("\n") == 1
+    assert what in error and profiles.FILE in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,6 @@ import pytest
 
 import activation_analysis
 import documents
-import role_metrics
 from attention_capture import capture_attention
 from documents import Document, read_documents, tokenize_document
 from model_loading import ModelTokenizer, load_model
@@ -17,6 +16,7 @@ from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import arrays as arrays_module
 from rolecircuits.runs import npz
+from rolecircuits.stats import indices
 from tiny_models import save_tiny
 
 TEXT = {"id": "a", "category": "neutral", "text": "Rain falls from clouds when drops grow heavy."}
@@ -135,7 +135,7 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
     run = arrays_module.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
     for kind in ("normalised", "sinkfree"):
-        expected = role_metrics.prompt_values(run, kind)[0]
+        expected = indices.prompt_values(run, kind)[0]
         np.testing.assert_allclose(results[0][f"whole_{kind}"], expected, atol=1e-5)
         np.testing.assert_allclose(results[0][f"turn_{kind}"][0], expected, atol=1e-5)
     lengths = [stop - start for start, stop in tokenized[1].spans]

@@ -12,12 +12,11 @@ from scipy.stats import false_discovery_control
 
 import figures
 import plot_style
-import role_metrics
-import role_tests
 import visualize_results
 from conftest import PROJECT
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import ARRAYS
+from rolecircuits.stats import indices, role_tests
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(figures.FIGURES, start=1))
@@ -84,7 +83,7 @@ def all_text(figure):
 def test_layer_lines_show_means_and_the_length_null(run, study):
     _, rows = draw(1, study)
     for kind in ("raw", "normalised"):
-        values = role_metrics.layer_values(run, kind)
+        values = indices.layer_values(run, kind)
         for name in CATEGORIES:
             expected = values[run.category == name].mean(axis=0)
             assert np.allclose(column(rows, "mean", kind=kind, category=name), expected)
@@ -107,7 +106,7 @@ def test_layer_lines_draw_what_their_rows_say(study):
 
 def test_heatmap_is_the_difference_of_prompt_means_on_one_centred_scale(run, study):
     figure, rows = draw(2, study)
-    values = role_metrics.prompt_values(run, "normalised")
+    values = indices.prompt_values(run, "normalised")
     limits = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     expected = []
     for minus in ("neutral", "confounder"):
@@ -159,7 +158,7 @@ def test_prompts_that_choose_heads_do_not_measure_them():
 
 def test_bars_are_above_zero_where_self_is_focused(run, study):
     figure, rows = draw(5, study)
-    values = role_metrics.layer_values(run)
+    values = indices.layer_values(run)
     difference = values[run.category == "confounder"].mean(axis=0) - values[run.category == "self_referent"].mean(
         axis=0
     )
@@ -201,7 +200,7 @@ def test_pairs_are_resampled_together(run):
     bounds = [column(rows, end, minus="third_person") for end in ("mean", "ci_low", "ci_high")]
     assert np.allclose(bounds, 0, atol=1e-12)
     assert (column(rows, "ci_high", minus="self_referent") - column(rows, "ci_low", minus="self_referent") > 0).all()
-    null = role_metrics.null_values(run, "raw")
+    null = indices.null_values(run, "raw")
     difference = null[run.category == "confounder"].mean() - null[run.category == "self_referent"].mean()
     assert np.allclose(column(rows, "length_null", minus="self_referent", kind="raw"), difference)
 
@@ -209,7 +208,7 @@ def test_pairs_are_resampled_together(run):
 def test_indices_equal_role_metrics(run, study):
     figure, rows = draw(9, study)
     for kind in ("raw", "normalised"):
-        expected, null = role_metrics.layer_indices(run, kind), role_metrics.layer_null(run, kind)
+        expected, null = indices.layer_indices(run, kind), indices.layer_null(run, kind)
         for index in ("rfc", "rsi"):
             mean, low, high = (column(rows, end, kind=kind, index=index) for end in ("mean", "ci_low", "ci_high"))
             assert np.allclose(mean, expected[index])
@@ -330,7 +329,7 @@ def test_script_writes_nine_figures_without_torch(run, tmp_path):
     assert written == ["data", *(f"{name}.png" for name in NAMES.values())]
     with open(tmp_path / "out" / "data" / f"{NAMES[9]}.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "raw" and row["index"] == "rfc"]
-    assert np.allclose([float(row["mean"]) for row in rows], role_metrics.layer_indices(run, "raw")["rfc"])
+    assert np.allclose([float(row["mean"]) for row in rows], indices.layer_indices(run, "raw")["rfc"])
 
 
 @pytest.mark.parametrize("file_format", visualize_results.FORMATS)

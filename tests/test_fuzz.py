@@ -31,7 +31,6 @@ import intervention_plan
 import output_manager as om
 import plot_style
 import prompts
-import role_metrics
 import run_pipeline
 import visualize_results
 from hostile import CONFIG, effect_row, outcome, publish
@@ -39,7 +38,8 @@ from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import edit_results
-from run_pairs import match_runs
+from rolecircuits.stats import indices, profiles
+from rolecircuits.stats.run_pairs import match_runs
 from synthetic import make_run, save_run
 
 EXAMPLES = {"prompts": 400, "plans": 400, "families": 250, "csv": 300, "csv_drawn": 8, "documents": 200}
@@ -298,16 +298,16 @@ def test_comparison_csvs(box):
     other = np.sin(np.arange(6.0))
 
     def check(content):
-        (box / "c" / cross.FILE).write_bytes(content)
+        (box / "c" / profiles.FILE).write_bytes(content)
         try:
-            profile = cross.read_profile(box / "c")
+            profile = profiles.read_profile(box / "c")
         except UserError:
             return False
         assert np.isfinite([profile["rfc_diff"], profile["rsi_diff"]]).all()
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            row = cross.summarise_profile("m", "rfc_diff", profile["rfc_diff"])
-            found = cross.correlate_profiles(*cross.align_profiles(profile["rfc_diff"], other))
+            row = profiles.summarise_profile("m", "rfc_diff", profile["rfc_diff"])
+            found = profiles.correlate_profiles(*profiles.align_profiles(profile["rfc_diff"], other))
         assert all(np.isfinite(row[name]) for name in ("mean", "sd", "median"))
         for r, p in found.values():
             assert (np.isnan(r) and np.isnan(p)) or (abs(r) <= 1 + 1e-9 and 0 < p <= 1)
@@ -321,7 +321,7 @@ def test_comparisons_that_are_accepted_can_be_drawn(box):
 
     def check(column):
         (box / "c").mkdir(exist_ok=True)
-        (box / "c" / cross.FILE).write_bytes(comparison_csv(rfc_diff=[repr(x) for x in column]))
+        (box / "c" / profiles.FILE).write_bytes(comparison_csv(rfc_diff=[repr(x) for x in column]))
         assert outcome(cross.main, ["--comparison", "\x1b=c", "$x$=c", "--output_dir", "drawn"]) == 0
         return True
 
@@ -362,10 +362,10 @@ class Reader:
     def _use(self, run):
         """What the readers do first with a run that was accepted."""
         assert run.label.isprintable() and sum(run.counts.values()) == len(run.category)
-        for kind in role_metrics.KINDS:
-            role_metrics.layer_indices(run, kind)
-            role_metrics.layer_null(run, kind)
-        role_metrics.position_matched_values(run)
+        for kind in indices.KINDS:
+            indices.layer_indices(run, kind)
+            indices.layer_null(run, kind)
+        indices.position_matched_values(run)
         np.random.default_rng(run.config.get("seed", 0))
         with contextlib.suppress(UserError):
             match_runs(run, run)

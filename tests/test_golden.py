@@ -27,7 +27,7 @@ import compare_base_instruct
 import figures
 import plot_style
 from rolecircuits.runs.files import write_csv
-from run_pairs import RUNS, estimate_original, estimate_pair, match_runs
+from rolecircuits.stats.run_pairs import RUNS, estimate_original, estimate_pair, match_runs
 from synthetic import make_run
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import resampling
-import role_metrics
-from resampling import bootstrap_counts, hedges_g, hedges_g_interval, infer_indices, permutation_test, sign_flip_test
+from rolecircuits.stats import contrasts, entropy, indices, moments, resampling
+from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
+from rolecircuits.stats.resampling import bootstrap_counts, infer_indices, permutation_test, sign_flip_test
 from synthetic import make_run
 
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
@@ -187,13 +187,13 @@ def test_q_values_are_scipys_with_ties_and_without_the_undefined():
     p = np.random.default_rng(3).random((6, 40)).round(2)
     p[::2, ::7] = np.nan
     defined = ~np.isnan(p)
-    q = resampling.q_values(p)
+    q = contrasts.q_values(p)
     np.testing.assert_allclose(q[defined], stats.false_discovery_control(p[defined], method="bh"), rtol=1e-12)
     assert np.isnan(q[~defined]).all()
 
 
 def test_q_values_are_benjamini_hochberg_without_the_undefined():
-    q = resampling.q_values(np.array([0.01, np.nan, 0.04, 0.03]))
+    q = contrasts.q_values(np.array([0.01, np.nan, 0.04, 0.03]))
     np.testing.assert_allclose(q, [0.03, np.nan, 0.04, 0.04])
 
 
@@ -221,8 +221,8 @@ def test_paired_g_by_hand():
 def test_compare_categories_uses_the_pairs():
     values = lognormal((6,), per=30)
     values[90:] = values[30:60] * 1.02 + np.random.default_rng(0).normal(size=(30, 6)) * 0.001
-    found = resampling.compare_categories(values, CATEGORY, PAIR, "confounder", "third_person", 999)
-    alone = resampling.compare_categories(values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999)
+    found = contrasts.compare_categories(values, CATEGORY, PAIR, "confounder", "third_person", 999)
+    alone = contrasts.compare_categories(values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999)
     assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
 
 
@@ -279,23 +279,23 @@ def test_position_matching_removes_what_position_does():
     real = np.arange(run.entropy.shape[-1]) < run.n_tokens[:, None]
     rows = share * np.log(run.visible_keys[0])
     run.entropy = np.where(real[:, None, None], rows, np.nan) * np.ones((1, 2, 2, 1))
-    matched = role_metrics.position_matched_values(run)
-    means = role_metrics.indices_of_means(lambda name: role_metrics.category_mean(matched, run.category, name))
+    matched = indices.position_matched_values(run)
+    means = indices.indices_of_means(lambda name: moments.category_mean(matched, run.category, name))
     np.testing.assert_allclose([means["rfc"], means["rsi"]], 0, atol=1e-12)
-    assert role_metrics.layer_indices(run, "normalised")["rfc"][0] > 0.01
+    assert indices.layer_indices(run, "normalised")["rfc"][0] > 0.01
 
 
 def test_position_matched_means_by_hand():
     run = make_run(n_layers=1, n_heads=2, effect=0.3, seed=2)
-    weight = role_metrics.position_weights(run)[0]
+    weight = indices.position_weights(run)[0]
     assert weight.sum() == pytest.approx(1) and weight[0] == 0
-    rows = role_metrics.normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)[:, 0]
+    rows = entropy.normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)[:, 0]
     total = 0.0
     for q in np.flatnonzero(weight):
         here = (run.category == "neutral") & (run.span[:, 0] <= q) & (q < run.span[:, 1])
         assert here.sum() >= 3
         total += weight[q] * rows[here, q].mean()
-    values = role_metrics.position_matched_values(run)
+    values = indices.position_matched_values(run)
     assert values[run.category == "neutral", 0].mean() == pytest.approx(total)
     assert np.isnan(values[run.category == "third_person"]).all()
 

@@ -14,7 +14,6 @@ import pytest
 import effects
 import head_sweep
 import interventions
-import resampling
 from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from model_loading import load_model
 from output_manager import load_run
@@ -22,6 +21,7 @@ from prompts import select_prompts
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs.npz import read_npz
+from rolecircuits.stats import contrasts
 from tiny_models import save_tiny
 
 HERE = Path(interventions.__file__).parent
@@ -217,7 +217,7 @@ def test_sign_flips_see_a_difference_and_do_not_invent_one():
 
 
 def test_q_values_ignore_undefined_tests():
-    q = resampling.q_values([0.01, np.nan, 0.04])
+    q = contrasts.q_values([0.01, np.nan, 0.04])
     assert q[0] == pytest.approx(0.02) and np.isnan(q[1]) and q[2] == pytest.approx(0.04)
 
 

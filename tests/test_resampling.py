@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import resampling as rs
-import role_metrics as rm
 from prompts import select_prompts
+from rolecircuits.stats import original_study, resampling
 
 PROMPTS = select_prompts(per_category=5)
 CATEGORY = np.array([p.category for p in PROMPTS])
@@ -16,14 +15,14 @@ PAIR_ID = np.array([p.pair_id for p in PROMPTS])
 
 
 def test_every_resample_keeps_the_size_of_every_category():
-    counts = rs.bootstrap_counts(CATEGORY, PAIR_ID, 200, seed=1)
+    counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 200, seed=1)
     assert counts.shape == (200, 20) and (counts == counts.round()).all()
     for name in set(CATEGORY):
         assert (counts[:, CATEGORY == name].sum(axis=1) == 5).all()
 
 
 def test_pairs_are_drawn_together_and_other_categories_are_not():
-    counts = rs.bootstrap_counts(CATEGORY, PAIR_ID, 200, seed=1)
+    counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 200, seed=1)
     side = {name: counts[:, CATEGORY == name] for name in set(CATEGORY)}
     assert (side["confounder"] == side["third_person"]).all()
     assert (side["confounder"] != side["neutral"]).any() and (side["self_referent"] != side["neutral"]).any()
@@ -33,33 +32,33 @@ def test_pairs_follow_their_ids_not_their_places():
     order = np.array([3, 0, 4, 1, 2])
     shuffled = np.arange(20)
     shuffled[CATEGORY == "third_person"] = np.flatnonzero(CATEGORY == "third_person")[order]
-    counts = rs.bootstrap_counts(CATEGORY, PAIR_ID[shuffled], 100)
+    counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID[shuffled], 100)
     left, right = counts[:, CATEGORY == "confounder"], counts[:, CATEGORY == "third_person"]
     assert (right == left[:, order]).all() and (right != left).any()
 
 
 def test_unpaired_lists_are_drawn_on_their_own():
-    counts = rs.bootstrap_counts(CATEGORY, np.full(20, -1), 200)
+    counts = resampling.bootstrap_counts(CATEGORY, np.full(20, -1), 200)
     assert (counts[:, CATEGORY == "confounder"] != counts[:, CATEGORY == "third_person"]).any()
     assert (counts[:, CATEGORY == "third_person"].sum(axis=1) == 5).all()
 
 
 def test_the_draw_is_the_seeds():
-    first, again = (rs.bootstrap_counts(CATEGORY, PAIR_ID, 50, seed=7) for _ in range(2))
+    first, again = (resampling.bootstrap_counts(CATEGORY, PAIR_ID, 50, seed=7) for _ in range(2))
     assert (first == again).all()
-    assert (first != rs.bootstrap_counts(CATEGORY, PAIR_ID, 50, seed=8)).any()
+    assert (first != resampling.bootstrap_counts(CATEGORY, PAIR_ID, 50, seed=8)).any()
 
 
 def test_counts_have_the_moments_of_drawing_with_replacement():
-    counts = rs.bootstrap_counts(np.array(["neutral"] * 10), np.full(10, -1), 20_000)
+    counts = resampling.bootstrap_counts(np.array(["neutral"] * 10), np.full(10, -1), 20_000)
     assert counts.mean(axis=0) == pytest.approx(np.ones(10), abs=0.03)
     assert counts.var(axis=0) == pytest.approx(np.full(10, 0.9), abs=0.05)
 
 
 def test_resampled_means_equal_a_loop_over_drawn_prompts():
     values = np.random.default_rng(0).normal(size=(20, 2, 3))
-    counts = rs.bootstrap_counts(CATEGORY, PAIR_ID, 10)
-    means = rs.resampled_means(values, CATEGORY, "neutral", counts)
+    counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 10)
+    means = resampling.resampled_means(values, CATEGORY, "neutral", counts)
     assert means.shape == (10, 2, 3)
     for draw in range(10):
         drawn = [values[p] for p in range(20) if CATEGORY[p] == "neutral" for _ in range(int(counts[draw, p]))]
@@ -68,34 +67,36 @@ def test_resampled_means_equal_a_loop_over_drawn_prompts():
 
 def test_undefined_values_are_left_out_and_absent_categories_are_undefined():
     category, counts = np.array(["neutral"] * 3), np.array([[2.0, 1, 0], [3, 0, 0]])
-    means = rs.resampled_means(np.array([np.nan, 5.0, 7.0]), category, "neutral", counts)
+    means = resampling.resampled_means(np.array([np.nan, 5.0, 7.0]), category, "neutral", counts)
     assert means[0] == 5 and np.isnan(means[1])
-    assert np.isnan(rs.resampled_means(np.zeros(3), category, "confounder", counts)).all()
+    assert np.isnan(resampling.resampled_means(np.zeros(3), category, "confounder", counts)).all()
 
 
 def test_resampled_indices_are_ratios_of_the_same_draw():
     values = np.random.default_rng(1).uniform(1, 2, size=(20, 4))
-    counts = rs.bootstrap_counts(CATEGORY, PAIR_ID, 30)
-    found = rs.resampled_indices(values, CATEGORY, counts)
-    mean = {name: rs.resampled_means(values, CATEGORY, name, counts) for name in set(CATEGORY)}
+    counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 30)
+    found = resampling.resampled_indices(values, CATEGORY, counts)
+    mean = {name: resampling.resampled_means(values, CATEGORY, name, counts) for name in set(CATEGORY)}
     assert found["rfc"] == pytest.approx(1 - mean["self_referent"] / mean["neutral"])
     assert found["rsi"] == pytest.approx((mean["confounder"] - mean["self_referent"]) / mean["neutral"])
 
 
 def test_interval_is_scipys_on_the_identical_resamples():
     sample = np.random.default_rng(2).gamma(2, size=30)
-    counts = rs.bootstrap_counts(np.array(["neutral"] * 30), np.full(30, -1), 2000)
-    draws = rs.resampled_means(sample, np.array(["neutral"] * 30), "neutral", counts)
+    counts = resampling.bootstrap_counts(np.array(["neutral"] * 30), np.full(30, -1), 2000)
+    draws = resampling.resampled_means(sample, np.array(["neutral"] * 30), "neutral", counts)
     same = SimpleNamespace(bootstrap_distribution=draws)
     options = {"n_resamples": 0, "bootstrap_result": same, "method": "percentile"}
     expected = stats.bootstrap((sample,), np.mean, **options).confidence_interval
-    assert rs.percentile_interval(draws) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert resampling.percentile_interval(draws) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_interval_agrees_with_scipys_own_resamples():
     sample = np.random.default_rng(3).gamma(2, size=30)
-    counts = rs.bootstrap_counts(np.array(["neutral"] * 30), np.full(30, -1))
-    low, high = rs.percentile_interval(rs.resampled_means(sample, np.array(["neutral"] * 30), "neutral", counts))
+    counts = resampling.bootstrap_counts(np.array(["neutral"] * 30), np.full(30, -1))
+    low, high = resampling.percentile_interval(
+        resampling.resampled_means(sample, np.array(["neutral"] * 30), "neutral", counts)
+    )
     rng = np.random.default_rng(4)
     expected = stats.bootstrap((sample,), np.mean, n_resamples=10_000, method="percentile", rng=rng).confidence_interval
     width = expected.high - expected.low
@@ -106,7 +107,7 @@ def test_interval_agrees_with_scipys_own_resamples():
 
 def test_interval_of_undefined_draws_is_undefined_beside_defined_ones():
     draws = np.column_stack([np.arange(101.0), np.full(101, np.nan)])
-    low, high = rs.percentile_interval(draws, confidence=0.9)
+    low, high = resampling.percentile_interval(draws, confidence=0.9)
     assert (low[0], high[0]) == pytest.approx((5, 95)) and np.isnan([low[1], high[1]]).all()
 
 
@@ -114,24 +115,24 @@ def test_interval_of_undefined_draws_is_undefined_beside_defined_ones():
     ("n_self", "n_neutral", "enough"), [(3, 3, True), (2, 3, False), (3, 1, False), (1, 1, False), (0, 3, True)]
 )
 def test_an_interval_needs_three_prompts_of_each_category(n_self, n_neutral, enough):
-    assert rs.has_enough_prompts(["self_referent"] * n_self + ["neutral"] * n_neutral) is enough
+    assert resampling.has_enough_prompts(["self_referent"] * n_self + ["neutral"] * n_neutral) is enough
 
 
 def test_what_never_varies_has_an_interval_of_length_0():
     values = np.stack([np.full(6, 0.5), np.arange(6.0)], axis=1)
-    estimate, low, high = rs.mean_interval(values, n_resamples=500)
+    estimate, low, high = resampling.mean_interval(values, n_resamples=500)
     assert low[0] == estimate[0] == high[0] == 0.5
     assert low[1] < estimate[1] == 2.5 < high[1]
 
 
 def test_an_empty_group_gives_undefined_tests():
-    found = rs.permutation_test(np.ones((0, 4)), np.ones((3, 4)), 50)
+    found = resampling.permutation_test(np.ones((0, 4)), np.ones((3, 4)), 50)
     assert np.isnan(found.p).all() and found.p_max.shape == (4,)
 
 
 def test_head_interval_is_the_originals_t_interval():
     values = np.random.default_rng(7).normal(size=(3, 9))
-    found = rm.head_interval(values)
+    found = original_study.head_interval(values)
     for layer, heads in enumerate(values):
         low, high = stats.t.interval(0.95, 8, loc=heads.mean(), scale=stats.sem(heads))
         assert (found["low"][layer], found["high"][layer]) == pytest.approx((low, high), rel=1e-12)
@@ -140,7 +141,7 @@ def test_head_interval_is_the_originals_t_interval():
 
 
 def test_head_interval_leaves_undefined_heads_out_and_one_head_has_none():
-    found = rm.head_interval(np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3]))
+    found = original_study.head_interval(np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3]))
     assert found["n"].tolist() == [2, 1, 0]
     assert found["mean"][:2].tolist() == [2, 5] and np.isnan(found["mean"][2])
     assert found["std"][0] == pytest.approx(2**0.5) and np.isnan(found["std"][1:]).all()
@@ -149,7 +150,9 @@ def test_head_interval_leaves_undefined_heads_out_and_one_head_has_none():
 
 def test_head_difference_is_the_originals():
     base, instruct = np.random.default_rng(8).normal(size=(2, 1, 6))
-    found = rm.head_difference_interval(rm.head_interval(base), rm.head_interval(instruct))
+    found = original_study.head_difference_interval(
+        original_study.head_interval(base), original_study.head_interval(instruct)
+    )
     error = np.sqrt(base.var(ddof=1) / 6 + instruct.var(ddof=1) / 6)
     expected = stats.t.interval(0.95, 5, loc=instruct.mean() - base.mean(), scale=error)
     assert found["value"] == pytest.approx(instruct.mean() - base.mean())

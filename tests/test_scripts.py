@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import output_manager
-import role_metrics
 import run_pipeline
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import npz
+from rolecircuits.stats import entropy as entropies
+from rolecircuits.stats import indices
 from tiny_models import save_tiny
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -129,10 +130,10 @@ def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
     run = output_manager.load_run(folder)
     assert patterns["patterns"].shape[:2] == (12, 4)
     last = int(patterns["n_tokens"][0]) - 1
-    entropy = role_metrics.attention_entropy(patterns["patterns"][0, :, last])
+    entropy = entropies.attention_entropy(patterns["patterns"][0, :, last])
     np.testing.assert_allclose(run.entropy[0, 1, :, last], entropy, atol=1e-6)
     summary = json.loads((folder / "activations.json").read_text())
-    np.testing.assert_allclose(summary["normalised"]["rfc"], role_metrics.layer_indices(run)["rfc"], rtol=1e-6)
+    np.testing.assert_allclose(summary["normalised"]["rfc"], indices.layer_indices(run)["rfc"], rtol=1e-6)
 
 
 def test_raw_full_saves_what_the_hooks_gave(tiny, tmp_path):
@@ -157,7 +158,7 @@ def test_own_prompts_with_two_categories(tiny, tmp_path):
     assert "no confounder prompts" in done.stdout
     run = output_manager.load_run(tmp_path / "results_activation_analysis/latest_run")
     assert run.counts == {"self_referent": 2, "neutral": 2}
-    assert np.isnan(role_metrics.layer_indices(run)["rsi"]).all()
+    assert np.isnan(indices.layer_indices(run)["rsi"]).all()
     done = run_script("visualize_results.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "figures").glob("visualization_*.png"))) == 9
@@ -179,7 +180,7 @@ def test_pipeline_writes_everything_and_says_where(family):
     assert (folder / "figures/tiny/intervention/effects.png").is_file()
     edited = output_manager.load_run(results / "latest_intervention" / effects["interventions"][0]["folder"])
     assert (edited.prompt_format, edited.n_layers) == ("raw", 3)
-    rfc = role_metrics.layer_indices(base)["rfc"].mean()
+    rfc = indices.layer_indices(base)["rfc"].mean()
     assert f"{rfc:+.3f}" in printed
     assert "same weights" in json.dumps(
         json.loads((folder / "comparison_results/tiny/comparison_summary.json").read_text())

@@ -11,13 +11,13 @@ import activation_analysis
 import attention_capture
 import capture_choice
 import output_manager
-import role_metrics
 import streaming_attention
 from attention_capture import capture_attention, make_batches, tokenize_prompts
 from model_loading import load_model
 from prompts import select_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.stats import entropy as entropies
 from streaming_attention import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
 from tiny_models import CONFIGS, WINDOW, save_tiny
 
@@ -107,11 +107,11 @@ def exact_rows(query, key, scale, window, softcap=None):
     scores = np.where(seen, scores, -np.inf)
     pattern = np.exp(scores - scores.max(-1, keepdims=True))
     pattern /= pattern.sum(-1, keepdims=True)
-    visible = role_metrics.visible_keys(n_query, [window])[0]
-    few = role_metrics.sinkfree_keys(visible[None])[0] < 2
-    free = np.where(few, np.nan, role_metrics.sinkfree_entropy(np.where(few[:, None], 1 / n_query, pattern)))
+    visible = entropies.visible_keys(n_query, [window])[0]
+    few = entropies.sinkfree_keys(visible[None])[0] < 2
+    free = np.where(few, np.nan, entropies.sinkfree_entropy(np.where(few[:, None], 1 / n_query, pattern)))
     return {
-        "entropy": role_metrics.attention_entropy(pattern),
+        "entropy": entropies.attention_entropy(pattern),
         "entropy_sinkfree": free,
         "sink_mass": pattern[..., 0],
     }, visible

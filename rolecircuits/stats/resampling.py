@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from role_metrics import INDICES, category_mean, indices_of_means
 from rolecircuits.inputs.categories import PAIRED
+from rolecircuits.stats.indices import INDICES, indices_of_means
+from rolecircuits.stats.moments import _defined_moments, category_mean
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -450,99 +451,3 @@ def _paired_t(differences, signs):
     mean = differences @ signs / n
     variance = ((differences**2).mean(axis=1, keepdims=True) - mean**2) / (n - 1)
     return mean / np.sqrt(np.maximum(variance, 0))
-
-
-def compare_categories(values, category, pair_id, first, second, n_permutations=N_RESAMPLES, seed=0):
-    """Every column's contrast first - second: {"difference", "g", "g_low", "g_high", "p", "q", "p_max"}, each [...].
-
-    values  [prompt, ...]; all columns given are one family for q (Benjamini-Hochberg) and p_max (max-T)
-    confounder - third_person is tested on its matched pairs by sign flips, every other contrast by label permutation
-    """
-    category = np.asarray(category)
-    pairs = pair_rows(category, pair_id) if (first, second) == PAIRED else None
-    if pairs is not None:
-        a, b = values[pairs[0]], values[pairs[1]]
-        test = sign_flip_test(a - b, n_permutations, seed)
-    else:
-        a, b = values[category == first], values[category == second]
-        test = permutation_test(a, b, n_permutations, seed)
-    low, high = hedges_g_interval(a, b, paired=pairs is not None)
-    found = {"difference": test.difference, "g": hedges_g(a, b, paired=pairs is not None), "g_low": low, "g_high": high}
-    return found | {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}
-
-
-def q_values(p):
-    """Benjamini-Hochberg adjusted p-values over all defined entries: [...] -> [...]; NaN stays NaN and counts for nothing.
-
-        q of the k-th smallest of m = min over j >= k of m p_(j) / j, at most 1        (Benjamini and Hochberg 1995)
-
-    The tests hold it against scipy.stats.false_discovery_control, whose import takes longer than a whole comparison.
-    """
-    p = np.asarray(p, dtype=np.float64)
-    q, defined = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    order = defined[np.argsort(-p.ravel()[defined])]
-    m = len(order)
-    q.flat[order] = np.minimum.accumulate(np.minimum(p.ravel()[order] * m / np.arange(m, 0, -1), 1))
-    return q
-
-
-def hedges_g(a, b, paired=False):
-    """Standardised mean difference (a - b) / s without its small-sample bias: [prompt, ...] twice -> [...].
-
-    s pools both variances; g = J(df) (a - b) / s, J = 1 - 3 / (4 df - 1) (Hedges 1981; Hedges and Olkin 1985)
-    df = n_a + n_b - 2, and 2 (n - 1) / (1 + r^2) for pairs that correlate with r, the pooled spread's own df
-    NaN where a group has fewer than two defined values or nothing varies
-    """
-    return _effect_size(a, b, paired)[0]
-
-
-def hedges_g_interval(a, b, paired=False, confidence=CONFIDENCE):
-    """(low, high) of `hedges_g`, from a variance that supposes nearly normal values.
-
-    unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + g^2 / (2 (n_a + n_b)), normal quantile
-    paired    Bonett (2008), t quantile. Borenstein et al. (2009) treat the correlation as known: 88 % coverage at n = 10
-    """
-    from scipy.special import ndtri, stdtrit
-
-    g, variance, df = _effect_size(a, b, paired)
-    quantile = stdtrit(df, (1 + confidence) / 2) if paired else ndtri((1 + confidence) / 2)
-    half = quantile * np.sqrt(variance)
-    return g - half, g + half
-
-
-def _effect_size(a, b, paired):
-    """(g, variance of g, degrees of freedom of its interval), each [...]; pairs with an undefined side are left out."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if paired:
-        broken = np.isnan(a) | np.isnan(b)
-        a, b = np.where(broken, np.nan, a), np.where(broken, np.nan, b)
-    (n_a, mean_a, var_a), (n_b, mean_b, var_b) = _defined_moments(a), _defined_moments(b)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = ((n_a - 1) * var_a + (n_b - 1) * var_b) / (n_a + n_b - 2)
-        d = (mean_a - mean_b) / np.sqrt(pooled)
-        if paired:
-            var_difference, df = _defined_moments(a - b)[2], n_a - 1
-            product = ((var_a + var_b - var_difference) / 2) ** 2
-            variance = d**2 * (var_a**2 + var_b**2 + 2 * product) / (8 * df * pooled**2)
-            j = 1 - 3 / (8 * df / (1 + product / (var_a * var_b)) - 1)
-            variance = j**2 * (variance + var_difference / (pooled * df))
-        else:
-            df = n_a + n_b - 2
-            j = 1 - 3 / (4 * df - 1)
-            variance = 1 / n_a + 1 / n_b + (j * d) ** 2 / (2 * (n_a + n_b))
-    defined = np.isfinite(d) & np.isfinite(variance)
-    return np.where(defined, j * d, np.nan), np.where(defined, variance, np.nan), df
-
-
-def _defined_moments(values):
-    """(n, mean, variance with ddof 1) over the first axis without NaN; NaN where there are too few values.
-
-    Taken about the first row, so that values that are all equal have the variance 0 and not a rounding error.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    start = np.nan_to_num(values[0])
-    values = values - start
-    mean = category_mean(values, np.ones(len(values), dtype=bool), True)
-    n = (~np.isnan(values)).sum(axis=0)
-    squares = np.where(np.isnan(values), 0.0, (values - mean) ** 2).sum(axis=0)
-    return n, start + mean, np.divide(squares, n - 1, out=np.full(np.shape(mean), np.nan), where=n > 1)

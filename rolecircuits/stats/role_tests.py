@@ -10,23 +10,16 @@ index, or all heads of one contrast.
 
 import numpy as np
 
-import role_metrics
-from resampling import (
-    N_RESAMPLES,
-    compare_categories,
-    infer_indices,
-    mean_interval,
-    pair_rows,
-    permutation_test,
-    q_values,
-)
+from rolecircuits.stats import indices
+from rolecircuits.stats.contrasts import compare_categories, q_values
+from rolecircuits.stats.resampling import N_RESAMPLES, infer_indices, mean_interval, pair_rows, permutation_test
 
 CONTRASTS = {
     "self_confounder": ("self_referent", "confounder"),
     "self_neutral": ("self_referent", "neutral"),
     "confounder_third": ("confounder", "third_person"),
 }
-KINDS = (*role_metrics.KINDS, "position_matched")
+KINDS = (*indices.KINDS, "position_matched")
 MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
 ALPHA = 0.05
 SEED = 123
@@ -45,11 +38,11 @@ def infer_layers(run, kind="normalised", seed=SEED, n_resamples=N_RESAMPLES):
     self). Raw: bootstrap-t against the index of uniform attention on the same prompts. Position-matched: bootstrap-t.
     """
     matched = kind == "position_matched"
-    values = role_metrics.position_matched_values(run) if matched else role_metrics.layer_values(run, kind)
-    null = role_metrics.layer_null(run, "normalised" if matched else kind)
+    values = indices.position_matched_values(run) if matched else indices.layer_values(run, kind)
+    null = indices.layer_null(run, "normalised" if matched else kind)
     found = tests = infer_indices(values, run.category, run.pair_id, None, n_resamples, seed)
     if kind == "raw":
-        uniform = role_metrics.null_values(run, "raw")
+        uniform = indices.null_values(run, "raw")
         tests = infer_indices(values, run.category, run.pair_id, uniform, n_resamples, seed)
     elif not matched:
         self_referent = values[run.category == "self_referent"]
@@ -76,7 +69,7 @@ def layer_metrics(run, seed=SEED):
 
 def contrast_heads(run, seed=SEED):
     """{contrast: {measure: [layer, head]}} of normalised values, for the contrasts whose categories the run has."""
-    values = role_metrics.prompt_values(run, "normalised")
+    values = indices.prompt_values(run, "normalised")
     return {
         name: compare_categories(values, run.category, run.pair_id, *pair, seed=seed)
         for name, pair in available_contrasts(run.category).items()
@@ -122,8 +115,8 @@ def rank_heads(contrasts):
 def summarise_categories(run, seed=SEED):
     """Rows of category_summary.csv: one a kind and category; mean over layers and heads, interval over prompts."""
     rows = []
-    for kind in role_metrics.KINDS:
-        values = role_metrics.layer_values(run, kind).mean(axis=1)
+    for kind in indices.KINDS:
+        values = indices.layer_values(run, kind).mean(axis=1)
         for name, n in run.counts.items():
             chosen = run.category == name
             mean, low, high = (float(x) for x in mean_interval(values[chosen], seed=seed))

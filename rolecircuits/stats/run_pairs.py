@@ -8,28 +8,21 @@ widen the interval of their difference.
 
 import numpy as np
 
-from resampling import (
+from rolecircuits.inputs.categories import REQUIRED
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.runs.arrays import take_prompts
+from rolecircuits.stats.contrasts import q_values
+from rolecircuits.stats.indices import INDICES, KINDS, layer_null, layer_values
+from rolecircuits.stats.original_study import head_difference_interval, head_interval, original_head_indices
+from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
     bootstrap_counts,
     has_enough_prompts,
     infer_indices,
     percentile_interval,
-    q_values,
     resampled_indices,
 )
-from role_metrics import (
-    INDICES,
-    KINDS,
-    head_difference_interval,
-    head_interval,
-    layer_null,
-    layer_values,
-    original_head_indices,
-)
-from role_tests import ALPHA, infer_layers
-from rolecircuits.inputs.categories import REQUIRED
-from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.runs.arrays import take_prompts
+from rolecircuits.stats.role_tests import ALPHA, infer_layers
 
 SEED = 0
 TESTS = ("p", "q", "p_max")

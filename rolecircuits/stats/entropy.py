@@ -1,0 +1,107 @@
+"""Entropies of attention rows, and what the final token attends to.
+
+    H = -sum_k A ln A        nats, 0 ln 0 = 0, no epsilon
+
+Axes everywhere, in this order: prompt, layer, head, query, key.
+"""
+
+import numpy as np
+
+ROW_SUM_TOLERANCE = 1e-3
+EDGE_TOKENS = 3
+
+
+def attention_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
+    """Shannon entropy of every attention row, in nats.
+
+    pattern    [..., query, key]   rows sum to 1; masked keys are exactly 0
+    tolerance  how far a row sum may be from 1
+    returns    [..., query] float64, between 0 and ln(visible keys)
+    raises     ValueError with the offending sum: an all-zero row is an error, not an entropy of 0
+
+    Adding an epsilon before the logarithm, as the original did, gives a zeroed head the entropy ln(keys).
+    """
+    pattern = np.asarray(pattern, dtype=np.float64)
+    sums = pattern.sum(axis=-1)
+    wrong = ~(np.abs(sums - 1) <= tolerance)
+    if wrong.any():
+        raise ValueError(f"an attention row sums to {sums[wrong][0]:.6g}, not 1 (tolerance {tolerance:g})")
+    if (pattern < 0).any():
+        raise ValueError(f"an attention probability is negative: {pattern.min():.6g}")
+    logs = np.zeros_like(pattern)
+    np.log(pattern, out=logs, where=pattern > 0)
+    return np.maximum(-np.einsum("...k,...k->...", pattern, logs), 0.0) + 0.0
+
+
+def sinkfree_pattern(pattern):
+    """Rows without key 0, renormalised; all-NaN where nothing is left to renormalise.
+
+    pattern  [..., query, key]      returns  [..., query, key - 1] float64
+    """
+    rest = np.asarray(pattern, dtype=np.float64)[..., 1:]
+    left = rest.sum(axis=-1, keepdims=True)
+    return np.divide(rest, left, out=np.full_like(rest, np.nan), where=left > 0)
+
+
+def sinkfree_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
+    """Entropy in nats after key 0 is dropped and the row renormalised.
+
+    pattern  [..., query, key] -> [..., query]; NaN where all of the mass sat on key 0
+    """
+    rest = sinkfree_pattern(pattern)
+    out = np.full(rest.shape[:-1], np.nan)
+    defined = ~np.isnan(rest).any(axis=-1) if rest.shape[-1] else np.zeros(out.shape, bool)
+    out[defined] = attention_entropy(rest[defined], tolerance)
+    return out
+
+
+def visible_keys(n_query, windows):
+    """Keys that each row can see: query + 1, capped by the layer's sliding window.
+
+    windows  one entry a layer: the window in tokens, or None for full causal attention
+    returns  [layer, query] int
+    """
+    causal = np.arange(1, n_query + 1)
+    return np.stack([causal if window is None else np.minimum(causal, window) for window in windows])
+
+
+def sinkfree_keys(visible):
+    """Keys left in each row once key 0 is dropped; rows whose window has moved past key 0 lose none.
+
+    visible  [layer, query] int    returns  [layer, query] int
+    """
+    return np.where(visible == np.arange(1, visible.shape[-1] + 1), visible - 1, visible)
+
+
+def normalise_entropy(entropy, keys):
+    """Entropy divided by ln(keys); NaN for rows that see fewer than two keys, where it is undefined.
+
+    entropy  [..., query] nats    keys  broadcastable to it    returns  [..., query] in [0, 1]
+    """
+    keys = np.broadcast_to(keys, np.shape(entropy))
+    return np.divide(entropy, np.log(np.maximum(keys, 1)), out=np.full(keys.shape, np.nan), where=keys > 1)
+
+
+def final_query_masses(final_row, span):
+    """What the last token attends to: `first_mass`, `last_mass`, `edge_mass`, and `edge_tokens`.
+
+    final_row  [prompt, head, key]   attention of every prompt's final query, 0 beyond its tokens
+    span       [prompt, 2]           the prompt's own tokens; the BOS is never in it
+    returns    first_mass, last_mass [prompt, head]   on the first / last three tokens of the text, all if it is shorter
+               edge_mass [prompt, head, 2]            on the first / last k tokens, k = min(3, length // 2): disjoint
+               edge_tokens [prompt] int               that k; 0 for a text of one token
+    """
+    key = np.arange(final_row.shape[-1])
+    start, stop = span[:, :1], span[:, 1:]
+    edge = np.minimum(EDGE_TOKENS, (stop - start) // 2)
+    inside = (key >= start) & (key < stop)
+
+    def mass(keys):
+        return np.einsum("phk,pk->ph", final_row, (keys & inside).astype(final_row.dtype))
+
+    return {
+        "first_mass": mass(key < start + EDGE_TOKENS),
+        "last_mass": mass(key >= stop - EDGE_TOKENS),
+        "edge_mass": np.stack([mass(key < start + edge), mass(key >= stop - edge)], axis=-1),
+        "edge_tokens": edge[:, 0].astype(np.int64),
+    }
