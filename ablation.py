@@ -21,42 +21,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from attention_capture import collect_activations, pattern_hook_name
+from rolecircuits.capture.activations import collect_activations
+from rolecircuits.capture.patterns import pattern_hook_name
 from rolecircuits.inputs.categories import PAIRED, REQUIRED
 from rolecircuits.inputs.errors import UserError
 
 SITES = {"head": "blocks.{}.attn.hook_z", "mlp": "blocks.{}.hook_mlp_out", "layer": "blocks.{}.hook_resid_post"}
 DONOR_SITES = {"head": "head", "layer_heads": "head", "mlp": "mlp", "steer": "layer"}
 HIDDEN_SCORE = -1e30
-
-
-@dataclass
-class Rows:
-    """Which prompts a batch holds and which tokens its query rows are.
-
-    prompts     position of every batch row on the prompt axis
-    n_tokens    tokens of every prompt; query rows from there on are padding, unless `growing`
-    start       position of the first query row: 0, or the tokens already in the cache during generation
-    growing     generation: prompts of one length, rows beyond the prompt are generated tokens and are edited too
-    """
-
-    prompts: list
-    n_tokens: list
-    start: int = 0
-    growing: bool = False
-
-    def positions(self, n_query):
-        """Position of every query row in its text: [query] int64."""
-        return torch.arange(self.start, self.start + n_query)
-
-    def real(self, n_query, device):
-        """Which rows are real tokens: [batch, query] bool."""
-        inside = self.positions(n_query)[None, :] < torch.tensor(self.n_tokens)[:, None]
-        return (torch.ones_like(inside) if self.growing else inside).to(device)
-
-    def in_prompt(self, n_query, device):
-        """Which rows are tokens of the prompt itself: [batch, query] bool."""
-        return (self.positions(n_query)[None, :] < torch.tensor(self.n_tokens)[:, None]).to(device)
 
 
 @dataclass

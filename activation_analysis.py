@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from deterministic import prepare_environment, set_determinism
+from deterministic import set_determinism
 from document_tasks import batch_items, from_plain, ready_item
 from documents import SHARDS, document_rows, index_rows, read_documents, shard_name, stacked_arrays, stream_documents
 from prompts import load_prompts
@@ -32,11 +32,10 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.parser import Parser, run_script
 from work_engine import add_engine_arguments, check_engine_arguments, open_engine
 
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
-BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
 
 
 def run_documents(args):
@@ -55,6 +54,7 @@ def run_documents(args):
     if args.raw not in (None, "none"):
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
     documents = read_documents(args.documents)
+    from rolecircuits.capture.batches import BATCH_TOKENS
 
     with open_engine(args) as engine:
         ready = engine.prepare(ready_item(documents, args))
@@ -167,6 +167,9 @@ def parse_args(argv=None):
 
 def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
+
+    from rolecircuits.capture.instrument import load_from_args
+
     if args.repeat is not None:
         return repeat(args)
     check_model_arguments(args)
@@ -190,6 +193,8 @@ def run(args):
 
 def repeat(args):
     """Run a run again: 0 if attention.npz came back bit-identical or within rounding, 1 if it is different."""
+
+    from rolecircuits.capture.instrument import load_from_args
     from rolecircuits.runs.repeat import Repetition
 
     say_unverified(args)
@@ -205,25 +210,16 @@ def repeat(args):
     return repetition.report_verdict()
 
 
-def load_from_args(args):
-    """The model that the flags name; determinism is set before and after torch is imported."""
-    prepare_environment()
-    with collector_paused():
-        from model_loading import load_model
-
-    set_determinism(args.seed)
-    return load_model(
-        args.model_id, args.revision, args.dtype, args.device, args.device_map, trust_remote_code=args.trust_remote_code
-    )
-
-
 def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     """Capture all prompts of a loaded model and publish the run; returns (run folder, failed prompts).
 
     repetition  the repeat_run.Repetition that this run is: it compares the arrays, and no link is moved
     """
-    from attention_capture import capture_attention, tokenize_prompts
-    from capture_choice import check_streaming, choose_capture
+
+    from rolecircuits.capture.attention import capture_attention, choose_capture
+    from rolecircuits.capture.batches import BATCH_TOKENS
+    from rolecircuits.capture.instrument import check_streaming
+    from rolecircuits.capture.tokens import tokenize_prompts
 
     timings = dict(timings or {})
     determinism = set_determinism(args.seed)
@@ -293,7 +289,7 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
 
 def save_activations(loaded, tokenized, batch_size, folder):
     """raw_blocks_{l}_mlp_post.npz, raw_embed.npz and raw_ln_final.npz: values [prompt, query, unit], zero-padded."""
-    from attention_capture import collect_activations
+    from rolecircuits.capture.activations import collect_activations
     from rolecircuits.runs.npz import write_npz
 
     names = {f"blocks.{layer}.mlp.hook_post": f"raw_blocks_{layer}_mlp_post" for layer in range(loaded.n_layers)}

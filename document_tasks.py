@@ -28,10 +28,10 @@ def batch_items(batches, plain, args, method, batch_tokens):
 
 def ready_task(held, payload):
     """{"identity", "facts", "documents", "method", "how", "why", "determinism"}; see `ready_item`."""
-    from activation_analysis import load_from_args
-    from capture_choice import check_streaming, choose_capture
     from deterministic import set_determinism
-    from interventions import model_identity
+    from rolecircuits.capture.attention import choose_capture
+    from rolecircuits.capture.instrument import check_streaming, load_from_args
+    from rolecircuits.models.load import model_identity
 
     args = Namespace(**payload["args"])
     loaded = held.model(model_key(args), lambda: load_from_args(args))
@@ -51,9 +51,9 @@ def ready_task(held, payload):
 
 def batch_task(held, payload):
     """(arrays of each document or None, [(id, reason)] of those that failed), as documents.capture_documents gives them."""
-    from activation_analysis import load_from_args
-    from attention_capture import TokenizedPrompt
     from deterministic import set_determinism
+    from rolecircuits.capture.instrument import load_from_args
+    from rolecircuits.capture.tokens import TokenizedPrompt
 
     args = Namespace(**payload["args"])
     loaded = held.model(model_key(args), lambda: load_from_args(args))

@@ -124,7 +124,7 @@ def _check_text(text, where):
 
 def tokenize_document(document, tokenizer, bos="auto"):
     """A TokenizedDocument; longer than the context, or changed by the chat template, is refused."""
-    from attention_capture import TokenizedPrompt, check_special_tokens, tokenize_prompts
+    from rolecircuits.capture.tokens import TokenizedPrompt, check_special_tokens, tokenize_prompts
     from rolecircuits.inputs.categories import Prompt
 
     texts = [Prompt(document.id, document.category, -1, content) for _, content in document.turns]
@@ -181,7 +181,7 @@ def render_turns(document, hf):
 
 
 def _render(hf, document, contents):
-    from attention_capture import TEMPLATE_ERRORS
+    from rolecircuits.capture.tokens import TEMPLATE_ERRORS
 
     messages = [{"role": role, "content": text} for (role, _), text in zip(document.turns, contents, strict=True)]
     try:
@@ -208,7 +208,7 @@ def shard_name(facts, document, method):
 
 def capture_documents(loaded, documents, method, batch_size=64, batch_tokens=None):
     """([arrays of each document, None where it failed], [(id, reason)]); the arrays are those of `document_arrays`."""
-    from attention_capture import capture_attention
+    from rolecircuits.capture.attention import capture_attention
 
     captured = capture_attention(
         loaded,
@@ -276,7 +276,7 @@ def stream_documents(facts, documents, folder, method, capture_batches, batch_si
     """
     from tqdm import tqdm
 
-    from attention_capture import make_batches
+    from rolecircuits.capture.batches import make_batches
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

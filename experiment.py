@@ -61,9 +61,9 @@ def run_generation(loaded, prompts, plan, args, timings=None):
     """Answer every prompt, unedited and under each entry of the plan; returns (run folder, the results)."""
 
     from ablation import collect_donors, edited_prompts, prepare_edit
-    from attention_capture import tokenize_prompts
-    from generation import check_room, generate_greedily
     from intervention_plan import check_against_model
+    from rolecircuits.capture.generation import check_room, generate_greedily
+    from rolecircuits.capture.tokens import tokenize_prompts
     from rolecircuits.runs.record import describe_run
 
     timings = dict(timings or {})
@@ -104,7 +104,7 @@ def run_generation(loaded, prompts, plan, args, timings=None):
 
 def describe_answers(loaded, tokenized, answers):
     """One row a prompt: category, prompt, token ids, text and measures."""
-    from generation import measure_answer, stop_tokens
+    from rolecircuits.capture.generation import measure_answer, stop_tokens
 
     stop, rows = stop_tokens(loaded), []
     for prompt, ids in zip(tokenized, answers, strict=True):
@@ -127,7 +127,7 @@ def summarize_answers(rows):
 
 def compare_answers(name, baseline, edited):
     """Side by side: one row a prompt of one intervention."""
-    from generation import first_difference
+    from rolecircuits.capture.generation import first_difference
 
     rows = []
     for before, after in zip(baseline, edited, strict=True):

@@ -24,8 +24,11 @@ import torch
 
 import effects
 from ablation import SITES, edit_own_head, neutral_means
-from attention_capture import capture_clean, collect_activations, run_layers, tokenize_prompts
 from intervention_plan import FACTORS
+from rolecircuits.capture.activations import collect_activations
+from rolecircuits.capture.attention import capture_clean
+from rolecircuits.capture.patterns import run_layers
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs.files import temporary_name, write_json
@@ -44,7 +47,7 @@ FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", 
 
 def clean_task(held, payload):
     """work_engine task: the clean pass of a sweep, and what the driver must know of the model, as plain data."""
-    from interventions import model_identity
+    from rolecircuits.models.load import model_identity
 
     sweep, determinism, timings = hold_sweep(held, payload)
     sweep.check_resuming()
@@ -59,8 +62,8 @@ def layer_task(held, payload):
 
 def hold_sweep(held, payload):
     """(Sweep, record of determinism, timings) of a payload, made where the worker does not hold it yet."""
-    from activation_analysis import load_from_args
     from deterministic import set_determinism
+    from rolecircuits.capture.instrument import load_from_args
 
     args, started = Namespace(**payload["args"]), time.perf_counter()
     loaded = held.model(model_key(args), lambda: load_from_args(args))

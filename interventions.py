@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import effects
-from activation_analysis import load_from_args
 from deterministic import prepare_environment, set_determinism
 from head_sweep import combine_layers, fingerprint, remove_work, sweep_layers, work_folder
 from prompts import load_prompts
@@ -103,11 +102,15 @@ def read_plan_for(args):
 
 def load_checked(plan, args):
     """The model that the flags name, after its config has shown that it has the layers and heads of the plan."""
+
+    from rolecircuits.capture.instrument import load_from_args
+
     if plan:
         prepare_environment()
         with collector_paused():
             from intervention_plan import check_against_model
-            from model_loading import check_architecture, locate_model, pin_revision, read_config
+            from rolecircuits.models.architecture import check_architecture
+            from rolecircuits.models.source import locate_model, pin_revision, read_config
 
         source = locate_model(args.model_id)
         config = read_config(source, pin_revision(source, args.revision), args.trust_remote_code)
@@ -160,6 +163,9 @@ def run_interventions(engine, prompts, plan, args):
 
 def unedited_task(held, payload):
     """work_engine task: the unedited pass and all that the driver must know of the model, as plain data."""
+
+    from rolecircuits.models.load import model_identity
+
     bench = hold_bench(held, payload)
     return {
         "identity": model_identity(bench.loaded),
@@ -191,11 +197,6 @@ def hold_bench(held, payload):
     return held.state(key, lambda: Bench(loaded, prompts, plan, args, timings))
 
 
-def model_identity(loaded):
-    """What must be equal on every worker."""
-    return {name: loaded.facts[name] for name in ("revision", "weights_sha256", "tokenizer_sha256", "dtype")}
-
-
 class Bench:
     """A loaded model, its unedited pass, and what the edits of a plan are made of.
 
@@ -204,9 +205,10 @@ class Bench:
 
     def __init__(self, loaded, prompts, plan, args, timings=None):
         from ablation import collect_donors
-        from attention_capture import capture_clean, tokenize_prompts
         from effects import BaseDistribution
         from intervention_plan import check_against_model
+        from rolecircuits.capture.attention import capture_clean
+        from rolecircuits.capture.tokens import tokenize_prompts
 
         self.loaded, self.args, self.timings = loaded, args, dict(timings or {})
         check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
@@ -224,8 +226,8 @@ class Bench:
     def measure(self, name):
         """One edit: {"arrays" of attention.npz, "measured": what effects.effect_rows takes, less its values}."""
         from ablation import edited_prompts, prepare_edit
-        from attention_capture import capture_attention
         from intervention_plan import controls_of
+        from rolecircuits.capture.attention import capture_attention
 
         entry = next(entry for entry in self.entries if entry.name == name)
         edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
@@ -277,7 +279,7 @@ def complete_plan(plan, loaded, tokenized, args):
 
 def load_source(source, args):
     """The other model of a patch: a model id or folder, or a run folder whose config names the model."""
-    from model_loading import load_model
+    from rolecircuits.models.load import load_model
 
     return load_model(*resolve_source(source), args.dtype, args.device, args.device_map)
 
@@ -286,7 +288,7 @@ def resolve_source(source):
     """(model id, revision) of a patch's source; refused where a run folder names no model, or the model is not there."""
     import json
 
-    from model_loading import locate_model, pin_revision
+    from rolecircuits.models.source import locate_model, pin_revision
 
     model_id, revision = source, None
     try:
@@ -308,7 +310,7 @@ def resolve_source(source):
 
 def edits_for(prepare, tokenized):
     """A function of a batch's prompt positions for `capture_attention`."""
-    from ablation import Rows
+    from rolecircuits.capture.batches import Rows
 
     return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
 
@@ -320,7 +322,8 @@ def resumes_exactly(loaded, tokenized, base, clean, layers, batch_size):
     """
     import numpy as np
 
-    from attention_capture import capture_attention, make_batches
+    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.batches import make_batches
 
     chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
     few = [tokenized[i] for i in chosen]

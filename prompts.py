@@ -270,8 +270,8 @@ def run(args):
         lengths = [len(p.text.split()) for p in prompts]
         spans = [(0, n) for n in lengths]
     else:
-        from attention_capture import tokenize_prompts
-        from model_loading import load_tokenizer
+        from rolecircuits.capture.tokens import tokenize_prompts
+        from rolecircuits.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(args.model_id, revision=args.revision)
         tokenized = tokenize_prompts(prompts, tokenizer, args.prompt_format, args.system_prompt, args.bos)

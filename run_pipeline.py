@@ -15,7 +15,6 @@ is the bundled model twice, on raw and on chat-formatted prompts: same weights, 
 import contextlib
 import io
 import json
-import re
 import sys
 import tempfile
 import time
@@ -41,8 +40,8 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.files import read_strict_json
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
 from work_engine import (
     Item,
     LocalEngine,
@@ -54,9 +53,6 @@ from work_engine import (
 )
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
-SIDES = ("base", "instruct")
-FAMILIES_FILE = Path(__file__).resolve().parent / "model_families.json"
-FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 
 
 def analysis_item(family, stage_args):
@@ -79,12 +75,13 @@ def stage_payload(args):
 def analysis_task(held, payload):
     """{run name: {"files", "failed"}} of both models; a model that both use is loaded once."""
 
+    from rolecircuits.capture import instrument
     from rolecircuits.runs.files import pack_folder
 
     found = {}
     for name, stage in payload["stages"].items():
         args, started = Namespace(**stage["args"]), time.perf_counter()
-        loaded = held.model(model_key(args), lambda args=args: activation_analysis.load_from_args(args))
+        loaded = held.model(model_key(args), lambda args=args: instrument.load_from_args(args))
         timings = {"load_s": time.perf_counter() - started}
         prompts = [Prompt(**prompt) for prompt in stage["prompts"]]
         with folder_aside() as args.output_dir:
@@ -271,31 +268,6 @@ def results_dir(args):
     return Path(DEFAULT_RESULTS, args.family)
 
 
-def load_family(path, name):
-    """One family of a families file, checked: {"base": {...}, "instruct": {...}, "note": optional}."""
-    families = read_strict_json(Path(path), "--families_file")
-    if not isinstance(families, dict) or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families):
-        raise UserError(f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' and '-'")
-    if name not in families:
-        raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
-    family = families[name]
-    for key in family if isinstance(family, dict) else ():
-        if key not in (*SIDES, "note"):
-            raise UserError(f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note")
-    for side in SIDES:
-        entry = family.get(side) if isinstance(family, dict) else None
-        if not isinstance(entry, dict) or not isinstance(entry.get("model_id"), str):
-            raise UserError(f"{path}: {name}.{side} must be an object with a model_id")
-        for key, value in entry.items():
-            if key not in FAMILY_KEYS or not isinstance(value, str):
-                raise UserError(
-                    f"{path}: {name}.{side}.{printable(key)}: allowed are texts for {', '.join(FAMILY_KEYS)}"
-                )
-        if entry.get("prompt_format", "raw") not in ("raw", "chat"):
-            raise UserError(f"{path}: {name}.{side}.prompt_format must be raw or chat")
-    return family
-
-
 def analysis_args(name, entry, args):
     """The arguments that activation_analysis.py would get on its own command line for this run."""
     flags = ["--output_dir", str(results_dir(args)), "--output_type", RUNS[name]]
@@ -308,6 +280,9 @@ def analysis_args(name, entry, args):
 
 def analyze_family(stage_args):
     """Run both analyses, a model that both use is loaded once: (the base run's model, the prompts that failed)."""
+
+    from rolecircuits.capture import instrument
+
     failed, loaded, key = [], None, None
     for each in stage_args.values():
         prompts, notes = load_prompts(each.prompts, each.prompts_per_category)
@@ -317,7 +292,7 @@ def analyze_family(stage_args):
         timings = {"load_s": 0.0}
         if key != (each.model_id, each.revision):
             loaded = None  # the previous model's memory is free before the next one is read
-            loaded, key = activation_analysis.load_from_args(each), (each.model_id, each.revision)
+            loaded, key = instrument.load_from_args(each), (each.model_id, each.revision)
             timings["load_s"] = time.perf_counter() - started
         failed += activation_analysis.analyze_model(loaded, prompts, each, timings)[1]
     return loaded, failed

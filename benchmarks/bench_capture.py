@@ -31,9 +31,12 @@ def run(args):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from attention_capture import capture_attention, pad_right, tokenize_prompts
-    from model_loading import load_model, locate_model
     from prompts import select_prompts
+    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.batches import pad_right
+    from rolecircuits.capture.tokens import tokenize_prompts
+    from rolecircuits.models.load import load_model
+    from rolecircuits.models.source import locate_model
 
     loaded = load_model(args.model_id, device="cpu")
     plain_model = AutoModelForCausalLM.from_pretrained(locate_model(args.model_id), attn_implementation="sdpa").eval()

@@ -138,7 +138,7 @@ def shape_of(model_id):
     """(layers, heads) from the config alone."""
     if model_id == RANDOM_SHAPE:
         return 32, 32
-    from model_loading import locate_model, read_config
+    from rolecircuits.models.source import locate_model, read_config
 
     config = read_config(locate_model(model_id)).get_text_config()
     return config.num_hidden_layers, config.num_attention_heads
@@ -219,7 +219,7 @@ def load_plain(args, attention):
         with torch.device(args.device):
             config = MistralConfig(sliding_window=None, attn_implementation=attention)
             return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    from model_loading import locate_model
+    from rolecircuits.models.source import locate_model
 
     model = AutoModelForCausalLM.from_pretrained(locate_model(args.model_id), attn_implementation=attention)
     return model.eval().to(args.device)
@@ -231,7 +231,7 @@ def make_work(args, way, tokens):
     import torch
 
     if way.startswith("tl_"):
-        from model_loading import load_model
+        from rolecircuits.models.load import load_model
 
         loaded = load_model(args.model_id, device=args.device)
         read_weights(loaded.plain)
@@ -242,8 +242,8 @@ def make_work(args, way, tokens):
     ids = random_ids(model.config, tokens)
     mask, span, count = torch.ones_like(ids), np.array([[1, tokens]]), np.array([tokens])
     if way == "streaming":
-        from model_loading import sliding_windows
-        from streaming_attention import stream_layers
+        from rolecircuits.capture.streaming import stream_layers
+        from rolecircuits.models.architecture import sliding_windows
 
         config = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers

@@ -34,14 +34,14 @@ def parse_args(argv=None):
 
 def run(args):
     check_model_arguments(args)
-    from activation_analysis import load_from_args
+    from rolecircuits.capture.instrument import load_from_args
 
     loaded = load_from_args(args)
     import numpy as np
 
-    from attention_capture import tokenize_prompts
     from head_sweep import ROWS, Sweep
     from prompts import load_prompts
+    from rolecircuits.capture.tokens import tokenize_prompts
 
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
@@ -80,7 +80,7 @@ def plain_pass(loaded, tokenized, batch_size, keep):
     """One forward pass over all prompts without hooks; keep 0: logits of every token, 1: of the last one."""
     import torch
 
-    from attention_capture import make_batches, pad_right
+    from rolecircuits.capture.batches import make_batches, pad_right
 
     for batch in make_batches([len(p.token_ids) for p in tokenized], batch_size):
         ids, mask = pad_right([tokenized[i].token_ids for i in batch])

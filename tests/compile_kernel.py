@@ -13,12 +13,12 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-import triton_attention  # noqa: E402
+from rolecircuits.capture import triton_kernel  # noqa: E402
 
 
 def compile_kernel(dtype, width, capability):
-    kernel = triton_attention._attention
-    tile, warps = triton_attention._tile(width, 4 if dtype == "fp32" else 2)
+    kernel = triton_kernel._attention
+    tile, warps = triton_kernel._tile(width, 4 if dtype == "fp32" else 2)
     constants = {"WIDTH": width, "VALUE_WIDTH": width, "PADDED": width, "VALUE_PADDED": width}
     constants |= {"ROWS": tile, "KEYS": tile, "CAPPED": True}
     kinds = dict.fromkeys(constants, "constexpr") | {"scale": "fp32", "softcap": "fp32"}

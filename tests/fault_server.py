@@ -83,19 +83,17 @@ def run_child(request, out, err):
 
 def convert(argv):
     """The bundled model's conversion into a cache folder, with a tiny model in the place of the 540 MB one."""
-    import model_loading
     from rolecircuits.inputs import parser
+    from rolecircuits.models import load, source
     from tiny_models import CONFIGS, SHAPE
 
     def write_tiny(gguf, folder):
-        model_loading.AutoModelForCausalLM.from_config(CONFIGS["llama"][0](**SHAPE)).save_pretrained(folder)
+        load.AutoModelForCausalLM.from_config(CONFIGS["llama"][0](**SHAPE)).save_pretrained(folder)
         (Path(folder) / "tokenizer.json").write_text("{}" * 1000)
 
     os.environ["XDG_CACHE_HOME"] = argv[0]
-    model_loading._convert_gguf = write_tiny
-    return parser.run_script(
-        lambda argv: argparse.Namespace(verbose=False), lambda args: model_loading.bundled_folder(), []
-    )
+    source._convert_gguf = write_tiny
+    return parser.run_script(lambda argv: argparse.Namespace(verbose=False), lambda args: source.bundled_folder(), [])
 
 
 def start(request):
@@ -160,14 +158,14 @@ def main(folder):
     import torch
 
     torch.set_num_threads(1)  # a forked child must not meet the parent's threads
-    import activation_analysis
     import compare_base_instruct  # noqa: F401
     import figures
     import plot_style
-    from model_loading import load_model
+    from rolecircuits.capture import instrument
+    from rolecircuits.models.load import load_model
 
     loaded = load_model(folder)
-    activation_analysis.load_from_args = activation_analysis.load_from_args = lambda args: loaded
+    instrument.load_from_args = instrument.load_from_args = lambda args: loaded
     figures.FIGURES = dict(list(figures.FIGURES.items())[:2])  # two of nine are written as all nine are
     take_few_resamples()
     plot_style.DPI = 40

@@ -9,11 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import ablation
-from attention_capture import capture_attention, capture_clean, collect_activations, run_layers, tokenize_prompts
 from intervention_plan import parse_entry
-from model_loading import load_model
 from prompts import select_prompts
+from rolecircuits.capture import batches
+from rolecircuits.capture.activations import collect_activations
+from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.patterns import run_layers
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.load import load_model
 from tiny_models import WINDOW, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
@@ -53,7 +57,7 @@ def run_edited(loaded, tokenized, entry=None, batch_size=5, **options):
 
 
 def rows_of(tokenized, batch):
-    return ablation.Rows(list(batch), [len(tokenized[i].token_ids) for i in batch])
+    return batches.Rows(list(batch), [len(tokenized[i].token_ids) for i in batch])
 
 
 def assert_same(a, b):
@@ -120,7 +124,7 @@ def test_blocks_below_the_start_are_not_executed(llama):
 def test_scale_touches_one_head_of_real_rows_and_leaves_its_input_alone(factor, expected):
     z = torch.full((2, 4, 3, 5), 3.0)
     before = z.clone()
-    hook = ablation.edit_rows([1], ablation.scale(factor), ablation.Rows([0, 1], [4, 2]))
+    hook = ablation.edit_rows([1], ablation.scale(factor), batches.Rows([0, 1], [4, 2]))
     out = hook(z, None)
     assert torch.equal(z, before)
     assert (out[0, :, 1] == expected).all() and (out[1, :2, 1] == expected).all()
@@ -136,7 +140,7 @@ def test_mean_is_over_the_neutral_prompts_that_reach_a_position():
     values[0, :, 0, 0], values[1, :2, 0, 0], values[2] = [1, 2, 3], [3, 6], 100
     np.testing.assert_allclose(ablation.neutral_means(tokenized, values)[:, 0, 0], [2, 4, 3])
     change = ablation.put_means(torch.tensor([[2.0], [4.0], [3.0]]))
-    out, _ = change(torch.zeros(1, 5, 1), ablation.Rows([0], [5]))
+    out, _ = change(torch.zeros(1, 5, 1), batches.Rows([0], [5]))
     assert out[0, :, 0].tolist() == [2, 4, 3, 3, 3]
 
 
@@ -229,7 +233,7 @@ def test_steering_direction_and_its_removal():
     residual[:2, 0] = 99  # the BOS row is not counted
     direction = ablation.steering_direction(tokenized, residual)
     np.testing.assert_allclose(direction, [2, 0])
-    rows = ablation.Rows([0], [1])
+    rows = batches.Rows([0], [1])
     x = torch.tensor([[[1.0, 5.0], [7.0, 7.0]]])
     added = ablation.edit_rows(None, ablation.steer(torch.tensor(direction), 3), rows)(x, None)
     assert added.tolist() == [[[7, 5], [7, 7]]]
@@ -254,6 +258,6 @@ def test_one_head_per_row_equals_one_head_per_batch():
     z = torch.randn(3, 4, 5, 2)
     out = ablation.edit_own_head([0, 4, 2], 0.5)(z, None)
     for row, head in enumerate([0, 4, 2]):
-        rows = ablation.Rows([0], [4])
+        rows = batches.Rows([0], [4])
         expected = ablation.edit_rows([head], ablation.scale(0.5), rows)(z[row : row + 1], None)
         assert torch.equal(out[row : row + 1], expected)

@@ -20,12 +20,10 @@ from huggingface_hub import errors
 
 import activation_analysis
 import analyze_results
-import attention_capture
 import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
-import model_loading
 import output_manager as om
 import prompts
 import run_pipeline
@@ -33,9 +31,12 @@ import visualize_results
 from conftest import PROJECT
 from hostile import CONFIG, effect_row, outcome, publish
 from intervention_plan import parse_entries
+from rolecircuits.capture import attention, instrument, tokens
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models import load
+from rolecircuits.models import source as source_module
 from rolecircuits.runs import edit_results, files, npz, record
 from rolecircuits.stats import profiles
 from synthetic import make_run, save_run
@@ -248,7 +249,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny):
-    return model_loading.load_tokenizer(tiny)
+    return load.load_tokenizer(tiny)
 
 
 @pytest.fixture
@@ -304,12 +305,12 @@ def test_parameters_that_are_missing_are_not_invented(model, capsys):
     kept = {name: tensor for name, tensor in weights.items() if "layers.2.self_attn.q" not in name}
     safetensors.torch.save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"weights lack 1 parameters .*layers\.2\.self_attn\.q_proj"):
-        model_loading.load_model(str(model), device="cpu")
+        load.load_model(str(model), device="cpu")
 
 
 def test_parameters_that_are_not_used_are_said(model, capsys):
     edit_json(model / "config.json", num_hidden_layers=2)
-    assert model_loading.load_model(str(model), device="cpu").n_layers == 2
+    assert load.load_model(str(model), device="cpu").n_layers == 2
     assert "note: 9 parameters in the weights are not used" in capsys.readouterr().out
 
 
@@ -325,14 +326,14 @@ TOKENIZERS = {
 def test_a_damaged_tokenizer_is_one_line(model, name):
     TOKENIZERS[name](model)
     with pytest.raises(UserError, match="no readable tokenizer"):
-        model_loading.load_tokenizer(str(model))
+        load.load_tokenizer(str(model))
 
 
 def test_tokens_without_an_embedding_are_refused(model):
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     edit_tokenizer(model, vocab={token: number + 10**6 for token, number in vocabulary.items()})
     with pytest.raises(UserError, match="has embeddings for 49152 tokens; its tokenizer"):
-        model_loading.load_model(str(model), device="cpu")
+        load.load_model(str(model), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -343,13 +344,13 @@ def test_an_index_names_files_of_its_own_folder_only(model, name):
     (model / "model.safetensors").rename(model / "part.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
     with pytest.raises(UserError, match=r"index\.json: weight_map names"):
-        model_loading.load_model(str(model), device="cpu")
+        load.load_model(str(model), device="cpu")
 
 
 def test_the_file_that_is_read_is_the_file_that_is_hashed(model):
     shutil.copy(model / "model.safetensors", model / "other.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
-    assert [path.name for path in model_loading.weight_files(model)] == ["model.safetensors"]
+    assert [path.name for path in source_module.weight_files(model)] == ["model.safetensors"]
 
 
 def test_a_folder_has_no_revision_and_runs_no_code(model, capsys):
@@ -361,7 +362,7 @@ def test_a_folder_has_no_revision_and_runs_no_code(model, capsys):
     refused(
         capsys, activation_analysis.main, [*argv, "--trust_remote_code", "--revision", "a" * 40], "only for hub models"
     )
-    assert model_loading.load_model(str(model), device="cpu").n_layers == 3
+    assert load.load_model(str(model), device="cpu").n_layers == 3
     assert not trap.exists()
 
 
@@ -384,22 +385,22 @@ def test_a_pinned_model_may_not_borrow_unpinned_code(tmp_path, monkeypatch, file
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     if allowed:
-        model_loading.check_code_source("some/model", "a" * 40)
+        source_module.check_code_source("some/model", "a" * 40)
     else:
         with pytest.raises(UserError, match=f"auto_map in its {file} names code of another repository"):
-            model_loading.check_code_source("some/model", "a" * 40)
+            source_module.check_code_source("some/model", "a" * 40)
 
 
 def test_an_adapter_is_not_a_model(model):
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
     with pytest.raises(UserError, match="merge it into its model"):
-        model_loading.locate_model(str(model))
+        source_module.locate_model(str(model))
 
 
 @pytest.mark.parametrize("model_id", ["~nobody-of-that-name/m", LONG, "\0", "a/../../etc"])
 def test_model_ids_that_are_no_path(model_id):
     with pytest.raises(UserError, match="no such"):
-        model_loading.pin_revision(model_loading.locate_model(model_id))
+        source_module.pin_revision(source_module.locate_model(model_id))
 
 
 @pytest.mark.parametrize(
@@ -417,7 +418,7 @@ def test_model_ids_that_are_no_path(model_id):
 def test_a_chat_template_that_fails_is_one_line(tokenizer, template, monkeypatch):
     monkeypatch.setattr(tokenizer.hf, "chat_template", template)
     with pytest.raises(UserError, match="the chat template refuses"):
-        attention_capture.tokenize_prompts(prompts.select_prompts(per_category=1), tokenizer, "chat")
+        tokens.tokenize_prompts(prompts.select_prompts(per_category=1), tokenizer, "chat")
 
 
 def test_odd_names_do_not_lose_a_finished_run(tiny, here, capsys):
@@ -455,7 +456,7 @@ def test_a_patch_source_that_names_no_model(here, content):
 
 
 def test_a_patch_source_is_looked_for_before_the_model_is_loaded(tiny, here, capsys, monkeypatch):
-    monkeypatch.setattr(activation_analysis, "load_from_args", None)
+    monkeypatch.setattr(instrument, "load_from_args", None)
     entry = {"type": "patch", "layer": 1, "head": 0, "method": "other_model", "source": "./nowhere"}
     Path("plan.json").write_text(json.dumps({"schema_version": 1, "interventions": [entry]}))
     argv = ["--model_id", tiny, "--config_file", "plan.json"]
@@ -704,14 +705,14 @@ def test_half_a_surrogate_pair_survives_json(tmp_path):
 
 
 def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys, monkeypatch):
-    real = attention_capture._capture_batch
+    real = attention._capture_batch
 
     def refuse_one(loaded, tokenized, batch, *rest):
         if any(tokenized[i].id == "neutral_01" for i in batch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return real(loaded, tokenized, batch, *rest)
 
-    monkeypatch.setattr(attention_capture, "_capture_batch", refuse_one)
+    monkeypatch.setattr(attention, "_capture_batch", refuse_one)
     assert activation_analysis.main(["--model_id", tiny, "--prompts_per_category", "2"]) == 3
     assert "failed: neutral_01: out of memory" in capsys.readouterr().out
     run = om.load_run("results_activation_analysis/latest_run")
@@ -731,4 +732,4 @@ def test_a_user_without_a_home(monkeypatch):
     monkeypatch.setattr(Path, "home", homeless)
     assert record.portable({"output_dir": "/data/x"}) == {"output_dir": "/data/x"}
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
-        model_loading.bundled_folder()
+        source_module.bundled_folder()

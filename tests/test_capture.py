@@ -5,12 +5,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import attention_capture
-from attention_capture import capture_attention, check_patterns, make_batches, reduce_pattern, tokenize_prompts
-from model_loading import BUNDLED, ModelTokenizer, bundled_folder, load_model
 from prompts import select_prompts
+from rolecircuits.capture import attention
+from rolecircuits.capture import batches as batches_module
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.batches import make_batches
+from rolecircuits.capture.patterns import check_patterns, reduce_pattern
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import PAIRED, Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models.load import ModelTokenizer, load_model
+from rolecircuits.models.source import BUNDLED, bundled_folder
 from rolecircuits.stats import entropy as entropies
 from tiny_models import CONFIGS, WINDOW, WINDOWS, save_tiny
 
@@ -29,7 +34,7 @@ def tiny(request, tmp_path_factory):
 def eager_patterns(folder, prompts):
     """[layer][prompt, head, query, key] of one right-padded batch from Hugging Face's own eager attention."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    ids, mask = attention_capture.pad_right([p.token_ids for p in prompts])
+    ids, mask = batches_module.pad_right([p.token_ids for p in prompts])
     with torch.inference_mode():
         attentions = model(ids, attention_mask=mask, output_attentions=True).attentions
     return [a.numpy() for a in attentions]
@@ -48,7 +53,7 @@ def largest_difference(captured, prompts, expected):
 def test_patterns_equal_hugging_face_on_the_bundled_model(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=3), bundled.tokenizer)
     captured = capture_attention(bundled, tokenized, batch_size=12, keep_patterns=True)
-    in_order = attention_capture.make_batches([len(p.token_ids) for p in tokenized], 12)[0]
+    in_order = batches_module.make_batches([len(p.token_ids) for p in tokenized], 12)[0]
     expected = eager_patterns(bundled_folder(), [tokenized[i] for i in in_order])
     back = np.argsort(in_order)
     assert largest_difference(captured, tokenized, [layer[back] for layer in expected]) <= 1e-6
@@ -213,7 +218,7 @@ def test_wrong_number_of_heads_is_refused():
 
 def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(bundled, monkeypatch, capsys):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
-    real, sizes = attention_capture.run_layers, []
+    real, sizes = attention.run_layers, []
 
     def scarce(bridge, token_ids, *rest):
         sizes.append(len(token_ids))
@@ -221,7 +226,7 @@ def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(bundled, 
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return real(bridge, token_ids, *rest)
 
-    monkeypatch.setattr(attention_capture, "run_layers", scarce)
+    monkeypatch.setattr(attention, "run_layers", scarce)
     captured = capture_attention(bundled, tokenized, batch_size=8, keep_patterns=True)
     assert captured.failed == [(tokenized[3].id, "out of memory with a batch of one")]
     assert sizes[:2] == [8, 4]

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import deterministic
-from attention_capture import capture_attention, tokenize_prompts
 from deterministic import TOLERANCE, prepare_environment, set_determinism
-from model_loading import load_model
 from prompts import select_prompts
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.models.load import load_model
 from rolecircuits.runs.repeat import CLOSE, IDENTICAL, compare_arrays
 from tiny_models import save_tiny
 

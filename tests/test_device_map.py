@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from attention_capture import capture_attention, capture_clean, tokenize_prompts
-from capture_choice import check_streaming
-from model_loading import load_model, read_device_map
 from prompts import select_prompts
+from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.instrument import check_streaming
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.devices import read_device_map
+from rolecircuits.models.load import load_model
 from tiny_models import save_tiny
 
 HALVES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}

@@ -9,11 +9,12 @@ import pytest
 
 import activation_analysis
 import documents
-from attention_capture import capture_attention
 from documents import Document, read_documents, tokenize_document
-from model_loading import ModelTokenizer, load_model
+from rolecircuits.capture import instrument
+from rolecircuits.capture.attention import capture_attention
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.load import ModelTokenizer, load_model
 from rolecircuits.runs import arrays as arrays_module
 from rolecircuits.runs import npz
 from rolecircuits.stats import indices
@@ -156,7 +157,7 @@ def run_main(path, output, *flags):
 
 @pytest.fixture
 def script(tiny, monkeypatch):
-    monkeypatch.setattr(activation_analysis, "load_from_args", lambda args: tiny)
+    monkeypatch.setattr(instrument, "load_from_args", lambda args: tiny)
     return run_main
 
 

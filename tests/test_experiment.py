@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import ablation
 import experiment
-import generation
 from ablation import collect_donors, prepare_edit
-from attention_capture import tokenize_prompts
 from intervention_plan import parse_entry
-from model_loading import load_model
 from prompts import select_prompts
+from rolecircuits.capture import batches, generation
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.load import load_model
 from tiny_models import save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
@@ -71,7 +70,7 @@ def test_pattern_edits_hold_during_generation(loaded, method):
     for i, (prompt, answer) in enumerate(zip(tokenized, answers, strict=True)):
         ids = list(prompt.token_ids)
         for token in answer:
-            edits = prepare(ablation.Rows([i], [len(ids)]))
+            edits = prepare(batches.Rows([i], [len(ids)]))
             with torch.inference_mode(), loaded.bridge.hooks(fwd_hooks=edits):
                 assert int(loaded.bridge.original_model(torch.tensor([ids])).logits[0, -1].argmax()) == token
             ids.append(token)

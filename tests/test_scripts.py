@@ -13,6 +13,7 @@ import pytest
 import output_manager
 import run_pipeline
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models import families as families_module
 from rolecircuits.runs import npz
 from rolecircuits.stats import entropy as entropies
 from rolecircuits.stats import indices
@@ -228,14 +229,14 @@ def test_bad_family_files(content, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("families.json").write_text(content)
     with pytest.raises(UserError, match=named):
-        run_pipeline.load_family("families.json", "x")
+        families_module.load_family("families.json", "x")
 
 
 def test_built_in_families_are_well_formed():
-    names = json.loads(run_pipeline.FAMILIES_FILE.read_text())
+    names = json.loads(families_module.FAMILIES_FILE.read_text())
     assert set(names) == {"demo", "smollm2", "mistral", "qwen", "llama"}
     for name in names:
-        run_pipeline.load_family(run_pipeline.FAMILIES_FILE, name)
+        families_module.load_family(families_module.FAMILIES_FILE, name)
 
 
 def test_prompts_script_prints_counts_pairs_and_null(tiny):

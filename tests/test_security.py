@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import model_loading
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models import load
 from rolecircuits.runs import npz
 from tiny_models import save_tiny
 
@@ -115,13 +115,13 @@ def tiny(tmp_path_factory):
 def test_pickled_weights_are_refused_unread(tiny, tmp_path, trap):
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     torch.save({"a": Trap(trap)}, folder / "pytorch_model.bin")
-    assert model_loading.load_model(str(folder), device="cpu").n_layers == 3  # the safetensors beside it are read
+    assert load.load_model(str(folder), device="cpu").n_layers == 3  # the safetensors beside it are read
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\), which can run code"):
-        model_loading.load_model(str(folder), device="cpu")
+        load.load_model(str(folder), device="cpu")
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: truncated or corrupt"):
-        model_loading.load_model(str(folder), device="cpu")
+        load.load_model(str(folder), device="cpu")
     assert not trap.exists()
 
 
@@ -132,9 +132,9 @@ def test_a_hub_model_is_asked_for_safetensors_only(monkeypatch):
         asked.update(options)
         raise OSError("model has no safetensors")
 
-    monkeypatch.setattr(model_loading.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(UserError, match="no safetensors"):
-        model_loading._read_weights("someone/model", "someone/model", "a" * 40, "float32", None, False)
+        load._read_weights("someone/model", "someone/model", "a" * 40, "float32", None, False)
     assert asked["use_safetensors"] is True and asked["trust_remote_code"] is False and asked["revision"] == "a" * 40
 
 

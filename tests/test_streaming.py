@@ -8,17 +8,18 @@ import pytest
 import torch
 
 import activation_analysis
-import attention_capture
-import capture_choice
 import output_manager
-import streaming_attention
-from attention_capture import capture_attention, make_batches, tokenize_prompts
-from model_loading import load_model
 from prompts import select_prompts
+from rolecircuits.capture import attention, instrument, streaming
+from rolecircuits.capture import tokens as prompt_tokens
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.batches import make_batches
+from rolecircuits.capture.streaming import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models.load import load_model
 from rolecircuits.stats import entropy as entropies
-from streaming_attention import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
 from tiny_models import CONFIGS, WINDOW, save_tiny
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
@@ -59,7 +60,7 @@ def assert_same_arrays(streamed, patterns, tolerance):
 @pytest.mark.parametrize("block", [5, 256])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeypatch):
-    monkeypatch.setattr(streaming_attention, "BLOCK", block)
+    monkeypatch.setattr(streaming, "BLOCK", block)
     tiny = models(name)
     tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
     patterns = capture_attention(tiny, tokenized).arrays
@@ -77,7 +78,7 @@ def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
     with torch.inference_mode():
         expected = mlp(hidden)
         seen.clear()
-        with streaming_attention.mlps_in_blocks(plain, rows=10):
+        with streaming.mlps_in_blocks(plain, rows=10):
             found = mlp(hidden)
             mlp(hidden[:1, :19])  # fewer than two blocks: whole
     handle.remove()
@@ -120,7 +121,7 @@ def exact_rows(query, key, scale, window, softcap=None):
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 300])
 @pytest.mark.parametrize("rest", [flash_rest, chunked_rest])
 def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
-    monkeypatch.setattr(streaming_attention, "BLOCK", 16)
+    monkeypatch.setattr(streaming, "BLOCK", 16)
     query, key = make_scores(37, 2.0)
     expected, visible = exact_rows(query, key, 0.5, window)
     found = [part.numpy() for part in (sink_scores(query, key, 0.5), *rest(query, key, 0.5, window))]
@@ -130,14 +131,14 @@ def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 1, 5, 300])
 def test_the_output_is_that_of_the_patterns(window, monkeypatch):
-    monkeypatch.setattr(streaming_attention, "BLOCK", 16)
+    monkeypatch.setattr(streaming, "BLOCK", 16)
     query, key = make_scores(37, 4.0)
     for width in (8, 12):  # a value may be wider than a key
         value = torch.randn(1, 2, 37, width, generator=torch.Generator().manual_seed(1))
         whole = (0, 37)
-        pattern = streaming_attention.block_scores(query, key, whole, whole, 0.5, window, None).softmax(dim=-1)
+        pattern = streaming.block_scores(query, key, whole, whole, 0.5, window, None).softmax(dim=-1)
         expected = pattern @ value.repeat_interleave(2, 1)
-        out = streaming_attention.plain_output(query, key, value, 0.5, window)
+        out = streaming.plain_output(query, key, value, 0.5, window)
         np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
 
 
@@ -180,9 +181,9 @@ def test_softcapped_scores_equal_float64_patterns():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_short_dtypes_stream_float32_entropies(models, dtype):
     short = models("llama", dtype)
-    gaps = capture_choice.check_streaming(short)
+    gaps = instrument.check_streaming(short)
     assert gaps["kernel_gap"] < 1e-5  # float32 rows although the model is short
-    assert 1e-5 < gaps["path_gap"] < capture_choice.PATH_TOLERANCE[dtype]
+    assert 1e-5 < gaps["path_gap"] < instrument.PATH_TOLERANCE[dtype]
     query, key = make_scores(50, 4.0)
     query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
     expected, visible = exact_rows(query, key, 0.3, None)
@@ -223,11 +224,11 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
 
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
-    assert capture_choice.check_streaming(loaded)["path_gap"] < 1e-5
-    right = streaming_attention.flash_rest
-    monkeypatch.setattr(streaming_attention, "flash_rest", lambda q, k, scale, *rest: right(q, k, scale * 1.01, *rest))
+    assert instrument.check_streaming(loaded)["path_gap"] < 1e-5
+    right = streaming.flash_rest
+    monkeypatch.setattr(streaming, "flash_rest", lambda q, k, scale, *rest: right(q, k, scale * 1.01, *rest))
     with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):
-        capture_choice.check_streaming(loaded)
+        instrument.check_streaming(loaded)
 
 
 def test_streaming_shares_the_weights_and_leaves_the_bridge_alone(models):
@@ -255,8 +256,8 @@ FACTS = {"n_layers": 3, "n_heads": 4}
     ],
 )
 def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, tokens, expected):
-    prompt = attention_capture.TokenizedPrompt("a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens))
-    method, kept, why = capture_choice.choose_capture(capture, raw, [prompt], FACTS, 64)
+    prompt = prompt_tokens.TokenizedPrompt("a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens))
+    method, kept, why = attention.choose_capture(capture, raw, [prompt], FACTS, 64)
     assert (method, kept) == expected
     assert (why is not None) == (capture == "auto" and method == "streaming")
 
@@ -265,8 +266,8 @@ def test_auto_streams_what_would_not_fit(monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
-    prompt = attention_capture.TokenizedPrompt("a", "neutral", -1, "", "", [0] * 400, [], (0, 400))
-    method, _, why = capture_choice.choose_capture("auto", None, [prompt], FACTS, 64)
+    prompt = prompt_tokens.TokenizedPrompt("a", "neutral", -1, "", "", [0] * 400, [], (0, 400))
+    method, _, why = attention.choose_capture("auto", None, [prompt], FACTS, 64)
     assert method == "streaming"
     assert "GiB" in why
 
@@ -280,7 +281,7 @@ def test_batches_hold_at_most_so_many_tokens_padding_counted():
 def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     loaded = models("llama")
     tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
-    real, sizes = streaming_attention.stream_layers, []
+    real, sizes = streaming.stream_layers, []
 
     def scarce(model, ids, *rest):
         sizes.append(len(ids))
@@ -288,7 +289,7 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, ids, *rest)
 
-    monkeypatch.setattr(streaming_attention, "stream_layers", scarce)
+    monkeypatch.setattr(attention, "stream_layers", scarce)
     captured = capture_attention(loaded, tokenized, batch_size=8, streaming=True)
     assert sizes[0] == 8
     assert max(sizes[1:]) <= 4
@@ -296,7 +297,7 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
 
 
 def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(activation_analysis, "load_from_args", lambda args: models("llama"))
+    monkeypatch.setattr(instrument, "load_from_args", lambda args: models("llama"))
     flags = ["--model_id", "tiny", "--prompts_per_category", "2"]
     runs = {}
     for way in ("patterns", "streaming"):

@@ -14,12 +14,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
-import streaming_attention
-import triton_attention
-from attention_capture import capture_attention, tokenize_prompts
-from model_loading import load_model
+from rolecircuits.capture import streaming, triton_kernel
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.streaming import chunked_output, chunked_rest
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
-from streaming_attention import chunked_output, chunked_rest
+from rolecircuits.models.load import load_model
 from tiny_models import WINDOW, save_tiny
 
 SMALLEST_SHARED = 99 * 1024  # bytes a block may have on consumer cards of compute capability 8.6 and 8.9
@@ -52,7 +52,7 @@ def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
 def test_the_kernel_equals_blocks_of_scores(n_rows, heads, kv_heads, width, value_width, window, softcap, dtype, sink):
     query, key, value = tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink)
     scale = width**-0.5
-    out, log_sum, entropy = triton_attention.rest_and_output(query, key, value, scale, window, softcap)
+    out, log_sum, entropy = triton_kernel.rest_and_output(query, key, value, scale, window, softcap)
     expected = chunked_rest(query, key, scale, window, softcap)
     torch.testing.assert_close(log_sum, expected[0], atol=5e-6, rtol=0)
     torch.testing.assert_close(entropy, expected[1], atol=5e-6, rtol=0)
@@ -69,7 +69,7 @@ def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
     tokenized = tokenize_prompts([Prompt(f"p{i}", "neutral", -1, t) for i, t in enumerate(texts)], tiny.tokenizer)
     expected = capture_attention(tiny, tokenized).arrays
     used = []
-    monkeypatch.setattr(streaming_attention, "cuda_kernel", lambda *parts: used.append(parts) or triton_attention)
+    monkeypatch.setattr(streaming, "cuda_kernel", lambda *parts: used.append(parts) or triton_kernel)
     found = capture_attention(tiny, tokenized, streaming=True).arrays
     assert used
     for row in ("entropy", "entropy_sinkfree", "sink_mass"):

@@ -8,7 +8,7 @@ import shutil
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from model_loading import bundled_folder
+from rolecircuits.models.source import bundled_folder
 
 WINDOW = 3
 SHAPE = {

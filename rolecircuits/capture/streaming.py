@@ -142,7 +142,7 @@ def cuda_kernel(query, value):
 def triton_kernel():
     """The module of the CUDA kernel, or None, said once, where Triton is not installed (it comes with torch on Linux)."""
     try:
-        import triton_attention
+        from rolecircuits.capture import triton_kernel
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
@@ -150,7 +150,7 @@ def triton_kernel():
             "note: Triton is not installed; entropies are taken from blocks of scores, which is slower", file=sys.stderr
         )
         return None
-    return triton_attention
+    return triton_kernel
 
 
 def attend(query, key, value, scale, window, softcap=None, want_output=True):

@@ -10,7 +10,7 @@ import re
 
 import torch
 
-from ablation import Rows
+from rolecircuits.capture.batches import Rows, equal_length_batches
 from rolecircuits.inputs.errors import UserError
 
 FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "i'm", "i've", "i'd", "i'll"])
@@ -38,14 +38,6 @@ def check_room(tokenized, max_tokens, context):
             f"--max_tokens {max_tokens}: prompt {longest.id} has {len(longest.token_ids)} tokens and the context holds "
             f"{context}; at most {context - len(longest.token_ids)} are left"
         )
-
-
-def equal_length_batches(tokenized, batch_size):
-    """Prompt positions in batches of one length."""
-    groups = {}
-    for i, prompt in enumerate(tokenized):
-        groups.setdefault(len(prompt.token_ids), []).append(i)
-    return [g[k : k + batch_size] for _, g in sorted(groups.items()) for k in range(0, len(g), batch_size)]
 
 
 def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None, title=None):

@@ -1,21 +1,23 @@
-"""Which way attention is captured, and the proof that streaming gives what the patterns give.
+"""Load a model and prove that it measures: its patterns are probabilities, its edits act, streaming agrees with patterns.
 
-patterns    every pattern is built layer by layer and reduced: [prompt, head, query, key] at a time; can be saved, edited
-streaming   row entropies without patterns (streaming_attention.py): memory grows with the tokens
-auto        patterns, unless a prompt has more than AUTO_TOKENS tokens or the patterns would not fit
+The verdict goes into the run's config; a model that fails is refused before it measures anything.
 """
 
 import numpy as np
 
-from attention_capture import capture_attention, pad_right, reduce_pattern, tokenize_prompts
+from deterministic import prepare_environment, set_determinism
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.batches import pad_right
+from rolecircuits.capture.patterns import reduce_pattern
+from rolecircuits.capture.streaming import LayerRecorder, block_scores, stream_layers
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.parser import collector_paused
 from rolecircuits.stats import entropy
-from streaming_attention import LayerRecorder, block_scores, stream_layers
 
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
-AUTO_TOKENS = 512
-PATTERN_COPIES = 4  # scores, softmax, float32 copy and its logarithm live at once
 KERNEL_TOLERANCE = 1e-4  # streamed rows against the float32 pattern of the same queries and keys, whatever the dtype
 # Against the patterns path, a second forward pass: in float32 the largest difference, in short dtypes the mean one. There the
 # two passes round their residual streams differently, and single rows differ by what the dtype costs: on SmolLM2-135M in
@@ -24,25 +26,60 @@ PATH_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
 CHECK_TEXT = "How tall is the tower that stands beside the old bridge, and who built it for the town by the river?"
 
 
-def choose_capture(capture, raw, tokenized, facts, batch_size):
-    """What to do: ("patterns" or "streaming", the --raw that goes with it, a line that says why auto chose streaming or None)."""
-    import psutil
+def load_from_args(args):
+    """The model that the flags name; determinism is set before and after torch is imported."""
+    prepare_environment()
+    with collector_paused():
+        from rolecircuits.models.load import load_model
 
-    if capture != "auto":
-        return capture, raw or ("none" if capture == "streaming" else "patterns"), None
-    if raw not in (None, "none"):
-        return "patterns", raw, None  # they were asked for; check_pattern_memory refuses what does not fit
-    longest, free = max(len(p.token_ids) for p in tokenized), psutil.virtual_memory().available
-    at_once = PATTERN_COPIES * min(batch_size, len(tokenized)) * facts["n_heads"] * longest**2 * 4
-    kept = 0 if raw == "none" else len(tokenized) * facts["n_layers"] * facts["n_heads"] * longest**2 * 4
-    lost = "" if raw == "none" else "; patterns are not saved"
-    if longest > AUTO_TOKENS:
-        return "streaming", "none", f"capture: streaming, a prompt has {longest} tokens (more than {AUTO_TOKENS}){lost}"
-    if max(at_once, kept) > free / 2:
-        size = max(at_once, kept) / 2**30
-        why = f"patterns would take {size:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        return "streaming", "none", f"capture: streaming, {why}{lost}"
-    return "patterns", raw or "patterns", None
+    set_determinism(args.seed)
+    return load_model(
+        args.model_id, args.revision, args.dtype, args.device, args.device_map, trust_remote_code=args.trust_remote_code
+    )
+
+
+def check_instrument(loaded):
+    """Three short forward passes that prove the hooks measure and edit what they claim; returns the verdict.
+
+    1 two prompts of different length in a right-padded batch: patterns are causal probabilities, one per head of the config
+    2 the shorter prompt alone: the patterns it had in the batch, within rounding
+    3 the same with one head zeroed: other logits (equal shapes round equally, so an ignored edit is bit-identical)
+    Raises RunFailed with the first thing that is wrong.
+    """
+    from rolecircuits.capture.patterns import check_patterns, collect_patterns
+
+    dtype, last = loaded.facts["dtype"], loaded.n_layers - 1
+    hf = loaded.tokenizer.hf
+    short, long = (hf(text, add_special_tokens=False).input_ids for text in ("Who is it", "How tall is the tower now"))
+    if not 2 <= len(short) < len(long):
+        short, long = long[:2], [*long, *long][:5]
+    loaded.tokenizer.check_ids([*short, *long], "instrument check: a text")
+
+    def zero_first_head(z, hook):  # [prompt, query, head, d_head]
+        z = z.clone()
+        z[:, :, 0] = 0
+        return z
+
+    edit = [(f"blocks.{last}.attn.hook_z", zero_first_head)]
+    padded, _ = collect_patterns(loaded.bridge, [short, long], loaded.n_layers, dtype)
+    alone, logits = collect_patterns(loaded.bridge, [short], loaded.n_layers, dtype)
+    _, edited_logits = collect_patterns(loaded.bridge, [short], loaded.n_layers, dtype, edit)
+    tolerance = TOLERANCE[dtype]
+    padding_gap = 0.0
+    for layer in range(loaded.n_layers):
+        check_patterns(padded[layer], [len(short), len(long)], layer, loaded.facts, tolerance)
+        gap = abs(padded[layer][0, :, : len(short), : len(short)] - alone[layer][0]).max()
+        padding_gap = max(padding_gap, float(gap))
+    if padding_gap > tolerance:
+        raise RunFailed(
+            f"instrument check: a padded batch changes a pattern by {padding_gap:.2g}, allowed {tolerance:g}"
+        )
+    change = float((logits - edited_logits).abs().max())
+    if change == 0:
+        raise RunFailed(
+            f"instrument check: zeroing layer {last} head 0 leaves the logits as they were; edits are ignored"
+        )
+    return {"patterns": "causal probabilities", "padding_gap": padding_gap, "head_0_logit_change": change}
 
 
 class CheckedRecorder(LayerRecorder):

@@ -1,0 +1,1 @@
+"""Feed prompts to a model and reduce its attention to arrays."""

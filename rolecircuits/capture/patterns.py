@@ -1,0 +1,162 @@
+"""One forward pass whose attention patterns are checked and reduced inside the hooks, layer by layer.
+
+In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by up to 0.045 nats, so
+there the pattern is the float32 softmax of hook_attn_scores.
+"""
+
+import contextlib
+from functools import partial
+
+import numpy as np
+import torch
+
+from rolecircuits.capture.batches import pad_right
+from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.stats import entropy
+
+ABOVE_DIAGONAL_TOLERANCE = 1e-6
+
+
+def pattern_hook_name(layer, dtype):
+    """Where the pattern of a layer is taken: after the softmax in float32, before it in the short dtypes."""
+    return f"blocks.{layer}.attn.hook_pattern" if dtype == "float32" else f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def to_pattern(tensor, dtype):
+    """What the hook received as a float32 numpy pattern [prompt, head, query, key]."""
+    if dtype != "float32":
+        tensor = torch.softmax(tensor.float(), dim=-1)
+    return tensor.detach().to("cpu", torch.float32).numpy()
+
+
+@contextlib.contextmanager
+def skipped_blocks(bridge, first, hidden, as_tuple=False):
+    """Inside this context a forward pass starts at block `first` with the residual `hidden` [batch, query, unit].
+
+    Blocks below it are not executed: each hands `hidden` on. Everything else (masks, rotary angles, final norm, logit
+    soft cap) stays the model's own code, so that nothing is rebuilt here. TransformerBridge's start_at_layer gives the
+    same numbers but executes the blocks below. as_tuple: blocks of this architecture return a tuple.
+    """
+
+    def hand_on(*args, **kwargs):
+        return (hidden,) if as_tuple else hidden
+
+    below = list(bridge.blocks[:first])
+    own = [vars(block).get("forward") for block in below]  # accelerate keeps a wrapper here
+    for block in below:
+        vars(block)["forward"] = hand_on  # not setattr: a bridge passes attributes on to the module it wraps
+    try:
+        yield
+    finally:
+        for block, forward in zip(below, own, strict=True):
+            vars(block).pop("forward")
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
+def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False, resume=None):
+    """One forward pass of a right-padded batch; `on_layer(layer, pattern)` is called once per layer, in order.
+
+    token_ids  list of lists of int
+    edits      (hook name, function) pairs that change activations; they are attached before anything that measures
+    resume     (layer, hidden, as_tuple): start there, as `skipped_blocks` says; `on_layer` is called from that layer on
+    returns    logits of each prompt's final token [prompt, vocabulary] float32 if want_logits, else None
+    raises     RunFailed if a hook fires more or less than once
+
+    The output projection to the vocabulary is computed for the final positions only: nothing else reads it.
+    """
+    ids, mask = pad_right(token_ids)
+    final = torch.tensor([len(row) - 1 for row in token_ids])
+    device = next(bridge.original_model.parameters()).device
+    kept, column = kept_logits(bridge.original_model, final, ids.shape[1], device)
+    fired = []
+
+    def measure(tensor, hook, layer):
+        fired.append(layer)
+        on_layer(layer, to_pattern(tensor, dtype))
+
+    first, hidden, as_tuple = resume or (0, None, False)
+    layers = list(range(first, n_layers))
+    hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
+    with torch.inference_mode(), skipped_blocks(bridge, first, hidden, as_tuple):
+        logits = bridge.run_with_hooks(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            fwd_hooks=[*edits, *hooks],
+            logits_to_keep=kept if want_logits else 1,
+        )
+    if fired != layers:
+        wrong = next((layer for layer in layers if fired.count(layer) != 1), -1)
+        raise RunFailed(f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once")
+    return logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
+
+
+def kept_logits(model, final, width, device):
+    """(what the model is told to keep, the column of each prompt's final token [prompt] in it).
+
+    One device: the final positions themselves. Several: a number of last positions, which takes a few more columns,
+    because an index tensor would have to lie on the device of the last layer.
+    """
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        count = width - int(final.min())
+        return count, final - (width - count)
+    kept, column = torch.unique(final, return_inverse=True)
+    return kept.to(device), column
+
+
+def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):
+    """(patterns, final logits) of one batch: patterns[layer] is [prompt, head, query, key] float32 numpy."""
+    patterns = {}
+    logits = run_layers(bridge, token_ids, n_layers, dtype, patterns.__setitem__, edits, want_logits=True)
+    return patterns, logits
+
+
+def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TOLERANCE):
+    """Stop with layer and head unless every real row is a probability distribution over keys it may see.
+
+    pattern  [prompt, head, query, key]    n_tokens  [prompt]    facts  needs n_heads and sliding_windows
+    """
+    n_tokens = np.asarray(n_tokens)
+    if pattern.ndim != 4 or pattern.shape[:2] != (len(n_tokens), facts["n_heads"]):
+        raise RunFailed(f"layer {layer}: pattern has shape {pattern.shape}, expected {facts['n_heads']} heads")
+    query, key = np.arange(pattern.shape[2]), np.arange(pattern.shape[3])
+    real = (query < n_tokens[:, None])[:, None, :]
+    window = facts["sliding_windows"][layer]
+    allowed = key[None, :] <= query[:, None]
+    if window is not None:
+        allowed &= key[None, :] > query[:, None] - window
+    hidden = np.where(allowed, 0.0, pattern).sum(axis=-1)
+    for what, wrong in (
+        ("is NaN or infinite", ~np.isfinite(pattern).all(axis=-1)),
+        ("does not sum to 1", ~(np.abs(pattern.sum(axis=-1) - 1) <= tolerance)),
+        ("attends to keys it cannot see", hidden > ABOVE_DIAGONAL_TOLERANCE),
+    ):
+        if (wrong & real).any():
+            prompt, head, row = np.argwhere(wrong & real)[0]
+            total = pattern[prompt, head, row].sum()
+            raise RunFailed(f"layer {layer} head {head}: query row {row} {what} (sum {total:.6g}); nothing was saved")
+
+
+def reduce_pattern(pattern, n_tokens, span, visible):
+    """The arrays of one layer of one batch; rows beyond a prompt's tokens are NaN.
+
+    pattern [prompt, head, query, key]   n_tokens [prompt]   span [prompt, 2]   visible [query] keys a row can see
+    returns entropy, entropy_sinkfree, sink_mass [prompt, head, query] and the masses of `final_query_masses`
+    """
+    n_prompts, n_heads, n_query, _ = pattern.shape
+    real = np.arange(n_query) < n_tokens[:, None]
+    rows = pattern.transpose(0, 2, 1, 3)[real]  # [row, head, key]
+    few = (entropy.sinkfree_keys(visible) < 2)[np.nonzero(real)[1]]
+    sinkfree = np.full(rows.shape[:2], np.nan)
+    sinkfree[~few] = entropy.sinkfree_entropy(rows[~few])
+    arrays = {}
+    for name, values in (
+        ("entropy", entropy.attention_entropy(rows)),
+        ("entropy_sinkfree", sinkfree),
+        ("sink_mass", rows[..., 0]),
+    ):
+        full = np.full((n_prompts, n_query, n_heads), np.nan, dtype=np.float32)
+        full[real] = values
+        arrays[name] = full.transpose(0, 2, 1)
+    final = pattern[np.arange(n_prompts), :, n_tokens - 1]
+    return arrays | entropy.final_query_masses(final, span)
