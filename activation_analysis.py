@@ -18,12 +18,10 @@ import time
 from dataclasses import asdict
 
 from deterministic import set_determinism
-from document_tasks import batch_items, from_plain, ready_item
-from documents import SHARDS, document_rows, index_rows, read_documents, shard_name, stacked_arrays, stream_documents
 from prompts import load_prompts
+from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    LINK,
     LINKS,
     add_model_arguments,
     add_verify_argument,
@@ -33,7 +31,6 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
-from work_engine import add_engine_arguments, check_engine_arguments, open_engine
 
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 
@@ -41,6 +38,10 @@ WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 def run_documents(args):
     """Run the whole file and return the exit code: 0, or 3 if some documents failed."""
 
+    from rolecircuits.documents.shards import SHARDS, stream_documents
+    from rolecircuits.documents.tables import save_documents
+    from rolecircuits.documents.tasks import batch_items, from_plain, ready_item
+    from rolecircuits.documents.texts import read_documents
     from rolecircuits.runs.record import describe
 
     for name in WITHOUT:
@@ -91,40 +92,6 @@ def run_documents(args):
         f"{sum(len(tokenized[i].spans) for i in kept)} turns, {method}, {seconds:.1f} s -> {printable(folder)}"
     )
     return 3 if failed else 0
-
-
-def save_documents(output_dir, documents, results, config):
-    """Publish the tables of the documents that were captured; returns the folder."""
-
-    from output_manager import create_run
-    from rolecircuits.runs.files import write_csv, write_json, write_prompts
-    from rolecircuits.runs.npz import write_npz
-
-    arrays = stacked_arrays(documents, results)
-    whole, turns = document_rows(documents, results)
-    indices = index_rows(arrays)
-    if not indices:
-        print("note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out")
-    with create_run(output_dir, LINK, prefix="documents") as new:
-        write_csv(new.path / "documents.csv", whole)
-        write_csv(new.path / "turns.csv", turns)
-        write_npz(new.path / "documents.npz", arrays)
-        if indices:
-            write_csv(new.path / "indices.csv", indices)
-        facts, method = config["model"], config["capture"]["method"]
-        rows = [
-            {
-                "id": d.prompt.id,
-                "category": d.prompt.category,
-                "n_tokens": d.n_tokens,
-                "turns": [{"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)],
-                "shard": shard_name(facts, d, method) + ".npz",
-            }
-            for d in documents
-        ]
-        write_prompts(new.path / "documents.jsonl", rows)
-        write_json(new.path / "experiment_config.json", config)
-    return new.final
 
 
 def build_parser():

@@ -47,8 +47,8 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=Tr
     """
     folder = check_output_dir(output_dir)
 
-    from candidate_heads import select_candidates
     from output_manager import load_run
+    from rolecircuits.edits.candidates import select_candidates
     from rolecircuits.runs.files import write_csv, write_json
     from rolecircuits.stats.resampling import missing_prompts_reason
     from rolecircuits.stats.role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories

@@ -18,7 +18,7 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 
 import sys
 
-from fork_map import fork_map
+from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script

@@ -15,7 +15,6 @@ import time
 from types import SimpleNamespace
 
 from deterministic import set_determinism
-from interventions import load_checked, load_source
 from prompts import load_prompts
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -42,11 +41,13 @@ def parse_args(argv=None):
 
 
 def run(args):
+    from rolecircuits.edits.bench import load_checked
+
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LATEST)
     plan = []
     if args.config_file:
-        from intervention_plan import read_plan
+        from rolecircuits.edits.plan import read_plan
 
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
@@ -60,10 +61,12 @@ def run(args):
 def run_generation(loaded, prompts, plan, args, timings=None):
     """Answer every prompt, unedited and under each entry of the plan; returns (run folder, the results)."""
 
-    from ablation import collect_donors, edited_prompts, prepare_edit
-    from intervention_plan import check_against_model
     from rolecircuits.capture.generation import check_room, generate_greedily
     from rolecircuits.capture.tokens import tokenize_prompts
+    from rolecircuits.edits.bench import load_source
+    from rolecircuits.edits.donors import collect_donors, edited_prompts
+    from rolecircuits.edits.hooks import prepare_edit
+    from rolecircuits.edits.plan import check_against_model
     from rolecircuits.runs.record import describe_run
 
     timings = dict(timings or {})

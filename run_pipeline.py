@@ -25,9 +25,10 @@ from pathlib import Path
 
 import activation_analysis
 import interventions
-from fork_map import fork_map
-from intervention_plan import parse_entries
 from prompts import load_prompts
+from rolecircuits.engines.fork_map import fork_map
+from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
+from rolecircuits.engines.work import Item, LocalEngine, model_key, work_arguments
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -42,15 +43,6 @@ from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
-from work_engine import (
-    Item,
-    LocalEngine,
-    add_engine_arguments,
-    check_engine_arguments,
-    model_key,
-    open_engine,
-    work_arguments,
-)
 
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
 
@@ -93,6 +85,7 @@ def analysis_task(held, payload):
 def intervention_task(held, payload):
     """The files of an intervention run."""
 
+    from rolecircuits.edits.plan import parse_entries
     from rolecircuits.runs.files import pack_folder
 
     args, prompts = Namespace(**payload["args"]), [Prompt(**prompt) for prompt in payload["prompts"]]
@@ -344,7 +337,7 @@ def compare_family(folders, args):
 def proposed_plan(study):
     """(plan, flags of interventions.py) for the heads that analyze_results.py proposed for the base run, or None."""
     import interventions
-    from intervention_plan import read_plan
+    from rolecircuits.edits.plan import read_plan
 
     plan_file = Path("analysis_results", study.args.family, "base", "ablation_candidates.json")
     plan_args, base_args = interventions.parse_args([]), study.stages["base"]

@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from fork_map import fork_map
 from intervention_figures import draw_effects, draw_sweep
 from plot_style import save_figure
+from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script

@@ -38,7 +38,8 @@ def parse_args(argv=None):
 def run(args):
     check_model_arguments(args)
     from prompts import load_prompts
-    from work_engine import Item, check_engine_arguments, open_engine, work_arguments
+    from rolecircuits.engines.open import check_engine_arguments, open_engine
+    from rolecircuits.engines.work import Item, work_arguments
 
     flags = {"engine": "ray", "ray_address": None, "worker_threads": 1, "gpus_per_worker": None, "device": "cpu"}
     check_engine_arguments(Namespace(**flags, num_workers=2))
@@ -48,7 +49,7 @@ def run(args):
     for n in (1, 2):
         started = time.perf_counter()
         with open_engine(Namespace(**flags, num_workers=n)) as engine:
-            base = engine.prepare(Item("clean pass", "head_sweep:clean_task", payload))
+            base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
             items = layer_items(payload, base["facts"]["n_layers"], args.layers)
             list(engine.run(items))
             cold[n] = time.perf_counter() - started
@@ -76,11 +77,13 @@ def run(args):
 
 def layer_items(payload, n_layers, count):
     """The items of `count` evenly spaced layers, costly ones first, as a sweep hands them out."""
-    from work_engine import Item
+    from rolecircuits.engines.work import Item
 
     count = min(count, n_layers)
     layers = sorted({int((i + 0.5) * n_layers / count) for i in range(count)})
-    return [Item(f"layer {layer}", "head_sweep:layer_task", payload | {"layer": layer}) for layer in layers]
+    return [
+        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer}) for layer in layers
+    ]
 
 
 def cpu_seconds(engine):

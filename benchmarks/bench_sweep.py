@@ -39,9 +39,9 @@ def run(args):
     loaded = load_from_args(args)
     import numpy as np
 
-    from head_sweep import ROWS, Sweep
     from prompts import load_prompts
     from rolecircuits.capture.tokens import tokenize_prompts
+    from rolecircuits.edits.sweep import ROWS, Sweep
 
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)

@@ -131,12 +131,11 @@ def finish(request, child, pipes, started):
 
 def take_few_resamples(n=50):
     """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
-    import effects
     import figures
-    import head_sweep
+    from rolecircuits.edits import effects, sweep
     from rolecircuits.stats import indices, resampling, role_tests, run_pairs
 
-    head_sweep.RESAMPLES = n
+    sweep.RESAMPLES = n
     for module in (resampling, indices, role_tests, run_pairs, effects, figures):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:

@@ -5,8 +5,8 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+from rolecircuits.engines.work import Item
 from rolecircuits.inputs.errors import RunFailed, UserError
-from work_engine import Item
 
 
 def flags(**changes):

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import ablation
-from intervention_plan import parse_entry
 from prompts import select_prompts
 from rolecircuits.capture import batches
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_attention, capture_clean
 from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits import donors as donors_module
+from rolecircuits.edits import hooks
+from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import load_model
 from tiny_models import WINDOW, save_tiny
@@ -51,7 +52,7 @@ def make(**fields):
 def run_edited(loaded, tokenized, entry=None, batch_size=5, **options):
     edits = None
     if entry is not None:
-        prepare = ablation.prepare_edit(entry, ablation.collect_donors(loaded, tokenized, [entry], seed=1))
+        prepare = hooks.prepare_edit(entry, donors_module.collect_donors(loaded, tokenized, [entry], seed=1))
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
     return capture_attention(loaded, tokenized, batch_size, edits, want_logits=True, **options)
 
@@ -76,8 +77,8 @@ def test_an_edit_that_changes_nothing_is_bit_identical(model, kind):
         same = capture_attention(model, tokenized, 5, lambda batch: [], want_logits=True)
     else:
         entry = make(type="patch", component="layer", layer=1, method="other_model", source="itself")
-        donors = ablation.collect_donors(model, tokenized, [entry], batch_size=5, load_other=lambda source: model)
-        prepare = ablation.prepare_edit(entry, donors)
+        donors = donors_module.collect_donors(model, tokenized, [entry], batch_size=5, load_other=lambda source: model)
+        prepare = hooks.prepare_edit(entry, donors)
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
         same = capture_attention(model, tokenized, 5, edits, want_logits=True)
     assert_same(clean, same)
@@ -124,7 +125,7 @@ def test_blocks_below_the_start_are_not_executed(llama):
 def test_scale_touches_one_head_of_real_rows_and_leaves_its_input_alone(factor, expected):
     z = torch.full((2, 4, 3, 5), 3.0)
     before = z.clone()
-    hook = ablation.edit_rows([1], ablation.scale(factor), batches.Rows([0, 1], [4, 2]))
+    hook = hooks.edit_rows([1], hooks.scale(factor), batches.Rows([0, 1], [4, 2]))
     out = hook(z, None)
     assert torch.equal(z, before)
     assert (out[0, :, 1] == expected).all() and (out[1, :2, 1] == expected).all()
@@ -138,8 +139,8 @@ def test_mean_is_over_the_neutral_prompts_that_reach_a_position():
     ]
     values = np.zeros((3, 3, 1, 1), np.float32)
     values[0, :, 0, 0], values[1, :2, 0, 0], values[2] = [1, 2, 3], [3, 6], 100
-    np.testing.assert_allclose(ablation.neutral_means(tokenized, values)[:, 0, 0], [2, 4, 3])
-    change = ablation.put_means(torch.tensor([[2.0], [4.0], [3.0]]))
+    np.testing.assert_allclose(donors_module.neutral_means(tokenized, values)[:, 0, 0], [2, 4, 3])
+    change = hooks.put_means(torch.tensor([[2.0], [4.0], [3.0]]))
     out, _ = change(torch.zeros(1, 5, 1), batches.Rows([0], [5]))
     assert out[0, :, 0].tolist() == [2, 4, 3, 3, 3]
 
@@ -147,12 +148,12 @@ def test_mean_is_over_the_neutral_prompts_that_reach_a_position():
 def test_resample_takes_another_prompt_of_the_same_length_and_repeats(llama):
     tokenized = tokenize(llama, 6)
     entry = make(type="head", layer=1, head=0, method="resample")
-    who = ablation.partners(entry, tokenized, seed=3)
+    who = donors_module.partners(entry, tokenized, seed=3)
     for i, j in enumerate(who):
         alone = sum(len(p.token_ids) == len(tokenized[i].token_ids) for p in tokenized) == 1
         assert (j == -1) if alone else (j != i and len(tokenized[j].token_ids) == len(tokenized[i].token_ids))
-    np.testing.assert_array_equal(who, ablation.partners(entry, tokenized, seed=3))
-    assert (who != ablation.partners(entry, tokenized, seed=4)).any()
+    np.testing.assert_array_equal(who, donors_module.partners(entry, tokenized, seed=3))
+    assert (who != donors_module.partners(entry, tokenized, seed=4)).any()
 
 
 @pytest.mark.parametrize("method", ["uniform", "random"])
@@ -179,9 +180,7 @@ def test_patterns_are_causal_windowed_distributions(model, method, layer):
 def test_pattern_seeds_differ(llama):
     tokenized = tokenize(llama, 1)
     entry = make(type="pattern", layer=0, head=None, method="random")
-    weights = [
-        ablation.random_weights(rows_of(tokenized, [0]), torch.arange(3), torch.arange(3), 2, s, 0) for s in (1, 2)
-    ]
+    weights = [hooks.random_weights(rows_of(tokenized, [0]), torch.arange(3), torch.arange(3), 2, s, 0) for s in (1, 2)]
     assert not torch.equal(*weights)
     assert entry.head_list == []
 
@@ -191,7 +190,7 @@ def test_a_patched_layer_makes_the_partner_compute_the_rest(model):
     clean = run_edited(model, tokenized)
     entry = make(type="patch", component="layer", layer=1, method="paired")
     edited = run_edited(model, tokenized, entry)
-    who = ablation.partners(entry, tokenized, 1)
+    who = donors_module.partners(entry, tokenized, 1)
     touched = who >= 0
     assert touched.sum() == 8 and {tokenized[i].category for i in np.flatnonzero(touched)} == {
         "confounder",
@@ -208,13 +207,13 @@ def test_patch_from_another_model_refuses_another_shape(folders, llama, tmp_path
     other = load_model(save_tiny("llama", tmp_path, num_hidden_layers=2))
     entry = make(type="patch", component="mlp", layer=1, method="other_model", source="other")
     with pytest.raises(UserError, match="n_layers is 2, this model's is 3"):
-        ablation.collect_donors(llama, tokenize(llama), [entry], load_other=lambda source: other)
+        donors_module.collect_donors(llama, tokenize(llama), [entry], load_other=lambda source: other)
 
 
 def test_zeroing_every_mlp_row_removes_its_contribution(llama):
     tokenized = tokenize(llama, 2)
-    prepare = ablation.prepare_edit(
-        make(type="mlp", layer=1, method="zero_out"), ablation.Donors(tokenized, llama.facts, 0)
+    prepare = hooks.prepare_edit(
+        make(type="mlp", layer=1, method="zero_out"), donors_module.Donors(tokenized, llama.facts, 0)
     )
     seen = {}
     names = ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
@@ -231,13 +230,13 @@ def test_steering_direction_and_its_removal():
     residual = np.zeros((3, 4, 2), np.float32)
     residual[0, 1:3], residual[1, 1:3], residual[2] = [[4, 0], [2, 2]], [[1, 1], [1, 1]], 50
     residual[:2, 0] = 99  # the BOS row is not counted
-    direction = ablation.steering_direction(tokenized, residual)
+    direction = donors_module.steering_direction(tokenized, residual)
     np.testing.assert_allclose(direction, [2, 0])
     rows = batches.Rows([0], [1])
     x = torch.tensor([[[1.0, 5.0], [7.0, 7.0]]])
-    added = ablation.edit_rows(None, ablation.steer(torch.tensor(direction), 3), rows)(x, None)
+    added = hooks.edit_rows(None, hooks.steer(torch.tensor(direction), 3), rows)(x, None)
     assert added.tolist() == [[[7, 5], [7, 7]]]
-    removed = ablation.edit_rows(None, ablation.project_out(torch.tensor(direction)), rows)(x, None)
+    removed = hooks.edit_rows(None, hooks.project_out(torch.tensor(direction)), rows)(x, None)
     assert removed.tolist() == [[[0, 5], [7, 7]]] and x[0, 0].tolist() == [1, 5]
 
 
@@ -246,18 +245,18 @@ def test_steering_adds_alpha_times_the_direction_to_the_residual(llama):
     site = "blocks.1.hook_resid_post"
     before = collect_activations(llama, tokenized, [site])[site]
     entry = make(type="steer", layer=1, method="add", alpha=2.5)
-    prepare = ablation.prepare_edit(entry, ablation.collect_donors(llama, tokenized, [entry]))
+    prepare = hooks.prepare_edit(entry, donors_module.collect_donors(llama, tokenized, [entry]))
     seen = []
     edits = [*prepare(rows_of(tokenized, [0])), (site, lambda t, hook: seen.append(t.clone()))]
     run_layers(llama.bridge, [tokenized[0].token_ids], 3, "float32", lambda layer, pattern: None, edits)
-    n, direction = len(tokenized[0].token_ids), ablation.steering_direction(tokenized, before)
+    n, direction = len(tokenized[0].token_ids), donors_module.steering_direction(tokenized, before)
     np.testing.assert_allclose(seen[0][0] - before[0, :n], np.tile(2.5 * direction, (n, 1)), atol=1e-4)
 
 
 def test_one_head_per_row_equals_one_head_per_batch():
     z = torch.randn(3, 4, 5, 2)
-    out = ablation.edit_own_head([0, 4, 2], 0.5)(z, None)
+    out = hooks.edit_own_head([0, 4, 2], 0.5)(z, None)
     for row, head in enumerate([0, 4, 2]):
         rows = batches.Rows([0], [4])
-        expected = ablation.edit_rows([head], ablation.scale(0.5), rows)(z[row : row + 1], None)
+        expected = hooks.edit_rows([head], hooks.scale(0.5), rows)(z[row : row + 1], None)
         assert torch.equal(out[row : row + 1], expected)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import analyze_results
-import candidate_heads
 from conftest import PROJECT
+from rolecircuits.edits import candidates as candidates_module
 from rolecircuits.stats import indices, role_tests
 from rolecircuits.stats.contrasts import hedges_g
 from synthetic import make_run, save_run
@@ -56,7 +56,7 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
 
 def test_held_out_g_is_measured_where_it_was_not_chosen():
     run = make_run(n_layers=3, n_heads=4, effect=0.0, seed=8)
-    plan = candidate_heads.select_candidates(run, top_k=2, seed=1)
+    plan = candidates_module.select_candidates(run, top_k=2, seed=1)
     values, half = indices.prompt_values(run), role_tests.split_prompts(run.category, run.pair_id, seed=1)
     for row in plan["selection"]:
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
@@ -89,7 +89,7 @@ def test_candidates_file_has_the_agreed_format(planted):
 
 
 def test_controls_run_out_and_that_is_said():
-    entries, notes = candidate_heads._add_controls([(0, 0), (0, 1)], 3, np.random.default_rng(0))
+    entries, notes = candidates_module._add_controls([(0, 0), (0, 1)], 3, np.random.default_rng(0))
     assert sum(e["role"] == "control" for e in entries) == 1
     assert notes == [
         "layer 0 has 1 unused heads left as controls for head 0",
@@ -181,5 +181,5 @@ def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
 @pytest.mark.parametrize("script", ["analyze_results.py", "cross_model_correlation.py"])
 def test_nothing_imports_torch(script):
     code = f"import sys, {script[:-3]}, "
-    code += "rolecircuits.stats.role_tests, candidate_heads; sys.exit('torch' in sys.modules)"
+    code += "rolecircuits.stats.role_tests, rolecircuits.edits.candidates; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

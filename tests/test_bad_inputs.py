@@ -30,8 +30,9 @@ import run_pipeline
 import visualize_results
 from conftest import PROJECT
 from hostile import CONFIG, effect_row, outcome, publish
-from intervention_plan import parse_entries
 from rolecircuits.capture import attention, instrument, tokens
+from rolecircuits.edits import bench
+from rolecircuits.edits.plan import parse_entries
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
@@ -452,7 +453,7 @@ def test_a_patch_source_that_names_no_model(here, content):
     Path("run").mkdir()
     Path("run/experiment_config.json").write_text(content)
     with pytest.raises(UserError, match=r"source run: .*names one"):
-        interventions.resolve_source("run")
+        bench.resolve_source("run")
 
 
 def test_a_patch_source_is_looked_for_before_the_model_is_loaded(tiny, here, capsys, monkeypatch):

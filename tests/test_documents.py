@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import activation_analysis
-import documents
-from documents import Document, read_documents, tokenize_document
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_attention
+from rolecircuits.documents import shards as shard_files
+from rolecircuits.documents.texts import Document, read_documents
+from rolecircuits.documents.tokens import tokenize_document
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import ModelTokenizer, load_model
@@ -131,7 +132,7 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     tokenized = [
         tokenize_document(d, tiny.tokenizer) for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
     ]
-    results, failed = documents.capture_documents(tiny, tokenized, "streaming")
+    results, failed = shard_files.capture_documents(tiny, tokenized, "streaming")
     assert failed == []
     run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
     run = arrays_module.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
@@ -145,8 +146,8 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     start, stop = tokenized[1].spans[2]
     rows = results[1]["row_sink_mass"][:, start:stop].mean(axis=-1)
     np.testing.assert_allclose(results[1]["turn_sink_mass"][2].mean(axis=-1), rows, atol=1e-6)
-    [alone], _ = documents.capture_documents(tiny, [tokenized[1]], "streaming")
-    assert set(alone) == set(documents.array_names())
+    [alone], _ = shard_files.capture_documents(tiny, [tokenized[1]], "streaming")
+    assert set(alone) == set(shard_files.array_names())
     for name, values in alone.items():
         np.testing.assert_allclose(results[1][name], values, atol=1e-5)
 
@@ -168,7 +169,7 @@ def read_table(path):
 
 def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch, capsys):
     path = write_lines(tmp_path / "d.jsonl", TALK, TEXT)
-    real, captured = documents.capture_documents, []
+    real, captured = shard_files.capture_documents, []
 
     def interrupted(loaded, some, *rest):
         captured.append([d.prompt.id for d in some])
@@ -176,7 +177,7 @@ def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return real(loaded, some, *rest)
 
-    monkeypatch.setattr(documents, "capture_documents", interrupted)
+    monkeypatch.setattr(shard_files, "capture_documents", interrupted)
     assert script(path, tmp_path / "out", "--batch_size", "1") == 130
     assert not (tmp_path / "out/latest_documents").exists()
     assert script(path, tmp_path / "out", "--batch_size", "1") == 0

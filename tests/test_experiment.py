@@ -8,11 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import experiment
-from ablation import collect_donors, prepare_edit
-from intervention_plan import parse_entry
 from prompts import select_prompts
 from rolecircuits.capture import batches, generation
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits.donors import collect_donors
+from rolecircuits.edits.hooks import prepare_edit
+from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import load_model
 from tiny_models import save_tiny

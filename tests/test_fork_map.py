@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from fork_map import fork_map, split_evenly
+from rolecircuits.engines.fork_map import fork_map, split_evenly
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs.files import replaced_file

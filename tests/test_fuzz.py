@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 
 import analyze_results
 import cross_model_correlation as cross
-import documents
 import intervention_figures
-import intervention_plan
 import output_manager as om
 import plot_style
 import prompts
 import run_pipeline
 import visualize_results
 from hostile import CONFIG, effect_row, outcome, publish
+from rolecircuits.documents import texts as texts_module
+from rolecircuits.edits import plan
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
@@ -204,11 +204,11 @@ def test_intervention_plans(box):
     def check(content):
         Path("plan.json").write_bytes(content)
         try:
-            entries = intervention_plan.read_plan("plan.json")
-            intervention_plan.check_against_model(entries, 3, 4, "m")
+            entries = plan.read_plan("plan.json")
+            plan.check_against_model(entries, 3, 4, "m")
         except UserError:
             return False
-        for entry in entries + intervention_plan.draw_controls(entries, 4):
+        for entry in entries + plan.draw_controls(entries, 4):
             name = entry.name
             assert (
                 Path(name).name == name
@@ -234,7 +234,7 @@ def test_documents(box):
     def check(content):
         Path("d.jsonl").write_bytes(content)
         try:
-            found = documents.read_documents("d.jsonl")
+            found = texts_module.read_documents("d.jsonl")
         except UserError as error:
             assert "d.jsonl" in str(error)
             return False
@@ -390,7 +390,7 @@ def test_run_folders_with_other_json(reader, saved):
     documents["experiment_config.json"]["seed"] = 3
     lines = [json.loads(line) for line in (saved / "prompts.jsonl").read_text().splitlines()]
 
-    changed = [st.tuples(st.just(name), damaged_json([d]), st.just(True)) for name, d in documents.items()]
+    changed = [st.tuples(st.just(name), damaged_json([d]), st.just(True)) for name, d in texts_module.items()]
     changed += changed[:1]
     changed.append(st.tuples(st.just("prompts.jsonl"), damaged_json([lines]).map(as_lines), st.just(True)))
     run_examples("run_config", st.one_of(changed), lambda example: reader.read(*example))

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import effects
-import head_sweep
 import interventions
-from intervention_plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from output_manager import load_run
 from prompts import select_prompts
+from rolecircuits.edits import bench, effects
+from rolecircuits.edits import sweep as sweep_module
+from rolecircuits.edits.plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import load_model
@@ -259,37 +259,37 @@ def test_effects_table(finished):
 
 
 def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
-    from ablation import prepare_edit
     from rolecircuits.capture.attention import capture_attention
     from rolecircuits.capture.tokens import tokenize_prompts
+    from rolecircuits.edits.hooks import prepare_edit
 
     tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
     for method, layers in (("zero_out", range(3)), ("mean", [1])):
-        sweep = head_sweep.Sweep(loaded, tokenized, method, rows=7)
+        sweep = sweep_module.Sweep(loaded, tokenized, method, rows=7)
         for layer in layers:
             found = sweep.layer(layer)
             for head in range(4):
                 [entry] = parse_entries([HEAD | {"layer": layer, "head": head, "method": method}], "plan")
                 donors = interventions_donors(loaded, tokenized, entry)
-                edits = interventions.edits_for(prepare_edit(entry, donors), tokenized)
+                edits = bench.edits_for(prepare_edit(entry, donors), tokenized)
                 one = capture_attention(loaded, tokenized, 3, edits, want_logits=True)
                 expected = sweep.distribution.effects(one.logits)
                 for metric in ("kl", "surprisal_change"):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
                 config = {"model": {"id": "x"}, "prompts": {"format": "raw"}}
-                values = interventions.normalised_values(one.arrays, config)
+                values = bench.normalised_values(one.arrays, config)
                 np.testing.assert_allclose(found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5)
 
 
 def interventions_donors(loaded, tokenized, entry):
-    from ablation import collect_donors
+    from rolecircuits.edits.donors import collect_donors
 
     return collect_donors(loaded, tokenized, [entry])
 
 
 def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tmp_path, monkeypatch, capsys):
     command = arguments(folder, tmp_path, "--sweep", "heads")
-    whole = head_sweep.Sweep.layer
+    whole = sweep_module.Sweep.layer
     done = []
 
     def interrupted(self, layer):
@@ -298,11 +298,11 @@ def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tm
         done.append(layer)
         return whole(self, layer)
 
-    monkeypatch.setattr(head_sweep.Sweep, "layer", interrupted)
+    monkeypatch.setattr(sweep_module.Sweep, "layer", interrupted)
     assert interventions.main(command) == 130
     assert not (tmp_path / "latest_sweep").exists() and done == [2, 1]
     again = []
-    monkeypatch.setattr(head_sweep.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer))
+    monkeypatch.setattr(sweep_module.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer))
     other = [*command[:-4], "--prompts_per_category", "3", *command[-2:]]
     assert interventions.main(other) == 2
     assert "unfinished sweep with another prompts" in capsys.readouterr().err

@@ -17,18 +17,18 @@ import pytest
 
 import activation_analysis
 import interventions
-import ray_engine
 import run_pipeline
-import work_engine
-from intervention_plan import parse_entries
 from output_manager import load_run
 from prompts import select_prompts
 from ray_tasks import flags, waits
+from rolecircuits.edits.plan import parse_entries
+from rolecircuits.engines import open, ray_engine, work
+from rolecircuits.engines.open import check_engine_arguments, open_engine
+from rolecircuits.engines.work import Held, Item, LocalEngine, work_arguments
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
-from work_engine import Held, Item, LocalEngine, check_engine_arguments, open_engine, work_arguments
 
 PROJECT, TESTS = Path(interventions.__file__).parent, Path(__file__).parent
 ENTRIES = [
@@ -55,7 +55,7 @@ def test_flags_that_cannot_work_are_refused(changes, message):
 
 
 def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setattr(work_engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(work.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"):
         check_engine_arguments(flags())
     check_engine_arguments(flags(engine="local"))
@@ -219,7 +219,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
             interventions.run_sweep(engine, prompts, args)
-            monkeypatch.setattr(work_engine, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
+            monkeypatch.setattr(open, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
             texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
             assert (
                 activation_analysis.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "from rolecircuits.inputs import parser as cli\n"
-        "import work_engine\n"
+        "from rolecircuits.engines import open as work_engine\n"
         "from ray_tasks import flags, waits\n"
         "def run(args):\n"
         "    with work_engine.open_engine(flags(num_workers=1, worker_threads=1)) as engine:\n"

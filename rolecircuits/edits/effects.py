@@ -217,3 +217,23 @@ def _cells(metric, value, draws, control, p):
     low, high = (np.nan, np.nan) if draws is None or np.isnan(draws).any() else percentile_interval(draws)
     parts = {"": value, "_low": low, "_high": high, "_control": control, "_p": p}
     return {metric + part: float(number) for part, number in parts.items()}
+
+
+def tabulate_effects(measured, base_values, prompts, notes, seed):
+    """(rows of effects.csv, notes with what has no interval or no effect)."""
+    import numpy as np
+
+    from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts
+
+    category = np.array([p["category"] for p in prompts])
+    enough = has_enough_prompts(category)
+    counts = bootstrap_counts(category, np.array([p["pair_id"] for p in prompts]), seed=seed) if enough else None
+    notes = list(notes)
+    if not enough:
+        notes.append("a category has one prompt: no intervals")
+    rows = effect_rows(measured, base_values, category, counts, random_signs(len(category), seed))
+    for name, item in measured.items():
+        largest = np.nanmax(item["effects"]["logit_change"])
+        if largest < NO_EFFECT:
+            notes.append(f"{name}: no measurable effect, the largest change of a logit is {largest:.2g}")
+    return rows, notes

@@ -22,13 +22,15 @@ from types import SimpleNamespace as Namespace
 import numpy as np
 import torch
 
-import effects
-from ablation import SITES, edit_own_head, neutral_means
-from intervention_plan import FACTORS
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
 from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits import effects
+from rolecircuits.edits.donors import SITES, neutral_means
+from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.edits.plan import FACTORS
+from rolecircuits.engines.work import Item, content_hash, model_key
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs.files import temporary_name, write_json
@@ -37,7 +39,6 @@ from rolecircuits.runs.record import portable
 from rolecircuits.stats import indices
 from rolecircuits.stats.entropy import attention_entropy
 from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts, percentile_interval
-from work_engine import Item, content_hash, model_key
 
 ROWS = 96
 RESAMPLES = 2000
@@ -220,7 +221,9 @@ def sweep_layers(engine, payload, n_layers, n_heads, work):
     missing = [layer for layer in order if not (work / layer_file(layer)).is_file()]
     if len(missing) < n_layers:
         print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
-    items = [Item(f"layer {layer}", "head_sweep:layer_task", payload | {"layer": layer}) for layer in missing]
+    items = [
+        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer}) for layer in missing
+    ]
     with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
         for item, arrays in engine.run(items):
             write_npz(work / layer_file(item.payload["layer"]), arrays)

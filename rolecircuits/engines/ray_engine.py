@@ -18,10 +18,10 @@ from collections import Counter, deque
 from pathlib import Path
 
 from deterministic import prepare_environment
+from rolecircuits.engines.work import Held, call_task, progress
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from work_engine import Held, call_task, progress
 
-PROJECT = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parents[2]
 MAX_TRIES = 4
 NOTE_AFTER_S, GIVE_UP_AFTER_S = 30, 600
 
@@ -115,7 +115,11 @@ class RayEngine:
         if not self.args.ray_address:
             self.folder = tempfile.mkdtemp(prefix="ray_")
             where = {"address": "local", "include_dashboard": False, "_temp_dir": self.folder}
-        others = [f"/{path.name}" for path in PROJECT.iterdir() if path.suffix not in (".py", ".json")]
+        others = [
+            f"/{path.name}"
+            for path in PROJECT.iterdir()
+            if path.suffix not in (".py", ".json") and path.name != "rolecircuits"
+        ]
         code = {"working_dir": str(PROJECT), "excludes": others}
         handler = signal.getsignal(signal.SIGTERM)
         try:

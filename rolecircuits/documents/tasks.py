@@ -3,16 +3,19 @@
 from argparse import Namespace
 from dataclasses import asdict
 
-import documents
-from documents import Document, TokenizedDocument, tokenize_document
+from rolecircuits.documents import shards
+from rolecircuits.documents.texts import Document
+from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
+from rolecircuits.engines.work import Item, content_hash, model_key, work_arguments
 from rolecircuits.inputs.errors import printable
-from work_engine import Item, content_hash, model_key, work_arguments
 
 
 def ready_item(texts, args):
     """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
     plain = [asdict(document) for document in texts]
-    return Item("documents", "document_tasks:ready_task", {"args": work_arguments(args), "documents": plain})
+    return Item(
+        "documents", "rolecircuits.documents.tasks:ready_task", {"args": work_arguments(args), "documents": plain}
+    )
 
 
 def batch_items(batches, plain, args, method, batch_tokens):
@@ -21,7 +24,7 @@ def batch_items(batches, plain, args, method, batch_tokens):
     parts = [[plain[i] for i in batch] for batch in batches]
     labels = [f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts]
     return [
-        Item(label, "document_tasks:batch_task", payload | {"documents": part})
+        Item(label, "rolecircuits.documents.tasks:batch_task", payload | {"documents": part})
         for label, part in zip(labels, parts, strict=True)
     ]
 
@@ -59,7 +62,7 @@ def batch_task(held, payload):
     loaded = held.model(model_key(args), lambda: load_from_args(args))
     some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
-    return documents.capture_documents(loaded, some, payload["method"], args.batch_size, payload["batch_tokens"])
+    return shards.capture_documents(loaded, some, payload["method"], args.batch_size, payload["batch_tokens"])
 
 
 def from_plain(plain, kind=Namespace):

@@ -1,0 +1,1 @@
+"""Long texts and conversations: read, tokenised turn by turn, captured, tabulated."""
