@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-from intervention_figures import draw_effects, draw_sweep
-from plot_style import save_figure
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
 from rolecircuits.inputs.errors import UserError, printable
@@ -53,8 +51,8 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
     run = load_run(input_dir, verify)
 
     with collector_paused():
-        from figures import FIGURES, draw_figure, study_run
-        from plot_style import save_figure
+        from rolecircuits.drawing.run_figures import FIGURES, draw_figure, study_run
+        from rolecircuits.drawing.style import save_figure
 
     folder, study = prepare_folder(output_dir), study_run(run)
 
@@ -112,6 +110,8 @@ def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None,
     """
 
     from output_manager import check_files, read_config
+    from rolecircuits.drawing.edit_figures import draw_effects, draw_sweep
+    from rolecircuits.drawing.style import save_figure
     from rolecircuits.runs.edit_results import read_effects, read_sweep
     from rolecircuits.runs.files import prepare_folder, write_csv
 

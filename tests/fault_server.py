@@ -131,12 +131,12 @@ def finish(request, child, pipes, started):
 
 def take_few_resamples(n=50):
     """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
-    import figures
+    from rolecircuits.drawing import run_figures
     from rolecircuits.edits import effects, sweep
     from rolecircuits.stats import indices, resampling, role_tests, run_pairs
 
     sweep.RESAMPLES = n
-    for module in (resampling, indices, role_tests, run_pairs, effects, figures):
+    for module in (resampling, indices, role_tests, run_pairs, effects, run_figures):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:
                 few = (n if value == resampling.N_RESAMPLES else value for value in function.__defaults__)
@@ -158,16 +158,15 @@ def main(folder):
 
     torch.set_num_threads(1)  # a forked child must not meet the parent's threads
     import compare_base_instruct  # noqa: F401
-    import figures
-    import plot_style
     from rolecircuits.capture import instrument
+    from rolecircuits.drawing import run_figures, style
     from rolecircuits.models.load import load_model
 
     loaded = load_model(folder)
     instrument.load_from_args = instrument.load_from_args = lambda args: loaded
-    figures.FIGURES = dict(list(figures.FIGURES.items())[:2])  # two of nine are written as all nine are
+    run_figures.FIGURES = dict(list(run_figures.FIGURES.items())[:2])  # two of nine are written as all nine are
     take_few_resamples()
-    plot_style.DPI = 40
+    style.DPI = 40
     warm_up()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -226,7 +226,7 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
     done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **environment)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.png"))) == 9
-    assert python("-c", "import rolecircuits, plot_style", MPLBACKEND="nonsense").returncode == 0
+    assert python("-c", "import rolecircuits.drawing.style", MPLBACKEND="nonsense").returncode == 0
 
 
 def test_a_reader_that_goes_away_is_one_line():

@@ -15,6 +15,7 @@ import compare_base_instruct
 import output_manager
 from compare_base_instruct import compare
 from conftest import PROJECT
+from rolecircuits.drawing import pair_figures
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import arrays
 from rolecircuits.stats import indices, original_study, run_pairs
@@ -245,14 +246,14 @@ def test_a_missing_run_is_refused_in_one_line(tmp_path, capsys):
 
 def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monkeypatch):
     titles = []
-    draw = compare_base_instruct.draw_indices
+    draw = pair_figures.draw_indices
 
     def watch(*arguments):
         figure = draw(*arguments)
         titles.append(" ".join(text.get_text() for text in figure.texts).replace("\n", " "))
         return figure
 
-    monkeypatch.setattr(compare_base_instruct, "draw_indices", watch)
+    monkeypatch.setattr(pair_figures, "draw_indices", watch)
     monkeypatch.setattr(compare_base_instruct, "fork_map", lambda function, items: [function(item) for item in items])
     same = {"model_id": "bundled:smol"}
     base, instruct = make_pair(tmp_path, base=same, instruct={**same, "prompt_format": "chat"})

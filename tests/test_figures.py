@@ -10,16 +10,15 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy.stats import false_discovery_control
 
-import figures
-import plot_style
 import visualize_results
 from conftest import PROJECT
+from rolecircuits.drawing import run_figures, style
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import ARRAYS
 from rolecircuits.stats import indices, role_tests
 from synthetic import make_run, save_run
 
-NAMES = dict(enumerate(figures.FIGURES, start=1))
+NAMES = dict(enumerate(run_figures.FIGURES, start=1))
 LONG_ID = (
     r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
 )
@@ -38,11 +37,11 @@ def run():
 
 @pytest.fixture(scope="module")
 def study(run):
-    return figures.study_run(run, n_resamples=400)
+    return run_figures.study_run(run, n_resamples=400)
 
 
 def draw(number, study):
-    return figures.draw_figure(NAMES[number], study)
+    return run_figures.draw_figure(NAMES[number], study)
 
 
 def column(rows, name, **chosen):
@@ -131,7 +130,7 @@ def test_final_query_masses_come_from_the_last_token(run, study):
 def test_planted_head_is_found_and_measured_on_other_prompts():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
     run = scaled(base, base.category == "self_referent", layer=2, head=4, factor=0.5)
-    study = figures.study_run(run, n_resamples=50)
+    study = run_figures.study_run(run, n_resamples=50)
     _, rows = draw(4, study)
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
     drawn = [row for row in rows if (row["layer"], row["head"]) == (2, 4)]
@@ -148,7 +147,7 @@ def test_prompts_that_choose_heads_do_not_measure_them():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
     chooses = role_tests.split_prompts(base.category, base.pair_id, base.config.get("seed", 123))
     planted = scaled(base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5)
-    _, rows = draw(4, figures.study_run(planted, n_resamples=50))
+    _, rows = draw(4, run_figures.study_run(planted, n_resamples=50))
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
     assert rows[0]["hedges_g_choosing_half"] < -1.5
     assert rows[0]["ci_low"] < 0 < rows[0]["ci_high"]
@@ -183,7 +182,7 @@ def test_edge_attention_is_per_token_and_leaves_out_one_token_prompts(run):
     run = dataclasses.replace(run, edge_tokens=run.edge_tokens.copy())
     self_referent = np.flatnonzero(run.category == "self_referent")
     run.edge_tokens[self_referent[:3]] = 0
-    figure, rows = draw(7, figures.study_run(run, n_resamples=50))
+    figure, rows = draw(7, run_figures.study_run(run, n_resamples=50))
     kept = self_referent[3:]
     expected = [np.mean([run.edge_mass[i, 1, :, 1].mean() / run.edge_tokens[i] for i in kept])]
     assert np.allclose(column(rows, "mean", category="self_referent", position="last", layer=1), expected)
@@ -196,7 +195,7 @@ def test_pairs_are_resampled_together(run):
     entropy = run.entropy.copy()
     entropy[run.category == "third_person"] = entropy[run.category == "confounder"]
     copied = dataclasses.replace(run, entropy=entropy)
-    _, rows = draw(8, figures.study_run(copied, n_resamples=50))
+    _, rows = draw(8, run_figures.study_run(copied, n_resamples=50))
     bounds = [column(rows, end, minus="third_person") for end in ("mean", "ci_low", "ci_high")]
     assert np.allclose(bounds, 0, atol=1e-12)
     assert (column(rows, "ci_high", minus="self_referent") - column(rows, "ci_low", minus="self_referent") > 0).all()
@@ -227,17 +226,17 @@ def test_indices_equal_role_metrics(run, study):
     ],
 )
 def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers):
-    study = figures.study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
+    study = run_figures.study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
     for number in numbers:
         figure, rows = draw(number, study)
         text = all_text(figure)
-        assert rows and plot_style.NAMES[absent[0]] in text
+        assert rows and style.NAMES[absent[0]] in text
         assert ("this run has none" in text) == (list(rows[0]) == ["note"])
         assert np.isfinite([row["mean"] for row in rows if "mean" in row]).all()
 
 
 def test_one_prompt_per_category_has_no_intervals_and_says_why():
-    study = figures.study_run(make_run(3, 2, per_category=1), n_resamples=50)
+    study = run_figures.study_run(make_run(3, 2, per_category=1), n_resamples=50)
     for number in NAMES:
         figure, rows = draw(number, study)
         assert all(np.isnan(row[end]) for row in rows for end in ("ci_low", "ci_high") if end in row)
@@ -250,7 +249,7 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
 
 def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
     first = np.char.endswith(run.prompt_id, "_00")
-    study = figures.study_run(take(run, first | (run.category != "third_person")), n_resamples=50)
+    study = run_figures.study_run(take(run, first | (run.category != "third_person")), n_resamples=50)
     rows = draw(8, study)[1]
     assert np.isnan(column(rows, "ci_low", minus="third_person")).all()
     assert np.isfinite(column(rows, "ci_low", minus="self_referent")).all()
@@ -261,7 +260,7 @@ def test_marks_are_what_benjamini_hochberg_passes():
     planted = make_run(n_layers=5, n_heads=4, effect=0.0)
     rows, by = planted.category == "self_referent", np.float32(0.6)
     planted.entropy[rows, 2, 1] *= by
-    study = figures.study_run(planted, n_resamples=999)
+    study = run_figures.study_run(planted, n_resamples=999)
     for number in (2, 6):
         figure, rows = draw(number, study)
         passed = [row for row in rows if row["q"] < 0.05]
@@ -275,7 +274,7 @@ def test_marks_are_what_benjamini_hochberg_passes():
 
 
 def test_heads_of_noise_are_not_marked_and_that_is_said():
-    study = figures.study_run(make_run(n_layers=3, n_heads=3, effect=0.0), n_resamples=999)
+    study = run_figures.study_run(make_run(n_layers=3, n_heads=3, effect=0.0), n_resamples=999)
     figure, rows = draw(2, study)
     assert "(0 of 9 for self-referent - neutral, 0 of 9" in all_text(figure).replace("\n", " ")
     assert not (column(rows, "q") < 0.05).any()
@@ -283,19 +282,21 @@ def test_heads_of_noise_are_not_marked_and_that_is_said():
 
 def test_undefined_index_and_missing_bos_are_said(run):
     silent = dataclasses.replace(run, entropy=np.where(np.isnan(run.entropy), np.nan, np.float32(0)))
-    study = figures.study_run(silent, n_resamples=50)
+    study = run_figures.study_run(silent, n_resamples=50)
     assert "Undefined because H neutral is 0: layers 0, 1, 2, 3" in all_text(draw(9, study)[0]).replace("\n", " ")
     assert "undefined for every head" in all_text(draw(4, study)[0])
     bare = dataclasses.replace(run, span=np.where([True, False], 0, run.span))
     for number in (3, 7):
-        assert "120 prompts without a BOS" in all_text(draw(number, figures.study_run(bare, 50))[0]).replace("\n", " ")
+        assert "120 prompts without a BOS" in all_text(draw(number, run_figures.study_run(bare, 50))[0]).replace(
+            "\n", " "
+        )
 
 
 @pytest.mark.parametrize("n_layers, n_heads", [(1, 1), (2, 2), (80, 64)])
 def test_text_is_neither_clipped_nor_overlapping(run, n_layers, n_heads):
     run = resize(run, n_layers, n_heads)
     run.config = run.config | {"model": run.config["model"] | {"id": LONG_ID}}
-    study = figures.study_run(run, n_resamples=50)
+    study = run_figures.study_run(run, n_resamples=50)
     for number, name in NAMES.items():
         figure, _ = draw(number, study)
         figure.draw_without_rendering()
@@ -337,7 +338,7 @@ def test_every_format_is_written_and_is_the_same_twice(study, tmp_path, file_for
     written = []
     for name in ("first", "second"):
         path = tmp_path / f"{name}.{file_format}"
-        plot_style.save_figure(draw(5, study)[0], path)
+        style.save_figure(draw(5, study)[0], path)
         written.append(path.read_bytes())
     assert written[0] == written[1] and len(written[0]) > 5000
 

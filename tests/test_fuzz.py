@@ -25,14 +25,13 @@ from hypothesis import strategies as st
 
 import analyze_results
 import cross_model_correlation as cross
-import intervention_figures
 import output_manager as om
-import plot_style
 import prompts
 import run_pipeline
 import visualize_results
 from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.documents import texts as texts_module
+from rolecircuits.drawing import edit_figures, style
 from rolecircuits.edits import plan
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
@@ -518,9 +517,9 @@ def test_effects_of_intervention_runs(box):
         except UserError:
             return False
         if len(drawn) < 3:
-            figure, _ = intervention_figures.draw_effects(rows, "label")
+            figure, _ = edit_figures.draw_effects(rows, "label")
             figure.canvas.draw()
-            plot_style.save_figure(figure, box / "effects.png")
+            style.save_figure(figure, box / "effects.png")
             drawn.append(None)
         return True
 
@@ -548,8 +547,8 @@ def test_sweeps(box):
         except UserError:
             return False
         if len(drawn) < 3:
-            figure, _ = intervention_figures.draw_sweep(*found)
-            plot_style.save_figure(figure, box / "sweep.png")
+            figure, _ = edit_figures.draw_sweep(*found)
+            style.save_figure(figure, box / "sweep.png")
             drawn.append(None)
         return True
 

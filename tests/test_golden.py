@@ -24,8 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 import compare_base_instruct
-import figures
-import plot_style
+from rolecircuits.drawing import pair_figures, run_figures, style
 from rolecircuits.runs.files import write_csv
 from rolecircuits.stats.run_pairs import RUNS, estimate_original, estimate_pair, match_runs
 from synthetic import make_run
@@ -34,7 +33,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 TOLERANCE = 2.0
 DPI = 40
-PICTURE = {"baseline_dir": "golden", "style": plot_style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}
+PICTURE = {"baseline_dir": "golden", "style": style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +44,7 @@ def close_figures():
 
 @pytest.fixture(scope="module")
 def study():
-    return figures.study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
+    return run_figures.study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +61,16 @@ def pair():
 
 def draw(name, study, pair):
     """(Figure, rows of its CSV) of one of the eleven."""
-    if name in figures.FIGURES:
-        return figures.draw_figure(name, study)
+    if name in run_figures.FIGURES:
+        return run_figures.draw_figure(name, study)
     estimates, summary = pair
-    kinds = compare_base_instruct.FIGURE_KINDS[name]
+    kinds = pair_figures.FIGURE_KINDS[name]
     shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
-    rows = [row for k in kinds for run in shown for row in compare_base_instruct.list_points(estimates[k], k, run)]
-    return compare_base_instruct.draw_indices(estimates, summary, kinds, shown), rows
+    rows = [row for k in kinds for run in shown for row in pair_figures.list_points(estimates[k], k, run)]
+    return pair_figures.draw_indices(estimates, summary, kinds, shown), rows
 
 
-NAMES = [*figures.FIGURES, *compare_base_instruct.FIGURE_KINDS]
+NAMES = [*run_figures.FIGURES, *pair_figures.FIGURE_KINDS]
 
 
 def hide_texts(figure):

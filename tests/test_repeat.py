@@ -15,8 +15,8 @@ import compare_base_instruct
 import output_manager as om
 import visualize_results
 from deterministic import TOLERANCE
-from intervention_figures import PANELS
 from rolecircuits.capture import attention
+from rolecircuits.drawing.edit_figures import PANELS
 from rolecircuits.runs import arrays
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import repeat as repeat_module

@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-import plot_style as style
-from plot_style import COLOURS, DIVERGING, MARKERS, NAMES, open_panels
+from rolecircuits.drawing import style
+from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, open_panels
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED
 from rolecircuits.runs.arrays import Run
 from rolecircuits.stats.contrasts import compare_categories, hedges_g, hedges_g_interval

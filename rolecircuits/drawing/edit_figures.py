@@ -13,7 +13,17 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
-from plot_style import COLOURS, DIVERGING, MARKERS, NAMES, NULL_COLOUR, RFC_COLOUR, RSI_COLOUR, number_axis, open_panels
+from rolecircuits.drawing.style import (
+    COLOURS,
+    DIVERGING,
+    MARKERS,
+    NAMES,
+    NULL_COLOUR,
+    RFC_COLOUR,
+    RSI_COLOUR,
+    number_axis,
+    open_panels,
+)
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.edit_results import EFFECT_PARTS
