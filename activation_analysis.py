@@ -46,7 +46,9 @@ def run_documents(args):
 
     for name in WITHOUT:
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} with --documents: the documents are the texts; give one of them")
+            raise UserError(
+                f"--{name} with --documents: the documents are the texts; give one of them"
+            )
     if args.prompt_format != "raw":
         raise UserError(
             "--prompt_format chat with --documents: messages take the chat template by themselves, text does not"
@@ -60,7 +62,11 @@ def run_documents(args):
     with open_engine(args) as engine:
         ready = engine.prepare(ready_item(documents, args))
         facts, tokenized = ready["facts"], [from_plain(each) for each in ready["documents"]]
-        method, how, determinism = ready["method"], ready["how"] | {"engine": engine.facts()}, ready["determinism"]
+        method, how, determinism = (
+            ready["method"],
+            ready["how"] | {"engine": engine.facts()},
+            ready["determinism"],
+        )
         if ready["why"]:
             print(ready["why"])
 
@@ -85,7 +91,9 @@ def run_documents(args):
             f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
         )
     config = describe(args, facts, how, determinism, failed, seconds, len(kept))
-    folder = save_documents(args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config)
+    folder = save_documents(
+        args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config
+    )
     n_tokens = sum(tokenized[i].n_tokens for i in kept)
     print(
         f"{len(kept)} documents done, {len(failed)} failed: {n_tokens} tokens, "
@@ -98,11 +106,14 @@ def build_parser():
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
-        "--documents", help="JSONL file of long texts or conversations, in place of prompts (documents.py)"
+        "--documents",
+        help="JSONL file of long texts or conversations, in place of prompts (documents.py)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
-    output.add_argument("--output_type", choices=list(LINKS), default="latest", help="which link names the new run")
+    output.add_argument(
+        "--output_type", choices=list(LINKS), default="latest", help="which link names the new run"
+    )
     output.add_argument(
         "--raw",
         choices=["none", "patterns", "full"],
@@ -115,7 +126,9 @@ def build_parser():
         help="build every pattern, or stream row entropies without them; auto streams prompts of more than 512 tokens",
     )
     add_engine_arguments(parser)
-    output.add_argument("--repeat", metavar="RUN", help="run this run folder again and compare (repeat_run.py)")
+    output.add_argument(
+        "--repeat", metavar="RUN", help="run this run folder again and compare (repeat_run.py)"
+    )
     add_verify_argument(output)
     return parser
 
@@ -144,10 +157,14 @@ def run(args):
     if args.documents is not None:
         return run_documents(args)
     if args.engine != "local":
-        raise UserError(f"--engine {args.engine} needs --documents; prompts take one short pass on one machine")
+        raise UserError(
+            f"--engine {args.engine} needs --documents; prompts take one short pass on one machine"
+        )
     check_engine_arguments(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
-        raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns")
+        raise UserError(
+            f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture patterns"
+        )
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -190,8 +207,12 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     timings = dict(timings or {})
     determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
-    method, raw, why = choose_capture(args.capture, args.raw, tokenized, loaded.facts, args.batch_size)
+    tokenized = tokenize_prompts(
+        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
+    )
+    method, raw, why = choose_capture(
+        args.capture, args.raw, tokenized, loaded.facts, args.batch_size
+    )
     if why:
         print(why)
     how = {"method": method, "raw": raw}
@@ -213,7 +234,9 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
         raise UserError(
             f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; try a smaller model or --dtype bfloat16"
         )
-    folder = save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition)
+    folder = save_run(
+        loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition
+    )
     for prompt_id, reason in captured.failed:
         print(f"failed: {prompt_id}: {reason}")
     print(
@@ -224,7 +247,9 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     return folder, captured.failed
 
 
-def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition=None):
+def save_run(
+    loaded, prompts, tokenized, captured, args, timings, determinism, how, repetition=None
+):
     """Publish a run folder and return its path; `how` says which capture was used and what was saved."""
 
     from output_manager import create_run
@@ -242,10 +267,15 @@ def save_run(loaded, prompts, tokenized, captured, args, timings, determinism, h
         write_npz(new.path / "attention.npz", captured.arrays)
         n_tokens = captured.arrays["n_tokens"]
         for layer, patterns in captured.patterns.items():
-            write_npz(new.path / f"raw_blocks_{layer}_attn_pattern.npz", {"patterns": patterns, "n_tokens": n_tokens})
+            write_npz(
+                new.path / f"raw_blocks_{layer}_attn_pattern.npz",
+                {"patterns": patterns, "n_tokens": n_tokens},
+            )
         if how["raw"] == "full":
             save_activations(loaded, kept, args.batch_size, new.path)
-        config = describe_run(loaded, prompts, captured, args, timings, determinism) | {"capture": how}
+        config = describe_run(loaded, prompts, captured, args, timings, determinism) | {
+            "capture": how
+        }
         write_json(new.path / "activations.json", summarize(captured.arrays, config))
         config["timings"]["save_s"] = time.perf_counter() - started
         write_json(new.path / "experiment_config.json", config)
@@ -259,7 +289,10 @@ def save_activations(loaded, tokenized, batch_size, folder):
     from rolecircuits.capture.activations import collect_activations
     from rolecircuits.runs.npz import write_npz
 
-    names = {f"blocks.{layer}.mlp.hook_post": f"raw_blocks_{layer}_mlp_post" for layer in range(loaded.n_layers)}
+    names = {
+        f"blocks.{layer}.mlp.hook_post": f"raw_blocks_{layer}_mlp_post"
+        for layer in range(loaded.n_layers)
+    }
     names |= {"hook_embed": "raw_embed", "ln_final.hook_normalized": "raw_ln_final"}
     n_tokens = [len(p.token_ids) for p in tokenized]
     for name, values in collect_activations(loaded, tokenized, list(names), batch_size).items():

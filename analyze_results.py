@@ -31,10 +31,22 @@ SEED = 123
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--input_dir", required=True, help="a run folder, or a latest_* link to one")
+    parser.add_argument(
+        "--input_dir", required=True, help="a run folder, or a latest_* link to one"
+    )
     parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
-    parser.add_argument("--top_k", type=positive_int, default=10, help="heads printed and proposed for ablation (10)")
-    parser.add_argument("--seed", type=seed_value, default=SEED, help=f"of resamples and prompt split (default {SEED})")
+    parser.add_argument(
+        "--top_k",
+        type=positive_int,
+        default=10,
+        help="heads printed and proposed for ablation (10)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=seed_value,
+        default=SEED,
+        help=f"of resamples and prompt split (default {SEED})",
+    )
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
@@ -51,14 +63,24 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=Tr
     from rolecircuits.edits.candidates import select_candidates
     from rolecircuits.runs.files import write_csv, write_json
     from rolecircuits.stats.resampling import missing_prompts_reason
-    from rolecircuits.stats.role_tests import contrast_heads, layer_metrics, rank_heads, summarise_categories
+    from rolecircuits.stats.role_tests import (
+        contrast_heads,
+        layer_metrics,
+        rank_heads,
+        summarise_categories,
+    )
 
     run = load_run(input_dir, verify)
     contrasts = contrast_heads(run, seed)
     if not contrasts:
-        raise UserError(f"{input_dir}: has {', '.join(run.counts)}; no two categories that a contrast compares")
+        raise UserError(
+            f"{input_dir}: has {', '.join(run.counts)}; no two categories that a contrast compares"
+        )
     found = {"layers": layer_metrics(run, seed), "heads": rank_heads(contrasts)}
-    found |= {"categories": summarise_categories(run, seed), "candidates": select_candidates(run, top_k, seed)}
+    found |= {
+        "categories": summarise_categories(run, seed),
+        "candidates": select_candidates(run, top_k, seed),
+    }
     found["verdicts"] = _verdicts(found["layers"], contrasts, missing_prompts_reason(run.category))
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "layer_metrics.csv", found["layers"])
@@ -77,7 +99,9 @@ def _verdicts(layers, contrasts, too_few):
     from rolecircuits.stats.role_tests import describe_survivors
 
     lines = [f"note: {too_few}; those are left empty"] if too_few else []
-    lines += [f"{name}: {describe_survivors('head', measures)}" for name, measures in contrasts.items()]
+    lines += [
+        f"{name}: {describe_survivors('head', measures)}" for name, measures in contrasts.items()
+    ]
     for kind in ("normalised", "sinkfree", "position_matched"):
         for index in ("rfc", "rsi"):
             rows = [row for row in layers if row["kind"] == kind and row["index"] == index]
@@ -94,9 +118,14 @@ def _print_tables(run, found, contrast, top_k):
     console = Console(markup=False, highlight=False, emoji=False)
     title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
     interval = Column("95 % interval", no_wrap=True)
-    table = Table("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title)
+    table = Table(
+        "layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p", box=SIMPLE, title=title
+    )
     for row in found["heads"][:top_k]:
-        value = {key: row[f"{contrast}_{key}"] for key in ("difference", "g", "g_low", "g_high", "p", "q", "p_max")}
+        value = {
+            key: row[f"{contrast}_{key}"]
+            for key in ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
+        }
         interval = f"{_show(value['g_low'], '+.2f')} {_show(value['g_high'], '+.2f')}"
         numbers = [_show(value["difference"], "+.4f"), _show(value["g"], "+.2f"), interval]
         numbers += [_show(value[key], ".4f") for key in ("p", "q", "p_max")]
@@ -107,7 +136,9 @@ def _print_tables(run, found, contrast, top_k):
     plan = found["candidates"]
     if plan["selection"]:
         held = sum(row["q_held_out"] < 0.05 for row in plan["selection"])
-        print(f"ablation candidates: {len(plan['selection'])} heads, {held} confirmed on the held-out half (q < 0.05)")
+        print(
+            f"ablation candidates: {len(plan['selection'])} heads, {held} confirmed on the held-out half (q < 0.05)"
+        )
     if "note" in plan:
         print(plan["note"])
 

@@ -19,7 +19,12 @@ heads), for comparison with published numbers only; the columns behind them (rfc
 import sys
 
 from rolecircuits.engines.fork_map import fork_map
-from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
+from rolecircuits.inputs.arguments import (
+    DEFAULT_RESULTS,
+    add_verify_argument,
+    check_output_dir,
+    say_unverified,
+)
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 
@@ -37,7 +42,9 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
     runs, notes = match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
     estimates, reasons = estimate_pair(runs)
     original = estimate_original(runs)
-    summary = summarise_comparison(runs, estimates, original, notes, [text for text in reasons.values() if text])
+    summary = summarise_comparison(
+        runs, estimates, original, notes, [text for text in reasons.values() if text]
+    )
     folder = prepare_folder(output_dir)
     write_figures(folder, estimates, summary)
     write_csv(folder / "detailed_comparison.csv", list_layers(estimates, original))
@@ -61,15 +68,24 @@ def list_layers(estimates, original):
             columns |= {f"{index}_ci_{end}_{run}": side[end] for end in ("low", "high")}
         columns[f"n_heads_{run}"] = original["rfc"][run]["n"]
     columns |= {f"{index}_diff": original[index]["diff"]["value"] for index in INDICES}
-    columns |= {f"{index}_diff_ci_{end}": original[index]["diff"][end] for index in INDICES for end in ("low", "high")}
+    columns |= {
+        f"{index}_diff_ci_{end}": original[index]["diff"][end]
+        for index in INDICES
+        for end in ("low", "high")
+    }
     for kind in KINDS:
         for index in INDICES:
             for name, estimate in estimates[kind][index].items():
                 columns[f"{index}_{kind}_{name}"] = estimate["value"]
-                columns |= {f"{index}_{kind}_{name}_ci_{end}": estimate[end] for end in ("low", "high")}
+                columns |= {
+                    f"{index}_{kind}_{name}_ci_{end}": estimate[end] for end in ("low", "high")
+                }
                 columns |= {f"{index}_{kind}_{name}_{test}": estimate[test] for test in TESTS}
     for index in INDICES:
-        columns |= {f"{index}_null_raw_{name}": side["null"] for name, side in estimates["raw"][index].items()}
+        columns |= {
+            f"{index}_null_raw_{name}": side["null"]
+            for name, side in estimates["raw"][index].items()
+        }
     return [{name: column[layer] for name, column in columns.items()} for layer in columns["layer"]]
 
 
@@ -78,18 +94,30 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 
     from rolecircuits.stats.indices import INDICES, KINDS
     from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
-    from rolecircuits.stats.run_pairs import SEED, describe_pair, describe_run, same_weights, summarise_difference
+    from rolecircuits.stats.run_pairs import (
+        SEED,
+        describe_pair,
+        describe_run,
+        same_weights,
+        summarise_difference,
+    )
 
     base, instruct = runs["base"], runs["instruct"]
     differences = {
-        kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES} for kind in KINDS
+        kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES}
+        for kind in KINDS
     }
     heads = {index: summarise_difference(original[index]["diff"]) for index in INDICES}
     for entry in heads.values():
         entry["head_intervals_excluding_zero"] = entry.pop("layers_excluding_zero")
-    undefined = [f"{i.upper()} {k}" for k in KINDS for i in INDICES if differences[k][i]["layers_undefined"]]
+    undefined = [
+        f"{i.upper()} {k}" for k in KINDS for i in INDICES if differences[k][i]["layers_undefined"]
+    ]
     if undefined:
-        notes = [*notes, f"undefined in some layers (neutral entropy 0, or no prompts): {', '.join(undefined)}"]
+        notes = [
+            *notes,
+            f"undefined in some layers (neutral entropy 0, or no prompts): {', '.join(undefined)}",
+        ]
     return {
         "pair": describe_pair(base, instruct),
         "same_weights": same_weights(base, instruct),
@@ -99,7 +127,12 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         "prompts_compared": base.counts,
         "notes": notes + reasons,
         "intervals_left_out": reasons,
-        "bootstrap": {"unit": "prompt", "resamples": N_RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "bootstrap": {
+            "unit": "prompt",
+            "resamples": N_RESAMPLES,
+            "seed": SEED,
+            "confidence": CONFIDENCE,
+        },
         "difference": "instruct - base",
         "differences": differences,
         "original": {"warning": NOT_INFERENCE, **heads},
@@ -120,7 +153,12 @@ def write_figures(folder, estimates, summary):
         kinds, shown = FIGURE_KINDS[name], RUNS if name == "rfc_rsi_comparison" else ("diff",)
         figure = draw_indices(estimates, summary, kinds, shown)
         save_figure(figure, folder / f"{name}.png")
-        rows = [row for kind in kinds for run in shown for row in list_points(estimates[kind], kind, run)]
+        rows = [
+            row
+            for kind in kinds
+            for run in shown
+            for row in list_points(estimates[kind], kind, run)
+        ]
         write_csv(folder / "data" / f"{name}.csv", rows)
 
     fork_map(draw, FIGURE_KINDS)
@@ -142,13 +180,20 @@ def print_summary(summary):
     rows += [("original", (index, summary["original"][index])) for index in INDICES]
     for kind, (index, entry) in rows:
         table.add_row(f"{index.upper()} {kind}", *_format_difference(entry))
-    console.print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}", soft_wrap=True)
+    console.print(
+        f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}",
+        soft_wrap=True,
+    )
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
     console.print(f"instruct - base over {size} ({summary['pair']})", soft_wrap=True)
     console.print(table)
     tests = f"95 % interval excludes 0, uncorrected / Benjamini-Hochberg q < {ALPHA} / max-T p < {ALPHA}"
-    console.print(f"null: length null. layers: {tests}; raw differences are not tested", soft_wrap=True)
-    console.print(f"* layers whose t-interval over heads excludes 0: {NOT_INFERENCE}", soft_wrap=True)
+    console.print(
+        f"null: length null. layers: {tests}; raw differences are not tested", soft_wrap=True
+    )
+    console.print(
+        f"* layers whose t-interval over heads excludes 0: {NOT_INFERENCE}", soft_wrap=True
+    )
     for note in summary["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
 
@@ -165,15 +210,24 @@ def _format_difference(entry):
     if entry.get("head_intervals_excluding_zero") is not None:
         excluding = f"{entry['head_intervals_excluding_zero']}*"
     elif entry.get("layers_excluding_zero") is not None:
-        counts = [entry[f"layers_{name}"] for name in ("excluding_zero", "q_below_alpha", "p_max_below_alpha")]
+        counts = [
+            entry[f"layers_{name}"]
+            for name in ("excluding_zero", "q_below_alpha", "p_max_below_alpha")
+        ]
         excluding = "/".join("-" if count is None else str(count) for count in counts)
     return [mean, "-" if null is None else f"{null:+.3f}", *ends, excluding]
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--base_dir", default=f"{DEFAULT_RESULTS}/latest_base", help="run folder (default %(default)s)")
-    parser.add_argument("--instruct_dir", default=f"{DEFAULT_RESULTS}/latest_run", help="default %(default)s")
+    parser.add_argument(
+        "--base_dir",
+        default=f"{DEFAULT_RESULTS}/latest_base",
+        help="run folder (default %(default)s)",
+    )
+    parser.add_argument(
+        "--instruct_dir", default=f"{DEFAULT_RESULTS}/latest_run", help="default %(default)s"
+    )
     parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
     add_verify_argument(parser)
     return parser.parse_args(argv)
@@ -182,7 +236,9 @@ def parse_args(argv=None):
 def run(args):
     say_unverified(args)
     print_summary(compare(args.base_dir, args.instruct_dir, args.output_dir, not args.no_verify))
-    print(f"figures, detailed_comparison.csv and comparison_summary.json are in {printable(args.output_dir)}")
+    print(
+        f"figures, detailed_comparison.csv and comparison_summary.json are in {printable(args.output_dir)}"
+    )
 
 
 def main(argv=None):

@@ -24,9 +24,16 @@ from rolecircuits.inputs.parser import Parser, run_script
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--comparison", action="append", required=True, nargs="+", metavar="NAME=DIR", help="a comparison folder, named"
+        "--comparison",
+        action="append",
+        required=True,
+        nargs="+",
+        metavar="NAME=DIR",
+        help="a comparison folder, named",
     )
-    parser.add_argument("--output_dir", default="cross_model_results", help="default: cross_model_results")
+    parser.add_argument(
+        "--output_dir", default="cross_model_results", help="default: cross_model_results"
+    )
     return parser.parse_args(argv)
 
 
@@ -40,7 +47,9 @@ def parse_comparisons(texts):
                 f"--comparison {printable(text)}: expected NAME=DIR, for example mistral=comparison_results"
             )
         if name in folders:
-            raise UserError(f"--comparison {printable(text)}: the name {printable(name)} is used twice")
+            raise UserError(
+                f"--comparison {printable(text)}: the name {printable(name)} is used twice"
+            )
         folders[name] = Path(folder)
     return folders
 
@@ -49,7 +58,12 @@ def compare_models(comparisons, output_dir):
     """Summarise, correlate and plot the comparison folders {name: Path}: {"summary": rows, "correlations": rows}."""
 
     from rolecircuits.drawing.profile_figure import plot_profiles
-    from rolecircuits.stats.profiles import COLUMNS, correlate_models, read_profile, summarise_profile
+    from rolecircuits.stats.profiles import (
+        COLUMNS,
+        correlate_models,
+        read_profile,
+        summarise_profile,
+    )
 
     folder = check_output_dir(output_dir)
     profiles = {name: read_profile(path) for name, path in comparisons.items()}
@@ -57,7 +71,11 @@ def compare_models(comparisons, output_dir):
     from rolecircuits.drawing.style import save_figure
     from rolecircuits.runs.files import write_csv
 
-    summary = [summarise_profile(name, c, profile[c]) for name, profile in profiles.items() for c in COLUMNS]
+    summary = [
+        summarise_profile(name, c, profile[c])
+        for name, profile in profiles.items()
+        for c in COLUMNS
+    ]
     correlations = correlate_models(profiles)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "cross_model_summary.csv", summary)
@@ -76,7 +94,18 @@ def _print_tables(summary, correlations):
 
     console = Console(markup=False, highlight=False, emoji=False)
     title = "share of layers: below -0.01, near 0, above +0.01"
-    table = Table("model", "index", "layers", "mean", "sd", "below", "near 0", "above", box=SIMPLE, title=title)
+    table = Table(
+        "model",
+        "index",
+        "layers",
+        "mean",
+        "sd",
+        "below",
+        "near 0",
+        "above",
+        box=SIMPLE,
+        title=title,
+    )
     for row in summary:
         shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
         numbers = [str(row["n_layers"]), f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
@@ -85,16 +114,34 @@ def _print_tables(summary, correlations):
     if not correlations:
         print("one model: nothing to correlate")
         return
-    table = Table("models", "index", "layers", "Pearson r", "p", "Spearman r", "p", box=SIMPLE, title="layer profiles")
+    table = Table(
+        "models",
+        "index",
+        "layers",
+        "Pearson r",
+        "p",
+        "Spearman r",
+        "p",
+        box=SIMPLE,
+        title="layer profiles",
+    )
     for row in correlations:
-        numbers = [f"{row['pearson_r']:+.3f}", f"{row['pearson_p']:.3f}", f"{row['spearman_r']:+.3f}"]
+        numbers = [
+            f"{row['pearson_r']:+.3f}",
+            f"{row['pearson_p']:.3f}",
+            f"{row['spearman_r']:+.3f}",
+        ]
         pair = printable(f"{row['model_a']} - {row['model_b']}")
-        table.add_row(pair, row["index"], str(row["n_points"]), *numbers, f"{row['spearman_p']:.3f}")
+        table.add_row(
+            pair, row["index"], str(row["n_points"]), *numbers, f"{row['spearman_p']:.3f}"
+        )
     console.print(table)
 
 
 def run(args):
-    compare_models(parse_comparisons([text for group in args.comparison for text in group]), args.output_dir)
+    compare_models(
+        parse_comparisons([text for group in args.comparison for text in group]), args.output_dir
+    )
 
 
 def main(argv=None):

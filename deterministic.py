@@ -35,7 +35,9 @@ def set_determinism(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_deterministic_debug_mode("warn")  # the same switch as use_deterministic_algorithms, without its compiler
+    torch.set_deterministic_debug_mode(
+        "warn"
+    )  # the same switch as use_deterministic_algorithms, without its compiler
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -57,7 +59,9 @@ def processor_name():
     """The processor's name as the system gives it, for telling machines apart; None where it gives none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            ]
     except OSError:
         names = []
     return names[0] if names else platform.processor() or None

@@ -34,8 +34,14 @@ AVERAGED = ("first_person", "self_naming", "n_tokens", "repetition")
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--max_tokens", type=positive_int, default=40, help="tokens generated at most (default 40)")
-    parser.add_argument("--config_file", "--interventions", help="plan: answer again under each of its interventions")
+    parser.add_argument(
+        "--max_tokens", type=positive_int, default=40, help="tokens generated at most (default 40)"
+    )
+    parser.add_argument(
+        "--config_file",
+        "--interventions",
+        help="plan: answer again under each of its interventions",
+    )
     parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
     return parser.parse_args(argv)
 
@@ -72,12 +78,18 @@ def run_generation(loaded, prompts, plan, args, timings=None):
     timings = dict(timings or {})
     check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
     determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    tokenized = tokenize_prompts(
+        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
+    )
     check_room(tokenized, args.max_tokens, loaded.facts["context"])
     for entry in plan:
         if not edited_prompts(entry, tokenized, args.seed).any():
-            raise UserError(f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from")
-    donors = collect_donors(loaded, tokenized, plan, args.seed, args.batch_size, lambda s: load_source(s, args))
+            raise UserError(
+                f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from"
+            )
+    donors = collect_donors(
+        loaded, tokenized, plan, args.seed, args.batch_size, lambda s: load_source(s, args)
+    )
     started = time.perf_counter()
 
     def answer(name, prepare=None):
@@ -91,13 +103,22 @@ def run_generation(loaded, prompts, plan, args, timings=None):
         "schema_version": 1,
         "max_tokens": args.max_tokens,
         "baseline": baseline,
-        "summary": {name: summarize_answers(rows) for name, rows in ({"baseline": baseline} | edited).items()},
+        "summary": {
+            name: summarize_answers(rows)
+            for name, rows in ({"baseline": baseline} | edited).items()
+        },
         "interventions": edited,
-        "changes": [row for name, rows in edited.items() for row in compare_answers(name, baseline, rows)],
+        "changes": [
+            row for name, rows in edited.items() for row in compare_answers(name, baseline, rows)
+        ],
     }
     named = SimpleNamespace(failed=[], arrays={"category": [p.category for p in tokenized]})
-    config = describe_run(loaded, prompts, named, args, timings, determinism) | {"script": "experiment.py"}
-    folder = save_results(results, config | {"interventions": [entry.model_dump() for entry in plan]}, args)
+    config = describe_run(loaded, prompts, named, args, timings, determinism) | {
+        "script": "experiment.py"
+    }
+    folder = save_results(
+        results, config | {"interventions": [entry.model_dump() for entry in plan]}, args
+    )
     print_results(results)
     print(
         f"{len(tokenized)} prompts answered {1 + len(plan)} times, {timings['generation_s']:.1f} s -> {printable(folder)}"
@@ -112,7 +133,13 @@ def describe_answers(loaded, tokenized, answers):
     stop, rows = stop_tokens(loaded), []
     for prompt, ids in zip(tokenized, answers, strict=True):
         text = loaded.tokenizer.hf.decode(ids, skip_special_tokens=True)
-        row = {"id": prompt.id, "category": prompt.category, "prompt": prompt.text, "token_ids": ids, "text": text}
+        row = {
+            "id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.text,
+            "token_ids": ids,
+            "text": text,
+        }
         rows.append(row | {"measures": measure_answer(ids, text, bool(ids) and ids[-1] in stop)})
     return rows
 
@@ -149,7 +176,12 @@ def save_results(results, config, args):
         write_json(new.path / "generation_results.json", results)
         if results["changes"]:
             rows = [
-                row | {"first_difference": "" if row["first_difference"] is None else row["first_difference"]}
+                row
+                | {
+                    "first_difference": ""
+                    if row["first_difference"] is None
+                    else row["first_difference"]
+                }
                 for row in results["changes"]
             ]
             write_csv(new.path / "answer_changes.csv", rows)
@@ -164,7 +196,15 @@ def print_results(results):
 
     console = Console(markup=False, highlight=False)
     console.width = console.width if console.is_terminal else 132
-    table = Table("category", "n", "first person", "names itself", "tokens", "repetition", title="unedited answers")
+    table = Table(
+        "category",
+        "n",
+        "first person",
+        "names itself",
+        "tokens",
+        "repetition",
+        title="unedited answers",
+    )
     for name, means in results["summary"]["baseline"].items():
         cells = [f"{means[m]:.3f}" if m != "n_tokens" else f"{means[m]:.1f}" for m in AVERAGED]
         table.add_row(name, str(means["n"]), *cells)

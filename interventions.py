@@ -55,8 +55,12 @@ def parse_args(argv=None):
         default=2,
         help="random control heads a candidate, for a plan that brings none (default 2; 0 leaves them out)",
     )
-    plan.add_argument("--sweep", choices=["heads"], help="ablate every head in turn instead of running a plan")
-    plan.add_argument("--method", choices=SWEEP_METHODS, help="what --sweep does to a head (default zero_out)")
+    plan.add_argument(
+        "--sweep", choices=["heads"], help="ablate every head in turn instead of running a plan"
+    )
+    plan.add_argument(
+        "--method", choices=SWEEP_METHODS, help="what --sweep does to a head (default zero_out)"
+    )
     add_engine_arguments(parser)
     parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
     return parser.parse_args(argv)
@@ -70,7 +74,9 @@ def run(args):
     if args.sweep and args.config_file:
         raise UserError("--sweep with --config_file: a sweep takes every head, give one of them")
     if args.method and not args.sweep:
-        raise UserError(f"--method {args.method} needs --sweep heads; a plan names a method for each entry")
+        raise UserError(
+            f"--method {args.method} needs --sweep heads; a plan names a method for each entry"
+        )
     plan = None if args.sweep else read_plan_for(args)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
@@ -105,21 +111,45 @@ def run_interventions(engine, prompts, plan, args):
     for note in base["notes"]:
         print(f"note: {printable(note)}")
     entries, timings, started = base["entries"], base["timings"], time.perf_counter()
-    items = [Item(name, "rolecircuits.edits.bench:edit_task", payload | {"entry": name}) for name in entries]
+    items = [
+        Item(name, "rolecircuits.edits.bench:edit_task", payload | {"entry": name})
+        for name in entries
+    ]
     with create_run(args.output_dir, LATEST, "intervention") as new:
-        model, captured = Namespace(facts=base["facts"]), Namespace(arrays=base["arrays"], failed=[])
+        model, captured = (
+            Namespace(facts=base["facts"]),
+            Namespace(arrays=base["arrays"], failed=[]),
+        )
         config = describe_run(model, prompts, captured, args, timings, base["determinism"])
         config |= {"script": "interventions.py", "engine": engine.facts()}
-        save_folder(new.path / BASELINE, base["prompts"], base["arrays"], config | {"intervention": None})
+        save_folder(
+            new.path / BASELINE, base["prompts"], base["arrays"], config | {"intervention": None}
+        )
         base_values, measured = normalised_values(base["arrays"], config), {}
         for item, result in engine.run(items, "interventions", "edit"):
             name = item.label
-            save_folder(new.path / name, base["prompts"], result["arrays"], config | {"intervention": entries[name]})
-            measured[name] = result["measured"] | {"values": normalised_values(result["arrays"], config)}
+            save_folder(
+                new.path / name,
+                base["prompts"],
+                result["arrays"],
+                config | {"intervention": entries[name]},
+            )
+            measured[name] = result["measured"] | {
+                "values": normalised_values(result["arrays"], config)
+            }
         timings["capture_s"] = time.perf_counter() - started
         measured = {name: measured[name] for name in entries}
-        rows, notes = tabulate_effects(measured, base_values, base["prompts"], base["notes"], args.seed)
-        save_effects(new.path, rows, notes, measured, entries, config | {"timings": timings, "engine": engine.facts()})
+        rows, notes = tabulate_effects(
+            measured, base_values, base["prompts"], base["notes"], args.seed
+        )
+        save_effects(
+            new.path,
+            rows,
+            notes,
+            measured,
+            entries,
+            config | {"timings": timings, "engine": engine.facts()},
+        )
     print_effects(rows, notes)
     print(
         f"{len(entries)} interventions, {len(prompts)} prompts, capture {timings['capture_s']:.1f} s -> "
@@ -154,9 +184,13 @@ def save_effects(folder, rows, notes, measured, entries, config):
     plan = [entry | {"folder": name} for name, entry in entries.items()]
     largest = {name: item["effects"]["logit_change"] for name, item in measured.items()}
     summary = {"schema_version": 1, "rows": rows, "notes": notes, "interventions": plan}
-    summary["largest_logit_change"] = {name: max(v for v in values if v == v) for name, values in largest.items()}
+    summary["largest_logit_change"] = {
+        name: max(v for v in values if v == v) for name, values in largest.items()
+    }
     write_json(folder / "effects.json", summary)
-    write_json(folder / "experiment_config.json", config | {"intervention": None, "interventions": plan})
+    write_json(
+        folder / "experiment_config.json", config | {"intervention": None, "interventions": plan}
+    )
 
 
 def print_effects(rows, notes):
@@ -167,14 +201,32 @@ def print_effects(rows, notes):
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 132
-    table = Table(title="effects over all prompts [95 % interval] | mean of the controls | q", title_justify="left")
+    table = Table(
+        title="effects over all prompts [95 % interval] | mean of the controls | q",
+        title_justify="left",
+    )
     table.add_column("intervention", no_wrap=True)
-    for heading in ("n", "KL, nats", "top-1", "answer surprisal", "RFC of later layers", "RSI of later layers"):
+    for heading in (
+        "n",
+        "KL, nats",
+        "top-1",
+        "answer surprisal",
+        "RFC of later layers",
+        "RSI of later layers",
+    ):
         table.add_column(heading)
     for row in rows:
         if row["category"] == "all" and row["role"] == "candidate":
-            cells = [effect_cell(row, m) for m in ("kl", "surprisal_change", "rfc_change", "rsi_change")]
-            table.add_row(row["intervention"], str(row["n"]), cells[0], f"{row['top1_change']:.0%}", *cells[1:])
+            cells = [
+                effect_cell(row, m) for m in ("kl", "surprisal_change", "rfc_change", "rsi_change")
+            ]
+            table.add_row(
+                row["intervention"],
+                str(row["n"]),
+                cells[0],
+                f"{row['top1_change']:.0%}",
+                *cells[1:],
+            )
     console.print(table)
     for note in notes:
         if "no measurable effect" in note or "no intervals" in note:
@@ -205,18 +257,29 @@ def run_sweep(engine, prompts, args):
     """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
 
     from output_manager import create_run
-    from rolecircuits.edits.sweep import combine_layers, fingerprint, remove_work, sweep_layers, work_folder
+    from rolecircuits.edits.sweep import (
+        combine_layers,
+        fingerprint,
+        remove_work,
+        sweep_layers,
+        work_folder,
+    )
     from rolecircuits.inputs.arguments import LATEST_SWEEP
     from rolecircuits.runs.files import write_json
     from rolecircuits.runs.npz import write_npz
     from rolecircuits.runs.record import describe_run
 
     method = args.method or "zero_out"
-    payload = {"args": work_arguments(args) | {"method": method}, "prompts": [asdict(p) for p in prompts]}
+    payload = {
+        "args": work_arguments(args) | {"method": method},
+        "prompts": [asdict(p) for p in prompts],
+    }
     base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
     loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
     n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
-    with work_folder(Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)) as work:
+    with work_folder(
+        Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)
+    ) as work:
         sweep_layers(engine, payload, n_layers, n_heads, work)
         timings["sweep_s"] = time.perf_counter() - started
         arrays = combine_layers(work, base["arrays"], n_layers, n_heads, args.seed)
@@ -228,7 +291,9 @@ def run_sweep(engine, prompts, args):
             write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
         remove_work(work)
     print_strongest(arrays)
-    print(f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {printable(new.final)}")
+    print(
+        f"{n_layers * n_heads} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s -> {printable(new.final)}"
+    )
     return new.final
 
 
@@ -242,12 +307,16 @@ def print_strongest(arrays, n=10):
     from rolecircuits.edits import effects
 
     kl = arrays["kl_by_prompt"].mean(axis=-1)
-    table = Table("layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers")
+    table = Table(
+        "layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers"
+    )
     for flat in np.argsort(-kl, axis=None)[:n]:
         layer, head = np.unravel_index(flat, kl.shape)
         top1 = arrays["top1_change_by_prompt"][layer, head].mean()
         cells = [f"{arrays[m][layer, head]:+.4f}" for m in effects.INDEX_METRICS]
-        table.add_row(str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells))
+        table.add_row(
+            str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells)
+        )
     Console(markup=False, highlight=False).print(table)
 
 

@@ -55,7 +55,9 @@ def create_run(output_dir, latest, prefix="run"):
     root.mkdir(parents=True, exist_ok=True)
     link = root / latest if latest else None
     if link and link.exists() and not link.is_symlink():
-        raise UserError(f"{link}: is not a symlink; move it away, it is where the newest run is linked")
+        raise UserError(
+            f"{link}: is not a symlink; move it away, it is where the newest run is linked"
+        )
     new, alive, renamed = NewRun(root / temporary_name()), None, False
     try:
         with _locked(root / LOCK):
@@ -115,8 +117,13 @@ def _free_name(root, name):
 
 def write_manifest(folder):
     """manifest.json: size and SHA-256 of every other file in the folder. Written last: it makes the run complete."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name not in ("manifest.json", LOCK))
-    entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.is_file() and p.name not in ("manifest.json", LOCK)
+    )
+    entries = {
+        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in files
+    }
     write_json(Path(folder) / "manifest.json", {"schema_version": SCHEMA_VERSION, "files": entries})
 
 
@@ -131,7 +138,9 @@ def resolve_run(path):
     folder = path.resolve()
     unpublished = any(part.name.startswith(TEMPORARY) for part in (folder, folder.parent))
     if unpublished or not (folder / "manifest.json").is_file():
-        raise UserError(f"{path}: not a complete run (no manifest.json); it was interrupted or is still being written")
+        raise UserError(
+            f"{path}: not a complete run (no manifest.json); it was interrupted or is still being written"
+        )
     return folder
 
 
@@ -171,7 +180,10 @@ def read_config(folder):
 def _read_prompts(path, arrays):
     try:
         # not splitlines(): U+2028 and U+0085 are characters of a prompt, not ends of a line
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        rows = [
+            json.loads(line)
+            for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        ]
     except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     if [r.get("id") if isinstance(r, dict) else None for r in rows] != arrays["prompt_id"].tolist():
@@ -191,14 +203,19 @@ def _check_file(folder, manifest, name, verify):
         raise UserError(f"{path}: missing; the run is damaged, run the analysis again")
     if path.stat().st_size != entry.get("bytes"):
         size = path.stat().st_size
-        raise UserError(f"{path}: has {size} bytes, its manifest says {printable(entry.get('bytes'))}; it is damaged")
+        raise UserError(
+            f"{path}: has {size} bytes, its manifest says {printable(entry.get('bytes'))}; it is damaged"
+        )
     if verify and sha256_of(path) != entry.get("sha256"):
         raise UserError(f"{path}: its SHA-256 is not the manifest's; it was changed after the run")
 
 
 def _check_config(folder, config):
     try:
-        known = isinstance(config["model"]["id"], str) and config["prompts"]["format"] in ("raw", "chat")
+        known = isinstance(config["model"]["id"], str) and config["prompts"]["format"] in (
+            "raw",
+            "chat",
+        )
     except (KeyError, TypeError):
         known = False
     path = folder / "experiment_config.json"
@@ -206,7 +223,11 @@ def _check_config(folder, config):
         raise UserError(f"{path}: model.id or prompts.format is missing; it is damaged")
     for name in ("revision", "weights_sha256", "tokenizer_sha256"):
         if not isinstance(config["model"].get(name), str | None):
-            raise UserError(f"{path}: model.{name} is {printable(config['model'][name])[:60]}; it must be a text")
+            raise UserError(
+                f"{path}: model.{name} is {printable(config['model'][name])[:60]}; it must be a text"
+            )
     seed = config.get("seed", 0)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise UserError(f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}")
+        raise UserError(
+            f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}"
+        )

@@ -170,7 +170,9 @@ def select_prompts(texts=None, per_category=None):
             f"--prompts_per_category {per_category}: {smallest} has {len(texts[smallest])} prompts; allowed are 1 to "
             f"{len(texts[smallest])}"
         )
-    paired = all(texts.get(category) for category in PAIRED) and len(texts[PAIRED[0]]) == len(texts[PAIRED[1]])
+    paired = all(texts.get(category) for category in PAIRED) and len(texts[PAIRED[0]]) == len(
+        texts[PAIRED[1]]
+    )
     return [
         Prompt(f"{category}_{i:02d}", category, i if paired and category in PAIRED else -1, text)
         for category in present
@@ -201,22 +203,32 @@ def _read_prompt_file(path):
     root = read_strict_json(path, "--prompts")
     allowed = ", ".join(CATEGORIES)
     if not isinstance(root, dict):
-        raise UserError(f"--prompts {path}: the root is a {type(root).__name__}; it must be an object with {allowed}")
+        raise UserError(
+            f"--prompts {path}: the root is a {type(root).__name__}; it must be an object with {allowed}"
+        )
     for category, texts in root.items():
         if category not in CATEGORIES:
-            raise UserError(f"--prompts {path}: unknown category {printable(category)!r}; allowed are {allowed}")
+            raise UserError(
+                f"--prompts {path}: unknown category {printable(category)!r}; allowed are {allowed}"
+            )
         if not isinstance(texts, list):
-            raise UserError(f"--prompts {path}: {category} is a {type(texts).__name__}; it must be a list of texts")
+            raise UserError(
+                f"--prompts {path}: {category} is a {type(texts).__name__}; it must be a list of texts"
+            )
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise UserError(f"--prompts {path}: {category}[{i}] must be a text that is not empty")
+                raise UserError(
+                    f"--prompts {path}: {category}[{i}] must be a text that is not empty"
+                )
             if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
                 raise UserError(
                     f"--prompts {path}: {category}[{i}] holds half a surrogate pair, which is not a character"
                 )
     for category in REQUIRED:
         if not root.get(category):
-            raise UserError(f"--prompts {path}: {category} is missing or empty; RFC needs {' and '.join(REQUIRED)}")
+            raise UserError(
+                f"--prompts {path}: {category} is missing or empty; RFC needs {' and '.join(REQUIRED)}"
+            )
     return root
 
 
@@ -239,21 +251,29 @@ def _drop_duplicates(texts):
                 continue
             first = seen.get(twice, f"{together[0]}[{i}]")
             where = places[twice] + (", dropped with its partner" if len(together) > 1 else "")
-            notes.append(f"duplicate prompt {printable(twice)!r} in {where}; {first} has it: counted once")
+            notes.append(
+                f"duplicate prompt {printable(twice)!r} in {where}; {first} has it: counted once"
+            )
     for category in REQUIRED:
         if not kept[category]:
-            raise UserError(f"--prompts: every {category} prompt is a duplicate of another; none is left")
+            raise UserError(
+                f"--prompts: every {category} prompt is a duplicate of another; none is left"
+            )
     return kept, notes
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--model_id", help="count this model's tokens; without it words are counted")
+    parser.add_argument(
+        "--model_id", help="count this model's tokens; without it words are counted"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
     parser.add_argument("--prompts_per_category", type=positive_int)
     parser.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
-    parser.add_argument("--system_prompt", help="system text for --prompt_format chat; may be empty")
+    parser.add_argument(
+        "--system_prompt", help="system text for --prompt_format chat; may be empty"
+    )
     parser.add_argument("--bos", choices=["auto", "always", "never"], default="auto")
     return parser.parse_args(argv)
 
@@ -265,7 +285,9 @@ def run(args):
         print(f"note: {note}")
     if args.model_id is None:
         if args.prompt_format == "chat" or args.bos != "auto":
-            raise UserError("--prompt_format chat and --bos need --model_id: they depend on the model's tokenizer")
+            raise UserError(
+                "--prompt_format chat and --bos need --model_id: they depend on the model's tokenizer"
+            )
         print("no --model_id: these are words, not tokens, and nothing is prepended")
         lengths = [len(p.text.split()) for p in prompts]
         spans = [(0, n) for n in lengths]
@@ -274,10 +296,14 @@ def run(args):
         from rolecircuits.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(args.model_id, revision=args.revision)
-        tokenized = tokenize_prompts(prompts, tokenizer, args.prompt_format, args.system_prompt, args.bos)
+        tokenized = tokenize_prompts(
+            prompts, tokenizer, args.prompt_format, args.system_prompt, args.bos
+        )
         lengths = [len(t.token_ids) for t in tokenized]
         spans = [t.span for t in tokenized]
-    _print_lengths(prompts, lengths, spans, "words" if args.model_id is None else "tokens", args.prompt_format)
+    _print_lengths(
+        prompts, lengths, spans, "words" if args.model_id is None else "tokens", args.prompt_format
+    )
 
 
 def _print_lengths(prompts, lengths, spans, unit, prompt_format):
@@ -290,12 +316,31 @@ def _print_lengths(prompts, lengths, spans, unit, prompt_format):
     console = Console(markup=False, highlight=False, emoji=False)
     category = np.array([p.category for p in prompts])
     lengths, spans = np.array(lengths), np.array(spans)
-    table = Table("category", "n", f"mean {unit} fed", "min", "max", f"mean {unit} of the text", title="lengths")
+    table = Table(
+        "category",
+        "n",
+        f"mean {unit} fed",
+        "min",
+        "max",
+        f"mean {unit} of the text",
+        title="lengths",
+    )
     for name in dict.fromkeys(category):
         fed, own = lengths[category == name], (spans[:, 1] - spans[:, 0])[category == name]
-        table.add_row(name, str(len(fed)), f"{fed.mean():.2f}", str(fed.min()), str(fed.max()), f"{own.mean():.2f}")
+        table.add_row(
+            name,
+            str(len(fed)),
+            f"{fed.mean():.2f}",
+            str(fed.min()),
+            str(fed.max()),
+            f"{own.mean():.2f}",
+        )
     console.print(table)
-    partners = {p.pair_id: (i, p) for i, p in enumerate(prompts) if p.category == PAIRED[1] and p.pair_id >= 0}
+    partners = {
+        p.pair_id: (i, p)
+        for i, p in enumerate(prompts)
+        if p.category == PAIRED[1] and p.pair_id >= 0
+    }
     pairs = Table("pair", "confounder", unit, "third_person", unit, title="pairs")
     unequal = 0
     for i, prompt in enumerate(prompts):
@@ -303,12 +348,18 @@ def _print_lengths(prompts, lengths, spans, unit, prompt_format):
             j, other = partners[prompt.pair_id]
             unequal += int(lengths[i] != lengths[j])
             pairs.add_row(
-                str(prompt.pair_id), printable(prompt.text), str(lengths[i]), printable(other.text), str(lengths[j])
+                str(prompt.pair_id),
+                printable(prompt.text),
+                str(lengths[i]),
+                printable(other.text),
+                str(lengths[j]),
             )
     console.print(pairs)
     console.print(f"{pairs.row_count} pairs, {unequal} of unequal length")
     null = length_null(category, lengths, spans, whole_prompt=prompt_format == "raw")
-    console.print(f"length null (uniform attention, raw index): RFC {null['rfc']:+.4f}   RSI {null['rsi']:+.4f}")
+    console.print(
+        f"length null (uniform attention, raw index): RFC {null['rfc']:+.4f}   RSI {null['rsi']:+.4f}"
+    )
 
 
 def main(argv=None):

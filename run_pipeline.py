@@ -44,7 +44,10 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
 
-RUNS = {"instruct": "latest", "base": "latest_base"}  # in the order they are run: the base model is edited afterwards
+RUNS = {
+    "instruct": "latest",
+    "base": "latest_base",
+}  # in the order they are run: the base model is edited afterwards
 
 
 def analysis_item(family, stage_args):
@@ -88,7 +91,10 @@ def intervention_task(held, payload):
     from rolecircuits.edits.plan import parse_entries
     from rolecircuits.runs.files import pack_folder
 
-    args, prompts = Namespace(**payload["args"]), [Prompt(**prompt) for prompt in payload["prompts"]]
+    args, prompts = (
+        Namespace(**payload["args"]),
+        [Prompt(**prompt) for prompt in payload["prompts"]],
+    )
     with folder_aside() as args.output_dir:
         plan = parse_entries(payload["plan"], "plan")
         folder, _ = interventions.run_interventions(LocalEngine(held=held), prompts, plan, args)
@@ -126,7 +132,9 @@ def publish_files(files, args, latest, engine, prefix="run"):
             else:
                 path.write_bytes(content)
         for name in files:
-            if name.endswith("/manifest.json"):  # a folder inside the run: its config is another now
+            if name.endswith(
+                "/manifest.json"
+            ):  # a folder inside the run: its config is another now
                 write_manifest((new.path / name).parent)
     return new.final
 
@@ -144,12 +152,21 @@ def parse_args(argv=None):
     add_run_arguments(parser)
     add_engine_arguments(parser)
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
-    parser.add_argument("--raw", choices=["none", "patterns", "full"], default="none", help="the figures need none")
-    parser.add_argument("--skip_analysis", action="store_true", help="use the newest runs of this family")
+    parser.add_argument(
+        "--raw", choices=["none", "patterns", "full"], default="none", help="the figures need none"
+    )
+    parser.add_argument(
+        "--skip_analysis", action="store_true", help="use the newest runs of this family"
+    )
     parser.add_argument("--skip_visualization", action="store_true")
     parser.add_argument("--skip_comparison", action="store_true")
     parser.add_argument("--skip_interventions", action="store_true")
-    parser.add_argument("--top_k", type=positive_int, default=3, help="heads that are cut (default 3, 2 controls each)")
+    parser.add_argument(
+        "--top_k",
+        type=positive_int,
+        default=3,
+        help="heads that are cut (default 3, 2 controls each)",
+    )
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
@@ -174,7 +191,10 @@ def plan_study(args, name):
     stage_args = {run: analysis_args(run, family[run], args) for run in RUNS}
     for each in stage_args.values():
         check_model_arguments(each)
-    outputs = [results_dir(args), *(Path(root, name) for root in ("figures", "analysis_results", "comparison_results"))]
+    outputs = [
+        results_dir(args),
+        *(Path(root, name) for root in ("figures", "analysis_results", "comparison_results")),
+    ]
     for folder in outputs:
         check_output_dir(folder)
     for output_type in RUNS.values():
@@ -226,7 +246,9 @@ def run_side_by_side(studies, engine):
         if "stages" in item.payload:
             for run_name, each in found.items():
                 args = study.stages[run_name]
-                folder = publish_files(each["files"], args, arguments.LINKS[args.output_type], engine)
+                folder = publish_files(
+                    each["files"], args, arguments.LINKS[args.output_type], engine
+                )
                 print(f"{item.label}: {run_name} run -> {folder}")
                 failed += each["failed"]
             after_analysis(study)
@@ -264,8 +286,19 @@ def results_dir(args):
 def analysis_args(name, entry, args):
     """The arguments that activation_analysis.py would get on its own command line for this run."""
     flags = ["--output_dir", str(results_dir(args)), "--output_type", RUNS[name]]
-    flags += [f"--{key}={value}" for key, value in entry.items()]  # one word: a value may begin with a hyphen
-    for key in ("prompts", "prompts_per_category", "dtype", "device", "device_map", "batch_size", "seed", "raw"):
+    flags += [
+        f"--{key}={value}" for key, value in entry.items()
+    ]  # one word: a value may begin with a hyphen
+    for key in (
+        "prompts",
+        "prompts_per_category",
+        "dtype",
+        "device",
+        "device_map",
+        "batch_size",
+        "seed",
+        "raw",
+    ):
         value = getattr(args, key)
         flags += [] if value is None else [f"--{key}={value}"]
     return activation_analysis.parse_args(flags)
@@ -298,7 +331,9 @@ def report_family(folders, args):
     """
 
     def report(part):
-        with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, one part after the other
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ) as said:  # printed below, one part after the other
             summary = compare_family(folders, args) if part == "comparison" else None
             if part in folders and not args.skip_visualization:
                 draw_run(folders[part], part, args)
@@ -324,14 +359,25 @@ def test_run(folder, side, args):
     """Tests of every layer and head of a run, into analysis_results/NAME/base or analysis_results/NAME/instruct."""
     from analyze_results import analyze
 
-    analyze(folder, Path("analysis_results", args.family, side), args.top_k, args.seed, not args.no_verify)
+    analyze(
+        folder,
+        Path("analysis_results", args.family, side),
+        args.top_k,
+        args.seed,
+        not args.no_verify,
+    )
 
 
 def compare_family(folders, args):
     """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
     from compare_base_instruct import compare
 
-    return compare(folders["base"], folders["instruct"], Path("comparison_results", args.family), not args.no_verify)
+    return compare(
+        folders["base"],
+        folders["instruct"],
+        Path("comparison_results", args.family),
+        not args.no_verify,
+    )
 
 
 def proposed_plan(study):
@@ -341,7 +387,9 @@ def proposed_plan(study):
 
     plan_file = Path("analysis_results", study.args.family, "base", "ablation_candidates.json")
     plan_args, base_args = interventions.parse_args([]), study.stages["base"]
-    vars(plan_args).update({key: value for key, value in vars(base_args).items() if hasattr(plan_args, key)})
+    vars(plan_args).update(
+        {key: value for key, value in vars(base_args).items() if hasattr(plan_args, key)}
+    )
     try:
         return read_plan(plan_file), plan_args
     except UserError as reason:
@@ -381,13 +429,19 @@ def print_main_numbers(study):
         for kind in KINDS:
             values = [layer_indices(each, kind)[index].mean() for each in runs.values()]
             nulls = [layer_null(each, kind)[index].mean() for each in runs.values()]
-            cells = [f"{value:+.3f} ({null:+.3f})" for value, null in zip(values, nulls, strict=True)]
-            table.add_row(f"{index.upper()} {kind}", *cells, _difference(values, summary, kind, index))
+            cells = [
+                f"{value:+.3f} ({null:+.3f})" for value, null in zip(values, nulls, strict=True)
+            ]
+            table.add_row(
+                f"{index.upper()} {kind}", *cells, _difference(values, summary, kind, index)
+            )
     console.print(table)
     if summary is not None and summary["pair"]:
         console.print(summary["pair"])
     for name, folder in folders.items():
-        figures = "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
+        figures = (
+            "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
+        )
         console.print(
             f"{name:9} {runs[name].label}: {printable(folder.parent / resolve_run(folder).name)}/{figures}",
             soft_wrap=True,

@@ -19,7 +19,12 @@ import time
 from pathlib import Path
 
 from rolecircuits.engines.fork_map import fork_map
-from rolecircuits.inputs.arguments import DEFAULT_RESULTS, add_verify_argument, check_output_dir, say_unverified
+from rolecircuits.inputs.arguments import (
+    DEFAULT_RESULTS,
+    add_verify_argument,
+    check_output_dir,
+    say_unverified,
+)
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 
@@ -33,7 +38,12 @@ FORMATS = ("png", "svg", "pdf")
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_type", choices=list(FOLDERS), default="normal", help="normal (default): instruct run")
+    parser.add_argument(
+        "--output_type",
+        choices=list(FOLDERS),
+        default="normal",
+        help="normal (default): instruct run",
+    )
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
     parser.add_argument("--format", choices=FORMATS, default="png")
@@ -64,7 +74,9 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
         return path
 
     # figure 4 is the only one that needs seaborn and its libraries
-    paths = fork_map(draw, FIGURES, cost=lambda name: 7 if name == "visualization_4_distributions" else 1)
+    paths = fork_map(
+        draw, FIGURES, cost=lambda name: 7 if name == "visualization_4_distributions" else 1
+    )
     seconds = time.perf_counter() - start
     print(
         f"{len(paths)} figures of {run.label} ({run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts) "
@@ -78,7 +90,9 @@ def run(args):
     latest, figures = FOLDERS[args.output_type]
     input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
     if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
-        visualize_interventions(input_dir, args.output_dir or figures, args.format, verify=not args.no_verify)
+        visualize_interventions(
+            input_dir, args.output_dir or figures, args.format, verify=not args.no_verify
+        )
     else:
         visualize(input_dir, args.output_dir or figures, args.format, not args.no_verify)
 
@@ -87,7 +101,9 @@ def visualize_interventions(input_dir, output_dir, file_format="png", each_run=T
     """Write effects and the sweep heatmap of an intervention run, and the nine figures of each of its sub-folders."""
     check_output_dir(output_dir)
     if not (input_dir / "effects.json").is_file():
-        raise UserError(f"{printable(input_dir)}: no intervention run found; interventions.py writes one")
+        raise UserError(
+            f"{printable(input_dir)}: no intervention run found; interventions.py writes one"
+        )
 
     paths = draw_interventions(
         input_dir, output_dir, file_format, draw_run=visualize if each_run else None, verify=verify
@@ -100,7 +116,9 @@ def main(argv=None):
     return run_script(parse_args, run, argv)
 
 
-def draw_interventions(input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True):
+def draw_interventions(
+    input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True
+):
     """Draw an intervention run; returns the paths of effects and sweep.
 
     sweep_dir  a sweep run, by default latest_sweep beside the run if there is one

@@ -39,7 +39,9 @@ def run(args):
     from rolecircuits.models.source import locate_model
 
     loaded = load_model(args.model_id, device="cpu")
-    plain_model = AutoModelForCausalLM.from_pretrained(locate_model(args.model_id), attn_implementation="sdpa").eval()
+    plain_model = AutoModelForCausalLM.from_pretrained(
+        locate_model(args.model_id), attn_implementation="sdpa"
+    ).eval()
     tokenized = tokenize_prompts(select_prompts(), loaded.tokenizer, args.prompt_format)
     ids, mask = pad_right([p.token_ids for p in tokenized])
 
@@ -62,7 +64,9 @@ def run(args):
         f"{len(tokenized)} {args.prompt_format} prompts, {ids.shape[1]} tokens at most, {torch.get_num_threads()} threads"
     )
     for name, values in seconds.items():
-        print(f"{name:8} {statistics.median(values):6.2f} s   (min {min(values):.2f}, max {max(values):.2f})")
+        print(
+            f"{name:8} {statistics.median(values):6.2f} s   (min {min(values):.2f}, max {max(values):.2f})"
+        )
     print(f"capture / plain, median of {args.rounds} pairs: {statistics.median(ratios):.2f}")
 
 

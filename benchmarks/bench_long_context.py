@@ -37,23 +37,40 @@ from rolecircuits.inputs.parser import Parser, run_script
 WAYS = ("plain", "streaming", "hf_eager", "tl_hooks", "tl_cache")
 RANDOM_SHAPE = "mistral-7b-shape"
 # copies of a [head, query, key] float32 pattern that are alive at the peak: (of one layer, of every layer)
-ALIVE = {"plain": (0, 0), "streaming": (0, 0), "hf_eager": (3, 1), "tl_hooks": (6, 0), "tl_cache": (3, 1)}
+ALIVE = {
+    "plain": (0, 0),
+    "streaming": (0, 0),
+    "hf_eager": (3, 1),
+    "tl_hooks": (6, 0),
+    "tl_cache": (3, 1),
+}
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_id", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=positive_int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument(
+        "--tokens", type=positive_int, nargs="+", default=[512, 1024, 2048, 4096, 8192]
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument(
-        "--max_tokens", type=positive_int, default=4096, help="the most tokens for what builds patterns"
+        "--max_tokens",
+        type=positive_int,
+        default=4096,
+        help="the most tokens for what builds patterns",
     )
     parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument(
-        "--pairs", type=positive_int, help="time plain and streaming in turn, this often, in one process"
+        "--pairs",
+        type=positive_int,
+        help="time plain and streaming in turn, this often, in one process",
     )
-    parser.add_argument("--measure", choices=WAYS, help="measure one way in this process and print JSON (used inside)")
+    parser.add_argument(
+        "--measure",
+        choices=WAYS,
+        help="measure one way in this process and print JSON (used inside)",
+    )
     return parser.parse_args(argv)
 
 
@@ -221,7 +238,9 @@ def load_plain(args, attention):
             return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     from rolecircuits.models.source import locate_model
 
-    model = AutoModelForCausalLM.from_pretrained(locate_model(args.model_id), attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        locate_model(args.model_id), attn_implementation=attention
+    )
     return model.eval().to(args.device)
 
 
@@ -247,14 +266,22 @@ def make_work(args, way, tokens):
 
         config = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers
-        facts = {"n_heads": heads, "n_layers": layers, "sliding_windows": sliding_windows(model.config)}
-        return lambda: stream_layers(model, ids, mask, count, span, facts, lambda layer, arrays: None)
+        facts = {
+            "n_heads": heads,
+            "n_layers": layers,
+            "sliding_windows": sliding_windows(model.config),
+        }
+        return lambda: stream_layers(
+            model, ids, mask, count, span, facts, lambda layer, arrays: None
+        )
     ids, mask = ids.to(args.device), mask.to(args.device)
     if way == "plain":
         return lambda: model.base_model(ids, attention_mask=mask, use_cache=False)
     return lambda: [
         entropy_of(a)
-        for a in model.base_model(ids, attention_mask=mask, use_cache=False, output_attentions=True).attentions
+        for a in model.base_model(
+            ids, attention_mask=mask, use_cache=False, output_attentions=True
+        ).attentions
     ]
 
 
@@ -268,7 +295,10 @@ def random_ids(config, tokens):
     import torch
 
     return torch.randint(
-        3, config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)
+        3,
+        config.get_text_config().vocab_size,
+        (1, tokens),
+        generator=torch.Generator().manual_seed(0),
     )
 
 

@@ -30,7 +30,9 @@ GOAL = 0.6
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--layers", type=positive_int, default=6, help="layers swept in a turn, evenly spaced (6)")
+    parser.add_argument(
+        "--layers", type=positive_int, default=6, help="layers swept in a turn, evenly spaced (6)"
+    )
     parser.add_argument("--repeats", type=positive_int, default=5, help="turns of each (5)")
     return parser.parse_args(argv)
 
@@ -41,15 +43,26 @@ def run(args):
     from rolecircuits.engines.open import check_engine_arguments, open_engine
     from rolecircuits.engines.work import Item, work_arguments
 
-    flags = {"engine": "ray", "ray_address": None, "worker_threads": 1, "gpus_per_worker": None, "device": "cpu"}
+    flags = {
+        "engine": "ray",
+        "ray_address": None,
+        "worker_threads": 1,
+        "gpus_per_worker": None,
+        "device": "cpu",
+    }
     check_engine_arguments(Namespace(**flags, num_workers=2))
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    payload = {"args": work_arguments(args) | {"method": "zero_out"}, "prompts": [asdict(p) for p in prompts]}
+    payload = {
+        "args": work_arguments(args) | {"method": "zero_out"},
+        "prompts": [asdict(p) for p in prompts],
+    }
     cold, warm, cpu = {}, {1: [], 2: []}, {1: [], 2: []}
     for n in (1, 2):
         started = time.perf_counter()
         with open_engine(Namespace(**flags, num_workers=n)) as engine:
-            base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
+            base = engine.prepare(
+                Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload)
+            )
             items = layer_items(payload, base["facts"]["n_layers"], args.layers)
             list(engine.run(items))
             cold[n] = time.perf_counter() - started
@@ -60,7 +73,9 @@ def run(args):
                     engine.workers = both[:active]
                     before = cpu_seconds(engine)
                     warm[active].append(clock(engine, items))
-                    cpu[active].append(max(b - a for a, b in zip(before, cpu_seconds(engine), strict=True)))
+                    cpu[active].append(
+                        max(b - a for a, b in zip(before, cpu_seconds(engine), strict=True))
+                    )
                     print(f"{active} of 2 workers, warm: {warm[active][-1]:.2f} s", flush=True)
             engine.workers = both
     one, two = (statistics.median(warm[n]) for n in (1, 2))
@@ -69,9 +84,13 @@ def run(args):
     print(
         f"{heads} heads in {len(items)} layers, {len(prompts)} prompts, one thread a worker, medians of {args.repeats}"
     )
-    print(f"warm: one worker {one:.2f} s, two {two:.2f} s, median ratio {statistics.median(ratios):.2f} (goal {GOAL})")
+    print(
+        f"warm: one worker {one:.2f} s, two {two:.2f} s, median ratio {statistics.median(ratios):.2f} (goal {GOAL})"
+    )
     one, two = (statistics.median(cpu[n]) for n in (1, 2))
-    print(f"warm, CPU of the busier worker: one {one:.2f} s, two {two:.2f} s, ratio {two / one:.2f}")
+    print(
+        f"warm, CPU of the busier worker: one {one:.2f} s, two {two:.2f} s, ratio {two / one:.2f}"
+    )
     print(f"cold: one worker {cold[1]:.1f} s, two {cold[2]:.1f} s, ratio {cold[2] / cold[1]:.2f}")
 
 
@@ -82,7 +101,8 @@ def layer_items(payload, n_layers, count):
     count = min(count, n_layers)
     layers = sorted({int((i + 0.5) * n_layers / count) for i in range(count)})
     return [
-        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer}) for layer in layers
+        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer})
+        for layer in layers
     ]
 
 

@@ -39,7 +39,9 @@ NEEDS_RUNS = ("figures", "tests", "comparison", "interventions")
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--runs", type=positive_int, default=5)
-    parser.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE"
+    )
     return parser.parse_args(argv)
 
 
@@ -80,7 +82,9 @@ def write_plan(path):
 def clock(command, folder):
     """(wall, CPU) seconds of one process and its children."""
     script, *arguments = command.split()
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = {
+        key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+    }
     call = [sys.executable, PROJECT / script, *arguments]
     before, start = os.times(), time.perf_counter()
     done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True)

@@ -26,8 +26,14 @@ GOAL = 0.62
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--layers", type=positive_int, help="sweep only this many evenly spaced layers (default: all)")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="plain passes to take the median of")
+    parser.add_argument(
+        "--layers",
+        type=positive_int,
+        help="sweep only this many evenly spaced layers (default: all)",
+    )
+    parser.add_argument(
+        "--repeats", type=positive_int, default=5, help="plain passes to take the median of"
+    )
     parser.add_argument("--rows", type=positive_int, help="ablations in one batch")
     return parser.parse_args(argv)
 
@@ -44,7 +50,9 @@ def run(args):
     from rolecircuits.edits.sweep import ROWS, Sweep
 
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+    tokenized = tokenize_prompts(
+        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
+    )
     n_layers = loaded.n_layers
     count = min(args.layers or n_layers, n_layers)
     layers = sorted({int(i) for i in (np.arange(count) + 0.5) * n_layers / count})

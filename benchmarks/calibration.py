@@ -46,13 +46,21 @@ from rolecircuits.stats.indices import (
 BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999
 EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
-BOUNDS = {"power": (0.0, 1.0), "coverage": (0.93, 0.97), "level": (0.035, 0.065), "family": (0.0, 0.06)}
+BOUNDS = {
+    "power": (0.0, 1.0),
+    "coverage": (0.93, 0.97),
+    "level": (0.035, 0.065),
+    "family": (0.0, 0.06),
+}
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--n_datasets", type=positive_int, default=2000, help="simulated data sets a row (default 2000)"
+        "--n_datasets",
+        type=positive_int,
+        default=2000,
+        help="simulated data sets a row (default 2000)",
     )
     parser.add_argument("--seed", type=seed_value, default=0)
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
@@ -67,7 +75,9 @@ def check_truth(rng):
     gaps = []
     for c in CATEGORIES:
         part = values[labels(n)[0] == c]
-        gaps.append(np.abs(part.mean(axis=0) - world.level * EFFECT[c]) / (part.std(axis=0) / np.sqrt(n)))
+        gaps.append(
+            np.abs(part.mean(axis=0) - world.level * EFFECT[c]) / (part.std(axis=0) / np.sqrt(n))
+        )
     return float(np.max(gaps))
 
 
@@ -91,7 +101,11 @@ def bca_interval(category, counts, runs):
         pseudo = -pseudo * (size - 1) / size
         acceleration = (pseudo**3).sum(axis=0) / (6 * (pseudo**2).sum(axis=0) ** 1.5)
         ordered = np.sort(draws[name], axis=0)
-        bias = norm.ppf(np.clip((draws[name] < estimate[name]).mean(axis=0), 1 / len(counts), 1 - 1 / len(counts)))
+        bias = norm.ppf(
+            np.clip(
+                (draws[name] < estimate[name]).mean(axis=0), 1 / len(counts), 1 - 1 / len(counts)
+            )
+        )
         ends = []
         for z in norm.ppf([0.025, 0.975]):
             share = norm.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
@@ -107,7 +121,10 @@ def intervals_by_method(runs, n, seed):
     counts = resampling.bootstrap_counts(category, pair_id, DRAWS, seed)
     base = runs[1] if len(runs) == 2 else None
     own = resampling.infer_indices(runs[0], category, pair_id, base, DRAWS, seed)
-    out = {"bootstrap-t": {k: own[k][1:3] for k in own}, "BCa": bca_interval(category, counts, runs)}
+    out = {
+        "bootstrap-t": {k: own[k][1:3] for k in own},
+        "BCa": bca_interval(category, counts, runs),
+    }
     draws = [resampling.resampled_indices(run, category, counts) for run in runs]
     out["percentile"], out["equal-tailed t"] = {}, {}
     for name, (estimate, shift, error) in resampling.studentised_indices(
@@ -128,7 +145,9 @@ def coverage_rows(rng, n, n_datasets, n_runs):
         world = draw_world(rng, 3, 8)
         simulated = simulate(rng, world, n, BLOCK, effects)
         for level in ("layer", "head"):
-            flat = [(v.mean(axis=-1) if level == "layer" else v).reshape(len(v), -1) for v in simulated]
+            flat = [
+                (v.mean(axis=-1) if level == "layer" else v).reshape(len(v), -1) for v in simulated
+            ]
             truths = [true_indices(world, effect, level == "layer") for effect in effects]
             for method, found in intervals_by_method(flat, n, block).items():
                 for index, (low, high) in found.items():
@@ -161,8 +180,12 @@ def level_rows(rng, n, n_datasets):
         for size, values in (("30 layers", layers[0]), ("270 heads", heads)):
             by = {c: values[category == c] for c in CATEGORIES}
             name = f"label permutation, {size}"
-            tests[name] = resampling.permutation_test(by["self_referent"], by["neutral"], FAMILY_DRAWS, i)
-            tests[f"sign flips, {size}"] = resampling.sign_flip_test(by[PAIRED[0]] - by[PAIRED[1]], FAMILY_DRAWS, i)
+            tests[name] = resampling.permutation_test(
+                by["self_referent"], by["neutral"], FAMILY_DRAWS, i
+            )
+            tests[f"sign flips, {size}"] = resampling.sign_flip_test(
+                by[PAIRED[0]] - by[PAIRED[1]], FAMILY_DRAWS, i
+            )
         for name, test in tests.items():
             alone.setdefault(name, []).append((test.p < 0.05).mean())
             family.setdefault(name, []).append(np.nanmin(test.p_max) < 0.05)
@@ -174,9 +197,14 @@ def level_rows(rng, n, n_datasets):
 def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
     """Heads of which the first `share` have self-referent entropies raised by g standard deviations, additively."""
     world = draw_world(rng, n_layers, n_heads)
-    large = simulate(np.random.default_rng(1), world, 500, 1, (dict.fromkeys(CATEGORIES, 1.0),))[0][:, 0]
+    large = simulate(np.random.default_rng(1), world, 500, 1, (dict.fromkeys(CATEGORIES, 1.0),))[0][
+        :, 0
+    ]
     category = labels(500)[0]
-    spread = np.sqrt((large[category == "self_referent"].var(axis=0) + large[category == "neutral"].var(axis=0)) / 2)
+    spread = np.sqrt(
+        (large[category == "self_referent"].var(axis=0) + large[category == "neutral"].var(axis=0))
+        / 2
+    )
     values = simulate(rng, world, n, n_data, (dict.fromkeys(CATEGORIES, 1.0),))[0]
     true = np.zeros(n_layers * n_heads, dtype=bool)
     true[rng.permutation(true.size)[: max(1, round(share * true.size))]] = True
@@ -198,11 +226,17 @@ def discovery_rows(rng, n, n_datasets):
             test = resampling.permutation_test(*groups, FAMILY_DRAWS, i)
             rejected = contrasts.q_values(test.p) < 0.05
             false.append((rejected & ~true).sum() / max(1, rejected.sum()))
-            found = {"alone, p < 0.05": test.p < 0.05, "among 270, max-T": test.p_max < 0.05, "27 true, BH": rejected}
+            found = {
+                "alone, p < 0.05": test.p < 0.05,
+                "among 270, max-T": test.p_max < 0.05,
+                "27 true, BH": rejected,
+            }
             for name, hits in found.items():
                 power.setdefault((name, g), []).append(hits[true].mean())
     rows = [row("27 of 270 heads true", n, "BH, false share", false, "family")]
-    return rows + [row(f"head {name}", n, f"g = {g:.1f}", x, "power") for (name, g), x in sorted(power.items())]
+    return rows + [
+        row(f"head {name}", n, f"g = {g:.1f}", x, "power") for (name, g), x in sorted(power.items())
+    ]
 
 
 def change_rows(rng, n, n_datasets):
@@ -217,7 +251,15 @@ def change_rows(rng, n, n_datasets):
             base, instruct = (run.mean(axis=-1).reshape(4 * n, -1) for run in runs)
             p = resampling.infer_indices(instruct, category, None, base, DRAWS, block)["rfc"].p
             hits.append((p < 0.05).reshape(BLOCK, -1).mean(axis=1))
-        rows.append(row("layer, change of RFC between runs", n, f"change {change:.2f}", np.concatenate(hits), "power"))
+        rows.append(
+            row(
+                "layer, change of RFC between runs",
+                n,
+                f"change {change:.2f}",
+                np.concatenate(hits),
+                "power",
+            )
+        )
     return rows
 
 
@@ -231,9 +273,17 @@ def position_rows(rng, n, n_datasets):
         n_tokens = np.concatenate(
             [rng.choice(np.arange(4, 10), p=np.divide(TOKENS[c], 30), size=n) for c in CATEGORIES]
         )
-        tilt = {c: profile * EFFECT[c] * np.linspace(1, SPREAD[c], n_query) ** 0.2 for c in CATEGORIES}
-        z = 0.6 * rng.normal(size=(4 * n, 10, 1, 1)) + 0.8 * rng.normal(size=(4 * n, 10, 1, n_query))
-        rows = 0.7 * np.stack([tilt[c] for c in category])[:, None, None] * np.exp(0.15 * z - 0.15**2 / 2)
+        tilt = {
+            c: profile * EFFECT[c] * np.linspace(1, SPREAD[c], n_query) ** 0.2 for c in CATEGORIES
+        }
+        z = 0.6 * rng.normal(size=(4 * n, 10, 1, 1)) + 0.8 * rng.normal(
+            size=(4 * n, 10, 1, n_query)
+        )
+        rows = (
+            0.7
+            * np.stack([tilt[c] for c in category])[:, None, None]
+            * np.exp(0.15 * z - 0.15**2 / 2)
+        )
         seen = np.arange(n_query) < n_tokens[:, None, None, None]
         run = SimpleNamespace(
             entropy=np.where(seen, rows * np.log(keys)[None, :, None], np.nan), visible_keys=keys, category=category,
@@ -241,10 +291,15 @@ def position_rows(rng, n, n_datasets):
         )  # fmt: skip
         weight = np.nan_to_num(position_weights(run))
         truth = indices_of_means(lambda c: (weight * 0.7 * tilt[c]).sum(axis=-1))  # noqa: B023
-        found = resampling.index_intervals(position_matched_values(run), category, pair_id, DRAWS, i)
+        found = resampling.index_intervals(
+            position_matched_values(run), category, pair_id, DRAWS, i
+        )
         for index, (_, low, high) in found.items():
             hits[index].append(((low <= truth[index]) & (truth[index] <= high)).mean())
-    return [row(f"position-matched {index.upper()}", n, "bootstrap-t", x, "coverage") for index, x in hits.items()]
+    return [
+        row(f"position-matched {index.upper()}", n, "bootstrap-t", x, "coverage")
+        for index, x in hits.items()
+    ]
 
 
 def effect_size_rows(rng, n, n_datasets):
@@ -259,7 +314,9 @@ def effect_size_rows(rng, n, n_datasets):
             spread = 1.0 if shape == "normal" else np.sqrt((np.exp(0.09) - 1) * np.exp(0.09))
             low, high = contrasts.hedges_g_interval(a + 0.8 * spread, b, paired)
             inside = (low <= 0.8) & (high >= 0.8)
-            rows.append(row(f"Hedges g, {shape}", n, "paired" if paired else "unpaired", inside, "coverage"))
+            rows.append(
+                row(f"Hedges g, {shape}", n, "paired" if paired else "unpaired", inside, "coverage")
+            )
     return rows
 
 
@@ -273,12 +330,24 @@ def row(what, n, method, observed, kind):
     low, high = BOUNDS[kind]
     inside = low <= rate <= high
     near = low - 3 * error <= rate <= high + 3 * error
-    return what, n, method, rate, error, kind, "inside" if inside else "within error" if near else "OUTSIDE"
+    return (
+        what,
+        n,
+        method,
+        rate,
+        error,
+        kind,
+        "inside" if inside else "within error" if near else "OUTSIDE",
+    )
 
 
 def judged(found):
     """Rows that must be inside their bound: the methods in use, at n = 30."""
-    return [r for r in found if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")]
+    return [
+        r
+        for r in found
+        if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")
+    ]
 
 
 def needed_effects(found):
@@ -288,7 +357,11 @@ def needed_effects(found):
         if kind == "power" and method.startswith("g ="):
             curves.setdefault(what, []).append((float(method[4:]), rate))
     return {
-        what: float(np.interp(0.8, [rate for _, rate in curve], [g for g, _ in curve], left=np.nan, right=np.nan))
+        what: float(
+            np.interp(
+                0.8, [rate for _, rate in curve], [g for g, _ in curve], left=np.nan, right=np.nan
+            )
+        )
         for what, curve in curves.items()
     }
 
@@ -316,17 +389,23 @@ def plan_stages(seed, n_datasets):
 
 
 def run(args):
-    n_datasets = max(BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK)
+    n_datasets = max(
+        BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK
+    )
     print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
     gap = check_truth(np.random.default_rng(args.seed))
-    print(f"analytic truth against 50,000 prompts a category: largest of 128 gaps is {gap:.2f} standard errors")
+    print(
+        f"analytic truth against 50,000 prompts a category: largest of 128 gaps is {gap:.2f} standard errors"
+    )
     found = []
     with ProcessPoolExecutor(args.workers) as pool:
         for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
             for what, n, method, rate, error, kind, verdict in rows:
                 shown = f"{100 * rate:6.2f} % +- {100 * error:.2f}"
                 verdict = "" if kind == "power" else verdict
-                print(f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True)
+                print(
+                    f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True
+                )
             found += rows
     for what, g in needed_effects(found).items():
         print(f"80 % power at n = 30: {what}: g = {g:.2f}")

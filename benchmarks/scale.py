@@ -44,7 +44,11 @@ SHAPES = (
 
 def parameters(s):
     """Embeddings 2Vd, and in each layer q and o 2dHh, k and v 2dKh, the MLP 3df, two norms 2d; a last norm d."""
-    return 2 * s.V * s.d + s.L * (2 * s.d * s.H * s.h + 2 * s.d * s.K * s.h + 3 * s.d * s.f + 2 * s.d) + s.d
+    return (
+        2 * s.V * s.d
+        + s.L * (2 * s.d * s.H * s.h + 2 * s.d * s.K * s.h + 3 * s.d * s.f + 2 * s.d)
+        + s.d
+    )
 
 
 def weights(s):
@@ -96,22 +100,38 @@ def prompt_rows(T, N=120, B=64):
     """Table 2: memory of N prompts of T tokens, in GB."""
     rows = []
     for s in SHAPES:
-        values = (activations(s, B, T), N * arrays(s, T), N * patterns(s, T), residuals(s, N, T), distributions(s, N))
-        rows.append(f"| {s.name} | {T} | " + " | ".join(f"{value / GB:.3g}" for value in values) + " |")
+        values = (
+            activations(s, B, T),
+            N * arrays(s, T),
+            N * patterns(s, T),
+            residuals(s, N, T),
+            distributions(s, N),
+        )
+        rows.append(
+            f"| {s.name} | {T} | " + " | ".join(f"{value / GB:.3g}" for value in values) + " |"
+        )
     return rows
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--tokens", type=positive_int, default=8, help="tokens a prompt (default 8)")
+    parser.add_argument(
+        "--tokens", type=positive_int, default=8, help="tokens a prompt (default 8)"
+    )
     parser.add_argument("--prompts", type=positive_int, default=120)
     parser.add_argument("--batch_size", type=positive_int, default=64)
     return parser.parse_args(argv)
 
 
 def run(args):
-    print("| model | parameters, 1e9 | weights, GB | cards of 80 GB | cards of 141 GB |", *model_rows(), sep="\n")
-    print("\n| model | T | activations | attention.npz | raw patterns | residuals of a sweep | distributions |")
+    print(
+        "| model | parameters, 1e9 | weights, GB | cards of 80 GB | cards of 141 GB |",
+        *model_rows(),
+        sep="\n",
+    )
+    print(
+        "\n| model | T | activations | attention.npz | raw patterns | residuals of a sweep | distributions |"
+    )
     print(*prompt_rows(args.tokens, args.prompts, args.batch_size), sep="\n")
 
 

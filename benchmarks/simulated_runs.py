@@ -30,9 +30,14 @@ def draw_world(rng, n_layers, n_heads):
     shape = (n_layers, n_heads)
     sink = rng.random(shape) < 0.25
     level = np.where(sink, 10 ** rng.uniform(-3, -1, shape), rng.uniform(0.3, 0.8, shape))
-    spread = np.where(sink, rng.uniform(0.4, 1.2, shape), np.exp(rng.uniform(np.log(0.05), np.log(0.35), shape)))
+    spread = np.where(
+        sink, rng.uniform(0.4, 1.2, shape), np.exp(rng.uniform(np.log(0.05), np.log(0.35), shape))
+    )
     return SimpleNamespace(
-        level=level, spread=spread, loading=rng.uniform(-0.8, 0.8, shape), slope=rng.normal(0, 0.05, shape)
+        level=level,
+        spread=spread,
+        loading=rng.uniform(-0.8, 0.8, shape),
+        slope=rng.normal(0, 0.05, shape),
     )
 
 
@@ -47,20 +52,32 @@ def simulate(rng, world, n, n_data, effects=(EFFECT,)):
 
     Runs share prompts, lengths and half of the randomness; later runs have 0.6 times the level and 1.5 times the spread.
     """
-    factor, own = rng.normal(size=(4 * n, n_data, 1, 1)), rng.normal(size=(4 * n, n_data, *world.level.shape))
+    factor, own = (
+        rng.normal(size=(4 * n, n_data, 1, 1)),
+        rng.normal(size=(4 * n, n_data, *world.level.shape)),
+    )
     pair = labels(n)[0] == PAIRED[1]
     factor[pair] = 0.7 * factor[labels(n)[0] == PAIRED[0]] + np.sqrt(0.51) * factor[pair]
     own[pair] = 0.7 * own[labels(n)[0] == PAIRED[0]] + np.sqrt(0.51) * own[pair]
     shared = world.loading * factor + np.sqrt(1 - world.loading**2) * own
-    lengths = {c: rng.choice(np.arange(4, 10), p=np.divide(TOKENS[c], 30), size=(n, n_data, 1, 1)) for c in CATEGORIES}
+    lengths = {
+        c: rng.choice(np.arange(4, 10), p=np.divide(TOKENS[c], 30), size=(n, n_data, 1, 1))
+        for c in CATEGORIES
+    }
     runs = []
     for r, effect in enumerate(effects):
         z = shared if r == 0 else 0.7 * shared + np.sqrt(0.51) * rng.normal(size=shared.shape)
         values = np.empty_like(z)
         for c in CATEGORIES:
             chosen, spread = labels(n)[0] == c, world.spread * SPREAD[c] * 1.5**r
-            mean_of_length = sum(p / 30 * np.exp(world.slope * k) for k, p in zip(range(4, 10), TOKENS[c], strict=True))
-            grown = np.exp(spread * z[chosen] - spread**2 / 2 + world.slope * lengths[c]) / mean_of_length
+            mean_of_length = sum(
+                p / 30 * np.exp(world.slope * k)
+                for k, p in zip(range(4, 10), TOKENS[c], strict=True)
+            )
+            grown = (
+                np.exp(spread * z[chosen] - spread**2 / 2 + world.slope * lengths[c])
+                / mean_of_length
+            )
             values[chosen] = world.level * 0.6**r * effect[c] * grown
         runs.append(values)
     return runs

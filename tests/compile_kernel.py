@@ -26,8 +26,17 @@ def compile_kernel(dtype, width, capability):
     kinds |= dict.fromkeys(("log_sum_ptr", "entropy_ptr"), "*fp32")
     names = kernel.arg_names
     signature = {name: kinds.get(name, "i32") for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.endswith(("_ptr", "_row"))}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name in names
+        if name.endswith(("_ptr", "_row"))
+    }
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        aligned,
+    )
     options = {"num_warps": warps, "num_stages": 2}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 

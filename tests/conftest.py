@@ -8,7 +8,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run on the CPU
+os.environ.setdefault(
+    "TRITON_INTERPRET", "1"
+)  # read when triton is imported: its kernels then run on the CPU
 
 from rolecircuits.inputs import parser  # noqa: E402, F401  (sets the thread policy before anything imports torch)
 

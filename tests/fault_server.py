@@ -60,7 +60,9 @@ class Calls:
         if not isinstance(target, (str, os.PathLike)):
             return False
         text = os.fspath(target)
-        return text.startswith(self.root) or (not os.path.isabs(text) and event in ("os.remove", "os.rmdir"))
+        return text.startswith(self.root) or (
+            not os.path.isabs(text) and event in ("os.remove", "os.rmdir")
+        )
 
 
 def run_child(request, out, err):
@@ -73,7 +75,11 @@ def run_child(request, out, err):
     if request.get("max_bytes") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_bytes"],) * 2)
     calls = Calls(request["root"], request.get("at"), request.get("signal", signal.SIGKILL))
-    main_of = convert if request["script"] == "conversion" else importlib.import_module(request["script"]).main
+    main_of = (
+        convert
+        if request["script"] == "conversion"
+        else importlib.import_module(request["script"]).main
+    )
     code = main_of(request["argv"])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -93,7 +99,9 @@ def convert(argv):
 
     os.environ["XDG_CACHE_HOME"] = argv[0]
     source._convert_gguf = write_tiny
-    return parser.run_script(lambda argv: argparse.Namespace(verbose=False), lambda args: source.bundled_folder(), [])
+    return parser.run_script(
+        lambda argv: argparse.Namespace(verbose=False), lambda args: source.bundled_folder(), []
+    )
 
 
 def start(request):
@@ -139,7 +147,10 @@ def take_few_resamples(n=50):
     for module in (resampling, indices, role_tests, run_pairs, effects, run_figures):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:
-                few = (n if value == resampling.N_RESAMPLES else value for value in function.__defaults__)
+                few = (
+                    n if value == resampling.N_RESAMPLES else value
+                    for value in function.__defaults__
+                )
                 function.__defaults__ = tuple(few)
 
 
@@ -164,7 +175,9 @@ def main(folder):
 
     loaded = load_model(folder)
     instrument.load_from_args = instrument.load_from_args = lambda args: loaded
-    run_figures.FIGURES = dict(list(run_figures.FIGURES.items())[:2])  # two of nine are written as all nine are
+    run_figures.FIGURES = dict(
+        list(run_figures.FIGURES.items())[:2]
+    )  # two of nine are written as all nine are
     take_few_resamples()
     style.DPI = 40
     warm_up()
@@ -172,7 +185,9 @@ def main(folder):
     for line in sys.stdin:
         requests = json.loads(line)
         children = [start(request) for request in requests]
-        answers = [finish(request, *child) for request, child in zip(requests, children, strict=True)]
+        answers = [
+            finish(request, *child) for request, child in zip(requests, children, strict=True)
+        ]
         print(json.dumps(answers), flush=True)
 
 

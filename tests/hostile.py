@@ -38,4 +38,8 @@ def publish(root, files, config):
     return root
 
 
-CONFIG = {"model": {"id": "m"}, "prompts": {"format": "raw", "n": 8}, "sweep": {"of": "heads", "method": "zero_out"}}
+CONFIG = {
+    "model": {"id": "m"},
+    "prompts": {"format": "raw", "n": 8},
+    "sweep": {"of": "heads", "method": "zero_out"},
+}

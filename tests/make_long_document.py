@@ -11,7 +11,18 @@ SUBJECTS = (
     "the miller", "a tall woman from the harbour", "my neighbour", "the old teacher", "one of the sailors",
     "the engineer", "a boy with a red cap", "the night watchman", "her sister", "the clockmaker",
 )  # fmt: skip
-VERBS = ("carried", "repaired", "measured", "painted", "forgot", "described", "sold", "found", "borrowed", "drew")
+VERBS = (
+    "carried",
+    "repaired",
+    "measured",
+    "painted",
+    "forgot",
+    "described",
+    "sold",
+    "found",
+    "borrowed",
+    "drew",
+)
 OBJECTS = (
     "a copper kettle", "the map of the valley", "two broken lamps", "a letter without a name", "the bridge's last plank",
     "a basket of green apples", "the bell of the school", "a book about tides", "seven glass marbles", "an empty boat",

@@ -17,7 +17,10 @@ def flags(**changes):
 
 def waits(log, n, seconds=0.4):
     """n items that take `seconds` each and leave a line in the log."""
-    return [Item(f"item {i}", "ray_tasks:wait", {"n": i, "seconds": seconds, "log": str(log)}) for i in range(n)]
+    return [
+        Item(f"item {i}", "ray_tasks:wait", {"n": i, "seconds": seconds, "log": str(log)})
+        for i in range(n)
+    ]
 
 
 def wait(held, payload):
@@ -57,7 +60,9 @@ def die_once(held, payload):
 def refuse(held, payload):
     """Fail in the way that payload says."""
     print("about to fail")
-    raise {"UserError": UserError, "RunFailed": RunFailed, "ValueError": ValueError}[payload["kind"]](payload["text"])
+    raise {"UserError": UserError, "RunFailed": RunFailed, "ValueError": ValueError}[
+        payload["kind"]
+    ](payload["text"])
 
 
 def prepare_slowly(held, payload):

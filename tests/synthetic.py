@@ -13,7 +13,15 @@ from rolecircuits.runs import files, npz, record
 from rolecircuits.stats import entropy
 
 
-def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_id="synthetic", prompt_format="raw"):
+def make_run(
+    n_layers=4,
+    n_heads=3,
+    effect=0.2,
+    per_category=30,
+    seed=0,
+    model_id="synthetic",
+    prompt_format="raw",
+):
     """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens self-referent rows."""
     rng = np.random.default_rng(seed)
     prompts = select_prompts(per_category=per_category)
@@ -24,7 +32,9 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
     category = np.array([p.category for p in prompts])
     scores = rng.normal(size=(n_prompts, n_layers, n_heads, n_query, n_query))
     scores *= (
-        1 + rng.random((1, n_layers, n_heads, 1, 1)) + effect * (category == "self_referent")[:, None, None, None, None]
+        1
+        + rng.random((1, n_layers, n_heads, 1, 1))
+        + effect * (category == "self_referent")[:, None, None, None, None]
     )
     scores[..., 0] += 1.5
     key = np.arange(n_query)
@@ -39,7 +49,12 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
     masses = [entropy.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
     config = {
         "schema_version": record.SCHEMA_VERSION,
-        "model": {"id": model_id, "n_layers": n_layers, "n_heads": n_heads, "weights_sha256": model_id},
+        "model": {
+            "id": model_id,
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "weights_sha256": model_id,
+        },
         "prompts": {"format": prompt_format, "sha256": "synthetic"},
         "status": "complete",
     }
@@ -59,7 +74,9 @@ def make_run(n_layers=4, n_heads=3, effect=0.2, per_category=30, seed=0, model_i
         "edge_tokens": masses[0]["edge_tokens"],
     }
     arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
-    rows = [{"id": p.id, "category": p.category, "pair_id": p.pair_id, "text": p.text} for p in prompts]
+    rows = [
+        {"id": p.id, "category": p.category, "pair_id": p.pair_id, "text": p.text} for p in prompts
+    ]
     return run_arrays.Run(path=None, config=config, prompts=rows, **arrays)
 
 

@@ -52,7 +52,9 @@ def make(**fields):
 def run_edited(loaded, tokenized, entry=None, batch_size=5, **options):
     edits = None
     if entry is not None:
-        prepare = hooks.prepare_edit(entry, donors_module.collect_donors(loaded, tokenized, [entry], seed=1))
+        prepare = hooks.prepare_edit(
+            entry, donors_module.collect_donors(loaded, tokenized, [entry], seed=1)
+        )
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
     return capture_attention(loaded, tokenized, batch_size, edits, want_logits=True, **options)
 
@@ -72,12 +74,18 @@ def test_an_edit_that_changes_nothing_is_bit_identical(model, kind):
     tokenized = tokenize(model)
     clean = run_edited(model, tokenized)
     if kind == "factor 1":
-        same = run_edited(model, tokenized, make(type="layer_heads", layer=1, head=None, method="scale", factor=1))
+        same = run_edited(
+            model, tokenized, make(type="layer_heads", layer=1, head=None, method="scale", factor=1)
+        )
     elif kind == "no edits":
         same = capture_attention(model, tokenized, 5, lambda batch: [], want_logits=True)
     else:
-        entry = make(type="patch", component="layer", layer=1, method="other_model", source="itself")
-        donors = donors_module.collect_donors(model, tokenized, [entry], batch_size=5, load_other=lambda source: model)
+        entry = make(
+            type="patch", component="layer", layer=1, method="other_model", source="itself"
+        )
+        donors = donors_module.collect_donors(
+            model, tokenized, [entry], batch_size=5, load_other=lambda source: model
+        )
         prepare = hooks.prepare_edit(entry, donors)
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
         same = capture_attention(model, tokenized, 5, edits, want_logits=True)
@@ -87,8 +95,12 @@ def test_an_edit_that_changes_nothing_is_bit_identical(model, kind):
 def test_zeroing_hook_z_equals_zeroing_columns_of_the_output_projection(model):
     tokenized = tokenize(model, 2)
     layer, head = 1, 2
-    edited = run_edited(model, tokenized, make(type="head", layer=layer, head=head, method="zero_out"))
-    hf = AutoModelForCausalLM.from_pretrained(model.facts["folder"], attn_implementation="eager").eval()
+    edited = run_edited(
+        model, tokenized, make(type="head", layer=layer, head=head, method="zero_out")
+    )
+    hf = AutoModelForCausalLM.from_pretrained(
+        model.facts["folder"], attn_implementation="eager"
+    ).eval()
     attention = hf.model.layers[layer].self_attn
     with torch.no_grad():
         attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = 0
@@ -103,7 +115,9 @@ def test_a_pass_that_starts_at_the_edited_layer_gives_what_the_whole_pass_gives(
     tokenized = tokenize(model)
     _, clean = capture_clean(model, tokenized, [2], 5)
     entry = make(type="head", layer=2, head=1, method="zero_out")
-    assert_same(run_edited(model, tokenized, entry), run_edited(model, tokenized, entry, start=(2, clean)))
+    assert_same(
+        run_edited(model, tokenized, entry), run_edited(model, tokenized, entry, start=(2, clean))
+    )
 
 
 def test_blocks_below_the_start_are_not_executed(llama):
@@ -151,7 +165,11 @@ def test_resample_takes_another_prompt_of_the_same_length_and_repeats(llama):
     who = donors_module.partners(entry, tokenized, seed=3)
     for i, j in enumerate(who):
         alone = sum(len(p.token_ids) == len(tokenized[i].token_ids) for p in tokenized) == 1
-        assert (j == -1) if alone else (j != i and len(tokenized[j].token_ids) == len(tokenized[i].token_ids))
+        assert (
+            (j == -1)
+            if alone
+            else (j != i and len(tokenized[j].token_ids) == len(tokenized[i].token_ids))
+        )
     np.testing.assert_array_equal(who, donors_module.partners(entry, tokenized, seed=3))
     assert (who != donors_module.partners(entry, tokenized, seed=4)).any()
 
@@ -161,11 +179,15 @@ def test_resample_takes_another_prompt_of_the_same_length_and_repeats(llama):
 def test_patterns_are_causal_windowed_distributions(model, method, layer):
     tokenized = tokenize(model, 2)
     entry = make(type="pattern", layer=layer, head=1, method=method)
-    edited, again = (run_edited(model, tokenized, entry, keep_patterns=True, batch_size=b) for b in (3, 8))
+    edited, again = (
+        run_edited(model, tokenized, entry, keep_patterns=True, batch_size=b) for b in (3, 8)
+    )
     clean = run_edited(model, tokenized, keep_patterns=True, batch_size=3)
     np.testing.assert_allclose(edited.patterns[layer], again.patterns[layer], atol=1e-5)
     others = [0, 2, 3]
-    np.testing.assert_array_equal(edited.patterns[layer][:, others], clean.patterns[layer][:, others])
+    np.testing.assert_array_equal(
+        edited.patterns[layer][:, others], clean.patterns[layer][:, others]
+    )
     window = model.facts["sliding_windows"][layer]
     for prompt, pattern in zip(tokenized, edited.patterns[layer][:, 1], strict=True):
         for q in range(len(prompt.token_ids)):
@@ -180,7 +202,10 @@ def test_patterns_are_causal_windowed_distributions(model, method, layer):
 def test_pattern_seeds_differ(llama):
     tokenized = tokenize(llama, 1)
     entry = make(type="pattern", layer=0, head=None, method="random")
-    weights = [hooks.random_weights(rows_of(tokenized, [0]), torch.arange(3), torch.arange(3), 2, s, 0) for s in (1, 2)]
+    weights = [
+        hooks.random_weights(rows_of(tokenized, [0]), torch.arange(3), torch.arange(3), 2, s, 0)
+        for s in (1, 2)
+    ]
     assert not torch.equal(*weights)
     assert entry.head_list == []
 
@@ -207,26 +232,36 @@ def test_patch_from_another_model_refuses_another_shape(folders, llama, tmp_path
     other = load_model(save_tiny("llama", tmp_path, num_hidden_layers=2))
     entry = make(type="patch", component="mlp", layer=1, method="other_model", source="other")
     with pytest.raises(UserError, match="n_layers is 2, this model's is 3"):
-        donors_module.collect_donors(llama, tokenize(llama), [entry], load_other=lambda source: other)
+        donors_module.collect_donors(
+            llama, tokenize(llama), [entry], load_other=lambda source: other
+        )
 
 
 def test_zeroing_every_mlp_row_removes_its_contribution(llama):
     tokenized = tokenize(llama, 2)
     prepare = hooks.prepare_edit(
-        make(type="mlp", layer=1, method="zero_out"), donors_module.Donors(tokenized, llama.facts, 0)
+        make(type="mlp", layer=1, method="zero_out"),
+        donors_module.Donors(tokenized, llama.facts, 0),
     )
     seen = {}
     names = ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
     watch = [(n, lambda t, hook, n=n: seen.__setitem__(n, t.clone())) for n in names]
     ids = [p.token_ids for p in tokenized[:1]]
     run_layers(
-        llama.bridge, ids, 3, "float32", lambda layer, pattern: None, [*prepare(rows_of(tokenized, [0])), *watch]
+        llama.bridge,
+        ids,
+        3,
+        "float32",
+        lambda layer, pattern: None,
+        [*prepare(rows_of(tokenized, [0])), *watch],
     )
     torch.testing.assert_close(seen[names[0]], seen[names[1]])
 
 
 def test_steering_direction_and_its_removal():
-    tokenized = [SimpleNamespace(category=c, span=(1, 3)) for c in ("self_referent", "neutral", "confounder")]
+    tokenized = [
+        SimpleNamespace(category=c, span=(1, 3)) for c in ("self_referent", "neutral", "confounder")
+    ]
     residual = np.zeros((3, 4, 2), np.float32)
     residual[0, 1:3], residual[1, 1:3], residual[2] = [[4, 0], [2, 2]], [[1, 1], [1, 1]], 50
     residual[:2, 0] = 99  # the BOS row is not counted
@@ -248,9 +283,13 @@ def test_steering_adds_alpha_times_the_direction_to_the_residual(llama):
     prepare = hooks.prepare_edit(entry, donors_module.collect_donors(llama, tokenized, [entry]))
     seen = []
     edits = [*prepare(rows_of(tokenized, [0])), (site, lambda t, hook: seen.append(t.clone()))]
-    run_layers(llama.bridge, [tokenized[0].token_ids], 3, "float32", lambda layer, pattern: None, edits)
+    run_layers(
+        llama.bridge, [tokenized[0].token_ids], 3, "float32", lambda layer, pattern: None, edits
+    )
     n, direction = len(tokenized[0].token_ids), donors_module.steering_direction(tokenized, before)
-    np.testing.assert_allclose(seen[0][0] - before[0, :n], np.tile(2.5 * direction, (n, 1)), atol=1e-4)
+    np.testing.assert_allclose(
+        seen[0][0] - before[0, :n], np.tile(2.5 * direction, (n, 1)), atol=1e-4
+    )
 
 
 def test_one_head_per_row_equals_one_head_per_batch():

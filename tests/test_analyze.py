@@ -31,7 +31,9 @@ def plant_head(run, layer=2, head=1, factor=0.6):
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
-    path = save_run(plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6)), folder / "runs")
+    path = save_run(
+        plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6)), folder / "runs"
+    )
     return analyze_results.analyze(path, folder / "out", top_k=3), folder / "out", path
 
 
@@ -42,7 +44,10 @@ def test_planted_head_comes_first_and_survives(planted):
     assert float(top["self_confounder_p_max"]) < 0.01 and float(top["self_confounder_q"]) < 0.01
     assert float(top["self_confounder_g"]) < float(top["self_confounder_g_high"]) < 0
     assert float(top["confounder_third_p_max"]) > 0.05
-    assert any(line.startswith("self_confounder: 1 of 24 heads survive max-T") for line in found["verdicts"])
+    assert any(
+        line.startswith("self_confounder: 1 of 24 heads survive max-T")
+        for line in found["verdicts"]
+    )
     assert len(read_rows(folder / "head_ranking.csv")) == 24
 
 
@@ -57,11 +62,15 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
 def test_held_out_g_is_measured_where_it_was_not_chosen():
     run = make_run(n_layers=3, n_heads=4, effect=0.0, seed=8)
     plan = candidates_module.select_candidates(run, top_k=2, seed=1)
-    values, half = indices.prompt_values(run), role_tests.split_prompts(run.category, run.pair_id, seed=1)
+    values, half = (
+        indices.prompt_values(run),
+        role_tests.split_prompts(run.category, run.pair_id, seed=1),
+    )
     for row in plan["selection"]:
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
             groups = (
-                values[part & (run.category == c), row["layer"], row["head"]] for c in ("self_referent", "confounder")
+                values[part & (run.category == c), row["layer"], row["head"]]
+                for c in ("self_referent", "confounder")
             )
             assert row[key] == pytest.approx(float(hedges_g(*groups)))
     assert abs(plan["selection"][0]["g_selection"]) >= abs(plan["selection"][1]["g_selection"])
@@ -76,9 +85,13 @@ def test_candidates_file_has_the_agreed_format(planted):
         "interventions",
         "note",
     }
-    candidates = [(e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "candidate"]
+    candidates = [
+        (e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "candidate"
+    ]
     controls = [(e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "control"]
-    assert len(candidates) == 3 and len(set(candidates + controls)) == len(candidates) + len(controls)
+    assert len(candidates) == 3 and len(set(candidates + controls)) == len(candidates) + len(
+        controls
+    )
     for entry in plan["interventions"]:
         assert entry["type"] == "head" and entry["method"] == "zero_out"
         assert set(entry) <= {"type", "layer", "head", "method", "role", "control_for", "note"}
@@ -109,7 +122,12 @@ def test_split_halves_every_category_and_keeps_pairs():
 
 def test_nothing_survives_where_nothing_is(tmp_path, capsys):
     path = save_run(make_run(n_layers=4, n_heads=6, effect=0.0, seed=5), tmp_path / "runs")
-    assert analyze_results.main(["--input_dir", str(path), "--output_dir", str(tmp_path / "out"), "--top_k", "2"]) == 0
+    assert (
+        analyze_results.main(
+            ["--input_dir", str(path), "--output_dir", str(tmp_path / "out"), "--top_k", "2"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "self_confounder: no head survives max-T/BH at 0.05" in out
     assert "normalised RFC: no layer survives max-T/BH at 0.05" in out
@@ -124,13 +142,22 @@ def test_layer_metrics_are_those_of_role_metrics(planted):
     for kind in indices.KINDS:
         for index, expected in indices.layer_indices(run, kind).items():
             chosen = [row for row in rows if row["kind"] == kind and row["index"] == index]
-            np.testing.assert_allclose([float(row["estimate"]) for row in chosen], expected, rtol=1e-6)
+            np.testing.assert_allclose(
+                [float(row["estimate"]) for row in chosen], expected, rtol=1e-6
+            )
             null = indices.layer_null(run, kind)[index]
             np.testing.assert_allclose([float(row["null"]) for row in chosen], null, atol=1e-9)
     for row in rows:
         assert float(row["low"]) < float(row["estimate"]) < float(row["high"])
-        assert 0 < float(row["p"]) <= float(row["q"]) <= 1 and float(row["p"]) <= float(row["p_max"]) + 1e-9
-    layer_2 = [row for row in rows if row["index"] == "rsi" and row["layer"] == "2" and row["kind"] == "normalised"]
+        assert (
+            0 < float(row["p"]) <= float(row["q"]) <= 1
+            and float(row["p"]) <= float(row["p_max"]) + 1e-9
+        )
+    layer_2 = [
+        row
+        for row in rows
+        if row["index"] == "rsi" and row["layer"] == "2" and row["kind"] == "normalised"
+    ]
     assert float(layer_2[0]["p_max"]) < 0.01
 
 
@@ -148,18 +175,28 @@ def test_raw_p_tests_the_length_null_not_zero():
 
 def test_category_summary(planted):
     rows = read_rows(planted[1] / "category_summary.csv")
-    assert [row["category"] for row in rows[:4]] == ["self_referent", "confounder", "neutral", "third_person"]
+    assert [row["category"] for row in rows[:4]] == [
+        "self_referent",
+        "confounder",
+        "neutral",
+        "third_person",
+    ]
     assert all(float(row["low"]) < float(row["entropy"]) < float(row["high"]) for row in rows)
     assert {row["n_prompts"] for row in rows} == {"30"}
 
 
 def test_one_prompt_a_category_leaves_the_numbers_out(tmp_path, capsys):
     path = save_run(make_run(n_layers=2, n_heads=3, per_category=1), tmp_path / "runs")
-    assert analyze_results.main(["--input_dir", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    assert (
+        analyze_results.main(["--input_dir", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    )
     out = capsys.readouterr().out
     assert "at least 3 prompts a category" in out and "no candidates" in out
     assert read_rows(tmp_path / "out" / "layer_metrics.csv")[0]["low"] == ""
-    assert json.loads((tmp_path / "out" / "ablation_candidates.json").read_text())["interventions"] == []
+    assert (
+        json.loads((tmp_path / "out" / "ablation_candidates.json").read_text())["interventions"]
+        == []
+    )
 
 
 def test_bad_requests_are_one_line(tmp_path, capsys):

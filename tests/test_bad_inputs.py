@@ -89,12 +89,21 @@ def test_every_path_of_every_script_is_named_and_escaped(here, capsys, name):
 
 
 def test_comparisons_are_named_and_escaped(here, capsys):
-    refused(capsys, cross_model_correlation.main, ["--comparison", f"a={HOSTILE}"], r"\x1b[31mred\nline: no such file")
+    refused(
+        capsys,
+        cross_model_correlation.main,
+        ["--comparison", f"a={HOSTILE}"],
+        r"\x1b[31mred\nline: no such file",
+    )
 
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--prompts", r"\udcff: no such file"), ("--system_prompt", "not UTF-8"), ("--model_id", r"\udcff: no")],
+    [
+        ("--prompts", r"\udcff: no such file"),
+        ("--system_prompt", "not UTF-8"),
+        ("--model_id", r"\udcff: no"),
+    ],
 )
 def test_bytes_that_are_not_utf8(here, capsys, flag, said):
     """The shell hands them on as half surrogate pairs, which no tokenizer takes."""
@@ -167,9 +176,12 @@ def make_output(kind):
     Path("run/manifest.json").write_text("{}")
     Path("dangling").symlink_to("nowhere")
     Path("taken/latest_run").mkdir(parents=True)
-    return {"dangling": "a symlink to nowhere", "run": "is a run folder", "taken": "not a symlink", LONG: "too long"}[
-        kind
-    ]
+    return {
+        "dangling": "a symlink to nowhere",
+        "run": "is a run folder",
+        "taken": "not a symlink",
+        LONG: "too long",
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["dangling", "run", "taken", LONG])
@@ -188,7 +200,9 @@ def test_options_of_prompts_that_would_be_ignored(capsys):
 def python(*command, **environment):
     unset = ("DISPLAY", "WAYLAND_DISPLAY", "LANG", "LC_ALL", "PYTHONUNBUFFERED")
     env = {name: value for name, value in os.environ.items() if name not in unset} | environment
-    return subprocess.run([sys.executable, *map(str, command)], cwd=PROJECT, env=env, capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=PROJECT, env=env, capture_output=True, check=False
+    )
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -196,7 +210,12 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 @pytest.mark.parametrize("environment", [ASCII, {"PYTHONIOENCODING": "latin-1:strict"}])
 def test_a_terminal_that_cannot_show_a_prompt_gets_escapes(tmp_path, environment):
-    texts = {"self_referent": ["a"], "neutral": ["b"], "confounder": ["I \U0001f600 :smile:?"], "third_person": ["她?"]}
+    texts = {
+        "self_referent": ["a"],
+        "neutral": ["b"],
+        "confounder": ["I \U0001f600 :smile:?"],
+        "third_person": ["她?"],
+    }
     path = tmp_path / "p\u00e9.json"
     path.write_text(json.dumps(texts))
     done = python("prompts.py", "--prompts", path, **environment)
@@ -208,7 +227,11 @@ def test_no_print_of_any_script_can_fail_on_a_character():
     code = "from rolecircuits.inputs import parser as cli; "
     code += "cli.run_script(cli.Parser().parse_args, lambda args: print('a\\u5979'), [])"
     done = python("-c", code, PYTHONIOENCODING="ascii:strict")
-    assert (done.returncode, done.stdout, done.stderr) == (0, rb"a\u5979" + os.linesep.encode(), b"")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        rb"a\u5979" + os.linesep.encode(),
+        b"",
+    )
 
 
 def test_a_process_without_standard_output(monkeypatch):
@@ -220,7 +243,8 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.dpi: 7\n")
     environment = ASCII | {"MPLBACKEND": "TkAgg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     folder = save_run(
-        make_run(n_layers=1, n_heads=1, per_category=1, model_id="m\u00e9 \u5979 $x$"), tmp_path / "r\u00e9s"
+        make_run(n_layers=1, n_heads=1, per_category=1, model_id="m\u00e9 \u5979 $x$"),
+        tmp_path / "r\u00e9s",
     )
     out = tmp_path / "figur\u00e9s"
     done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **environment)
@@ -232,8 +256,13 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
 def test_a_reader_that_goes_away_is_one_line():
     code = "import os, sys, prompts; os.close(1); os.dup2(os.open('/dev/full', os.O_WRONLY), 1); sys.exit(prompts.main([]))"
     full = python("-c", code)
-    assert full.returncode == 1 and full.stderr.count(b"\n") == 1 and b"No space left" in full.stderr
-    for last, said in (("cli.run_script(cli.Parser().parse_args, print, [])", b"went away"), ("prompts.main([])", b"")):
+    assert (
+        full.returncode == 1 and full.stderr.count(b"\n") == 1 and b"No space left" in full.stderr
+    )
+    for last, said in (
+        ("cli.run_script(cli.Parser().parse_args, print, [])", b"went away"),
+        ("prompts.main([])", b""),
+    ):
         code = "import os, sys, prompts; from rolecircuits.inputs import parser as cli; "
         code += f"r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.exit({last})"
         gone = python("-c", code)  # rich ends a table that nobody reads without a word
@@ -275,7 +304,10 @@ CONFIGS = {
     "no layers": ({"num_hidden_layers": -1}, "num_hidden_layers -1; a whole number of at least 1"),
     "layers as text": ({"num_hidden_layers": "3"}, "num_hidden_layers"),
     "unknown type": ({"model_type": HOSTILE}, r"\x1b[31mred"),
-    "architectures": ({"architectures": [7]}, "architectures in its config.json is not a list of texts"),
+    "architectures": (
+        {"architectures": [7]},
+        "architectures in its config.json is not a list of texts",
+    ),
     "architecture text": ({"architectures": "LlamaForCausalLM"}, "not a list of texts"),
     "layer types": ({"layer_types": "x"}, "layer_type"),
     "context": ({"max_position_embeddings": None}, "max_position_embeddings"),
@@ -283,7 +315,10 @@ CONFIGS = {
     "quantized": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "optimum"),
     "quantized text": ({"quantization_config": "x"}, "config.json cannot be read"),
     "more layers": ({"num_hidden_layers": 5}, "weights lack 18 parameters"),
-    "other vocabulary": ({"vocab_size": 100}, "is [49152, 32] in the weights, its config.json asks for [100, 32]"),
+    "other vocabulary": (
+        {"vocab_size": 100},
+        "is [49152, 32] in the weights, its config.json asks for [100, 32]",
+    ),
     "other heads": ({"num_attention_heads": 8}, "config.json asks for"),
 }
 
@@ -305,7 +340,9 @@ def test_parameters_that_are_missing_are_not_invented(model, capsys):
     weights = safetensors.torch.load_file(model / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "layers.2.self_attn.q" not in name}
     safetensors.torch.save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"weights lack 1 parameters .*layers\.2\.self_attn\.q_proj"):
+    with pytest.raises(
+        UserError, match=r"weights lack 1 parameters .*layers\.2\.self_attn\.q_proj"
+    ):
         load.load_model(str(model), device="cpu")
 
 
@@ -338,30 +375,45 @@ def test_tokens_without_an_embedding_are_refused(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["../model/model.safetensors", "/etc/model.safetensors", "..", "a\0.safetensors", 7, "x.bin"]
+    "name",
+    ["../model/model.safetensors", "/etc/model.safetensors", "..", "a\0.safetensors", 7, "x.bin"],
 )
 def test_an_index_names_files_of_its_own_folder_only(model, name):
     """transformers joins these names to the folder, `..` and all."""
     (model / "model.safetensors").rename(model / "part.safetensors")
-    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": name}})
+    )
     with pytest.raises(UserError, match=r"index\.json: weight_map names"):
         load.load_model(str(model), device="cpu")
 
 
 def test_the_file_that_is_read_is_the_file_that_is_hashed(model):
     shutil.copy(model / "model.safetensors", model / "other.safetensors")
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "other.safetensors"}})
+    )
     assert [path.name for path in source_module.weight_files(model)] == ["model.safetensors"]
 
 
 def test_a_folder_has_no_revision_and_runs_no_code(model, capsys):
     trap = model / "ran"
     (model / "code.py").write_text(f"open({str(trap)!r}, 'w')")
-    edit_json(model / "config.json", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
+    edit_json(
+        model / "config.json", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    )
     argv = ["--model_id", str(model), "--output_dir", str(model.parent / "out")]
-    refused(capsys, activation_analysis.main, [*argv, "--revision", "main"], "is a folder, which has no revisions")
     refused(
-        capsys, activation_analysis.main, [*argv, "--trust_remote_code", "--revision", "a" * 40], "only for hub models"
+        capsys,
+        activation_analysis.main,
+        [*argv, "--revision", "main"],
+        "is a folder, which has no revisions",
+    )
+    refused(
+        capsys,
+        activation_analysis.main,
+        [*argv, "--trust_remote_code", "--revision", "a" * 40],
+        "only for hub models",
     )
     assert load.load_model(str(model), device="cpu").n_layers == 3
     assert not trap.exists()
@@ -375,7 +427,9 @@ def test_a_folder_has_no_revision_and_runs_no_code(model, capsys):
         ("tokenizer_config.json", {"AutoTokenizer": [None, "other/repository--code.T"]}, False),
     ],
 )
-def test_a_pinned_model_may_not_borrow_unpinned_code(tmp_path, monkeypatch, file, auto_map, allowed):
+def test_a_pinned_model_may_not_borrow_unpinned_code(
+    tmp_path, monkeypatch, file, auto_map, allowed
+):
     (tmp_path / file).write_text(json.dumps({"auto_map": auto_map}))
 
     def download(source, name, revision):
@@ -388,7 +442,9 @@ def test_a_pinned_model_may_not_borrow_unpinned_code(tmp_path, monkeypatch, file
     if allowed:
         source_module.check_code_source("some/model", "a" * 40)
     else:
-        with pytest.raises(UserError, match=f"auto_map in its {file} names code of another repository"):
+        with pytest.raises(
+            UserError, match=f"auto_map in its {file} names code of another repository"
+        ):
             source_module.check_code_source("some/model", "a" * 40)
 
 
@@ -425,7 +481,12 @@ def test_a_chat_template_that_fails_is_one_line(tokenizer, template, monkeypatch
 def test_odd_names_do_not_lose_a_finished_run(tiny, here, capsys):
     """A file name that is not UTF-8 ended the run after all the work: its record could not be written."""
     odd = "o\udcff\x1b[31m"
-    assert activation_analysis.main(["--model_id", tiny, "--prompts_per_category", "1", "--output_dir", odd]) == 0
+    assert (
+        activation_analysis.main(
+            ["--model_id", tiny, "--prompts_per_category", "1", "--output_dir", odd]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert r"o\udcff\x1b[31m" in out and "\x1b" not in out
     config = om.load_run(Path(odd) / "latest_run").config
@@ -437,7 +498,9 @@ def test_odd_names_do_not_lose_a_finished_run(tiny, here, capsys):
 
 def test_more_heads_than_a_folder_name_holds():
     entry = {"type": "layer_heads", "layer": 1, "head": list(range(100)), "method": "mean"}
-    with pytest.raises(UserError, match=r"plan: interventions\[0\]\.head lists 100 heads.*head: null"):
+    with pytest.raises(
+        UserError, match=r"plan: interventions\[0\]\.head lists 100 heads.*head: null"
+    ):
         parse_entries([entry], "plan")
 
 
@@ -448,7 +511,9 @@ def test_a_key_that_is_half_a_character():
         parse_entries([entry], "plan")
 
 
-@pytest.mark.parametrize("content", ["[", "{}", '{"model": []}', '{"model": {"id": 7}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[", "{}", '{"model": []}', '{"model": {"id": 7}}', "[" * 100_000]
+)
 def test_a_patch_source_that_names_no_model(here, content):
     Path("run").mkdir()
     Path("run/experiment_config.json").write_text(content)
@@ -475,7 +540,9 @@ def test_unknown_key_of_a_family(here, capsys):
     pair = {"base": {"model_id": "m"}, "instruct": {"model_id": "m"}}
     Path("f.json").write_text(json.dumps({"x": pair | {"insturct": {}}}))
     argv = ["--family", "x", "--families_file", "f.json"]
-    refused(capsys, run_pipeline.main, argv, "x.insturct: unknown; a family has base, instruct and note")
+    refused(
+        capsys, run_pipeline.main, argv, "x.insturct: unknown; a family has base, instruct and note"
+    )
 
 
 def test_results_on_another_disk_behind_a_link(here, capsys):
@@ -504,7 +571,9 @@ def forge_config(folder, **changes):
 @pytest.mark.parametrize("seed", ["abc", -1, 1.5, None, [1], True, 2**32])
 def test_a_seed_that_no_generator_takes(run_folder, seed):
     forge_config(run_folder, seed=seed)
-    with pytest.raises(UserError, match=r"experiment_config\.json: seed is .*whole number from 0 to 4294967295"):
+    with pytest.raises(
+        UserError, match=r"experiment_config\.json: seed is .*whole number from 0 to 4294967295"
+    ):
         om.load_run(run_folder)
 
 
@@ -575,7 +644,9 @@ def test_an_archive_of_another_compression_that_is_damaged(run_folder):
         om.load_run(run_folder)
 
 
-@pytest.mark.parametrize("header", ["(" * 300, "{[]: 1}", "'", "{'descr': ('<f4', (2**31, 2**31))}", "1" * 3000, "\\"])
+@pytest.mark.parametrize(
+    "header", ["(" * 300, "{[]: 1}", "'", "{'descr': ('<f4', (2**31, 2**31))}", "1" * 3000, "\\"]
+)
 def test_headers_that_pythons_parser_refuses(tmp_path, header):
     text = header.encode()
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
@@ -615,10 +686,14 @@ def test_a_run_reads_nothing_outside_itself(run_folder, name):
 def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
     outside = save_run(make_run(n_layers=2, n_heads=1, per_category=1), tmp_path / "results")
     rows = [effect_row("all")]
-    folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG)
+    folder = publish(
+        tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG
+    )
     (folder / "baseline").symlink_to(outside)
     with pytest.raises(UserError, match="baseline: is a symlink"):
-        visualize_results.draw_interventions(folder, tmp_path / "out", draw_run=lambda *request: None)
+        visualize_results.draw_interventions(
+            folder, tmp_path / "out", draw_run=lambda *request: None
+        )
 
 
 @pytest.mark.parametrize(
@@ -631,18 +706,27 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
         ([effect_row("neutral")], "has no row for all categories"),
         ([effect_row("all") | {"category": "selfish"}], "category is 'selfish'"),
         ([effect_row("all") | {"role": "boss"}], "role is 'boss'"),
-        ([effect_row("all") | {"role": "control"}, effect_row("neutral")], "has no row for all categories"),
+        (
+            [effect_row("all") | {"role": "control"}, effect_row("neutral")],
+            "has no row for all categories",
+        ),
         ([effect_row("all") | {"intervention": ""}], r"rows\[0\]\.intervention is"),
     ],
 )
 def test_effects_that_cannot_be_drawn(tmp_path, rows, said):
-    folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG)
+    folder = publish(
+        tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG
+    )
     with pytest.raises(UserError, match=said):
         edit_results.read_effects(folder)
 
 
 def test_effects_are_checked_against_the_manifest(tmp_path):
-    folder = publish(tmp_path / "run", {"effects.json": json.dumps({"rows": [effect_row("all")]}).encode()}, CONFIG)
+    folder = publish(
+        tmp_path / "run",
+        {"effects.json": json.dumps({"rows": [effect_row("all")]}).encode()},
+        CONFIG,
+    )
     (folder / "effects.json").write_text(json.dumps({"rows": [effect_row("all") | {"n": 9}]}))
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
         visualize_results.draw_interventions(folder, tmp_path / "out")
@@ -656,10 +740,21 @@ def test_one_prompt_and_large_models_through_every_reader(here, layers, heads, e
     Every head of 80 x 64 is not tested here: that takes half a minute.
     """
     for link, effect in (("latest_base", 0.1), ("latest_run", 0.3)):
-        save_run(make_run(n_layers=layers, n_heads=heads, per_category=each, effect=effect), "r", link)
+        save_run(
+            make_run(n_layers=layers, n_heads=heads, per_category=each, effect=effect), "r", link
+        )
     assert layers > 1 or outcome(analyze_results.main, ["--input_dir", "r/latest_run"]) == 0
-    assert outcome(compare_base_instruct.main, ["--base_dir", "r/latest_base", "--instruct_dir", "r/latest_run"]) == 0
-    code = outcome(cross_model_correlation.main, ["--comparison", "a=comparison_results", "b=comparison_results"])
+    assert (
+        outcome(
+            compare_base_instruct.main,
+            ["--base_dir", "r/latest_base", "--instruct_dir", "r/latest_run"],
+        )
+        == 0
+    )
+    code = outcome(
+        cross_model_correlation.main,
+        ["--comparison", "a=comparison_results", "b=comparison_results"],
+    )
     assert code == (0 if layers > 2 else 2)
 
 
@@ -674,13 +769,22 @@ HEADER = "layer,rfc_diff,rsi_diff\n"
         (HEADER + "0,1_0,1\n1,2,2\n2,3,3\n", "'1_0' is not a finite number"),
         (HEADER + "0,\u0661,1\n1,2,2\n2,3,3\n", "is not a finite number"),
         (HEADER + "0,1e308,1\n1,2,2\n2,3,3\n", "'1e308' is not a finite number"),
-        ("layer,rfc_diff,rsi_diff,rfc_diff\n0,1,1,1\n1,2,2,2\n2,3,3,3\n", "column rfc_diff appears twice"),
+        (
+            "layer,rfc_diff,rsi_diff,rfc_diff\n0,1,1,1\n1,2,2,2\n2,3,3,3\n",
+            "column rfc_diff appears twice",
+        ),
         (HEADER + "".join(f"{i},1,2\n" for i in range(1001)), "at most 1000"),
     ],
 )
 def test_profiles_that_cannot_be_compared(here, capsys, text, said):
     Path("detailed_comparison.csv").write_text(text, encoding="utf-8")
-    refused(capsys, cross_model_correlation.main, ["--comparison", "a=."], "detailed_comparison.csv", said)
+    refused(
+        capsys,
+        cross_model_correlation.main,
+        ["--comparison", "a=."],
+        "detailed_comparison.csv",
+        said,
+    )
     assert os.listdir(here) == ["detailed_comparison.csv"]
 
 
@@ -694,7 +798,9 @@ def test_tiny_differences_correlate_as_large_ones_do():
 
 
 def test_control_characters_are_escaped_in_tables(tmp_path):
-    files.write_csv(tmp_path / "a.csv", [{"text": "\x1b[31m\x9b\n\u00e9", "formula": "\n=1", "odd": "\udcff"}])
+    files.write_csv(
+        tmp_path / "a.csv", [{"text": "\x1b[31m\x9b\n\u00e9", "formula": "\n=1", "odd": "\udcff"}]
+    )
     assert (
         tmp_path / "a.csv"
     ).read_bytes().decode() == 'text,formula,odd\r\n"\\x1b[31m\\x9b\n\u00e9","\'\n=1",\\udcff\r\n'
@@ -718,9 +824,9 @@ def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys
     assert "failed: neutral_01: out of memory" in capsys.readouterr().out
     run = om.load_run("results_activation_analysis/latest_run")
     assert run.counts == {"self_referent": 2, "confounder": 2, "neutral": 1, "third_person": 2}
-    assert run.config["status"] == "partial" and [entry["id"] for entry in run.config["prompts"]["failed"]] == [
-        "neutral_01"
-    ]
+    assert run.config["status"] == "partial" and [
+        entry["id"] for entry in run.config["prompts"]["failed"]
+    ] == ["neutral_01"]
 
 
 def test_a_user_without_a_home(monkeypatch):

@@ -86,7 +86,9 @@ def test_a_batch_gives_what_single_prompts_give(bundled):
         alone = capture_attention(bundled, [prompt])
         n = len(prompt.token_ids)
         for name in ("entropy", "entropy_sinkfree", "sink_mass"):
-            np.testing.assert_allclose(together.arrays[name][i, ..., :n], alone.arrays[name][0], atol=1e-5)
+            np.testing.assert_allclose(
+                together.arrays[name][i, ..., :n], alone.arrays[name][0], atol=1e-5
+            )
             assert np.isnan(together.arrays[name][i, ..., n:]).all()
         for name in ("first_mass", "last_mass", "edge_mass"):
             np.testing.assert_allclose(together.arrays[name][i], alone.arrays[name][0], atol=1e-5)
@@ -102,8 +104,12 @@ def test_arrays_follow_from_the_patterns(bundled):
         with np.errstate(divide="ignore", invalid="ignore"):
             expected = -np.nansum(rows * np.log(rows), axis=-1)
         np.testing.assert_allclose(captured.arrays["entropy"][i, 4, :, :n], expected, atol=1e-5)
-        np.testing.assert_allclose(captured.arrays["first_mass"][i, 4], rows[:, -1, 1:4].sum(axis=-1), atol=1e-6)
-        np.testing.assert_allclose(captured.arrays["sink_mass"][i, 4, :, :n], rows[..., 0], atol=1e-7)
+        np.testing.assert_allclose(
+            captured.arrays["first_mass"][i, 4], rows[:, -1, 1:4].sum(axis=-1), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            captured.arrays["sink_mass"][i, 4, :, :n], rows[..., 0], atol=1e-7
+        )
 
 
 def test_final_logits_are_those_of_the_last_real_token(bundled):
@@ -132,7 +138,9 @@ def test_short_dtypes_take_the_softmax_in_float32(tmp_path):
 def test_built_in_pairs_have_equal_token_counts(bundled):
     tokenized = tokenize_prompts(select_prompts(), bundled.tokenizer)
     lengths = {(p.category, p.pair_id): len(p.token_ids) for p in tokenized if p.category in PAIRED}
-    assert [lengths["confounder", i] for i in range(30)] == [lengths["third_person", i] for i in range(30)]
+    assert [lengths["confounder", i] for i in range(30)] == [
+        lengths["third_person", i] for i in range(30)
+    ]
     assert {len(PAIRED), len(lengths)} == {2, 60}
 
 
@@ -147,7 +155,9 @@ def test_raw_prompts_have_the_bos_outside_their_span(bundled):
 
 def test_chat_span_is_the_user_s_text_and_the_bos_is_not_doubled(bundled):
     hf = bundled.tokenizer.hf
-    prompt = Prompt("x", "neutral", -1, "assistant")  # the word also stands in the template's own system text
+    prompt = Prompt(
+        "x", "neutral", -1, "assistant"
+    )  # the word also stands in the template's own system text
     chat = tokenize_prompts([prompt], bundled.tokenizer, "chat")[0]
     assert hf.decode(chat.token_ids[slice(*chat.span)]) == "assistant"
     assert chat.rendered.endswith("<|im_start|>assistant\n")
@@ -158,7 +168,9 @@ def test_chat_span_is_the_user_s_text_and_the_bos_is_not_doubled(bundled):
 
 @pytest.mark.parametrize("system", ["", "You are a cat."])
 def test_system_prompt_replaces_the_template_s_own(bundled, system):
-    chat = tokenize_prompts(select_prompts(per_category=1)[:1], bundled.tokenizer, "chat", system)[0]
+    chat = tokenize_prompts(select_prompts(per_category=1)[:1], bundled.tokenizer, "chat", system)[
+        0
+    ]
     assert f"<|im_start|>system\n{system}<|im_end|>" in chat.rendered
     assert "SmolLM" not in chat.rendered
 
@@ -206,7 +218,9 @@ def test_padding_rows_are_not_checked_or_measured():
     pattern = good_pattern()
     pattern[0, 0, 2] = np.nan
     check_patterns(pattern, [2], 0, FACTS)
-    reduced = reduce_pattern(np.nan_to_num(pattern), np.array([2]), np.array([[1, 2]]), np.array([1, 2, 3]))
+    reduced = reduce_pattern(
+        np.nan_to_num(pattern), np.array([2]), np.array([[1, 2]]), np.array([1, 2, 3])
+    )
     np.testing.assert_allclose(reduced["entropy"][0, 0], [0, np.log(2), np.nan], atol=1e-7)
     assert np.isnan(reduced["entropy_sinkfree"][0, 0]).all()
 
@@ -216,7 +230,9 @@ def test_wrong_number_of_heads_is_refused():
         check_patterns(np.repeat(good_pattern(), 2, axis=1), [3], 0, FACTS)
 
 
-def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(bundled, monkeypatch, capsys):
+def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(
+    bundled, monkeypatch, capsys
+):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
     real, sizes = attention.run_layers, []
 
@@ -230,7 +246,9 @@ def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(bundled, 
     captured = capture_attention(bundled, tokenized, batch_size=8, keep_patterns=True)
     assert captured.failed == [(tokenized[3].id, "out of memory with a batch of one")]
     assert sizes[:2] == [8, 4]
-    assert captured.arrays["prompt_id"].tolist() == [p.id for i, p in enumerate(tokenized) if i != 3]
+    assert captured.arrays["prompt_id"].tolist() == [
+        p.id for i, p in enumerate(tokenized) if i != 3
+    ]
     assert len(captured.patterns[0]) == 7
     clean = np.isfinite(captured.arrays["entropy"]).sum(axis=(1, 2, 3))
     assert (clean == captured.arrays["n_tokens"] * bundled.n_layers * bundled.n_heads).all()
@@ -246,6 +264,8 @@ def test_batches_hold_every_prompt_once_and_similar_lengths():
 def test_normalised_values_are_bounded(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
     arrays = capture_attention(bundled, tokenized).arrays
-    values = entropies.normalise_entropy(arrays["entropy"], arrays["visible_keys"][None, :, None, :])
+    values = entropies.normalise_entropy(
+        arrays["entropy"], arrays["visible_keys"][None, :, None, :]
+    )
     assert np.nanmin(values) >= 0
     assert np.nanmax(values) <= 1 + 1e-6

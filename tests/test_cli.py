@@ -34,7 +34,12 @@ def refused(parser, capsys, *argv):
     with pytest.raises(SystemExit) as exit_:
         parser.parse_args(argv)
     out, err = capsys.readouterr()
-    assert exit_.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("stage.py: error: ")
+    assert (
+        exit_.value.code == 2
+        and out == ""
+        and err.count("\n") == 1
+        and err.startswith("stage.py: error: ")
+    )
     return err
 
 
@@ -120,7 +125,9 @@ def outcome(capsys, effect, argv=()):
             raise effect
         return effect
 
-    code = parser_module.run_script(parser_module.Parser(prog="stage.py").parse_args, run, list(argv))
+    code = parser_module.run_script(
+        parser_module.Parser(prog="stage.py").parse_args, run, list(argv)
+    )
     return code, capsys.readouterr().err
 
 
@@ -137,7 +144,11 @@ def outcome(capsys, effect, argv=()):
             1,
             "error: No space left on device (/tmp/x); nothing half-done was published\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted: nothing half-done was published, the same command starts again\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted: nothing half-done was published, the same command starts again\n",
+        ),
     ],
 )
 def test_exit_codes(capsys, effect, code, said):
@@ -157,7 +168,9 @@ def test_verbose_shows_the_traceback(capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_script_with_130(number):
     command = [sys.executable, "-c", SLEEPER]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stderr.read().startswith("interrupted")
@@ -179,7 +192,9 @@ def test_output_folder_is_checked_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.UserError, match="is a file, not a folder"):
         arguments.check_output_dir(tmp_path / "file" / "deep" / "er")
-    assert arguments.check_output_dir(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
+    assert (
+        arguments.check_output_dir(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
+    )
     assert not (tmp_path / "new").exists()
 
 

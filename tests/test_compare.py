@@ -69,8 +69,12 @@ def tables_only(monkeypatch):
 def test_every_file_is_written_and_whole(compared):
     _, _, out, summary = compared
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == FILES
-    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in FILES if name.endswith("png"))
-    assert json.loads((out / "comparison_summary.json").read_text("utf-8")) == json.loads(json.dumps(summary))
+    assert all(
+        (out / name).read_bytes().startswith(b"\x89PNG") for name in FILES if name.endswith("png")
+    )
+    assert json.loads((out / "comparison_summary.json").read_text("utf-8")) == json.loads(
+        json.dumps(summary)
+    )
 
 
 def test_original_columns_come_first_in_their_order(compared):
@@ -95,10 +99,15 @@ def test_original_columns_are_the_originals_arithmetic_over_all_heads(compared):
             for run, values in zip(("base", "instruct"), sides, strict=True):
                 low, high = stats.t.interval(0.95, 1, loc=values.mean(), scale=stats.sem(values))
                 expected = values.mean(), values.std(ddof=1), low, high
-                found = [float(row[f"{index}_{part}_{run}"]) for part in ("mean", "std", "ci_low", "ci_high")]
+                found = [
+                    float(row[f"{index}_{part}_{run}"])
+                    for part in ("mean", "std", "ci_low", "ci_high")
+                ]
                 assert found == pytest.approx(expected, rel=1e-8)
             error = np.sqrt(sum(values.var(ddof=1) / 2 for values in sides))
-            low, high = stats.t.interval(0.95, 1, loc=sides[1].mean() - sides[0].mean(), scale=error)
+            low, high = stats.t.interval(
+                0.95, 1, loc=sides[1].mean() - sides[0].mean(), scale=error
+            )
             found = [float(row[f"{index}_diff{end}"]) for end in ("", "_ci_low", "_ci_high")]
             assert found == pytest.approx((sides[1].mean() - sides[0].mean(), low, high), rel=1e-8)
         assert (row["n_heads_base"], row["n_heads_instruct"]) == ("2", "2")
@@ -120,7 +129,9 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
             h = {name: np.average(x[rows], weights=weights[rows]) for name, rows in chosen.items()}
             index += sign * (1 - h["self_referent"] / h["neutral"])
             slopes["self_referent"] -= sign * x[chosen["self_referent"]] / h["neutral"]
-            slopes["neutral"] += sign * x[chosen["neutral"]] * h["self_referent"] / h["neutral"] ** 2
+            slopes["neutral"] += (
+                sign * x[chosen["neutral"]] * h["self_referent"] / h["neutral"] ** 2
+            )
         variance = 0.0
         for name, rows in chosen.items():
             centre = np.average(slopes[name], weights=weights[rows])
@@ -145,11 +156,14 @@ def test_summary_says_what_the_table_says(compared):
         for index in ("rfc", "rsi"):
             values = np.array([float(row[f"{index}_{kind}_diff"]) for row in rows])
             low, high = (
-                np.array([float(row[f"{index}_{kind}_diff_ci_{end}"]) for row in rows]) for end in ("low", "high")
+                np.array([float(row[f"{index}_{kind}_diff_ci_{end}"]) for row in rows])
+                for end in ("low", "high")
             )
             entry = summary["differences"][kind][index]
             found = [entry[name] for name in ("mean", "min", "min_layer", "max", "max_layer")]
-            assert found == pytest.approx([values.mean(), values.min(), values.argmin(), values.max(), values.argmax()])
+            assert found == pytest.approx(
+                [values.mean(), values.min(), values.argmin(), values.max(), values.argmax()]
+            )
             assert entry["layers_excluding_zero"] == ((low > 0) | (high < 0)).sum()
             q = [row[f"{index}_{kind}_diff_q"] for row in rows]
             if kind == "raw":
@@ -159,7 +173,11 @@ def test_summary_says_what_the_table_says(compared):
                 p_max = [float(row[f"{index}_{kind}_diff_p_max"]) for row in rows]
                 assert entry["layers_p_max_below_alpha"] == sum(p < 0.05 for p in p_max)
             assert entry["mean_ci_low"] < entry["mean"] < entry["mean_ci_high"]
-    heads = [row for row in rows if float(row["rfc_diff_ci_low"]) > 0 or float(row["rfc_diff_ci_high"]) < 0]
+    heads = [
+        row
+        for row in rows
+        if float(row["rfc_diff_ci_low"]) > 0 or float(row["rfc_diff_ci_high"]) < 0
+    ]
     assert summary["original"]["rfc"]["head_intervals_excluding_zero"] == len(heads)
     assert "not valid inference" in summary["original"]["warning"]
 
@@ -171,8 +189,13 @@ def test_figure_numbers_are_the_tables(compared):
         rows = read_table(out / "data" / f"rfc_rsi_{name}.csv")
         assert len(rows) == kinds * runs * 2 * 3
         for row in rows:
-            column, of_layer = f"{row['index']}_{row['kind']}_{row['run']}", table[int(row["layer"])]
-            assert row["value"] == of_layer[column] and row["ci_low"] == of_layer[f"{column}_ci_low"]
+            column, of_layer = (
+                f"{row['index']}_{row['kind']}_{row['run']}",
+                table[int(row["layer"])],
+            )
+            assert (
+                row["value"] == of_layer[column] and row["ci_low"] == of_layer[f"{column}_ci_low"]
+            )
             if row["kind"] == "raw":
                 assert row["length_null"] == of_layer[f"{row['index']}_null_raw_{row['run']}"]
             else:
@@ -182,7 +205,9 @@ def test_figure_numbers_are_the_tables(compared):
 def test_a_sharper_instruct_run_has_the_larger_index(tmp_path, tables_only):
     summary = compare(*make_pair(tmp_path, per_category=30), tmp_path / "out")
     assert summary["differences"]["normalised"]["rfc"]["mean_ci_low"] > 0
-    assert summary["pair"] == "two models" and not summary["same_weights"] and summary["notes"] == []
+    assert (
+        summary["pair"] == "two models" and not summary["same_weights"] and summary["notes"] == []
+    )
 
 
 def test_a_run_against_itself_differs_by_exactly_0(tmp_path, tables_only):
@@ -199,18 +224,32 @@ def test_prompts_are_matched_by_text_whatever_their_order(tmp_path):
     order = np.random.default_rng(0).permutation(20)
     runs, _ = run_pairs.match_runs(base, instruct)
     shuffled, notes = run_pairs.match_runs(base, arrays.take_prompts(instruct, order))
-    assert [row["text"] for row in shuffled["base"].prompts] == [row["text"] for row in shuffled["instruct"].prompts]
+    assert [row["text"] for row in shuffled["base"].prompts] == [
+        row["text"] for row in shuffled["instruct"].prompts
+    ]
     assert np.array_equal(shuffled["instruct"].entropy, runs["instruct"].entropy, equal_nan=True)
     assert not any("left out" in note for note in notes)
 
 
 def test_prompts_of_one_run_only_are_left_out_and_counted(tmp_path):
     base, instruct = make_run(per_category=6), make_run(per_category=4, seed=1)
-    other = [{**row, "text": "Why?"} if row["id"] == "neutral_00" else row for row in instruct.prompts]
+    other = [
+        {**row, "text": "Why?"} if row["id"] == "neutral_00" else row for row in instruct.prompts
+    ]
     runs, notes = run_pairs.match_runs(base, dataclasses.replace(instruct, prompts=other))
-    assert runs["base"].counts == {"self_referent": 4, "confounder": 4, "neutral": 3, "third_person": 4}
-    assert any("base: left out 2 self_referent, 2 confounder, 3 neutral, 2 third_person" in note for note in notes)
-    assert any("instruct: left out 1 neutral" in note and "15 of 16 compared" in note for note in notes)
+    assert runs["base"].counts == {
+        "self_referent": 4,
+        "confounder": 4,
+        "neutral": 3,
+        "third_person": 4,
+    }
+    assert any(
+        "base: left out 2 self_referent, 2 confounder, 3 neutral, 2 third_person" in note
+        for note in notes
+    )
+    assert any(
+        "instruct: left out 1 neutral" in note and "15 of 16 compared" in note for note in notes
+    )
 
 
 def test_the_same_text_in_another_category_does_not_match():
@@ -229,7 +268,14 @@ def test_a_repeated_prompt_is_matched_once():
 @pytest.mark.parametrize("other", [{"n_layers": 4}, {"n_heads": 3}])
 def test_other_layers_or_heads_are_refused_and_nothing_is_written(tmp_path, capsys, other):
     base, instruct = make_pair(tmp_path, instruct=other)
-    arguments = ["--base_dir", str(base), "--instruct_dir", str(instruct), "--output_dir", str(tmp_path / "out")]
+    arguments = [
+        "--base_dir",
+        str(base),
+        "--instruct_dir",
+        str(instruct),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert compare_base_instruct.main(arguments) == 2
     err = capsys.readouterr().err
     assert "base has 3 layers x 2 heads, instruct has" in err and err.count("\n") == 1
@@ -238,10 +284,15 @@ def test_other_layers_or_heads_are_refused_and_nothing_is_written(tmp_path, caps
 
 def test_a_missing_run_is_refused_in_one_line(tmp_path, capsys):
     assert (
-        compare_base_instruct.main(["--base_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]) == 2
+        compare_base_instruct.main(
+            ["--base_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+        )
+        == 2
     )
     err = capsys.readouterr().err
-    assert "none: no such folder" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert (
+        "none: no such folder" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+    )
 
 
 def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monkeypatch):
@@ -254,10 +305,21 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
         return figure
 
     monkeypatch.setattr(pair_figures, "draw_indices", watch)
-    monkeypatch.setattr(compare_base_instruct, "fork_map", lambda function, items: [function(item) for item in items])
+    monkeypatch.setattr(
+        compare_base_instruct,
+        "fork_map",
+        lambda function, items: [function(item) for item in items],
+    )
     same = {"model_id": "bundled:smol"}
     base, instruct = make_pair(tmp_path, base=same, instruct={**same, "prompt_format": "chat"})
-    arguments = ["--base_dir", str(base), "--instruct_dir", str(instruct), "--output_dir", str(tmp_path / "out")]
+    arguments = [
+        "--base_dir",
+        str(base),
+        "--instruct_dir",
+        str(instruct),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert compare_base_instruct.main(arguments) == 0
     label = "same weights, two framings: raw | chat"
     summary = json.loads((tmp_path / "out" / "comparison_summary.json").read_text("utf-8"))
@@ -266,7 +328,11 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
     assert any("formats differ" in note for note in summary["notes"])
     assert label in capsys.readouterr().out
     for title in titles:
-        assert label in title and "bundled:smol, raw prompts" in title and "bundled:smol, chat prompts" in title
+        assert (
+            label in title
+            and "bundled:smol, raw prompts" in title
+            and "bundled:smol, chat prompts" in title
+        )
         assert "n = 6 prompts per category" in title
     assert len(titles) == 2
 
@@ -282,74 +348,115 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
     ],
 )
 def test_same_weights(base, instruct, same):
-    runs = [dataclasses.replace(make_run(1, 1, per_category=1), config={"model": model}) for model in (base, instruct)]
+    runs = [
+        dataclasses.replace(make_run(1, 1, per_category=1), config={"model": model})
+        for model in (base, instruct)
+    ]
     assert run_pairs.same_weights(*runs) is same
 
 
 def test_other_tokenizers_and_token_counts_are_said(tmp_path):
     base, instruct = make_run(per_category=3), make_run(per_category=3, seed=1)
-    base.config["model"]["tokenizer_sha256"], instruct.config["model"]["tokenizer_sha256"] = "a", "b"
+    base.config["model"]["tokenizer_sha256"], instruct.config["model"]["tokenizer_sha256"] = (
+        "a",
+        "b",
+    )
     instruct.span[0, 0] += 1
     instruct.n_tokens[:2] += 1
     _, notes = run_pairs.match_runs(base, instruct)
     assert any("different tokenizers" in note for note in notes)
-    assert any("of 12 prompts 1 differ in tokens of their own text and 2 in tokens fed" in note for note in notes)
+    assert any(
+        "of 12 prompts 1 differ in tokens of their own text and 2 in tokens fed" in note
+        for note in notes
+    )
 
 
-def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(tmp_path, tables_only):
+def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(
+    tmp_path, tables_only
+):
     summary = compare(*make_pair(tmp_path, per_category=1), tmp_path / "out")
     rows = read_table(tmp_path / "out" / "detailed_comparison.csv")
     assert all(row["rfc_normalised_diff"] and not row["rfc_normalised_diff_ci_low"] for row in rows)
     assert all(not row["rsi_raw_base_ci_high"] for row in rows)
     entry = summary["differences"]["normalised"]["rfc"]
-    assert entry["mean"] is not None and entry["mean_ci_low"] is None and entry["layers_excluding_zero"] is None
-    assert summary["intervals_left_out"][0].startswith("no intervals for RFC: they need 3 prompts of each category")
+    assert (
+        entry["mean"] is not None
+        and entry["mean_ci_low"] is None
+        and entry["layers_excluding_zero"] is None
+    )
+    assert summary["intervals_left_out"][0].startswith(
+        "no intervals for RFC: they need 3 prompts of each category"
+    )
     assert "NaN" not in (tmp_path / "out" / "comparison_summary.json").read_text("utf-8")
 
 
 def test_without_confounders_only_rfc_is_compared(tmp_path):
-    keep = np.flatnonzero(~np.isin(make_run(per_category=4).category, ["confounder", "third_person"]))
-    runs = [arrays.take_prompts(make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}"), keep) for s in (0, 1)]
+    keep = np.flatnonzero(
+        ~np.isin(make_run(per_category=4).category, ["confounder", "third_person"])
+    )
+    runs = [
+        arrays.take_prompts(make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}"), keep)
+        for s in (0, 1)
+    ]
     folders = [save_run(run, tmp_path, f"latest_{i}") for i, run in enumerate(runs)]
     summary = compare(*folders, tmp_path / "out")
-    assert summary["intervals_left_out"] == ["RSI is undefined: no confounder prompts are in both runs"]
+    assert summary["intervals_left_out"] == [
+        "RSI is undefined: no confounder prompts are in both runs"
+    ]
     assert (
         summary["differences"]["raw"]["rsi"]["mean"] is None
         and summary["differences"]["raw"]["rfc"]["mean"] is not None
     )
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[0]
-    assert row["rsi_normalised_diff"] == "" and row["rsi_mean_base"] == "" and row["rfc_normalised_diff_ci_low"] != ""
+    assert (
+        row["rsi_normalised_diff"] == ""
+        and row["rsi_mean_base"] == ""
+        and row["rfc_normalised_diff_ci_low"] != ""
+    )
     compare_base_instruct.print_summary(summary)
 
 
 def test_one_head_has_no_spread_over_heads(tmp_path):
     compare(*make_pair(tmp_path, n_layers=1, n_heads=1), tmp_path / "out")
     (row,) = read_table(tmp_path / "out" / "detailed_comparison.csv")
-    assert (row["rfc_std_base"], row["rfc_ci_low_base"], row["rsi_diff_ci_high"], row["n_heads_base"]) == (
-        "",
-        "",
-        "",
-        "1",
-    )
+    assert (
+        row["rfc_std_base"],
+        row["rfc_ci_low_base"],
+        row["rsi_diff_ci_high"],
+        row["n_heads_base"],
+    ) == ("", "", "", "1")
     assert row["rfc_mean_base"] != "" and row["rfc_normalised_diff_ci_low"] != ""
 
 
 def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_only):
-    base, instruct = make_run(per_category=3, model_id="a"), make_run(per_category=3, seed=1, model_id="b")
+    base, instruct = (
+        make_run(per_category=3, model_id="a"),
+        make_run(per_category=3, seed=1, model_id="b"),
+    )
     neutral = base.category == "neutral"
     base.entropy[neutral, 2] = np.where(np.isnan(base.entropy[neutral, 2]), np.nan, 0)
-    summary = compare(save_run(base, tmp_path, "latest_base"), save_run(instruct, tmp_path), tmp_path / "out")
-    row = read_table(tmp_path / "out" / "detailed_comparison.csv")[2]
-    assert (row["rfc_raw_base"], row["rfc_raw_diff"], row["rfc_raw_diff_ci_low"], row["rfc_mean_base"]) == (
-        "",
-        "",
-        "",
-        "",
+    summary = compare(
+        save_run(base, tmp_path, "latest_base"), save_run(instruct, tmp_path), tmp_path / "out"
     )
-    assert row["n_heads_base"] == "0" and row["rfc_raw_instruct"] != "" and row["rfc_raw_instruct_ci_low"] != ""
+    row = read_table(tmp_path / "out" / "detailed_comparison.csv")[2]
+    assert (
+        row["rfc_raw_base"],
+        row["rfc_raw_diff"],
+        row["rfc_raw_diff_ci_low"],
+        row["rfc_mean_base"],
+    ) == ("", "", "", "")
+    assert (
+        row["n_heads_base"] == "0"
+        and row["rfc_raw_instruct"] != ""
+        and row["rfc_raw_instruct_ci_low"] != ""
+    )
     entry = summary["differences"]["raw"]["rfc"]
-    assert (entry["layers_undefined"], entry["layers"]) == (1, 4) and entry["mean_ci_low"] is not None
-    assert any("undefined in some layers" in note and "RFC raw" in note for note in summary["notes"])
+    assert (entry["layers_undefined"], entry["layers"]) == (1, 4) and entry[
+        "mean_ci_low"
+    ] is not None
+    assert any(
+        "undefined in some layers" in note and "RFC raw" in note for note in summary["notes"]
+    )
 
 
 def test_hostile_model_names_are_printed_and_drawn(tmp_path, capsys):
@@ -369,24 +476,34 @@ def test_same_command_again_gives_the_same_bytes(compared, tmp_path):
 
 def test_help_never_imports_a_heavy_package():
     script = "import sys, compare_base_instruct as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
-    script += (
-        "print(*{'torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'rich'} & set(sys.modules), file=sys.stderr)"
+    script += "print(*{'torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'rich'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "" and "--instruct_dir" in done.stdout
 
 
 def test_a_whole_comparison_never_imports_torch(tmp_path):
     base, instruct = make_pair(tmp_path)
     script = "import sys, compare_base_instruct as c\ncode = c.main(sys.argv[1:])\n"
-    script += (
-        "print(*{'torch', 'transformers', 'transformer_lens', 'pandas', 'seaborn'} & set(sys.modules), file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", script + "\nsys.exit(code)", "--base_dir", base, "--instruct_dir", instruct]
+    script += "print(*{'torch', 'transformers', 'transformer_lens', 'pandas', 'seaborn'} & set(sys.modules), file=sys.stderr)"
+    command = [
+        sys.executable,
+        "-c",
+        script + "\nsys.exit(code)",
+        "--base_dir",
+        base,
+        "--instruct_dir",
+        instruct,
+    ]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "TkAgg", "DISPLAY": ""}
     done = subprocess.run(
         [*map(str, command), "--output_dir", str(tmp_path / "out")],
         cwd=PROJECT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "\n")
-    assert {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()} == FILES
+    assert {
+        p.relative_to(tmp_path / "out").as_posix()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    } == FILES

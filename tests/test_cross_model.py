@@ -12,7 +12,12 @@ from rolecircuits.stats import profiles
 
 def write_comparison(folder, rfc, rsi, **more):
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {"layer": range(len(rfc)), "rfc_mean_base": np.zeros(len(rfc)), "rfc_diff": rfc, "rsi_diff": rsi} | more
+    columns = {
+        "layer": range(len(rfc)),
+        "rfc_mean_base": np.zeros(len(rfc)),
+        "rfc_diff": rfc,
+        "rsi_diff": rsi,
+    } | more
     with open(folder / profiles.FILE, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -39,7 +44,9 @@ def test_shifts_keep_their_level_on_smooth_profiles():
     rng = np.random.default_rng(1)
     naive, shifts = [], []
     for _ in range(300):
-        a, b = (np.convolve(np.tile(x, 2), np.ones(8), "full")[32:64] for x in rng.normal(size=(2, 32)))
+        a, b = (
+            np.convolve(np.tile(x, 2), np.ones(8), "full")[32:64] for x in rng.normal(size=(2, 32))
+        )
         naive.append(stats.pearsonr(a, b).pvalue < 0.05)
         shifts.append(profiles.correlate_profiles(a, b)["pearson"][1] < 0.05)
     assert np.mean(naive) > 0.2
@@ -61,11 +68,25 @@ def test_files_of_others_and_outputs(tmp_path, capsys):
     x = np.linspace(0, 6, 32)
     left = write_comparison(tmp_path / "a", np.sin(x) / 10, np.cos(x) / 10)
     shallow = np.linspace(0, 6, 28)
-    right = write_comparison(tmp_path / "b", np.sin(shallow) / 10, -np.cos(shallow) / 10, rfc_diff_ci_low=[""] * 28)
-    arguments = ["--comparison", f"a={left}", "--comparison", f"$b$={right}", "--output_dir", str(tmp_path / "out")]
+    right = write_comparison(
+        tmp_path / "b", np.sin(shallow) / 10, -np.cos(shallow) / 10, rfc_diff_ci_low=[""] * 28
+    )
+    arguments = [
+        "--comparison",
+        f"a={left}",
+        "--comparison",
+        f"$b$={right}",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert cross.main(arguments) == 0
-    rows = {row["index"]: row for row in read_rows(tmp_path / "out" / "cross_model_correlations.csv")}
-    assert float(rows["rfc_diff"]["pearson_r"]) > 0.99 and float(rows["rsi_diff"]["spearman_r"]) < -0.99
+    rows = {
+        row["index"]: row for row in read_rows(tmp_path / "out" / "cross_model_correlations.csv")
+    }
+    assert (
+        float(rows["rfc_diff"]["pearson_r"]) > 0.99
+        and float(rows["rsi_diff"]["spearman_r"]) < -0.99
+    )
     assert rows["rfc_diff"]["n_points"] == "28" and rows["rfc_diff"]["depth"] == "interpolated"
     assert (tmp_path / "out" / "cross_model_profiles.png").stat().st_size > 10_000
     assert "Spearman" in capsys.readouterr().out
@@ -74,7 +95,9 @@ def test_files_of_others_and_outputs(tmp_path, capsys):
 def test_summary_by_hand(tmp_path):
     row = profiles.summarise_profile("m", "rfc_diff", np.array([-0.05, -0.01, 0.0, 0.02]))
     assert (row["share_below"], row["share_near_zero"], row["share_above"]) == (0.25, 0.5, 0.25)
-    assert row["mean"] == pytest.approx(-0.01) and row["sd"] == pytest.approx(np.std([-0.05, -0.01, 0, 0.02], ddof=1))
+    assert row["mean"] == pytest.approx(-0.01) and row["sd"] == pytest.approx(
+        np.std([-0.05, -0.01, 0, 0.02], ddof=1)
+    )
 
 
 def test_one_model_is_summarised_without_correlations(tmp_path, capsys):
@@ -88,7 +111,10 @@ def test_one_model_is_summarised_without_correlations(tmp_path, capsys):
     ("text", "what"),
     [
         ("layer,rfc_diff\n0,1\n1,2\n2,3\n", "column rsi_diff is missing"),
-        ("layer,rfc_diff,rsi_diff\n0,1,1\n1,x,2\n2,3,3\n", "column rfc_diff, line 3: 'x' is not a finite number"),
+        (
+            "layer,rfc_diff,rsi_diff\n0,1,1\n1,x,2\n2,3,3\n",
+            "column rfc_diff, line 3: 'x' is not a finite number",
+        ),
         ("layer,rfc_diff,rsi_diff\n0,1,1\n1,2,\n2,3,3\n", "column rsi_diff, line 3"),
         ("layer,rfc_diff,rsi_diff\n0,1,1\n1,inf,2\n2,3,3\n", "'inf' is not a finite number"),
         ("layer,rfc_diff,rsi_diff\n0,1,1\n2,2,2\n1,3,3\n", "column layer must count 0, 1, 2"),

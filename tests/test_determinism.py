@@ -41,13 +41,20 @@ def test_the_same_batch_size_is_bit_identical(captured):
 
 def test_the_record_is_what_torch_says(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        torch.backends.cudnn.benchmark
+    ) = True
     record = set_determinism(5)
     first = torch.rand(3)
-    assert record["seed"] == torch.initial_seed() == 5 and torch.equal(first, torch.manual_seed(5) and torch.rand(3))
+    assert record["seed"] == torch.initial_seed() == 5 and torch.equal(
+        first, torch.manual_seed(5) and torch.rand(3)
+    )
     assert record["tf32"] is False and record["cudnn_benchmark"] is False
     assert torch.are_deterministic_algorithms_enabled() and record["torch_deterministic_algorithms"]
-    assert record["cublas_workspace_config"] == ":16:8" and record["torch_threads"] == torch.get_num_threads()
+    assert (
+        record["cublas_workspace_config"] == ":16:8"
+        and record["torch_threads"] == torch.get_num_threads()
+    )
     assert record["gpu"] is None or torch.cuda.is_initialized()
 
 

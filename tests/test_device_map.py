@@ -15,7 +15,12 @@ from rolecircuits.models.load import load_model
 from tiny_models import save_tiny
 
 HALVES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}
-HALVES |= {"model.layers.1": "disk", "model.layers.2": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+HALVES |= {
+    "model.layers.1": "disk",
+    "model.layers.2": "disk",
+    "model.norm": "cpu",
+    "lm_head": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,9 @@ def captured(loaded):
         return z * 0
 
     edits = [("blocks.2.attn.hook_z", zero)]
-    resumed = capture_attention(loaded, prompts, edits_for=lambda batch: edits, want_logits=True, start=(2, clean))
+    resumed = capture_attention(
+        loaded, prompts, edits_for=lambda batch: edits, want_logits=True, start=(2, clean)
+    )
     return whole, resumed
 
 
@@ -84,7 +91,9 @@ def test_bad_maps_are_refused(content, named, tmp_path):
 
 
 def test_unknown_names_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is none of auto, balanced, balanced_low_0, sequential, and no JSON file"):
+    with pytest.raises(
+        UserError, match="is none of auto, balanced, balanced_low_0, sequential, and no JSON file"
+    ):
         read_device_map("halves")
     with pytest.raises(UserError, match="no such file"):
         read_device_map(str(tmp_path / "none.json"))

@@ -35,7 +35,8 @@ TALK = {
 
 def write_lines(path, *rows):
     path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
+        encoding="utf-8",
     )
     return path
 
@@ -46,9 +47,15 @@ def tiny(tmp_path_factory):
 
 
 def test_a_file_is_read_line_by_line(tmp_path):
-    odd = {"id": "c", "text": "a\u2028b"}  # JSON allows this separator inside a text; it is no line end
+    odd = {
+        "id": "c",
+        "text": "a\u2028b",
+    }  # JSON allows this separator inside a text; it is no line end
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(TEXT) + "\r\n\r\n" + json.dumps(odd, ensure_ascii=False)).encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + (json.dumps(TEXT) + "\r\n\r\n" + json.dumps(odd, ensure_ascii=False)).encode()
+    )
     first, second = read_documents(path)
     assert first == Document("a", "neutral", (("text", TEXT["text"]),))
     assert (second.id, second.category, second.turns[0][1]) == ("c", "", "a\u2028b")
@@ -73,8 +80,14 @@ MESSAGE = {"role": "user", "content": "x"}
         ({"id": "x", "text": "t", "category": "me"}, "line 2: category 'me'"),
         ({"id": "x", "text": "t", "category": ["neutral"]}, "line 2: category"),
         ({"id": "x", "messages": []}, "line 2: messages must be a list"),
-        ({"id": "x", "messages": [MESSAGE, {"role": "user"}]}, r"line 2: messages\[1\] must be an object"),
-        ({"id": "x", "messages": [{"role": "user", "content": None}]}, r"line 2: messages\[0\].content"),
+        (
+            {"id": "x", "messages": [MESSAGE, {"role": "user"}]},
+            r"line 2: messages\[1\] must be an object",
+        ),
+        (
+            {"id": "x", "messages": [{"role": "user", "content": None}]},
+            r"line 2: messages\[0\].content",
+        ),
         ('{"id": "x", "text": "\\ud800"}', "line 2: text holds half a surrogate"),
         (TEXT, "line 2: id 'a' is that of line 1"),
     ],
@@ -85,7 +98,8 @@ def test_a_bad_line_is_named(tmp_path, line, named):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [(None, "no such file"), (b"\n \n", "no documents"), (b"\xff", "not UTF-8")]
+    ("content", "named"),
+    [(None, "no such file"), (b"\n \n", "no documents"), (b"\xff", "not UTF-8")],
 )
 def test_a_file_without_documents_is_refused(tmp_path, content, named):
     if content is not None:
@@ -97,7 +111,8 @@ def test_a_file_without_documents_is_refused(tmp_path, content, named):
 def test_spans_are_the_contents_of_the_turns(tiny, tmp_path):
     hf = tiny.tokenizer.hf
     text, talk = (
-        tokenize_document(d, tiny.tokenizer) for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+        tokenize_document(d, tiny.tokenizer)
+        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
     )
     assert hf.decode(text.prompt.token_ids[slice(*text.spans[0])]) == TEXT["text"]
     assert text.spans[0][0] == 1  # the BOS is outside
@@ -117,12 +132,16 @@ def test_spans_are_the_contents_of_the_turns(tiny, tmp_path):
 )
 def test_what_cannot_be_fed_is_refused(tiny, turn, context, named):
     with pytest.raises(UserError, match=named):
-        tokenize_document(Document("x", "", (turn,)), ModelTokenizer(tiny.tokenizer.hf, True, context, 49152))
+        tokenize_document(
+            Document("x", "", (turn,)), ModelTokenizer(tiny.tokenizer.hf, True, context, 49152)
+        )
 
 
 def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(
-        tiny.tokenizer.hf, "chat_template", "{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}"
+        tiny.tokenizer.hf,
+        "chat_template",
+        "{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}",
     )
     with pytest.raises(UserError, match="changes turn 0"):
         tokenize_document(Document("x", "", (("user", "hello"),)), tiny.tokenizer)
@@ -130,7 +149,8 @@ def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):
 
 def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     tokenized = [
-        tokenize_document(d, tiny.tokenizer) for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+        tokenize_document(d, tiny.tokenizer)
+        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
     ]
     results, failed = shard_files.capture_documents(tiny, tokenized, "streaming")
     assert failed == []
@@ -153,7 +173,9 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
 
 
 def run_main(path, output, *flags):
-    return activation_analysis.main(["--documents", str(path), "--output_dir", str(output), "--model_id", "t", *flags])
+    return activation_analysis.main(
+        ["--documents", str(path), "--output_dir", str(output), "--model_id", "t", *flags]
+    )
 
 
 @pytest.fixture
@@ -186,12 +208,16 @@ def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch,
     folder = tmp_path / "out/latest_documents"
     assert [row["id"] for row in read_table(folder / "documents.csv")] == ["b", "a"]
     shards = {p.name: p.read_bytes() for p in (tmp_path / "out/document_shards").iterdir()}
-    assert set(shards) == {json.loads(line)["shard"] for line in (folder / "documents.jsonl").read_text().splitlines()}
+    assert set(shards) == {
+        json.loads(line)["shard"] for line in (folder / "documents.jsonl").read_text().splitlines()
+    }
     damaged = tmp_path / "out/document_shards" / min(shards)
     damaged.write_bytes(b"PK damaged")
     write_lines(path, TALK, TEXT | {"text": TEXT["text"] + " Then it stops."})
     assert script(path, tmp_path / "out", "--batch_size", "1") == 0
-    assert len(captured) >= 4  # the changed text; and the damaged shard where it is the conversation's
+    assert (
+        len(captured) >= 4
+    )  # the changed text; and the damaged shard where it is the conversation's
     assert len(read_table(folder / "turns.csv")) == 4
 
 
@@ -203,15 +229,26 @@ def test_tables_and_indices(script, tmp_path, capsys):
     assert [(row["id"], row["turn"], row["role"]) for row in turns] == [
         ("a", "0", "text"), ("b", "0", "user"), ("b", "1", "assistant"), ("b", "2", "user"),
     ]  # fmt: skip
-    names = ["document_id", "category", "turn_document", "whole_normalised", "turn_normalised", "turn_span"]
+    names = [
+        "document_id",
+        "category",
+        "turn_document",
+        "whole_normalised",
+        "turn_normalised",
+        "turn_span",
+    ]
     arrays = npz.read_npz(folder / "documents.npz", names)
     assert arrays["turn_document"].tolist() == [0, 1, 1, 1]
-    for row, values, span in zip(turns, arrays["turn_normalised"], arrays["turn_span"].tolist(), strict=True):
+    for row, values, span in zip(
+        turns, arrays["turn_normalised"], arrays["turn_span"].tolist(), strict=True
+    ):
         assert float(row["normalised"]) == pytest.approx(values.mean(), abs=1e-6)
         assert [int(row["start"]), int(row["stop"])] == span
     mean = arrays["whole_normalised"].astype(float).mean(axis=-1)
     rows = [row for row in read_table(folder / "indices.csv") if row["kind"] == "normalised"]
-    np.testing.assert_allclose([float(row["rfc"]) for row in rows], 1 - mean[1] / mean[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(row["rfc"]) for row in rows], 1 - mean[1] / mean[0], rtol=1e-6
+    )
     assert all(row["rsi"] == "" for row in rows)  # no confounder documents: undefined, not 0
     config = json.loads((folder / "experiment_config.json").read_text())
     assert config["capture"]["method"] == "streaming"
@@ -238,5 +275,12 @@ def test_flags_that_documents_do_not_take_are_refused(flags, named, tmp_path, ca
 def test_the_example_file_is_read_and_holds_what_it_promises():
     text, talk = read_documents(Path(__file__).parent / "data/long.jsonl")
     assert len(text.turns[0][1].split()) > 6000
-    assert [role for role, _ in talk.turns] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [role for role, _ in talk.turns] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert arguments.LINK == "latest_documents"

@@ -35,7 +35,9 @@ def hf_answers(model, tokenized, max_tokens):
     answers = []
     for prompt in tokenized:
         ids = torch.tensor([prompt.token_ids])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens
+        )
         answers.append(out[0, ids.shape[1] :].tolist())
     return answers
 
@@ -65,7 +67,9 @@ def test_an_edit_acts_at_every_step(folder, loaded):
 def test_pattern_edits_hold_during_generation(loaded, method):
     """Generated step by step with a cache, or by feeding the whole text again: the same tokens."""
     tokenized = tokenize_prompts(select_prompts(per_category=1), loaded.tokenizer)
-    entry = parse_entry({"type": "pattern", "layer": 0, "head": [0, 2], "method": method}, "plan[0]")
+    entry = parse_entry(
+        {"type": "pattern", "layer": 0, "head": [0, 2], "method": method}, "plan[0]"
+    )
     prepare = prepare_edit(entry, collect_donors(loaded, tokenized, [entry]))
     answers = generation.generate_greedily(loaded, tokenized, 6, prepare=prepare)
     for i, (prompt, answer) in enumerate(zip(tokenized, answers, strict=True)):
@@ -73,7 +77,10 @@ def test_pattern_edits_hold_during_generation(loaded, method):
         for token in answer:
             edits = prepare(batches.Rows([i], [len(ids)]))
             with torch.inference_mode(), loaded.bridge.hooks(fwd_hooks=edits):
-                assert int(loaded.bridge.original_model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+                assert (
+                    int(loaded.bridge.original_model(torch.tensor([ids])).logits[0, -1].argmax())
+                    == token
+                )
             ids.append(token)
 
 
@@ -87,13 +94,20 @@ def test_generation_stops_at_the_stop_token(loaded, monkeypatch):
 
 
 def test_measures_by_hand():
-    found = generation.measure_answer([1, 2, 3, 1, 2, 3, 9], "I am an AI. It's my job", stopped=True)
+    found = generation.measure_answer(
+        [1, 2, 3, 1, 2, 3, 9], "I am an AI. It's my job", stopped=True
+    )
     assert found["n_tokens"] == 6 and found["self_naming"] == 1
-    assert found["first_person"] == pytest.approx(2 / 7) and found["repetition"] == pytest.approx(1 / 4)
+    assert found["first_person"] == pytest.approx(2 / 7) and found["repetition"] == pytest.approx(
+        1 / 4
+    )
     nothing = generation.measure_answer([], "", stopped=False)
     assert nothing["first_person"] == nothing["repetition"] == 0
     assert generation.measure_answer([5], "the said aide paid", stopped=False)["self_naming"] == 0
-    assert generation.first_difference([1, 2], [1, 3]) == 1 and generation.first_difference([1], [1, 2]) == 1
+    assert (
+        generation.first_difference([1, 2], [1, 3]) == 1
+        and generation.first_difference([1], [1, 2]) == 1
+    )
     assert generation.first_difference([1], [1]) is None
 
 
@@ -114,9 +128,15 @@ def test_the_script_writes_answers_and_what_changed(tmp_path, tmp_path_factory):
         "--prompt_format",
         "chat",
     ]
-    assert experiment.main([*flags, "--max_tokens", "5", "--config_file", str(tmp_path / "plan.json")]) == 0
+    assert (
+        experiment.main([*flags, "--max_tokens", "5", "--config_file", str(tmp_path / "plan.json")])
+        == 0
+    )
     results = json.loads((tmp_path / "latest_generation" / "generation_results.json").read_text())
-    assert len(results["baseline"]) == 8 and set(results["interventions"]) == {"sh_1_1_zero_out", "sh_1_1_scale_1"}
+    assert len(results["baseline"]) == 8 and set(results["interventions"]) == {
+        "sh_1_1_zero_out",
+        "sh_1_1_scale_1",
+    }
     changed = {row["intervention"]: 0 for row in results["changes"]}
     for row in results["changes"]:
         changed[row["intervention"]] += row["changed"]

@@ -22,7 +22,10 @@ from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import files, npz
 from tiny_models import save_tiny
 
-PLAN = {"schema_version": 1, "interventions": [{"type": "head", "layer": 1, "head": 1, "method": "zero_out"}]}
+PLAN = {
+    "schema_version": 1,
+    "interventions": [{"type": "head", "layer": 1, "head": 1, "method": "zero_out"}],
+}
 
 
 class Server:
@@ -31,7 +34,11 @@ class Server:
     def __init__(self, model):
         command = [sys.executable, PROJECT / "tests" / "fault_server.py", model]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self.process.stdout.readline() == "ready\n"
 
@@ -46,7 +53,12 @@ class Stage:
 
     def __init__(self, server, cwd, script, root, *argv):
         self.server, self.root = server, Path(root)
-        self.request = {"script": script, "argv": [str(word) for word in argv], "cwd": cwd, "root": root}
+        self.request = {
+            "script": script,
+            "argv": [str(word) for word in argv],
+            "cwd": cwd,
+            "root": root,
+        }
 
     def run(self, **fault):
         return self.server.together(self.request | fault)[0]
@@ -79,10 +91,39 @@ def stage(server, tiny, tmp_path):
     known = {
         "analysis": ("activation_analysis", out, *model, "2", "--raw", "none", "--output_dir", out),
         "full": ("activation_analysis", out, *model, "2", "--raw", "full", "--output_dir", out),
-        "base": ("activation_analysis", out, *model, "1", "--output_dir", out, "--output_type", "latest_base"),
-        "edit": ("interventions", out, *model, "1", "--config_file", plan, "--controls", "0", "--output_dir", out),
+        "base": (
+            "activation_analysis",
+            out,
+            *model,
+            "1",
+            "--output_dir",
+            out,
+            "--output_type",
+            "latest_base",
+        ),
+        "edit": (
+            "interventions",
+            out,
+            *model,
+            "1",
+            "--config_file",
+            plan,
+            "--controls",
+            "0",
+            "--output_dir",
+            out,
+        ),
         "sweep": ("interventions", out, *model, "2", "--sweep", "heads", "--output_dir", out),
-        "smaller sweep": ("interventions", out, *model, "1", "--sweep", "heads", "--output_dir", out),
+        "smaller sweep": (
+            "interventions",
+            out,
+            *model,
+            "1",
+            "--sweep",
+            "heads",
+            "--output_dir",
+            out,
+        ),
     }
     return lambda name, *more: Stage(server, tmp_path, *(known.get(name) or (name, *more)))
 
@@ -147,7 +188,10 @@ def test_ctrl_c_and_sigterm_at_every_second_call_leave_nothing(stage):
     runs = {target(analysis.root / "latest_run")}
     for at in range(1, calls + 1, 2):
         done = analysis.run(at=at, signal=(signal.SIGINT, signal.SIGTERM)[at // 2 % 2])
-        assert done["code"] == 130 and done["err"].splitlines()[-1].startswith("interrupted: "), (at, done)
+        assert done["code"] == 130 and done["err"].splitlines()[-1].startswith("interrupted: "), (
+            at,
+            done,
+        )
         assert not left_over(analysis.root)
         published = {path.name for path in analysis.root.glob("run_*")}
         assert published - runs in (set(), {target(analysis.root / "latest_run")})
@@ -167,7 +211,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(stage, name):
         last = done["err"].splitlines()[-1]
         assert done["code"] == 1 and last.startswith("error: File too large"), done
         assert target(link) == before and not left_over(analysis.root)
-        assert [path.name for path in analysis.root.iterdir() if path.is_dir() and not path.is_symlink()] == [before]
+        assert [
+            path.name for path in analysis.root.iterdir() if path.is_dir() and not path.is_symlink()
+        ] == [before]
     analysis.whole()
 
 
@@ -178,14 +224,21 @@ def test_a_disk_that_is_really_full(server, tiny, tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("no right to mount a tmpfs here; the file-size limit above covers the same writes")
+        pytest.skip(
+            "no right to mount a tmpfs here; the file-size limit above covers the same writes"
+        )
     try:
         words = ["--model_id", tiny, "--prompts_per_category", "2", "--output_dir", disk, "--raw"]
-        small, large = (Stage(server, tmp_path, "activation_analysis", disk, *words, raw) for raw in ("none", "full"))
+        small, large = (
+            Stage(server, tmp_path, "activation_analysis", disk, *words, raw)
+            for raw in ("none", "full")
+        )
         small.whole()
         before = target(disk / "latest_run")
         done = large.run()
-        assert done["code"] == 1 and "error: No space left on device" in done["err"].splitlines()[-1], done
+        assert (
+            done["code"] == 1 and "error: No space left on device" in done["err"].splitlines()[-1]
+        ), done
         assert target(disk / "latest_run") == before and not left_over(disk)
         om.load_run(disk / "latest_run")
         small.whole()
@@ -196,8 +249,12 @@ def test_a_disk_that_is_really_full(server, tiny, tmp_path):
 def test_a_read_only_folder_is_refused_and_stays_as_it_is(server, tiny, tmp_path):
     """/proc takes no files from anybody, not even from root, for whom permission bits do not count."""
     place = "/proc/self/results"
-    done = Stage(server, tmp_path, "activation_analysis", place, "--model_id", tiny, "--output_dir", place).run()
-    assert done["code"] == 2 and done["err"].count("\n") == 1 and "--output_dir" in done["err"], done
+    done = Stage(
+        server, tmp_path, "activation_analysis", place, "--model_id", tiny, "--output_dir", place
+    ).run()
+    assert done["code"] == 2 and done["err"].count("\n") == 1 and "--output_dir" in done["err"], (
+        done
+    )
 
 
 def test_three_runs_at_once_in_one_folder_all_complete(server, stage):
@@ -226,8 +283,14 @@ def test_a_run_begins_nothing_while_another_one_publishes(stage):
 def test_of_two_sweeps_at_once_the_second_waits_or_says_so(server, stage):
     sweep = stage("sweep")
     for done in server.together(sweep.request, sweep.request):
-        assert done["code"] == 0 or (done["code"] == 2 and "another sweep is running there" in done["err"]), done
-    assert npz.read_npz(sweep.root / "latest_sweep" / "head_effects.npz", ["kl"])["kl"].shape == (3, 4, 4)
+        assert done["code"] == 0 or (
+            done["code"] == 2 and "another sweep is running there" in done["err"]
+        ), done
+    assert npz.read_npz(sweep.root / "latest_sweep" / "head_effects.npz", ["kl"])["kl"].shape == (
+        3,
+        4,
+        4,
+    )
 
 
 def test_kill_9_during_interventions(stage):
@@ -243,7 +306,9 @@ def test_kill_9_during_interventions(stage):
 
 
 def sweep_arrays(root):
-    return npz.read_npz(root / "latest_sweep" / "head_effects.npz", ["kl_by_prompt", "rfc_change", "prompt_id"])
+    return npz.read_npz(
+        root / "latest_sweep" / "head_effects.npz", ["kl_by_prompt", "rfc_change", "prompt_id"]
+    )
 
 
 def test_a_killed_sweep_goes_on_where_it_was_and_ends_as_if_nothing_had_happened(stage):
@@ -255,12 +320,17 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_as_if_nothing_had_happened
         assert sweep.run(at=at)["code"] == -signal.SIGKILL, at
         refused = other.run()
         if (sweep.root / ".sweep_heads_zero_out").is_dir():
-            assert refused["code"] == 2 and "unfinished sweep with another prompts" in refused["err"]
+            assert (
+                refused["code"] == 2 and "unfinished sweep with another prompts" in refused["err"]
+            )
         else:
             assert refused["code"] == 0
         sweep.whole()
         found = sweep_arrays(sweep.root)
-        assert all(np.array_equal(found[key], expected[key], equal_nan=key == "rfc_change") for key in expected)
+        assert all(
+            np.array_equal(found[key], expected[key], equal_nan=key == "rfc_change")
+            for key in expected
+        )
         assert not left_over(sweep.root) and not list(sweep.root.glob(".sweep*"))
 
 
@@ -279,7 +349,11 @@ def test_layers_without_their_key_are_nobodys(stage):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 READERS = {
@@ -298,16 +372,24 @@ def test_a_killed_reader_leaves_every_file_old_or_new_never_half(stage, tmp_path
     stage("base").whole()
     results, shown = tmp_path / "out", tmp_path / "shown"
     first, second = READERS[script](results / "latest_base", results / "latest_run")
-    old_stage, new_stage = (stage(script, shown, *words, "--output_dir", shown) for words in (first, second))
+    old_stage, new_stage = (
+        stage(script, shown, *words, "--output_dir", shown) for words in (first, second)
+    )
     new_stage.whole()
     new = contents(shown)
     calls = old_stage.whole()["calls"]
     old = contents(shown)
     assert old.keys() == new.keys() and old != new
     for at in (calls // 3, calls // 2, calls - 2):
-        assert new_stage.run(at=at)["code"] in (-signal.SIGKILL, 1)  # 1: a process that it had forked died
+        assert new_stage.run(at=at)["code"] in (
+            -signal.SIGKILL,
+            1,
+        )  # 1: a process that it had forked died
         for path, content in contents(shown).items():
-            assert path.name.startswith(files.TEMPORARY) or content in (old[path], new[path]), (at, path)
+            assert path.name.startswith(files.TEMPORARY) or content in (old[path], new[path]), (
+                at,
+                path,
+            )
     done = new_stage.run(max_bytes=max(map(len, new.values())) - 1)
     assert done["code"] == 1 and done["err"].splitlines()[-1].startswith("error: File too large")
     assert all(content in (old[path], new[path]) for path, content in contents(shown).items())
@@ -327,7 +409,10 @@ def test_the_conversion_of_the_bundled_model_is_whole_or_absent(stage, tmp_path)
         assert not folder.exists() or contents(folder) == whole
     shutil.rmtree(folder, ignore_errors=True)
     done = convert.run(max_bytes=100_000)
-    assert done["code"] == 1 and "the converted model cannot be written" in done["err"].splitlines()[-1]
+    assert (
+        done["code"] == 1
+        and "the converted model cannot be written" in done["err"].splitlines()[-1]
+    )
     assert not folder.exists() and not left_over(cache)
     for done in convert.server.together(convert.request, convert.request):
         assert done["code"] == 0

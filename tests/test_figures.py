@@ -19,9 +19,7 @@ from rolecircuits.stats import indices, role_tests
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(run_figures.FIGURES, start=1))
-LONG_ID = (
-    r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
-)
+LONG_ID = r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +44,17 @@ def draw(number, study):
 
 def column(rows, name, **chosen):
     """One column of CSV rows as an array, of the rows whose other columns have these values."""
-    return np.array([row[name] for row in rows if all(row[key] == value for key, value in chosen.items())])
+    return np.array(
+        [row[name] for row in rows if all(row[key] == value for key, value in chosen.items())]
+    )
 
 
 def take(run, keep):
     """The run with some of its prompts."""
     rows = np.flatnonzero(keep)
-    arrays = {name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"}
+    arrays = {
+        name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"
+    }
     return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)
 
 
@@ -109,7 +111,9 @@ def test_heatmap_is_the_difference_of_prompt_means_on_one_centred_scale(run, stu
     limits = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     expected = []
     for minus in ("neutral", "confounder"):
-        difference = values[run.category == "self_referent"].mean(axis=0) - values[run.category == minus].mean(axis=0)
+        difference = values[run.category == "self_referent"].mean(axis=0) - values[
+            run.category == minus
+        ].mean(axis=0)
         assert np.allclose(column(rows, "mean", minus=minus).reshape(difference.shape), difference)
         expected.append(difference)
     limit = np.abs(expected).max()
@@ -146,7 +150,9 @@ def test_planted_head_is_found_and_measured_on_other_prompts():
 def test_prompts_that_choose_heads_do_not_measure_them():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
     chooses = role_tests.split_prompts(base.category, base.pair_id, base.config.get("seed", 123))
-    planted = scaled(base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5)
+    planted = scaled(
+        base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5
+    )
     _, rows = draw(4, run_figures.study_run(planted, n_resamples=50))
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
     assert rows[0]["hedges_g_choosing_half"] < -1.5
@@ -158,9 +164,9 @@ def test_prompts_that_choose_heads_do_not_measure_them():
 def test_bars_are_above_zero_where_self_is_focused(run, study):
     figure, rows = draw(5, study)
     values = indices.layer_values(run)
-    difference = values[run.category == "confounder"].mean(axis=0) - values[run.category == "self_referent"].mean(
-        axis=0
-    )
+    difference = values[run.category == "confounder"].mean(axis=0) - values[
+        run.category == "self_referent"
+    ].mean(axis=0)
     assert np.allclose(column(rows, "mean", category="confounder"), difference)
     assert difference.mean() > 0
     heights = [bar.get_height() for bar in figure.axes[0].patches]
@@ -173,7 +179,11 @@ def test_marker_areas_are_proportional_and_the_legend_uses_the_same_scale(study)
     scale = points.get_sizes() / np.abs(column(rows, "mean"))
     assert np.allclose(scale, scale[0])
     for handle in figure.legends[0].get_lines():
-        assert np.isclose(handle.get_markersize() ** 2 / float(handle.get_label().split("=")[1]), scale[0], rtol=0.01)
+        assert np.isclose(
+            handle.get_markersize() ** 2 / float(handle.get_label().split("=")[1]),
+            scale[0],
+            rtol=0.01,
+        )
     low, high = points.get_clim()
     assert low == -high and np.isclose(high, np.abs(column(rows, "mean")).max())
 
@@ -185,7 +195,9 @@ def test_edge_attention_is_per_token_and_leaves_out_one_token_prompts(run):
     figure, rows = draw(7, run_figures.study_run(run, n_resamples=50))
     kept = self_referent[3:]
     expected = [np.mean([run.edge_mass[i, 1, :, 1].mean() / run.edge_tokens[i] for i in kept])]
-    assert np.allclose(column(rows, "mean", category="self_referent", position="last", layer=1), expected)
+    assert np.allclose(
+        column(rows, "mean", category="self_referent", position="last", layer=1), expected
+    )
     assert set(column(rows, "n", category="self_referent")) == {27}
     assert "3 prompts" in all_text(figure)
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
@@ -198,9 +210,15 @@ def test_pairs_are_resampled_together(run):
     _, rows = draw(8, run_figures.study_run(copied, n_resamples=50))
     bounds = [column(rows, end, minus="third_person") for end in ("mean", "ci_low", "ci_high")]
     assert np.allclose(bounds, 0, atol=1e-12)
-    assert (column(rows, "ci_high", minus="self_referent") - column(rows, "ci_low", minus="self_referent") > 0).all()
+    assert (
+        column(rows, "ci_high", minus="self_referent")
+        - column(rows, "ci_low", minus="self_referent")
+        > 0
+    ).all()
     null = indices.null_values(run, "raw")
-    difference = null[run.category == "confounder"].mean() - null[run.category == "self_referent"].mean()
+    difference = (
+        null[run.category == "confounder"].mean() - null[run.category == "self_referent"].mean()
+    )
     assert np.allclose(column(rows, "length_null", minus="self_referent", kind="raw"), difference)
 
 
@@ -209,7 +227,9 @@ def test_indices_equal_role_metrics(run, study):
     for kind in ("raw", "normalised"):
         expected, null = indices.layer_indices(run, kind), indices.layer_null(run, kind)
         for index in ("rfc", "rsi"):
-            mean, low, high = (column(rows, end, kind=kind, index=index) for end in ("mean", "ci_low", "ci_high"))
+            mean, low, high = (
+                column(rows, end, kind=kind, index=index) for end in ("mean", "ci_low", "ci_high")
+            )
             assert np.allclose(mean, expected[index])
             assert ((low < mean) & (mean < high)).all()
             assert np.allclose(column(rows, "length_null", kind=kind, index=index), null[index])
@@ -239,7 +259,9 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
     study = run_figures.study_run(make_run(3, 2, per_category=1), n_resamples=50)
     for number in NAMES:
         figure, rows = draw(number, study)
-        assert all(np.isnan(row[end]) for row in rows for end in ("ci_low", "ci_high") if end in row)
+        assert all(
+            np.isnan(row[end]) for row in rows for end in ("ci_low", "ci_high") if end in row
+        )
         if "ci_low" in rows[0]:
             assert "No intervals" in all_text(figure)
     figure, _ = draw(5, study)
@@ -249,7 +271,9 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
 
 def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
     first = np.char.endswith(run.prompt_id, "_00")
-    study = run_figures.study_run(take(run, first | (run.category != "third_person")), n_resamples=50)
+    study = run_figures.study_run(
+        take(run, first | (run.category != "third_person")), n_resamples=50
+    )
     rows = draw(8, study)[1]
     assert np.isnan(column(rows, "ci_low", minus="third_person")).all()
     assert np.isfinite(column(rows, "ci_low", minus="self_referent")).all()
@@ -281,15 +305,19 @@ def test_heads_of_noise_are_not_marked_and_that_is_said():
 
 
 def test_undefined_index_and_missing_bos_are_said(run):
-    silent = dataclasses.replace(run, entropy=np.where(np.isnan(run.entropy), np.nan, np.float32(0)))
+    silent = dataclasses.replace(
+        run, entropy=np.where(np.isnan(run.entropy), np.nan, np.float32(0))
+    )
     study = run_figures.study_run(silent, n_resamples=50)
-    assert "Undefined because H neutral is 0: layers 0, 1, 2, 3" in all_text(draw(9, study)[0]).replace("\n", " ")
+    assert "Undefined because H neutral is 0: layers 0, 1, 2, 3" in all_text(
+        draw(9, study)[0]
+    ).replace("\n", " ")
     assert "undefined for every head" in all_text(draw(4, study)[0])
     bare = dataclasses.replace(run, span=np.where([True, False], 0, run.span))
     for number in (3, 7):
-        assert "120 prompts without a BOS" in all_text(draw(number, run_figures.study_run(bare, 50))[0]).replace(
-            "\n", " "
-        )
+        assert "120 prompts without a BOS" in all_text(
+            draw(number, run_figures.study_run(bare, 50))[0]
+        ).replace("\n", " ")
 
 
 @pytest.mark.parametrize("n_layers, n_heads", [(1, 1), (2, 2), (80, 64)])
@@ -307,10 +335,14 @@ def test_text_is_neither_clipped_nor_overlapping(run, n_layers, n_heads):
             assert min(inside) > -1, (name, box, figure.bbox)
         for axes in figure.axes:
             shown = [
-                tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks() if tick.label1.get_visible()
+                tick.label1.get_window_extent()
+                for tick in axes.xaxis.get_major_ticks()
+                if tick.label1.get_visible()
             ]
             shown = sorted((box for box in shown if box.width), key=lambda box: box.x0)
-            assert all(left.x1 < right.x0 for left, right in zip(shown, shown[1:], strict=False)), name
+            assert all(left.x1 < right.x0 for left, right in zip(shown, shown[1:], strict=False)), (
+                name
+            )
         assert r"$\bad{$ [/INST]" in all_text(figure).replace("\n", " ")
 
 
@@ -321,16 +353,24 @@ def test_script_writes_nine_figures_without_torch(run, tmp_path):
         "print(code, sorted({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
     )
     arguments = ["--input_dir", folder, "--output_dir", tmp_path / "out"]
-    done = subprocess.run([sys.executable, "-c", command, *arguments], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments], cwd=PROJECT, capture_output=True, text=True
+    )
     assert done.stderr == ""
     line, verdict = done.stdout.splitlines()
     assert verdict == "0 []"
-    assert line.startswith("9 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in ")
+    assert line.startswith(
+        "9 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in "
+    )
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["data", *(f"{name}.png" for name in NAMES.values())]
     with open(tmp_path / "out" / "data" / f"{NAMES[9]}.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "raw" and row["index"] == "rfc"]
-    assert np.allclose([float(row["mean"]) for row in rows], indices.layer_indices(run, "raw")["rfc"])
+        rows = [
+            row for row in csv.DictReader(file) if row["kind"] == "raw" and row["index"] == "rfc"
+        ]
+    assert np.allclose(
+        [float(row["mean"]) for row in rows], indices.layer_indices(run, "raw")["rfc"]
+    )
 
 
 @pytest.mark.parametrize("file_format", visualize_results.FORMATS)
@@ -349,7 +389,9 @@ def test_help_needs_no_numbers_library():
         "try: v.parse_args(['--help'])\n"
         "except SystemExit: print(sorted({'numpy', 'matplotlib', 'seaborn', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -373,7 +415,11 @@ def test_wrong_requests_are_one_line(arguments, said, tmp_path, monkeypatch, cap
 def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(visualize_results, "visualize", lambda *request: asked.append([str(part) for part in request]))
+    monkeypatch.setattr(
+        visualize_results,
+        "visualize",
+        lambda *request: asked.append([str(part) for part in request]),
+    )
     for arguments in ([], ["--output_type", "base", "--format", "svg"]):
         assert visualize_results.main(arguments) == 0
     results = "results_activation_analysis"

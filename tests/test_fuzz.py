@@ -42,8 +42,22 @@ from rolecircuits.stats import indices, profiles
 from rolecircuits.stats.run_pairs import match_runs
 from synthetic import make_run, save_run
 
-EXAMPLES = {"prompts": 400, "plans": 400, "families": 250, "csv": 300, "csv_drawn": 8, "documents": 200}
-EXAMPLES |= {"run_bytes": 250, "run_config": 250, "run_arrays": 250, "run_headers": 150, "effects": 150, "sweep": 100}
+EXAMPLES = {
+    "prompts": 400,
+    "plans": 400,
+    "families": 250,
+    "csv": 300,
+    "csv_drawn": 8,
+    "documents": 200,
+}
+EXAMPLES |= {
+    "run_bytes": 250,
+    "run_config": 250,
+    "run_arrays": 250,
+    "run_headers": 150,
+    "effects": 150,
+    "sweep": 100,
+}
 MINIMUM = 2000
 
 texts = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_from(
@@ -65,10 +79,16 @@ texts = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_f
         "x" * 300,
     ]
 )
-numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**30, 1e308, -1e-320, True])
+numbers = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**30, 1e308, -1e-320, True])
+)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -94,7 +114,9 @@ def run_examples(name, strategy, check, least=3):
 
     every()
     assert len(tried) >= EXAMPLES[name]
-    assert len(accepted) >= least, f"{len(accepted)} of {len(tried)} examples reached what lies behind the checks"
+    assert len(accepted) >= least, (
+        f"{len(accepted)} of {len(tried)} examples reached what lies behind the checks"
+    )
 
 
 def test_enough_examples_are_planned():
@@ -103,7 +125,13 @@ def test_enough_examples_are_planned():
 
 def places(value):
     """Every (container, key) of a JSON value."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    keys = (
+        value.keys()
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    )
     for key in list(keys):
         yield value, key
         yield from places(value[key])
@@ -128,7 +156,9 @@ def damaged_json(draw, documents):
 def as_lines(content):
     """A JSON list as JSON lines."""
     rows = json.loads(content)
-    return "\n".join(json.dumps(row) for row in (rows if isinstance(rows, list) else [rows])).encode()
+    return "\n".join(
+        json.dumps(row) for row in (rows if isinstance(rows, list) else [rows])
+    ).encode()
 
 
 @st.composite
@@ -174,12 +204,18 @@ def test_prompt_files(box):
         Path("p.json").write_bytes(content)
         if outcome(prompts.main, ["--prompts", "p.json"]) == 0:
             chosen, _ = prompts.load_prompts("p.json")
-            assert len({p.id for p in chosen}) == len(chosen) and all(p.text.strip().encode() for p in chosen)
+            assert len({p.id for p in chosen}) == len(chosen) and all(
+                p.text.strip().encode() for p in chosen
+            )
             return len(categories.prompt_set_sha256(chosen)) == 64
         return False
 
     sound = damaged_json(PROMPT_FILES)
-    run_examples("prompts", sound | damaged_bytes(sound) | values.map(lambda v: json.dumps(v).encode()), check)
+    run_examples(
+        "prompts",
+        sound | damaged_bytes(sound) | values.map(lambda v: json.dumps(v).encode()),
+        check,
+    )
     assert set(os.listdir(box)) == {"results", "p.json"}
 
 
@@ -218,14 +254,24 @@ def test_intervention_plans(box):
             )
         return True
 
-    singles = [PLAN | {"interventions": [entry]} for entry in PLAN["interventions"] if "control_for" not in entry]
+    singles = [
+        PLAN | {"interventions": [entry]}
+        for entry in PLAN["interventions"]
+        if "control_for" not in entry
+    ]
     sound = damaged_json([PLAN, *singles])
     run_examples("plans", sound | damaged_bytes(sound), check)
 
 
 DOCUMENTS = [
     {"id": "a", "category": "neutral", "text": "Rain falls."},
-    {"id": "b", "messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Nobody."}]},
+    {
+        "id": "b",
+        "messages": [
+            {"role": "user", "content": "Who are you?"},
+            {"role": "assistant", "content": "Nobody."},
+        ],
+    },
 ]
 
 
@@ -242,7 +288,9 @@ def test_documents(box):
         return True
 
     sound = damaged_json([DOCUMENTS]).map(as_lines)
-    odd = st.builds(lambda name, text: json.dumps({"id": name, "text": text}).encode(), texts, texts)
+    odd = st.builds(
+        lambda name, text: json.dumps({"id": name, "text": text}).encode(), texts, texts
+    )
     run_examples("documents", sound | damaged_bytes(sound) | odd, check)
 
 
@@ -264,7 +312,10 @@ def test_family_files(box):
             family = families.load_family("f.json", "x")
             for side in families.SIDES:
                 each = run_pipeline.analysis_args(side, family[side], args)
-                assert each.model_id == family[side]["model_id"] and each.output_dir == "results_activation_analysis/x"
+                assert (
+                    each.model_id == family[side]["model_id"]
+                    and each.output_dir == "results_activation_analysis/x"
+                )
                 check_model_arguments(each)
         except UserError:
             return False
@@ -275,21 +326,48 @@ def test_family_files(box):
 
 
 def comparison_csv(rows=6, **columns):
-    names = ["layer", "rfc_mean_base", "rfc_diff", "rsi_diff", "rfc_diff_ci_low", "rfc_diff_ci_high"]
+    names = [
+        "layer",
+        "rfc_mean_base",
+        "rfc_diff",
+        "rsi_diff",
+        "rfc_diff_ci_low",
+        "rfc_diff_ci_high",
+    ]
     lines = [",".join(names)]
     for i in range(rows):
-        cells = {name: str(i) if name == "layer" else f"{np.sin(i + len(name)):.6g}" for name in names}
+        cells = {
+            name: str(i) if name == "layer" else f"{np.sin(i + len(name)):.6g}" for name in names
+        }
         cells |= {name: column[i] for name, column in columns.items()}
         lines.append(",".join(cells[name] for name in names))
     return "\r\n".join(lines).encode()
 
 
 cells = st.sampled_from(
-    ["", "nan", "inf", "1e999", "1_0", "\u0661", "=1+1", "-0", "1e-320", "1e99", "0x1", "'1", '"', "1\x00"]
+    [
+        "",
+        "nan",
+        "inf",
+        "1e999",
+        "1_0",
+        "\u0661",
+        "=1+1",
+        "-0",
+        "1e-320",
+        "1e99",
+        "0x1",
+        "'1",
+        '"',
+        "1\x00",
+    ]
 ) | (st.floats().map(repr) | texts.map(lambda t: t.encode("utf-8", "replace").decode()))
 columns = st.fixed_dictionaries(
     {"rfc_diff": st.lists(cells, min_size=6, max_size=6)},
-    optional={"layer": st.permutations("012345"), "rfc_diff_ci_low": st.lists(cells, min_size=6, max_size=6)},
+    optional={
+        "layer": st.permutations("012345"),
+        "rfc_diff_ci_low": st.lists(cells, min_size=6, max_size=6),
+    },
 )
 
 
@@ -307,13 +385,17 @@ def test_comparison_csvs(box):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             row = profiles.summarise_profile("m", "rfc_diff", profile["rfc_diff"])
-            found = profiles.correlate_profiles(*profiles.align_profiles(profile["rfc_diff"], other))
+            found = profiles.correlate_profiles(
+                *profiles.align_profiles(profile["rfc_diff"], other)
+            )
         assert all(np.isfinite(row[name]) for name in ("mean", "sd", "median"))
         for r, p in found.values():
             assert (np.isnan(r) and np.isnan(p)) or (abs(r) <= 1 + 1e-9 and 0 < p <= 1)
         return True
 
-    run_examples("csv", damaged_bytes(comparison_csv()) | columns.map(lambda c: comparison_csv(**c)), check)
+    run_examples(
+        "csv", damaged_bytes(comparison_csv()) | columns.map(lambda c: comparison_csv(**c)), check
+    )
 
 
 def test_comparisons_that_are_accepted_can_be_drawn(box):
@@ -322,7 +404,9 @@ def test_comparisons_that_are_accepted_can_be_drawn(box):
     def check(column):
         (box / "c").mkdir(exist_ok=True)
         (box / "c" / profiles.FILE).write_bytes(comparison_csv(rfc_diff=[repr(x) for x in column]))
-        assert outcome(cross.main, ["--comparison", "\x1b=c", "$x$=c", "--output_dir", "drawn"]) == 0
+        assert (
+            outcome(cross.main, ["--comparison", "\x1b=c", "$x$=c", "--output_dir", "drawn"]) == 0
+        )
         return True
 
     run_examples("csv_drawn", st.lists(numbers, min_size=6, max_size=6), check)
@@ -330,7 +414,9 @@ def test_comparisons_that_are_accepted_can_be_drawn(box):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return save_run(make_run(n_layers=2, n_heads=1, per_category=2), tmp_path_factory.mktemp("saved"))
+    return save_run(
+        make_run(n_layers=2, n_heads=1, per_category=2), tmp_path_factory.mktemp("saved")
+    )
 
 
 class Reader:
@@ -351,7 +437,9 @@ class Reader:
         except UserError as error:
             assert str(self.folder) in str(error)
             for main in (analyze_results.main, visualize_results.main):
-                assert outcome(main, ["--input_dir", str(self.folder), "--output_dir", "figures"]) == 2
+                assert (
+                    outcome(main, ["--input_dir", str(self.folder), "--output_dir", "figures"]) == 2
+                )
             assert not (self.box / "figures").exists()
         finally:
             for kept in (name, "manifest.json"):
@@ -385,13 +473,21 @@ def test_run_folders_with_damaged_bytes(reader, saved):
 
 
 def test_run_folders_with_other_json(reader, saved):
-    documents = {name: json.loads((saved / name).read_text()) for name in ("experiment_config.json", "manifest.json")}
+    documents = {
+        name: json.loads((saved / name).read_text())
+        for name in ("experiment_config.json", "manifest.json")
+    }
     documents["experiment_config.json"]["seed"] = 3
     lines = [json.loads(line) for line in (saved / "prompts.jsonl").read_text().splitlines()]
 
-    changed = [st.tuples(st.just(name), damaged_json([d]), st.just(True)) for name, d in texts_module.items()]
+    changed = [
+        st.tuples(st.just(name), damaged_json([d]), st.just(True))
+        for name, d in texts_module.items()
+    ]
     changed += changed[:1]
-    changed.append(st.tuples(st.just("prompts.jsonl"), damaged_json([lines]).map(as_lines), st.just(True)))
+    changed.append(
+        st.tuples(st.just("prompts.jsonl"), damaged_json([lines]).map(as_lines), st.just(True))
+    )
     run_examples("run_config", st.one_of(changed), lambda example: reader.read(*example))
 
 
@@ -404,7 +500,11 @@ def change_array(array, draw):
     """The array with another dtype, shape or value."""
     action = draw(st.sampled_from(["dtype", "value", "cut", "axis", "object", "swap", "bytes"]))
     if action == "dtype":
-        kind = draw(st.sampled_from(["f2", "f8", ">f4", "c8", "i1", ">i8", "u8", "U3", "S3", "?", "M8[s]", "V4"]))
+        kind = draw(
+            st.sampled_from(
+                ["f2", "f8", ">f4", "c8", "i1", ">i8", "u8", "U3", "S3", "?", "M8[s]", "V4"]
+            )
+        )
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -413,7 +513,11 @@ def change_array(array, draw):
                 return np.zeros(array.shape, kind)
     if action == "value" and array.dtype.kind in "fi":
         array = array.copy()
-        bad = [np.nan, np.inf, -np.inf, 1e30, -1.0, 2.0] if array.dtype.kind == "f" else [-1, 0, 99, 2**62, -(2**62)]
+        bad = (
+            [np.nan, np.inf, -np.inf, 1e30, -1.0, 2.0]
+            if array.dtype.kind == "f"
+            else [-1, 0, 99, 2**62, -(2**62)]
+        )
         array.flat[draw(st.integers(0, array.size - 1))] = draw(st.sampled_from(bad))
         return array
     if action == "cut":
@@ -437,7 +541,9 @@ def change_array(array, draw):
 @st.composite
 def other_arrays(draw, arrays):
     arrays = dict(arrays)
-    for name in draw(st.lists(st.sampled_from(sorted(arrays)), min_size=1, max_size=2, unique=True)):
+    for name in draw(
+        st.lists(st.sampled_from(sorted(arrays)), min_size=1, max_size=2, unique=True)
+    ):
         if draw(st.integers(0, 9)) == 0:
             del arrays[name]
         else:
@@ -457,23 +563,56 @@ def test_the_trap_works(box):
 def test_run_folders_with_other_arrays(reader, saved):
     with np.load(saved / "attention.npz", allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    run_examples("run_arrays", other_arrays(arrays), lambda content: reader.read("attention.npz", content, True))
+    run_examples(
+        "run_arrays",
+        other_arrays(arrays),
+        lambda content: reader.read("attention.npz", content, True),
+    )
 
 
-shapes = st.lists(st.sampled_from([0, 1, 2, 8, -1, True, 2**31, 2**40, 2**62, 2**63, 1.5, "8"]), max_size=5)
+shapes = st.lists(
+    st.sampled_from([0, 1, 2, 8, -1, True, 2**31, 2**40, 2**62, 2**63, 1.5, "8"]), max_size=5
+)
 dtypes = st.sampled_from(
-    ["<f4", "<f8", "|O", "<U5", "<U0", "|V0", "|S0", "<U999999999", "x", "<M8", 7, None, [("a", "<f4")]]
+    [
+        "<f4",
+        "<f8",
+        "|O",
+        "<U5",
+        "<U0",
+        "|V0",
+        "|S0",
+        "<U999999999",
+        "x",
+        "<M8",
+        7,
+        None,
+        [("a", "<f4")],
+    ]
 )
 dtypes |= st.just([("a", "<f4", (2**40,))]) | st.just(("<f4", (2**31, 2**31)))
 headers = st.one_of(
     st.builds(
-        lambda descr, shape, order: repr({"descr": descr, "fortran_order": order, "shape": tuple(shape)}),
+        lambda descr, shape, order: repr(
+            {"descr": descr, "fortran_order": order, "shape": tuple(shape)}
+        ),
         dtypes,
         shapes,
         st.sampled_from([True, False, 0, None]),
     ),
     st.sampled_from(
-        ["{", "{[]: 1}", "1" * 5000, "(" * 300, "{'shape': (1L,)}", "__import__('os')", "'", "\\", "\x00", "{}"]
+        [
+            "{",
+            "{[]: 1}",
+            "1" * 5000,
+            "(" * 300,
+            "{'shape': (1L,)}",
+            "__import__('os')",
+            "'",
+            "\\",
+            "\x00",
+            "{}",
+        ]
     ),
     texts,
 )
@@ -490,18 +629,29 @@ def forged_archives(draw, whole):
     body = b"\x93NUMPY" + bytes(version) + size + header + draw(st.binary(max_size=64))
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(content, "w") as new:
         for name in names:
-            method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2]))
-            new.writestr(name, body if name == chosen else old.read(name), method if name == chosen else None)
+            method = draw(
+                st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+            )
+            new.writestr(
+                name, body if name == chosen else old.read(name), method if name == chosen else None
+            )
     data = bytearray(content.getvalue())
     if draw(st.booleans()):
         at = data.find(b"PK\x01\x02", 4)
-        data[at + draw(st.sampled_from([8, 9, 10, 11, 24, 28, 42]))] ^= draw(st.sampled_from([1, 2, 8, 64]))
+        data[at + draw(st.sampled_from([8, 9, 10, 11, 24, 28, 42]))] ^= draw(
+            st.sampled_from([1, 2, 8, 64])
+        )
     return bytes(data)
 
 
 def test_run_folders_with_forged_headers(reader, saved):
     whole = (saved / "attention.npz").read_bytes()
-    run_examples("run_headers", forged_archives(whole), lambda each: reader.read("attention.npz", each, True), least=0)
+    run_examples(
+        "run_headers",
+        forged_archives(whole),
+        lambda each: reader.read("attention.npz", each, True),
+        least=0,
+    )
 
 
 def test_effects_of_intervention_runs(box):

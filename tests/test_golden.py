@@ -33,7 +33,12 @@ GOLDEN = Path(__file__).parent / "golden"
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 TOLERANCE = 2.0
 DPI = 40
-PICTURE = {"baseline_dir": "golden", "style": style.LOOK, "tolerance": TOLERANCE, "savefig_kwargs": {"dpi": DPI}}
+PICTURE = {
+    "baseline_dir": "golden",
+    "style": style.LOOK,
+    "tolerance": TOLERANCE,
+    "savefig_kwargs": {"dpi": DPI},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +56,18 @@ def study():
 def pair():
     """(estimates, summary) of a comparison of two synthetic runs."""
     base = make_run(n_layers=4, n_heads=3, effect=0.1, seed=1, model_id="base")
-    instruct = make_run(n_layers=4, n_heads=3, effect=0.9, seed=2, model_id="instruct", prompt_format="chat")
-    runs, notes = match_runs(replace(base, path=Path("base")), replace(instruct, path=Path("instruct")))
+    instruct = make_run(
+        n_layers=4, n_heads=3, effect=0.9, seed=2, model_id="instruct", prompt_format="chat"
+    )
+    runs, notes = match_runs(
+        replace(base, path=Path("base")), replace(instruct, path=Path("instruct"))
+    )
     estimates, reasons = estimate_pair(runs)
     original = estimate_original(runs)
     reasons = [text for text in reasons.values() if text]
-    return estimates, compare_base_instruct.summarise_comparison(runs, estimates, original, notes, reasons)
+    return estimates, compare_base_instruct.summarise_comparison(
+        runs, estimates, original, notes, reasons
+    )
 
 
 def draw(name, study, pair):
@@ -66,7 +77,12 @@ def draw(name, study, pair):
     estimates, summary = pair
     kinds = pair_figures.FIGURE_KINDS[name]
     shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
-    rows = [row for k in kinds for run in shown for row in pair_figures.list_points(estimates[k], k, run)]
+    rows = [
+        row
+        for k in kinds
+        for run in shown
+        for row in pair_figures.list_points(estimates[k], k, run)
+    ]
     return pair_figures.draw_indices(estimates, summary, kinds, shown), rows
 
 
@@ -173,7 +189,8 @@ def test_the_tolerance_sees(mistake, study, pair, tmp_path):
     spoil(figure)
     hide_texts(figure).savefig(tmp_path / "wrong.png", dpi=DPI)
     stored, wrong = (
-        image.imread(p)[..., :3] * 255 for p in (GOLDEN / f"test_picture_{name}.png", tmp_path / "wrong.png")
+        image.imread(p)[..., :3] * 255
+        for p in (GOLDEN / f"test_picture_{name}.png", tmp_path / "wrong.png")
     )
     rms = np.sqrt(((stored - wrong) ** 2).mean())
     assert rms > 1.5 * TOLERANCE, f"{mistake}: {rms:.2f}"

@@ -6,7 +6,12 @@ from scipy import stats
 
 from rolecircuits.stats import contrasts, entropy, indices, moments, resampling
 from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
-from rolecircuits.stats.resampling import bootstrap_counts, infer_indices, permutation_test, sign_flip_test
+from rolecircuits.stats.resampling import (
+    bootstrap_counts,
+    infer_indices,
+    permutation_test,
+    sign_flip_test,
+)
 from synthetic import make_run
 
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
@@ -38,7 +43,11 @@ def test_permutation_enumerates_as_scipy_does():
 def test_sign_flips_enumerate_as_scipy_does():
     d = np.array([0.3, -0.1, 0.8, 0.4, 0.05, 0.6])
     theirs = stats.permutation_test(
-        (d,), lambda x: abs(x.mean()), permutation_type="samples", n_resamples=np.inf, alternative="greater"
+        (d,),
+        lambda x: abs(x.mean()),
+        permutation_type="samples",
+        n_resamples=np.inf,
+        alternative="greater",
     )
     assert sign_flip_test(d).p == pytest.approx(theirs.pvalue, abs=1e-12)
 
@@ -62,7 +71,9 @@ def test_indices_agree_with_role_metrics_in_every_resample():
     values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
     counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
     expected = [resampling.resampled_indices(run, CATEGORY, counts) for run in (values, base)]
-    found = resampling.studentised_indices([values, base], CATEGORY, resampling.draw_weights(counts))
+    found = resampling.studentised_indices(
+        [values, base], CATEGORY, resampling.draw_weights(counts)
+    )
     for name, (estimate, shift, _) in found.items():
         draws = (expected[0][name] - expected[1][name]).T
         np.testing.assert_allclose(estimate[:, None] + shift[:, 1:], draws, atol=2e-6)
@@ -72,8 +83,12 @@ def test_indices_agree_with_role_metrics_in_every_resample():
 def test_standard_error_is_the_delta_method_by_hand():
     values = lognormal((), (0.9, 1, 1.2, 1))
     s, c, n = (values[k * 30 : k * 30 + 30] for k in range(3))
-    found = resampling.studentised_indices([values[:, None]], CATEGORY, np.ones((120, 2), np.float32))
-    rfc = np.sqrt(s.var(ddof=1) / 30 / n.mean() ** 2 + s.mean() ** 2 * n.var(ddof=1) / 30 / n.mean() ** 4)
+    found = resampling.studentised_indices(
+        [values[:, None]], CATEGORY, np.ones((120, 2), np.float32)
+    )
+    rfc = np.sqrt(
+        s.var(ddof=1) / 30 / n.mean() ** 2 + s.mean() ** 2 * n.var(ddof=1) / 30 / n.mean() ** 4
+    )
     d = (c.mean() - s.mean()) / n.mean()
     rsi = np.sqrt((c.var(ddof=1) + s.var(ddof=1) + d**2 * n.var(ddof=1)) / 30) / n.mean()
     assert found["rfc"][2][0, 0] == pytest.approx(rfc, rel=1e-5)
@@ -84,16 +99,18 @@ def test_standard_error_of_two_runs_uses_the_same_prompts():
     """By hand: the error of instruct - base is that of the per-prompt differences of the two linearised indices."""
     values = lognormal((), (0.9, 1, 1.2, 1))
     base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
-    found = resampling.studentised_indices([values[:, None], base[:, None]], CATEGORY, np.ones((120, 2), np.float32))[
-        "rfc"
-    ]
+    found = resampling.studentised_indices(
+        [values[:, None], base[:, None]], CATEGORY, np.ones((120, 2), np.float32)
+    )["rfc"]
 
     def linearised(run):
         s, n = run[:30], run[60:90]
         return -s / n.mean(), s.mean() * n / n.mean() ** 2
 
     parts = [a - b for a, b in zip(linearised(values), linearised(base), strict=True)]
-    assert found[2][0, 0] == pytest.approx(np.sqrt(sum(part.var(ddof=1) / 30 for part in parts)), rel=1e-4)
+    assert found[2][0, 0] == pytest.approx(
+        np.sqrt(sum(part.var(ddof=1) / 30 for part in parts)), rel=1e-4
+    )
 
 
 def test_percentile_and_spread_agree_with_scipy_bootstrap():
@@ -116,7 +133,9 @@ def test_index_interval_is_symmetric_bootstrap_t_by_hand():
     s, n = values[:30], values[60:90]
 
     def estimate_and_error(a, b):
-        error = np.sqrt(a.var(ddof=1) / b.mean() ** 2 + a.mean() ** 2 * b.var(ddof=1) / b.mean() ** 4) / np.sqrt(30)
+        error = np.sqrt(
+            a.var(ddof=1) / b.mean() ** 2 + a.mean() ** 2 * b.var(ddof=1) / b.mean() ** 4
+        ) / np.sqrt(30)
         return 1 - a.mean() / b.mean(), error
 
     estimate, error = estimate_and_error(s, n)
@@ -143,7 +162,9 @@ def test_two_runs_share_their_resamples():
     values = lognormal((4,), (0.8, 1, 1, 1))
     difference = infer_indices(values, CATEGORY, PAIR, base=0.5 * values)["rfc"]
     np.testing.assert_allclose(difference.estimate, 0, atol=1e-12)
-    noisy = infer_indices(values, CATEGORY, PAIR, base=0.5 * values * np.exp(0.01 * lognormal((4,), seed=9)))["rfc"]
+    noisy = infer_indices(
+        values, CATEGORY, PAIR, base=0.5 * values * np.exp(0.01 * lognormal((4,), seed=9))
+    )["rfc"]
     single = infer_indices(values, CATEGORY, PAIR)["rfc"]
     assert (noisy.high - noisy.low < 0.1 * (single.high - single.low)).all()
 
@@ -154,9 +175,9 @@ def test_undefined_values_are_left_out_column_by_column():
     keep = ~np.isnan(values[:, 1])
     found = infer_indices(values, CATEGORY, PAIR)["rfc"]
     counts = bootstrap_counts(CATEGORY, PAIR)[:, keep]
-    alone = resampling.studentised_indices([values[keep][:, 1:2]], CATEGORY[keep], resampling.draw_weights(counts))[
-        "rfc"
-    ]
+    alone = resampling.studentised_indices(
+        [values[keep][:, 1:2]], CATEGORY[keep], resampling.draw_weights(counts)
+    )["rfc"]
     assert found.estimate[1] == pytest.approx(alone[0][0])
     t = np.sort(np.abs(alone[1][0, 1:] / alone[2][0, 1:]))[9500]
     assert found.high[1] - found.estimate[1] == pytest.approx(t * alone[2][0, 0], rel=1e-5)
@@ -165,11 +186,15 @@ def test_undefined_values_are_left_out_column_by_column():
 
 def test_too_few_prompts_give_nothing_and_the_reason():
     category = CATEGORY[[0, 30, 60, 90]]
-    result = infer_indices(lognormal((2,))[[0, 30, 60, 90]], category, np.full(4, -1), n_resamples=99)["rfc"]
+    result = infer_indices(
+        lognormal((2,))[[0, 30, 60, 90]], category, np.full(4, -1), n_resamples=99
+    )["rfc"]
     assert np.isfinite(result.estimate).all()
     assert np.isnan([result.low, result.high, result.p, result.p_max]).all()
     assert not resampling.has_enough_prompts(category)
-    assert "at least 3 prompts a category; confounder has 1" in resampling.missing_prompts_reason(category)
+    assert "at least 3 prompts a category; confounder has 1" in resampling.missing_prompts_reason(
+        category
+    )
     assert resampling.missing_prompts_reason(CATEGORY) is None
     assert np.isnan(permutation_test(np.ones((1, 2)), np.zeros((1, 2))).p).all()
     assert np.isnan(hedges_g(np.ones((1, 2)), np.zeros((1, 2)))).all()
@@ -188,7 +213,9 @@ def test_q_values_are_scipys_with_ties_and_without_the_undefined():
     p[::2, ::7] = np.nan
     defined = ~np.isnan(p)
     q = contrasts.q_values(p)
-    np.testing.assert_allclose(q[defined], stats.false_discovery_control(p[defined], method="bh"), rtol=1e-12)
+    np.testing.assert_allclose(
+        q[defined], stats.false_discovery_control(p[defined], method="bh"), rtol=1e-12
+    )
     assert np.isnan(q[~defined]).all()
 
 
@@ -212,7 +239,9 @@ def test_paired_g_by_hand():
     d = 1 / np.sqrt(pooled)
     j = 1 - 3 / (4 * 2 * df / (1 + r**2) - 1)
     sa, sb = a.var(ddof=1), b.var(ddof=1)
-    variance = d**2 * (sa**2 + sb**2 + 2 * r**2 * sa * sb) / (8 * df * pooled**2) + (a - b).var(ddof=1) / (pooled * df)
+    variance = d**2 * (sa**2 + sb**2 + 2 * r**2 * sa * sb) / (8 * df * pooled**2) + (a - b).var(
+        ddof=1
+    ) / (pooled * df)
     half = stats.t.ppf(0.975, df) * j * np.sqrt(variance)
     assert hedges_g(a, b, paired=True) == pytest.approx(j * d)
     np.testing.assert_allclose(hedges_g_interval(a, b, paired=True), (j * d - half, j * d + half))
@@ -222,7 +251,9 @@ def test_compare_categories_uses_the_pairs():
     values = lognormal((6,), per=30)
     values[90:] = values[30:60] * 1.02 + np.random.default_rng(0).normal(size=(30, 6)) * 0.001
     found = contrasts.compare_categories(values, CATEGORY, PAIR, "confounder", "third_person", 999)
-    alone = contrasts.compare_categories(values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999)
+    alone = contrasts.compare_categories(
+        values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999
+    )
     assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
 
 
@@ -233,7 +264,9 @@ def test_intervals_cover_and_percentile_would_not():
     pair = np.full(40, -1)
     low, high = resampling.index_intervals(values, category, pair, n_resamples=999)["rfc"][1:]
     assert 0.925 < ((low <= 0.1) & (high >= 0.1)).mean() < 0.985
-    draws = resampling.resampled_indices(values, category, bootstrap_counts(category, pair, 999))["rfc"]
+    draws = resampling.resampled_indices(values, category, bootstrap_counts(category, pair, 999))[
+        "rfc"
+    ]
     low, high = resampling.percentile_interval(draws)
     assert ((low <= 0.1) & (high >= 0.1)).mean() < 0.925
 
@@ -280,7 +313,9 @@ def test_position_matching_removes_what_position_does():
     rows = share * np.log(run.visible_keys[0])
     run.entropy = np.where(real[:, None, None], rows, np.nan) * np.ones((1, 2, 2, 1))
     matched = indices.position_matched_values(run)
-    means = indices.indices_of_means(lambda name: moments.category_mean(matched, run.category, name))
+    means = indices.indices_of_means(
+        lambda name: moments.category_mean(matched, run.category, name)
+    )
     np.testing.assert_allclose([means["rfc"], means["rsi"]], 0, atol=1e-12)
     assert indices.layer_indices(run, "normalised")["rfc"][0] > 0.01
 
@@ -289,7 +324,9 @@ def test_position_matched_means_by_hand():
     run = make_run(n_layers=1, n_heads=2, effect=0.3, seed=2)
     weight = indices.position_weights(run)[0]
     assert weight.sum() == pytest.approx(1) and weight[0] == 0
-    rows = entropy.normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)[:, 0]
+    rows = entropy.normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)[
+        :, 0
+    ]
     total = 0.0
     for q in np.flatnonzero(weight):
         here = (run.category == "neutral") & (run.span[:, 0] <= q) & (q < run.span[:, 1])

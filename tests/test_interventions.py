@@ -16,7 +16,13 @@ from output_manager import load_run
 from prompts import select_prompts
 from rolecircuits.edits import bench, effects
 from rolecircuits.edits import sweep as sweep_module
-from rolecircuits.edits.plan import check_against_model, controls_of, draw_controls, parse_entries, read_plan
+from rolecircuits.edits.plan import (
+    check_against_model,
+    controls_of,
+    draw_controls,
+    parse_entries,
+    read_plan,
+)
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import load_model
@@ -65,7 +71,10 @@ def arguments(folder, output, *more):
         ([{"type": "head", "layer": 1, "method": "mean"}], r"\[0\].head is missing"),
         ([HEAD, dict(HEAD)], r"\[1\] and \[0\] are both sh_1_1_zero_out"),
         (
-            [HEAD | {"method": "scale", "factor": 0.25}, HEAD | {"method": "scale", "factor": 2.5e-1}],
+            [
+                HEAD | {"method": "scale", "factor": 0.25},
+                HEAD | {"method": "scale", "factor": 2.5e-1},
+            ],
             "both sh_1_1_scale_0.25",
         ),
         ([HEAD | {"method": "scale"}], "method scale needs factor"),
@@ -77,9 +86,15 @@ def arguments(folder, output, *more):
             "no candidate of this plan has that name and method zero_out",
         ),
         ([HEAD | {"control_for": "x"}], "control_for is only for"),
-        ([{"type": "layer_heads", "layer": 0, "head": [], "method": "mean"}], "head is an empty list"),
+        (
+            [{"type": "layer_heads", "layer": 0, "head": [], "method": "mean"}],
+            "head is an empty list",
+        ),
         ([{"type": "layer_heads", "layer": 0, "head": [1, 1], "method": "mean"}], "listed twice"),
-        ([{"type": "patch", "layer": 0, "component": "mlp", "head": 1, "method": "paired"}], "takes no head"),
+        (
+            [{"type": "patch", "layer": 0, "component": "mlp", "head": 1, "method": "paired"}],
+            "takes no head",
+        ),
         ([{"type": "patch", "layer": 0, "method": "other_model"}], "needs source"),
         ([{"type": "steer", "layer": 0, "method": "add"}], "needs alpha"),
     ],
@@ -154,8 +169,14 @@ def test_folder_names():
 def test_a_control_names_its_candidate_with_or_without_the_method():
     control = {"type": "head", "layer": 1, "method": "zero_out", "role": "control"}
     items = [HEAD, HEAD | {"method": "half_out"}]
-    items += [control | {"head": 3, "control_for": "sh_1_1"}, control | {"head": 4, "control_for": "sh_1_1_zero_out"}]
-    items += [control | {"head": 5}, control | {"head": 6, "method": "half_out", "control_for": ["sh_1_1"]}]
+    items += [
+        control | {"head": 3, "control_for": "sh_1_1"},
+        control | {"head": 4, "control_for": "sh_1_1_zero_out"},
+    ]
+    items += [
+        control | {"head": 5},
+        control | {"head": 6, "method": "half_out", "control_for": ["sh_1_1"]},
+    ]
     plan = parse_entries(items, "plan")
     assert [c.head for c in controls_of(plan[0], plan)] == [3, 4, 5]
     assert [c.head for c in controls_of(plan[1], plan)] == [6]
@@ -165,7 +186,11 @@ def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tm
     assert len(read_plan(interventions.DEFAULT_PLAN)) == 10
     assert interventions.main(["--model_id", folder, "--output_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "interventions[0].layer is 29" in error and "layers 0 to 2" in error and "ablation_candidates.json" in error
+    assert (
+        "interventions[0].layer is 29" in error
+        and "layers 0 to 2" in error
+        and "ablation_candidates.json" in error
+    )
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"\[0\].head is 4"):
         check_against_model(parse_entries([HEAD | {"head": 4}], "plan"), 3, 4, "tiny")
@@ -179,7 +204,10 @@ def test_drawn_controls_are_other_heads_of_the_layer_and_serve_every_grade():
     for entry in plan:
         own = {c.head for c in controls if entry.name in c.control_for}
         assert len(own) == 2
-    grades = [{c.head for c in controls if name in c.control_for} for name in ("sh_1_1_zero_out", "sh_1_1_half_out")]
+    grades = [
+        {c.head for c in controls if name in c.control_for}
+        for name in ("sh_1_1_zero_out", "sh_1_1_half_out")
+    ]
     assert grades[0] == grades[1]
 
 
@@ -195,9 +223,14 @@ def test_kl_surprisal_and_top1_by_hand():
 
 def test_index_change_by_hand():
     category = np.array(["self_referent", "confounder", "neutral"])
-    base, edited = np.array([[0.4, 0.4], [0.6, 0.5], [0.8, 0.5]]), np.array([[0.2, 0.4], [0.6, 0.5], [0.8, 0.5]])
+    base, edited = (
+        np.array([[0.4, 0.4], [0.6, 0.5], [0.8, 0.5]]),
+        np.array([[0.2, 0.4], [0.6, 0.5], [0.8, 0.5]]),
+    )
     change = effects.index_change(base, edited, category)
-    assert change["rfc_change"] == pytest.approx(0.25 / 2) and change["rsi_change"] == pytest.approx(0.25 / 2)
+    assert change["rfc_change"] == pytest.approx(0.25 / 2) and change[
+        "rsi_change"
+    ] == pytest.approx(0.25 / 2)
     assert np.isnan(effects.index_change(base[:, :0], edited[:, :0], category)["rfc_change"])
 
 
@@ -248,12 +281,18 @@ def test_effects_table(finished):
     summary = json.loads((finished / "effects.json").read_text())
     rows = {(row["intervention"], row["category"]): row for row in summary["rows"]}
     cut = rows["sh_1_1_zero_out", "all"]
-    assert cut["n"] == 16 and 0 < cut["kl_low"] <= cut["kl"] <= cut["kl_high"] and 0 < cut["kl_p"] <= 1
+    assert (
+        cut["n"] == 16 and 0 < cut["kl_low"] <= cut["kl"] <= cut["kl_high"] and 0 < cut["kl_p"] <= 1
+    )
     assert len(cut["controls"].split()) == 2
     assert rows["sh_1_1_scale_1", "all"]["kl"] == 0
     assert any("sh_1_1_scale_1: no measurable effect" in note for note in summary["notes"])
-    assert rows["mlp_2_zero_out", "all"]["rfc_change"] is None, "an edit of the last layer has no later layer"
-    assert ("patch-layer_0_paired", "neutral") not in rows and rows["patch-layer_0_paired", "all"]["n"] == 8
+    assert rows["mlp_2_zero_out", "all"]["rfc_change"] is None, (
+        "an edit of the last layer has no later layer"
+    )
+    assert ("patch-layer_0_paired", "neutral") not in rows and rows["patch-layer_0_paired", "all"][
+        "n"
+    ] == 8
     header = (finished / "effects.csv").read_text().splitlines()[0].split(",")
     assert header[:3] == ["intervention", "role", "type"] and "rsi_change_q" in header
 
@@ -269,7 +308,9 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
         for layer in layers:
             found = sweep.layer(layer)
             for head in range(4):
-                [entry] = parse_entries([HEAD | {"layer": layer, "head": head, "method": method}], "plan")
+                [entry] = parse_entries(
+                    [HEAD | {"layer": layer, "head": head, "method": method}], "plan"
+                )
                 donors = interventions_donors(loaded, tokenized, entry)
                 edits = bench.edits_for(prepare_edit(entry, donors), tokenized)
                 one = capture_attention(loaded, tokenized, 3, edits, want_logits=True)
@@ -278,7 +319,9 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
                 config = {"model": {"id": "x"}, "prompts": {"format": "raw"}}
                 values = bench.normalised_values(one.arrays, config)
-                np.testing.assert_allclose(found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5)
+                np.testing.assert_allclose(
+                    found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5
+                )
 
 
 def interventions_donors(loaded, tokenized, entry):
@@ -287,7 +330,9 @@ def interventions_donors(loaded, tokenized, entry):
     return collect_donors(loaded, tokenized, [entry])
 
 
-def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tmp_path, monkeypatch, capsys):
+def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(
+    folder, tmp_path, monkeypatch, capsys
+):
     command = arguments(folder, tmp_path, "--sweep", "heads")
     whole = sweep_module.Sweep.layer
     done = []
@@ -302,13 +347,17 @@ def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tm
     assert interventions.main(command) == 130
     assert not (tmp_path / "latest_sweep").exists() and done == [2, 1]
     again = []
-    monkeypatch.setattr(sweep_module.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer))
+    monkeypatch.setattr(
+        sweep_module.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer)
+    )
     other = [*command[:-4], "--prompts_per_category", "3", *command[-2:]]
     assert interventions.main(other) == 2
     assert "unfinished sweep with another prompts" in capsys.readouterr().err
     assert again == []
     assert interventions.main(command) == 0 and again == [0]
-    arrays = read_npz(tmp_path / "latest_sweep" / "head_effects.npz", ["kl", "rfc_change", "category"])
+    arrays = read_npz(
+        tmp_path / "latest_sweep" / "head_effects.npz", ["kl", "rfc_change", "category"]
+    )
     assert arrays["kl"].shape == (3, 4, 4) and (arrays["kl"] > 0).all()
     assert np.isnan(arrays["rfc_change"][2]).all() and np.isfinite(arrays["rfc_change"][:2]).all()
     assert not list(tmp_path.glob(".sweep*"))
@@ -317,7 +366,9 @@ def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(folder, tm
 def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(folder, tmp_path):
     out = tmp_path / "out"
     small = plan_file(tmp_path / "small.json", HEAD)
-    assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    assert (
+        interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    )
     before = (out / arguments_module.LATEST).resolve()
     many = [
         HEAD | {"head": h, "layer": layer, "method": m}
@@ -327,10 +378,14 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     ]
     command = arguments(folder, out, "--config_file", plan_file(tmp_path / "many.json", *many))
     child = subprocess.Popen(
-        [sys.executable, str(HERE / "interventions.py"), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, str(HERE / "interventions.py"), *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while not list(out.glob(".tmp_*/sh_*")) and child.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(out.glob(".tmp_*/sh_*")) and child.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -338,7 +393,9 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     assert load_run(out / arguments_module.LATEST / "baseline").n_layers == 3
     with pytest.raises(UserError, match="not a complete run"):
         load_run(next(out.glob(".tmp_*")))
-    assert interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    assert (
+        interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
+    )
     assert not list(out.glob(".tmp_*")) and (out / arguments_module.LATEST).resolve() != before
 
 

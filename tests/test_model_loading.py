@@ -150,7 +150,9 @@ def test_weights_that_are_missing_pickled_or_damaged(llama):
     (llama / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match="pickled"):
         load_model(str(llama), device="cpu")
-    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    (llama / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors"}})
+    )
     with pytest.raises(UserError, match=r"model-1\.safetensors: missing"):
         weight_files(llama)
 
@@ -164,7 +166,10 @@ def test_missing_tokenizer(llama):
 
 def test_remote_code_is_refused_and_not_run(llama):
     config = json.loads((llama / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"},
+    }
     (llama / "config.json").write_text(json.dumps(config))
     (llama / "code.py").write_text(f"open({str(llama / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match="needs its own code"):
@@ -198,7 +203,9 @@ def test_memory_is_estimated_from_headers_alone(llama, monkeypatch):
     assert stored
     expected = (llama / "model.safetensors").stat().st_size
     assert abs(parameter_bytes(weight_files(llama), "float32") - expected) < 10_000
-    assert parameter_bytes(weight_files(llama), "bfloat16") * 2 == parameter_bytes(weight_files(llama), "float32")
+    assert parameter_bytes(weight_files(llama), "bfloat16") * 2 == parameter_bytes(
+        weight_files(llama), "float32"
+    )
     with pytest.raises(UserError, match=r"need 1024\.0 GiB, [0-9.]+ GiB"):
         check_memory("big/model", 2**40, "cpu")
 

@@ -46,7 +46,9 @@ sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A complete run folder; tests that harm it work on a copy."""
-    return save_run(make_run(n_layers=2, n_heads=2, per_category=2), tmp_path_factory.mktemp("results"))
+    return save_run(
+        make_run(n_layers=2, n_heads=2, per_category=2), tmp_path_factory.mktemp("results")
+    )
 
 
 @pytest.fixture
@@ -95,7 +97,9 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
     assert loaded.path == path.resolve() and loaded.label == "me/model, raw prompts"
     for name in run_arrays.ARRAYS:
         assert np.array_equal(
-            getattr(loaded, name), getattr(run, name), equal_nan=name.startswith(("entropy", "sink"))
+            getattr(loaded, name),
+            getattr(run, name),
+            equal_nan=name.startswith(("entropy", "sink")),
         ), name
     assert (loaded.n_layers, loaded.n_heads, loaded.prompts) == (3, 2, run.prompts)
     assert loaded.counts == dict.fromkeys(categories.CATEGORIES, 3)
@@ -104,7 +108,9 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
 def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
     first, second = publish(tmp_path, "one"), publish(tmp_path, "two")
     assert first != second and (first / "data.txt").read_text() == "one"
-    assert (tmp_path / "latest_run").is_symlink() and os.readlink(tmp_path / "latest_run") == second.name
+    assert (tmp_path / "latest_run").is_symlink() and os.readlink(
+        tmp_path / "latest_run"
+    ) == second.name
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "two"
     assert not temporary(tmp_path) and not (second / run_files.LOCK).exists()
 
@@ -123,7 +129,9 @@ def test_interrupted_run_leaves_the_previous_one_and_no_folder(tmp_path, error):
         raise error
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "good"
     assert not new.path.exists() and not temporary(tmp_path)
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()] == [before.name]
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()] == [
+        before.name
+    ]
 
 
 def test_full_disk_while_publishing_leaves_the_previous_run(tmp_path, monkeypatch):
@@ -152,8 +160,14 @@ def test_kill_9_leaves_a_folder_that_no_reader_takes_and_the_next_run_removes(tm
 
 
 def test_sigterm_removes_the_folder_and_exits_130(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SIGTERM, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 130 and done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-c", SIGTERM, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 130
+        and done.stderr.startswith("interrupted")
+        and done.stderr.count("\n") == 1
+    )
     assert not temporary(tmp_path) and not (tmp_path / "latest_run").is_symlink()
 
 
@@ -224,19 +238,24 @@ def test_missing_file_is_named(harmed, name):
 
 @pytest.mark.parametrize("files", [[], None, "x", {"attention.npz": 7}])
 def test_a_manifest_of_the_wrong_form_is_refused(harmed, files):
-    run_files.write_json(harmed / "manifest.json", {"schema_version": record.SCHEMA_VERSION, "files": files})
+    run_files.write_json(
+        harmed / "manifest.json", {"schema_version": record.SCHEMA_VERSION, "files": files}
+    )
     refused(harmed, "missing")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff", b"[]", b'{"schema_version": 99}', b'{"files": {}}', b"[" * 100_000]
+    "content",
+    [b"", b"{", b"\xff", b"[]", b'{"schema_version": 99}', b'{"files": {}}', b"[" * 100_000],
 )
 def test_a_damaged_or_foreign_manifest_is_refused(harmed, content):
     (harmed / "manifest.json").write_bytes(content)
     refused(harmed)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"model": {"id": 3}, "prompts": {"format": "raw"}}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b'{"model": {"id": 3}, "prompts": {"format": "raw"}}']
+)
 def test_a_damaged_config_is_refused(harmed, content):
     forge(harmed, "experiment_config.json", content)
     refused(harmed, "experiment_config.json", "damaged")
@@ -249,14 +268,21 @@ def test_prompts_that_are_not_those_of_the_arrays_are_refused(harmed):
     row = json.loads(lines[0])
     for change in ({"text": None}, {"category": "neutral"}):
         forge(
-            harmed, "prompts.jsonl", b"\n".join([json.dumps(row | change).encode(), *lines[1:]]).replace(b"\n\n", b"\n")
+            harmed,
+            "prompts.jsonl",
+            b"\n".join([json.dumps(row | change).encode(), *lines[1:]]).replace(b"\n\n", b"\n"),
         )
         refused(harmed, "prompts.jsonl", "category or text of self_referent_00")
 
 
 def test_truncated_and_foreign_archives_are_refused(harmed):
     whole = (harmed / "attention.npz").read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"not a zip", whole[:200] + bytes(200) + whole[400:]):
+    for content in (
+        whole[: len(whole) // 2],
+        b"",
+        b"not a zip",
+        whole[:200] + bytes(200) + whole[400:],
+    ):
         forge(harmed, "attention.npz", content)
         refused(harmed, "attention.npz")
 
@@ -295,7 +321,9 @@ def test_a_plain_pickle_inside_the_archive_is_not_read(harmed, tmp_path):
 
 def test_a_forged_header_is_refused_before_memory_is_taken(harmed):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)}
+    )
     with zipfile.ZipFile(harmed / "attention.npz", "w") as archive:
         archive.writestr("entropy.npy", header.getvalue() + bytes(64))
     om.write_manifest(harmed)
@@ -321,22 +349,41 @@ def spoil(name, place, value):
 BAD_ARRAYS = {
     "missing": (lambda run: {"sink_mass": None}, "array sink_mass is missing"),
     "three axes": (lambda run: {"entropy": run.entropy[0]}, "entropy has 3 axes, expected 4"),
-    "other layers": (lambda run: {"sink_mass": run.sink_mass[:, :1]}, "sink_mass is float32 (8, 1, 2,"),
-    "other prompts": (lambda run: {"n_tokens": run.n_tokens[:-1]}, "n_tokens is int64 (7,), expected prompt = (8,)"),
+    "other layers": (
+        lambda run: {"sink_mass": run.sink_mass[:, :1]},
+        "sink_mass is float32 (8, 1, 2,",
+    ),
+    "other prompts": (
+        lambda run: {"n_tokens": run.n_tokens[:-1]},
+        "n_tokens is int64 (7,), expected prompt = (8,)",
+    ),
     "wrong kind": (lambda run: {"pair_id": run.pair_id.astype(float)}, "pair_id is float64"),
     "no prompts": (
-        lambda run: {n: getattr(run, n)[:0] for n, (_, axes) in run_arrays.ARRAYS.items() if axes[0] == "prompt"},
+        lambda run: {
+            n: getattr(run, n)[:0]
+            for n, (_, axes) in run_arrays.ARRAYS.items()
+            if axes[0] == "prompt"
+        },
         "holds no prompts",
     ),
     "category": (spoil("category", 0, "selfish"), "unknown category 'selfish'"),
     "NaN entropy": (spoil("entropy", (0, 0, 0, 0), np.nan), "entropy is NaN"),
     "infinite sink": (spoil("sink_mass", (0, 0, 0, 0), np.inf), "sink_mass is NaN or infinite"),
     "NaN mass": (spoil("first_mass", (0, 0, 0), np.nan), "first_mass is NaN"),
-    "probability 1.1": (spoil("edge_mass", (0, 0, 0, 0), 1.1), "edge_mass holds a probability outside"),
-    "probability -0.1": (spoil("sink_mass", (0, 0, 0, 0), -0.1), "sink_mass holds a probability outside"),
+    "probability 1.1": (
+        spoil("edge_mass", (0, 0, 0, 0), 1.1),
+        "edge_mass holds a probability outside",
+    ),
+    "probability -0.1": (
+        spoil("sink_mass", (0, 0, 0, 0), -0.1),
+        "sink_mass holds a probability outside",
+    ),
     "negative entropy": (spoil("entropy", (0, 0, 0, 1), -0.1), "entropy is outside 0 to ln"),
     "entropy above ln": (spoil("entropy", (0, 0, 0, 1), 0.8), "entropy is outside 0 to ln"),
-    "sinkfree above ln": (spoil("entropy_sinkfree", (0, 0, 0, 2), 1.5), "entropy_sinkfree is outside"),
+    "sinkfree above ln": (
+        spoil("entropy_sinkfree", (0, 0, 0, 2), 1.5),
+        "entropy_sinkfree is outside",
+    ),
     "span": (spoil("span", (0, 0), 99), "span or n_tokens of prompt 0"),
     "n_tokens": (spoil("n_tokens", 1, 99), "span or n_tokens of prompt 1"),
     "visible": (spoil("visible_keys", (0, 0), 2), "visible_keys is outside"),
@@ -352,9 +399,21 @@ def test_arrays_that_cannot_be_are_refused(harmed, name):
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
     path = tmp_path / "a.json"
-    value = {"a": np.float32(np.nan), "b": [np.inf, np.int64(3)], "c": np.array([1.5, np.nan]), "d": Path("x"), 4: "é"}
+    value = {
+        "a": np.float32(np.nan),
+        "b": [np.inf, np.int64(3)],
+        "c": np.array([1.5, np.nan]),
+        "d": Path("x"),
+        4: "é",
+    }
     run_files.write_json(path, value)
-    assert json.loads(path.read_text("utf-8")) == {"a": None, "b": [None, 3], "c": [1.5, None], "d": "x", "4": "é"}
+    assert json.loads(path.read_text("utf-8")) == {
+        "a": None,
+        "b": [None, 3],
+        "c": [1.5, None],
+        "d": "x",
+        "4": "é",
+    }
     assert "NaN" not in path.read_text("utf-8")
 
 
@@ -367,7 +426,8 @@ def test_text_that_a_spreadsheet_would_run_is_quoted(tmp_path, text):
 
 def test_csv_numbers_and_empty_fields(tmp_path):
     run_files.write_csv(
-        tmp_path / "a.csv", [{"x": np.float32(0.1), "y": np.nan, "z": 1 / 3, "n": np.int64(2), "t": "a,\n$"}]
+        tmp_path / "a.csv",
+        [{"x": np.float32(0.1), "y": np.nan, "z": 1 / 3, "n": np.int64(2), "t": "a,\n$"}],
     )
     with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file))[1] == ["0.1000000015", "", "0.3333333333", "2", "a,\n$"]
@@ -383,7 +443,14 @@ def test_portable_hides_the_home_folder_and_nothing_else(monkeypatch):
         "e": None,
         "f": "",
     }
-    expected = {"a": "~/models/x", "b": ["/rootfs/x", "/data/root/x"], "c": "~/y", "d": 3, "e": None, "f": ""}
+    expected = {
+        "a": "~/models/x",
+        "b": ["/rootfs/x", "/data/root/x"],
+        "c": "~/y",
+        "d": 3,
+        "e": None,
+        "f": "",
+    }
     assert record.portable(arguments) == expected
 
 

@@ -88,7 +88,12 @@ def test_select_keeps_order_ids_and_pairs():
 
 
 def test_unequal_lists_are_no_pairs():
-    texts = {"self_referent": ["a"], "neutral": ["b"], "confounder": ["c", "d"], "third_person": ["e"]}
+    texts = {
+        "self_referent": ["a"],
+        "neutral": ["b"],
+        "confounder": ["c", "d"],
+        "third_person": ["e"],
+    }
     assert {p.pair_id for p in select_prompts(texts)} == {-1}
 
 
@@ -110,7 +115,11 @@ def test_hash_follows_every_part_of_the_set():
 def test_byte_order_mark_and_crlf_are_read(tmp_path, content):
     chosen, notes = load_prompts(write(tmp_path, content))
     assert [p.text for p in chosen] == ["Who are you?", "What is rain?"]
-    assert ["no confounder" in notes[0], "no third_person" in notes[1], len(notes)] == [True, True, 2]
+    assert ["no confounder" in notes[0], "no third_person" in notes[1], len(notes)] == [
+        True,
+        True,
+        2,
+    ]
 
 
 def test_difficult_texts_survive(tmp_path):
@@ -128,20 +137,41 @@ BAD_FILES = {
     "trailing comma": (MINIMAL + ",}", ["not JSON at line 1"]),
     "duplicate key": (MINIMAL + ', "neutral": ["What is DNA?"]}', ["key 'neutral' appears twice"]),
     "NaN": (MINIMAL + ', "confounder": [NaN]}', ["NaN is not a value that JSON allows"]),
-    "Infinity": (MINIMAL + ', "confounder": [-Infinity]}', ["-Infinity is not a value that JSON allows"]),
-    "misspelt": (MINIMAL + ', "self_referrent": []}', ["unknown category 'self_referrent'", "third_person"]),
+    "Infinity": (
+        MINIMAL + ', "confounder": [-Infinity]}',
+        ["-Infinity is not a value that JSON allows"],
+    ),
+    "misspelt": (
+        MINIMAL + ', "self_referrent": []}',
+        ["unknown category 'self_referrent'", "third_person"],
+    ),
     "escape in a name": (MINIMAL + ', "\\u001b[31m": []}', ["unknown category", "x1b[31m"]),
     "missing neutral": ('{"self_referent": ["Who are you?"]}', ["neutral is missing or empty"]),
-    "empty self": ('{"self_referent": [], "neutral": ["a"]}', ["self_referent is missing or empty"]),
-    "string for list": (MINIMAL + ', "confounder": "How tall am I?"}', ["confounder is a str", "list of texts"]),
+    "empty self": (
+        '{"self_referent": [], "neutral": ["a"]}',
+        ["self_referent is missing or empty"],
+    ),
+    "string for list": (
+        MINIMAL + ', "confounder": "How tall am I?"}',
+        ["confounder is a str", "list of texts"],
+    ),
     "null for list": (MINIMAL + ', "confounder": null}', ["confounder is a NoneType"]),
-    "empty prompt": (MINIMAL + ', "confounder": ["a", ""]}', ["confounder[1] must be a text that is not empty"]),
-    "blank prompt": (MINIMAL + ', "confounder": [" \\n\\t"]}', ["confounder[0] must be a text that is not empty"]),
+    "empty prompt": (
+        MINIMAL + ', "confounder": ["a", ""]}',
+        ["confounder[1] must be a text that is not empty"],
+    ),
+    "blank prompt": (
+        MINIMAL + ', "confounder": [" \\n\\t"]}',
+        ["confounder[0] must be a text that is not empty"],
+    ),
     "number": (MINIMAL + ', "confounder": [7]}', ["confounder[0] must be a text"]),
     "surrogate": (MINIMAL + ', "confounder": ["\\ud83d"]}', ["confounder[0]", "surrogate"]),
     "deep": ("[" * 100_000, ["nested too deeply"]),
     "huge number": (MINIMAL + f', "confounder": [{"9" * 5000}]}}', ["mine.json"]),
-    "duplicates only": ('{"self_referent": ["a"], "neutral": ["a", "a"]}', ["every neutral prompt is a duplicate"]),
+    "duplicates only": (
+        '{"self_referent": ["a"], "neutral": ["a", "a"]}',
+        ["every neutral prompt is a duplicate"],
+    ),
 }
 
 
@@ -150,7 +180,12 @@ def test_bad_file_is_refused_in_one_line(tmp_path, capsys, name):
     content, expected = BAD_FILES[name]
     assert prompts.main(["--prompts", str(write(tmp_path, content))]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: --prompts") and "\x1b" not in err
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and err.startswith("error: --prompts")
+        and "\x1b" not in err
+    )
     for part in expected:
         assert part in err
 
@@ -189,13 +224,23 @@ def test_duplicate_takes_its_partner_along_and_pairs_still_match(tmp_path):
 
 
 def test_what_was_dropped_does_not_drop_its_double(tmp_path):
-    texts = {"self_referent": ["a"], "neutral": ["b"], "confounder": ["a", "I1"], "third_person": ["S", "S"]}
+    texts = {
+        "self_referent": ["a"],
+        "neutral": ["b"],
+        "confounder": ["a", "I1"],
+        "third_person": ["S", "S"],
+    }
     kept, *_ = load_texts(tmp_path, texts)
     assert (kept["confounder"], kept["third_person"]) == (["I1"], ["S"])
 
 
 def test_partners_with_one_text_are_dropped(tmp_path):
-    texts = {"self_referent": ["a"], "neutral": ["b"], "confounder": ["x", "I"], "third_person": ["x", "S"]}
+    texts = {
+        "self_referent": ["a"],
+        "neutral": ["b"],
+        "confounder": ["x", "I"],
+        "third_person": ["x", "S"],
+    }
     kept, _, notes = load_texts(tmp_path, texts)
     assert (kept["confounder"], kept["third_person"]) == (["I"], ["S"])
     assert len(notes) == 1

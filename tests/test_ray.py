@@ -56,7 +56,9 @@ def test_flags_that_cannot_work_are_refused(changes, message):
 
 def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setattr(work.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"):
+    with pytest.raises(
+        UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"
+    ):
         check_engine_arguments(flags())
     check_engine_arguments(flags(engine="local"))
 
@@ -66,24 +68,35 @@ def test_engine_flags_are_refused_before_anything_is_loaded(tmp_path, capsys):
     assert interventions.main([*base, "--num_workers", "2"]) == 2
     assert run_pipeline.main(["--family", "demo", "qwen", "--ray_address", "auto"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["error: --num_workers needs --engine ray", "error: --ray_address needs --engine ray"]
+    assert lines == [
+        "error: --num_workers needs --engine ray",
+        "error: --ray_address needs --engine ray",
+    ]
 
 
 def test_an_item_is_named_by_what_its_result_depends_on():
-    args = interventions.parse_args(["--seed", "1", "--output_dir", "a", "--engine", "ray", "--num_workers", "3"])
+    args = interventions.parse_args(
+        ["--seed", "1", "--output_dir", "a", "--engine", "ray", "--num_workers", "3"]
+    )
     here = interventions.parse_args(["--seed", "1", "--output_dir", "b"])
     other = interventions.parse_args(["--seed", "2"])
     name = [Item("x", "m:f", {"args": work_arguments(each)}).name for each in (args, here, other)]
     assert name[0] == name[1] != name[2]
     assert (
-        Item("x", "m:f", {"a": 1, "b": 2}).name == Item("y", "m:f", {"b": 2, "a": 1}).name != Item("x", "m:g", {}).name
+        Item("x", "m:f", {"a": 1, "b": 2}).name
+        == Item("y", "m:f", {"b": 2, "a": 1}).name
+        != Item("x", "m:g", {}).name
     )
 
 
 def test_a_worker_holds_one_model_and_one_state():
     held, made = Held(), []
     make = lambda value: lambda: made.append(value) or value  # noqa: E731
-    assert [held.model("a", make("A")), held.state("s", make("S")), held.model("a", make("no"))] == ["A", "S", "A"]
+    assert [
+        held.model("a", make("A")),
+        held.state("s", make("S")),
+        held.model("a", make("no")),
+    ] == ["A", "S", "A"]
     assert held.model("b", make("B")) == "B" and held.state("s", make("S of B")) == "S of B"
     assert made == ["A", "S", "B", "S of B"]
 
@@ -101,7 +114,9 @@ def test_a_worker_holds_one_model_and_one_state():
 )
 def test_the_size_of_workers(machines, given, expected, monkeypatch):
     total = {"CPU": sum(cpu for cpu, _ in machines), "GPU": sum(gpu for _, gpu in machines)}
-    ray = Namespace(cluster_resources=lambda: total, nodes=lambda: [{"Alive": True}] * len(machines))
+    ray = Namespace(
+        cluster_resources=lambda: total, nodes=lambda: [{"Alive": True}] * len(machines)
+    )
     engine, added = ray_engine.RayEngine(flags(**given)), []
     monkeypatch.setattr(engine, "_connect", lambda: ray)
     monkeypatch.setattr(engine, "_add_worker", lambda: added.append(1))
@@ -135,11 +150,17 @@ def engine(cluster, tmp_path):
         yield made
 
 
-def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_path, monkeypatch, capsys):
+def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
+    engine, tmp_path, monkeypatch, capsys
+):
     """One engine for several checks: starting workers is what costs time."""
     monkeypatch.setattr(ray_engine, "MAX_TRIES", 2)
-    assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {"identity": {"weights": "made"}}
-    states = list(engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)]))
+    assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {
+        "identity": {"weights": "made"}
+    }
+    states = list(
+        engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)])
+    )
     assert {value["state"] for _, value in states} == {"made"}
     assert len({value["pid"] for _, value in states}) == 2, "both workers work"
 
@@ -154,7 +175,9 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_pa
     assert sorted(done) == list(range(8))
     assert engine.lost == 1 and len(engine.workers) == 2
     times = Counter(map(int, log.read_text().split()))
-    assert all(times[n] == 1 for n in range(8) if n != killed), "only the killed item may be done twice"
+    assert all(times[n] == 1 for n in range(8) if n != killed), (
+        "only the killed item may be done twice"
+    )
 
     queue, seen = deque(waits(tmp_path / "grown", 1, 0)), []
     for item, _ in engine.run(queue):
@@ -163,15 +186,25 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(engine, tmp_pa
     assert seen == ["item 0", "item 1"]
 
     late = Item("late", "ray_tasks:prepare_slowly", {"seconds": 3})
-    engine.preparation = late  # of a run that is over: a worker still does it when the next one begins
+    engine.preparation = (
+        late  # of a run that is over: a worker still does it when the next one begins
+    )
     engine._give(engine.workers[0], late, preparing=True)
     engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"}))
-    assert [item.label for item, _ in engine.run(waits(tmp_path / "after", 14, 0.4))].count("late") == 0
+    assert [item.label for item, _ in engine.run(waits(tmp_path / "after", 14, 0.4))].count(
+        "late"
+    ) == 0
     assert engine.workers[0].prepared or engine.workers[1].prepared
 
-    [(_, value)] = engine.run([Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})])
+    [(_, value)] = engine.run(
+        [Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})]
+    )
     assert value == "alive" and not engine.deaths
-    for kind, text in (("UserError", "--x 3: y is allowed"), ("RunFailed", "layer 2 head 1"), ("ValueError", "a bug")):
+    for kind, text in (
+        ("UserError", "--x 3: y is allowed"),
+        ("RunFailed", "layer 2 head 1"),
+        ("ValueError", "a bug"),
+    ):
         with pytest.raises(RunFailed if kind == "ValueError" else eval_kind(kind)) as caught:
             list(engine.run([Item("bad", "ray_tasks:refuse", {"kind": kind, "text": text})]))
         assert str(caught.value) == (f"bad: ValueError: {text}" if kind == "ValueError" else text)
@@ -187,8 +220,14 @@ def eval_kind(name):
 def study_files(folder):
     """{relative path: content} of a run, less what says when and where it was made."""
     skipped = ("experiment_config.json", "manifest.json")
-    files = [path for path in sorted(Path(folder).resolve().rglob("*")) if path.is_file() and path.name not in skipped]
-    return {path.relative_to(Path(folder).resolve()).as_posix(): path.read_bytes() for path in files}
+    files = [
+        path
+        for path in sorted(Path(folder).resolve().rglob("*"))
+        if path.is_file() and path.name not in skipped
+    ]
+    return {
+        path.relative_to(Path(folder).resolve()).as_posix(): path.read_bytes() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +235,9 @@ def tiny(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
 
 
-def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster, tiny, tmp_path, monkeypatch, capsys):
+def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
+    cluster, tiny, tmp_path, monkeypatch, capsys
+):
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -205,7 +246,14 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
         for name in ("one", "two")
     }
     Path("families.json").write_text(json.dumps(families))
-    command = ["--family", *families, "--families_file", "families.json", "--prompts_per_category", "6"]
+    command = [
+        "--family",
+        *families,
+        "--families_file",
+        "families.json",
+        "--prompts_per_category",
+        "6",
+    ]
     pipeline = run_pipeline.parse_args([*command, "--skip_visualization", "--skip_comparison"])
     prompts, plan = select_prompts(per_category=4), parse_entries(ENTRIES, "plan")
     threads = torch.get_num_threads()
@@ -214,15 +262,29 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
     for name in ("local", "ray"):
         args = interventions.parse_args(["--model_id", tiny, "--output_dir", name])
         Path(name).mkdir()
-        with open_engine(flags(ray_address=cluster.address, num_workers=2, worker_threads=1, engine=name)) as engine:
+        with open_engine(
+            flags(ray_address=cluster.address, num_workers=2, worker_threads=1, engine=name)
+        ) as engine:
             if name == "ray":
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
             interventions.run_sweep(engine, prompts, args)
-            monkeypatch.setattr(open, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine))
-            texts = ["--documents", str(texts_file(tmp_path)), "--batch_size", "2", "--model_id", tiny]
+            monkeypatch.setattr(
+                open, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine)
+            )
+            texts = [
+                "--documents",
+                str(texts_file(tmp_path)),
+                "--batch_size",
+                "2",
+                "--model_id",
+                tiny,
+            ]
             assert (
-                activation_analysis.run_documents(activation_analysis.parse_args([*texts, "--output_dir", name])) == 0
+                activation_analysis.run_documents(
+                    activation_analysis.parse_args([*texts, "--output_dir", name])
+                )
+                == 0
             )
             monkeypatch.chdir(tmp_path / name)
             pipeline.families_file = "../families.json"
@@ -244,7 +306,9 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(cluster,
         assert len(here) >= 1 and here.keys() == there.keys()
         assert [name for name in here if here[name] != there[name]] == [], link
     run = load_run(Path("ray", results[4]))
-    assert run.config["engine"]["name"] == "ray" and run.config["arguments"]["output_dir"].endswith("/one")
+    assert run.config["engine"]["name"] == "ray" and run.config["arguments"]["output_dir"].endswith(
+        "/one"
+    )
     assert run.config["determinism"]["torch_threads"] == 1
     assert load_run(Path("ray", results[6], "baseline")).config["git"] == run.config["git"]
     assert read_npz(Path("ray/latest_sweep/head_effects.npz"), ["kl"])["kl"].shape == (3, 4, 4)
@@ -277,7 +341,9 @@ def lose_workers(monkeypatch, engine, cluster):
 
 
 def test_a_cluster_that_is_too_small_is_said(cluster):
-    with pytest.raises(UserError, match="50 workers of 1 CPU and 0 GPU do not fit the cluster, which has"):  # noqa: SIM117
+    with pytest.raises(
+        UserError, match="50 workers of 1 CPU and 0 GPU do not fit the cluster, which has"
+    ):  # noqa: SIM117
         with open_engine(flags(ray_address=cluster.address, num_workers=50, worker_threads=1)):
             pass
 
@@ -303,7 +369,9 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
         start_new_session=True,
     )
     lines = [child.stdout.readline(), child.stdout.readline()]
-    assert lines[0].startswith("ray (started here, 1 machine): 1 worker of") and lines[1].startswith("one done")
+    assert lines[0].startswith("ray (started here, 1 machine): 1 worker of") and lines[
+        1
+    ].startswith("one done")
     folder = Path(lines[1].split()[-1])
     assert folder.is_dir()
     os.killpg(child.pid, signal.SIGINT)

@@ -23,7 +23,10 @@ from rolecircuits.runs import repeat as repeat_module
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
-OWN = {"self_referent": ["Who are you?", "What can you do?"], "neutral": ["What is rain?", "Why is ice cold?"]}
+OWN = {
+    "self_referent": ["Who are you?", "What can you do?"],
+    "neutral": ["What is rain?", "Why is ice cold?"],
+}
 TOKEN = "hf_" + "Ab1" * 11
 
 
@@ -39,7 +42,16 @@ def first(tiny, tmp_path_factory):
     (folder / "own.json").write_text(json.dumps(OWN))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        flags = ["--prompt_format", "chat", "--system_prompt", "-Be brief.", "--seed", "7", "--batch_size", "3"]
+        flags = [
+            "--prompt_format",
+            "chat",
+            "--system_prompt",
+            "-Be brief.",
+            "--seed",
+            "7",
+            "--batch_size",
+            "3",
+        ]
         command = ["--model_id", tiny, "--prompts", "own.json", *flags, "--output_dir", "out"]
         assert activation_analysis.main(command) == 0
     return (folder / "out" / "latest_run").resolve()
@@ -103,7 +115,9 @@ def test_other_batch_sizes_agree_within_the_recorded_tolerance(copied, capsys):
     assert "argument batch_size: was 3, is 1" in found["changed"]
 
 
-def test_changed_weights_are_said_before_the_run_and_found_after_it(copied, tiny, tmp_path, capsys, monkeypatch):
+def test_changed_weights_are_said_before_the_run_and_found_after_it(
+    copied, tiny, tmp_path, capsys, monkeypatch
+):
     changed = Path(shutil.copytree(tiny, tmp_path / "changed"))
     weights = load_file(changed / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
@@ -124,7 +138,10 @@ def test_changed_weights_are_said_before_the_run_and_found_after_it(copied, tiny
     place = found["arrays"]["entropy"]["largest"]
     assert place["layer"] >= 1 and place["prompt"] in om.load_run(copied).prompt_id
     last = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("entropy: ") and f"at prompt {place['prompt']}, layer" in line for line in last)
+    assert any(
+        line.startswith("entropy: ") and f"at prompt {place['prompt']}, layer" in line
+        for line in last
+    )
 
 
 def test_a_changed_prompt_file_is_said_and_the_recorded_texts_are_used(first, capsys, monkeypatch):
@@ -150,17 +167,31 @@ def test_prompts_that_are_not_the_recorded_ones_are_refused(copied, capsys):
 def test_prompts_that_failed_are_run_again(copied):
     run = om.load_run(copied)
     lost = run.prompts[1]
-    place = {"index": 1, "reason": "out of memory", **{key: lost[key] for key in repeat_module.PROMPT_FIELDS}}
+    place = {
+        "index": 1,
+        "reason": "out of memory",
+        **{key: lost[key] for key in repeat_module.PROMPT_FIELDS},
+    }
     run.config["prompts"]["failed"], run.prompts = [place], [run.prompts[0], *run.prompts[2:]]
-    assert [p.text for p in repeat_module.recorded_prompts(run)] == [text for texts in OWN.values() for text in texts]
+    assert [p.text for p in repeat_module.recorded_prompts(run)] == [
+        text for texts in OWN.values() for text in texts
+    ]
 
 
 @pytest.mark.parametrize(
     ("changed", "more", "said"),
     [
         ({"arguments": {"trust_remote_code": True, "revision": "a" * 40}}, [], "give it again"),
-        ({"arguments": {"model_id": "./gone"}}, [], "its model was the folder ./gone, which is not here"),
-        ({"arguments": {"dtype": "float8"}}, [], "experiment_config.json: error: argument --dtype: invalid choice"),
+        (
+            {"arguments": {"model_id": "./gone"}},
+            [],
+            "its model was the folder ./gone, which is not here",
+        ),
+        (
+            {"arguments": {"dtype": "float8"}},
+            [],
+            "experiment_config.json: error: argument --dtype: invalid choice",
+        ),
         ({"arguments": {"batch_size": "-3"}}, [], "whole number of at least 1"),
         ({}, ["--prompt_format", "raw"], "--prompt_format with --repeat"),
         ({}, ["--seed", "7"], "--seed with --repeat"),
@@ -204,12 +235,21 @@ def flip(path):
 @pytest.mark.parametrize("name", READERS)
 def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_path, capsys):
     run = make_run(n_layers=2, n_heads=2, per_category=2)
-    places = {"run": save_run(run, tmp_path / "results"), "edited": tmp_path / "results" / "latest_intervention"}
+    places = {
+        "run": save_run(run, tmp_path / "results"),
+        "edited": tmp_path / "results" / "latest_intervention",
+    }
     with om.create_run(tmp_path / "results", "latest_intervention", "intervention") as new:
         row = {"intervention": "sh_0_0_zero_out", "role": "candidate", "category": "all", "n": 8}
-        row |= {f"{m}{s}": 0.5 for m, _ in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")}
-        run_files.write_json(new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]})
-        run_files.write_json(new.path / "experiment_config.json", run.config | {"prompts": {"format": "raw", "n": 8}})
+        row |= {
+            f"{m}{s}": 0.5 for m, _ in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")
+        }
+        run_files.write_json(
+            new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]}
+        )
+        run_files.write_json(
+            new.path / "experiment_config.json", run.config | {"prompts": {"format": "raw", "n": 8}}
+        )
     for place in places.values():
         flip(place / "experiment_config.json")
     script, words = READERS[name]
@@ -247,19 +287,30 @@ def arrays_of(run):
             repeat_module.DIFFERENT,
             {"prompt": "self_referent_00", "head": 1, "query": 1},
         ),
-        ("edge_mass", (0, 1, 1, 1), np.nan, repeat_module.DIFFERENT, {"layer": 1, "head": 1, "end": 1}),
+        (
+            "edge_mass",
+            (0, 1, 1, 1),
+            np.nan,
+            repeat_module.DIFFERENT,
+            {"layer": 1, "head": 1, "end": 1},
+        ),
     ],
 )
 def test_verdict_names_the_place(name, place, change, verdict, where):
     run = make_run(n_layers=2, n_heads=2, per_category=3)
-    assert repeat_module.compare_arrays(arrays_of(run), arrays_of(run), 1e-5)["verdict"] == repeat_module.IDENTICAL
+    assert (
+        repeat_module.compare_arrays(arrays_of(run), arrays_of(run), 1e-5)["verdict"]
+        == repeat_module.IDENTICAL
+    )
     after = arrays_of(run)
     after[name][place] += change
     found = repeat_module.compare_arrays(arrays_of(run), after, 1e-5)
     assert found["verdict"] == found["arrays"][name]["verdict"] == verdict
     assert found["largest"]["array"] == name and where.items() <= found["largest"].items()
     assert found["arrays"][name]["n_different"] == 1
-    assert {item["verdict"] for other, item in found["arrays"].items() if other != name} == {repeat_module.IDENTICAL}
+    assert {item["verdict"] for other, item in found["arrays"].items() if other != name} == {
+        repeat_module.IDENTICAL
+    }
 
 
 def test_lost_prompts_and_changed_labels_are_different():
@@ -267,7 +318,10 @@ def test_lost_prompts_and_changed_labels_are_different():
     fewer = {n: a if n == "visible_keys" else a[:-1] for n, a in arrays_of(run).items()}
     found = repeat_module.compare_arrays(arrays_of(run), fewer, 1e-5)
     assert found["verdict"] == repeat_module.DIFFERENT
-    assert any(line.startswith("entropy: float32 (12, 2, 2") for line in repeat_module.describe_verdict(found))
+    assert any(
+        line.startswith("entropy: float32 (12, 2, 2")
+        for line in repeat_module.describe_verdict(found)
+    )
     other = arrays_of(run)
     other["n_tokens"][0] += 1
     assert (
@@ -299,7 +353,12 @@ def test_no_file_of_a_run_names_the_home_or_a_token(tiny, tmp_path, monkeypatch)
             {
                 "schema_version": 1,
                 "interventions": [
-                    {"type": "patch", "layer": 1, "method": "other_model", "source": str(home / "models" / "tiny")}
+                    {
+                        "type": "patch",
+                        "layer": 1,
+                        "method": "other_model",
+                        "source": str(home / "models" / "tiny"),
+                    }
                 ],
             }
         )
@@ -313,7 +372,9 @@ def test_no_file_of_a_run_names_the_home_or_a_token(tiny, tmp_path, monkeypatch)
     plan = ["--config_file", str(home / "plan.json"), "--output_dir", str(out)]
     assert interventions.main([*model, *plan]) == 0
     config = json.loads((out / "latest_run" / "experiment_config.json").read_text())
-    assert config["arguments"]["prompts"] == "~/own.json" and config["model"]["id"] == "~/models/tiny"
+    assert (
+        config["arguments"]["prompts"] == "~/own.json" and config["model"]["id"] == "~/models/tiny"
+    )
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) > 15
     for path in files:

@@ -25,7 +25,9 @@ def test_pairs_are_drawn_together_and_other_categories_are_not():
     counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 200, seed=1)
     side = {name: counts[:, CATEGORY == name] for name in set(CATEGORY)}
     assert (side["confounder"] == side["third_person"]).all()
-    assert (side["confounder"] != side["neutral"]).any() and (side["self_referent"] != side["neutral"]).any()
+    assert (side["confounder"] != side["neutral"]).any() and (
+        side["self_referent"] != side["neutral"]
+    ).any()
 
 
 def test_pairs_follow_their_ids_not_their_places():
@@ -61,7 +63,12 @@ def test_resampled_means_equal_a_loop_over_drawn_prompts():
     means = resampling.resampled_means(values, CATEGORY, "neutral", counts)
     assert means.shape == (10, 2, 3)
     for draw in range(10):
-        drawn = [values[p] for p in range(20) if CATEGORY[p] == "neutral" for _ in range(int(counts[draw, p]))]
+        drawn = [
+            values[p]
+            for p in range(20)
+            if CATEGORY[p] == "neutral"
+            for _ in range(int(counts[draw, p]))
+        ]
         assert len(drawn) == 5 and means[draw] == pytest.approx(np.mean(drawn, axis=0))
 
 
@@ -76,9 +83,13 @@ def test_resampled_indices_are_ratios_of_the_same_draw():
     values = np.random.default_rng(1).uniform(1, 2, size=(20, 4))
     counts = resampling.bootstrap_counts(CATEGORY, PAIR_ID, 30)
     found = resampling.resampled_indices(values, CATEGORY, counts)
-    mean = {name: resampling.resampled_means(values, CATEGORY, name, counts) for name in set(CATEGORY)}
+    mean = {
+        name: resampling.resampled_means(values, CATEGORY, name, counts) for name in set(CATEGORY)
+    }
     assert found["rfc"] == pytest.approx(1 - mean["self_referent"] / mean["neutral"])
-    assert found["rsi"] == pytest.approx((mean["confounder"] - mean["self_referent"]) / mean["neutral"])
+    assert found["rsi"] == pytest.approx(
+        (mean["confounder"] - mean["self_referent"]) / mean["neutral"]
+    )
 
 
 def test_interval_is_scipys_on_the_identical_resamples():
@@ -88,7 +99,9 @@ def test_interval_is_scipys_on_the_identical_resamples():
     same = SimpleNamespace(bootstrap_distribution=draws)
     options = {"n_resamples": 0, "bootstrap_result": same, "method": "percentile"}
     expected = stats.bootstrap((sample,), np.mean, **options).confidence_interval
-    assert resampling.percentile_interval(draws) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert resampling.percentile_interval(draws) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_interval_agrees_with_scipys_own_resamples():
@@ -98,7 +111,9 @@ def test_interval_agrees_with_scipys_own_resamples():
         resampling.resampled_means(sample, np.array(["neutral"] * 30), "neutral", counts)
     )
     rng = np.random.default_rng(4)
-    expected = stats.bootstrap((sample,), np.mean, n_resamples=10_000, method="percentile", rng=rng).confidence_interval
+    expected = stats.bootstrap(
+        (sample,), np.mean, n_resamples=10_000, method="percentile", rng=rng
+    ).confidence_interval
     width = expected.high - expected.low
     assert low == pytest.approx(expected.low, abs=0.04 * width) and high == pytest.approx(
         expected.high, abs=0.04 * width
@@ -112,10 +127,14 @@ def test_interval_of_undefined_draws_is_undefined_beside_defined_ones():
 
 
 @pytest.mark.parametrize(
-    ("n_self", "n_neutral", "enough"), [(3, 3, True), (2, 3, False), (3, 1, False), (1, 1, False), (0, 3, True)]
+    ("n_self", "n_neutral", "enough"),
+    [(3, 3, True), (2, 3, False), (3, 1, False), (1, 1, False), (0, 3, True)],
 )
 def test_an_interval_needs_three_prompts_of_each_category(n_self, n_neutral, enough):
-    assert resampling.has_enough_prompts(["self_referent"] * n_self + ["neutral"] * n_neutral) is enough
+    assert (
+        resampling.has_enough_prompts(["self_referent"] * n_self + ["neutral"] * n_neutral)
+        is enough
+    )
 
 
 def test_what_never_varies_has_an_interval_of_length_0():
@@ -141,11 +160,15 @@ def test_head_interval_is_the_originals_t_interval():
 
 
 def test_head_interval_leaves_undefined_heads_out_and_one_head_has_none():
-    found = original_study.head_interval(np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3]))
+    found = original_study.head_interval(
+        np.array([[1.0, 3.0, np.nan], [5.0, np.nan, np.nan], [np.nan] * 3])
+    )
     assert found["n"].tolist() == [2, 1, 0]
     assert found["mean"][:2].tolist() == [2, 5] and np.isnan(found["mean"][2])
     assert found["std"][0] == pytest.approx(2**0.5) and np.isnan(found["std"][1:]).all()
-    assert np.isnan(found["low"][1:]).all() and found["low"][0] == pytest.approx(2 - 12.7062, abs=1e-3)
+    assert np.isnan(found["low"][1:]).all() and found["low"][0] == pytest.approx(
+        2 - 12.7062, abs=1e-3
+    )
 
 
 def test_head_difference_is_the_originals():

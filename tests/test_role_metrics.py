@@ -49,7 +49,9 @@ def test_uniform_row_of_n_keys_has_entropy_ln_n(n):
 
 def test_masked_keys_change_nothing():
     assert entropies.attention_entropy([0.5, 0.5, 0, 0]) == pytest.approx(LN2, abs=1e-15)
-    assert entropies.attention_entropy([0.75, 0.25]) == pytest.approx(2 * LN2 - 0.75 * LN3, abs=1e-15)
+    assert entropies.attention_entropy([0.75, 0.25]) == pytest.approx(
+        2 * LN2 - 0.75 * LN3, abs=1e-15
+    )
 
 
 def test_one_hot_is_zero_and_not_minus_zero():
@@ -65,7 +67,12 @@ def test_no_epsilon_at_small_probabilities():
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [([0, 0, 0], "sums to 0,"), ([0.5, 0.3], "sums to 0.8,"), ([1, 1], "to 2,"), ([math.nan, 1], "to nan")],
+    [
+        ([0, 0, 0], "sums to 0,"),
+        ([0.5, 0.3], "sums to 0.8,"),
+        ([1, 1], "to 2,"),
+        ([math.nan, 1], "to nan"),
+    ],
 )
 def test_rows_that_are_no_distribution_are_errors_with_the_sum(row, said):
     with pytest.raises(ValueError, match=said):
@@ -96,7 +103,11 @@ def test_sinkfree_is_undefined_where_all_mass_sat_on_the_sink():
 
 
 def test_visible_keys_are_causal_and_capped_by_the_window():
-    assert entropies.visible_keys(5, [None, 3, 1]).tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 3, 3], [1, 1, 1, 1, 1]]
+    assert entropies.visible_keys(5, [None, 3, 1]).tolist() == [
+        [1, 2, 3, 4, 5],
+        [1, 2, 3, 3, 3],
+        [1, 1, 1, 1, 1],
+    ]
 
 
 def test_sinkfree_keys_lose_key_0_only_while_it_is_visible():
@@ -113,14 +124,24 @@ def test_normalised_uniform_is_1_for_any_length_and_undefined_for_one_key():
 
 def test_row_mask_of_the_prompt_and_of_its_text():
     n_tokens, span = np.array([3, 4]), np.array([[1, 3], [2, 3]])
-    assert role_indices.row_mask(n_tokens, span, 4, True).astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert role_indices.row_mask(n_tokens, span, 4, False).astype(int).tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
+    assert role_indices.row_mask(n_tokens, span, 4, True).astype(int).tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
+    assert role_indices.row_mask(n_tokens, span, 4, False).astype(int).tolist() == [
+        [0, 1, 1, 0],
+        [0, 0, 1, 0],
+    ]
 
 
 def test_prompt_values_of_a_prompt_worked_out_by_hand():
     run = hand_run([[[1], [0.5, 0.5], [0.5, 0.25, 0.25]]], ["neutral"], [[1, 3]])
-    assert role_indices.prompt_values(run, "raw")[0, 0, 0] == pytest.approx((0 + LN2 + 1.5 * LN2) / 3)
-    assert role_indices.prompt_values(run, "normalised")[0, 0, 0] == pytest.approx((1 + 1.5 * LN2 / LN3) / 2)
+    assert role_indices.prompt_values(run, "raw")[0, 0, 0] == pytest.approx(
+        (0 + LN2 + 1.5 * LN2) / 3
+    )
+    assert role_indices.prompt_values(run, "normalised")[0, 0, 0] == pytest.approx(
+        (1 + 1.5 * LN2 / LN3) / 2
+    )
     assert role_indices.prompt_values(run, "sinkfree")[0, 0, 0] == pytest.approx(1.0)
     run.prompt_format = "chat"
     assert role_indices.prompt_values(run, "raw")[0, 0, 0] == pytest.approx((LN2 + 1.5 * LN2) / 2)
@@ -146,7 +167,10 @@ def test_a_prompt_without_a_defined_row_is_left_out_of_its_category():
 
 def test_prompts_weigh_equally_whatever_their_length():
     values = np.array([1.0, 3.0, 10.0])
-    assert moments.category_mean(values, np.array(["neutral", "neutral", "confounder"]), "neutral") == 2
+    assert (
+        moments.category_mean(values, np.array(["neutral", "neutral", "confounder"]), "neutral")
+        == 2
+    )
 
 
 def test_indices_of_known_means():
@@ -156,7 +180,10 @@ def test_indices_of_known_means():
 
 
 def test_neutral_entropy_0_is_undefined_not_0():
-    rfc, rsi = role_indices.rfc([0.5, 0.5, 0], [0, 1, 0]), role_indices.rsi([0.5, 0.5, 0], 0.7, [0, 1, 0])
+    rfc, rsi = (
+        role_indices.rfc([0.5, 0.5, 0], [0, 1, 0]),
+        role_indices.rsi([0.5, 0.5, 0], 0.7, [0, 1, 0]),
+    )
     assert np.isnan(rfc).tolist() == [True, False, True] and rfc[1] == 0.5
     assert np.isnan(rsi).tolist() == [True, False, True] and rsi[1] == pytest.approx(0.2)
 
@@ -168,12 +195,20 @@ def test_layer_indices_of_uniform_attention_equal_their_null():
     rows = [uniform(2), uniform(3), uniform(4), uniform(4)]
     category = ["self_referent", "neutral", "confounder", "confounder"]
     run = hand_run(rows, category, [[0, len(r)] for r in rows])
-    means = {"self_referent": LN2 / 2, "neutral": (LN2 + LN3) / 3, "confounder": (LN2 + LN3 + LN4) / 4}
-    expected = {index: float(value) for index, value in role_indices.indices_of_means(means.get).items()}
+    means = {
+        "self_referent": LN2 / 2,
+        "neutral": (LN2 + LN3) / 3,
+        "confounder": (LN2 + LN3 + LN4) / 4,
+    }
+    expected = {
+        index: float(value) for index, value in role_indices.indices_of_means(means.get).items()
+    }
     for kind in role_indices.KINDS:
         null, found = role_indices.layer_null(run, kind), role_indices.layer_indices(run, kind)
         for index in role_indices.INDICES:
-            assert null[index] == pytest.approx([expected[index] if kind == "raw" else 0], abs=1e-12)
+            assert null[index] == pytest.approx(
+                [expected[index] if kind == "raw" else 0], abs=1e-12
+            )
             if kind != "sinkfree":
                 assert found[index] == pytest.approx(null[index], abs=1e-12)
     by_length = role_indices.length_null(run.category, run.n_tokens, run.span)
@@ -228,7 +263,9 @@ def test_original_head_indices_equal_an_explicit_loop():
                 pooled = []
                 for p in range(len(run.category)):
                     if run.category[p] == name:
-                        pooled += [float(run.entropy[p, layer, head, q]) for q in range(run.n_tokens[p])]
+                        pooled += [
+                            float(run.entropy[p, layer, head, q]) for q in range(run.n_tokens[p])
+                        ]
                 means[name] = sum(pooled) / len(pooled)
             rfc = 1 - means["self_referent"] / means["neutral"]
             rsi = (means["confounder"] - means["self_referent"]) / means["neutral"]
@@ -239,15 +276,21 @@ def test_original_head_indices_equal_an_explicit_loop():
 def test_original_pools_rows_so_that_long_prompts_weigh_more():
     rows = [[[1], [0.5, 0.5]], [[1]], [[1], [0.5, 0.5]]]
     run = hand_run(rows, ["self_referent", "self_referent", "neutral"], [[0, len(r)] for r in rows])
-    assert original_study.original_head_indices(run)["rfc"].item() == pytest.approx(1 - (LN2 / 3) / (LN2 / 2))
-    assert role_indices.layer_indices(run, "raw")["rfc"].item() == pytest.approx(1 - (LN2 / 4) / (LN2 / 2))
+    assert original_study.original_head_indices(run)["rfc"].item() == pytest.approx(
+        1 - (LN2 / 3) / (LN2 / 2)
+    )
+    assert role_indices.layer_indices(run, "raw")["rfc"].item() == pytest.approx(
+        1 - (LN2 / 4) / (LN2 / 2)
+    )
     assert np.isnan(original_study.original_head_indices(run)["rsi"]).all()
 
 
 def test_original_pools_the_texts_rows_of_chat_prompts():
     rows = [[[1], [0.5, 0.5]], [[1], [0.5, 0.5], [1 / 3] * 3]]
     run = hand_run(rows, ["self_referent", "neutral"], [[1, 2], [1, 3]], prompt_format="chat")
-    assert original_study.original_head_indices(run)["rfc"].item() == pytest.approx(1 - LN2 / ((LN2 + LN3) / 2))
+    assert original_study.original_head_indices(run)["rfc"].item() == pytest.approx(
+        1 - LN2 / ((LN2 + LN3) / 2)
+    )
 
 
 def test_indices_of_a_synthetic_run_point_the_right_way():

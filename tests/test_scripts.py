@@ -74,7 +74,9 @@ def test_help_answers_without_heavy_imports(script):
         "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'matplotlib', 'seaborn', 'scipy.stats'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, PROJECT / script], capture_output=True, text=True, cwd=PROJECT)
+    done = subprocess.run(
+        [sys.executable, "-c", code, PROJECT / script], capture_output=True, text=True, cwd=PROJECT
+    )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
 
@@ -107,7 +109,9 @@ def test_wrong_flags_are_refused_in_one_line(script):
 )
 def test_bad_requests_fail_before_a_model_is_loaded(flags, named, tmp_path):
     (tmp_path / "a_file").touch()
-    done = run_script("activation_analysis.py", "--model_id", "./no_such_model", *flags, cwd=tmp_path)
+    done = run_script(
+        "activation_analysis.py", "--model_id", "./no_such_model", *flags, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -117,7 +121,14 @@ def test_bad_requests_fail_before_a_model_is_loaded(flags, named, tmp_path):
 def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
     files = []
     for _ in range(2):
-        done = run_script("activation_analysis.py", "--model_id", tiny, "--prompts_per_category", "3", cwd=tmp_path)
+        done = run_script(
+            "activation_analysis.py",
+            "--model_id",
+            tiny,
+            "--prompts_per_category",
+            "3",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         folder = (tmp_path / "results_activation_analysis/latest_run").resolve()
         files.append(hashlib.sha256((folder / "attention.npz").read_bytes()).hexdigest())
@@ -134,12 +145,21 @@ def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
     entropy = entropies.attention_entropy(patterns["patterns"][0, :, last])
     np.testing.assert_allclose(run.entropy[0, 1, :, last], entropy, atol=1e-6)
     summary = json.loads((folder / "activations.json").read_text())
-    np.testing.assert_allclose(summary["normalised"]["rfc"], indices.layer_indices(run)["rfc"], rtol=1e-6)
+    np.testing.assert_allclose(
+        summary["normalised"]["rfc"], indices.layer_indices(run)["rfc"], rtol=1e-6
+    )
 
 
 def test_raw_full_saves_what_the_hooks_gave(tiny, tmp_path):
     done = run_script(
-        "activation_analysis.py", "--model_id", tiny, "--prompts_per_category", "1", "--raw", "full", cwd=tmp_path
+        "activation_analysis.py",
+        "--model_id",
+        tiny,
+        "--prompts_per_category",
+        "1",
+        "--raw",
+        "full",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results_activation_analysis/latest_run"
@@ -154,7 +174,9 @@ def test_raw_full_saves_what_the_hooks_gave(tiny, tmp_path):
 def test_own_prompts_with_two_categories(tiny, tmp_path):
     own = {"self_referent": ["Who are you?", "$x = [/INST]"], "neutral": ["What is rain?", "=1+1"]}
     (tmp_path / "own.json").write_text(json.dumps(own))
-    done = run_script("activation_analysis.py", "--model_id", tiny, "--prompts", "own.json", cwd=tmp_path)
+    done = run_script(
+        "activation_analysis.py", "--model_id", tiny, "--prompts", "own.json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "no confounder prompts" in done.stdout
     run = output_manager.load_run(tmp_path / "results_activation_analysis/latest_run")
@@ -170,7 +192,9 @@ def test_pipeline_writes_everything_and_says_where(family):
     for name in ("base", "instruct"):
         assert len(list((folder / "figures/tiny" / name).glob("visualization_*.png"))) == 9
     results = folder / "results_activation_analysis/tiny"
-    base, instruct = (output_manager.load_run(results / link) for link in ("latest_base", "latest_run"))
+    base, instruct = (
+        output_manager.load_run(results / link) for link in ("latest_base", "latest_run")
+    )
     assert (base.prompt_format, instruct.prompt_format) == ("raw", "chat")
     for name in ("rfc_rsi_comparison.png", "rfc_rsi_differences.png", "detailed_comparison.csv"):
         assert (folder / "comparison_results/tiny" / name).is_file()
@@ -179,7 +203,9 @@ def test_pipeline_writes_everything_and_says_where(family):
     effects = json.loads((results / "latest_intervention/effects.json").read_text())
     assert sum(row["role"] == "candidate" for row in effects["interventions"]) == 3
     assert (folder / "figures/tiny/intervention/effects.png").is_file()
-    edited = output_manager.load_run(results / "latest_intervention" / effects["interventions"][0]["folder"])
+    edited = output_manager.load_run(
+        results / "latest_intervention" / effects["interventions"][0]["folder"]
+    )
     assert (edited.prompt_format, edited.n_layers) == ("raw", 3)
     rfc = indices.layer_indices(base)["rfc"].mean()
     assert f"{rfc:+.3f}" in printed
@@ -193,7 +219,9 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     loads = []
     real = run_pipeline.activation_analysis.load_from_args
     monkeypatch.setattr(
-        run_pipeline.activation_analysis, "load_from_args", lambda args: loads.append(args.model_id) or real(args)
+        run_pipeline.activation_analysis,
+        "load_from_args",
+        lambda args: loads.append(args.model_id) or real(args),
     )
     entry = {"model_id": tiny}
     args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])
@@ -206,7 +234,15 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
     flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison", "--skip_interventions"]
-    done = run_script("run_pipeline.py", "--family", "tiny", "--families_file", "families.json", *flags, cwd=folder)
+    done = run_script(
+        "run_pipeline.py",
+        "--family",
+        "tiny",
+        "--families_file",
+        "families.json",
+        *flags,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     assert "comparison_results" not in done.stdout
     assert len(list((folder / "results_activation_analysis/tiny").glob("run_*"))) == 2

@@ -15,7 +15,17 @@ from rolecircuits.models import load
 from rolecircuits.runs import npz
 from tiny_models import save_tiny
 
-MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+}
 CALLS = {
     "eval",
     "exec",
@@ -51,7 +61,10 @@ def dangers(source):
             if name.split(".")[0] in MODULES or name in CALLS:
                 yield node.lineno, name
         if isinstance(node, ast.Call):
-            name, keywords = ast.unparse(node.func), {key.arg: ast.unparse(key.value) for key in node.keywords}
+            name, keywords = (
+                ast.unparse(node.func),
+                {key.arg: ast.unparse(key.value) for key in node.keywords},
+            )
             if name in CALLS or keywords.get("allow_pickle") not in (None, "False"):
                 yield node.lineno, name
             if name in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
@@ -64,9 +77,26 @@ def dangers(source):
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from pickle import loads", "import dill as d", "from torch import load", "eval('1')", "exec(x)"]
-    + ["torch.load(f)", "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "yaml.load(f)"]
-    + ["subprocess.run(c, shell=True)", "f(weights_only=False)", "from_pretrained(x, use_safetensors=False)"],
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import dill as d",
+        "from torch import load",
+        "eval('1')",
+        "exec(x)",
+    ]
+    + [
+        "torch.load(f)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "np.load(f, allow_pickle=flag)",
+        "yaml.load(f)",
+    ]
+    + [
+        "subprocess.run(c, shell=True)",
+        "f(weights_only=False)",
+        "from_pretrained(x, use_safetensors=False)",
+    ],
 )
 def test_the_search_finds_what_it_looks_for(source):
     assert list(dangers(source))
@@ -77,14 +107,20 @@ def test_the_search_lets_safe_calls_pass():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("benchmarks/*.py")), ids=lambda p: p.name
+    "path",
+    sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("benchmarks/*.py")),
+    ids=lambda p: p.name,
 )
 def test_no_script_can_run_the_content_of_a_file(path):
     assert not list(dangers(path.read_text(encoding="utf-8")))
 
 
 def test_no_test_can_but_those_that_set_traps():
-    found = {path.name for path in (PROJECT / "tests").glob("*.py") if list(dangers(path.read_text(encoding="utf-8")))}
+    found = {
+        path.name
+        for path in (PROJECT / "tests").glob("*.py")
+        if list(dangers(path.read_text(encoding="utf-8")))
+    }
     assert found <= TRAPS
 
 
@@ -115,9 +151,13 @@ def tiny(tmp_path_factory):
 def test_pickled_weights_are_refused_unread(tiny, tmp_path, trap):
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     torch.save({"a": Trap(trap)}, folder / "pytorch_model.bin")
-    assert load.load_model(str(folder), device="cpu").n_layers == 3  # the safetensors beside it are read
+    assert (
+        load.load_model(str(folder), device="cpu").n_layers == 3
+    )  # the safetensors beside it are read
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\), which can run code"):
+    with pytest.raises(
+        UserError, match=r"only pickled weights \(pytorch_model\.bin\), which can run code"
+    ):
         load.load_model(str(folder), device="cpu")
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: truncated or corrupt"):
@@ -135,7 +175,11 @@ def test_a_hub_model_is_asked_for_safetensors_only(monkeypatch):
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", refuse)
     with pytest.raises(UserError, match="no safetensors"):
         load._read_weights("someone/model", "someone/model", "a" * 40, "float32", None, False)
-    assert asked["use_safetensors"] is True and asked["trust_remote_code"] is False and asked["revision"] == "a" * 40
+    assert (
+        asked["use_safetensors"] is True
+        and asked["trust_remote_code"] is False
+        and asked["revision"] == "a" * 40
+    )
 
 
 @pytest.mark.parametrize("nested", [False, True])

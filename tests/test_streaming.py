@@ -14,7 +14,14 @@ from rolecircuits.capture import attention, instrument, streaming
 from rolecircuits.capture import tokens as prompt_tokens
 from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.batches import make_batches
-from rolecircuits.capture.streaming import LayerRecorder, check_rows, chunked_rest, flash_rest, join_sink, sink_scores
+from rolecircuits.capture.streaming import (
+    LayerRecorder,
+    check_rows,
+    chunked_rest,
+    flash_rest,
+    join_sink,
+    sink_scores,
+)
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
@@ -42,7 +49,9 @@ def models(tmp_path_factory):
 
 
 def long_prompts():
-    words = "the tower by the river is older than the town and nobody knows who built it or why".split()
+    words = (
+        "the tower by the river is older than the town and nobody knows who built it or why".split()
+    )
     texts = [" ".join(words[i % len(words)] for i in range(n)) for n in (60, 7, 31, 2)]
     return [Prompt(f"p{i}", "neutral", -1, text) for i, text in enumerate(texts)]
 
@@ -52,7 +61,9 @@ def assert_same_arrays(streamed, patterns, tolerance):
     for name, expected in patterns.items():
         assert streamed[name].dtype == expected.dtype
         if name in ROWS + MASSES:
-            np.testing.assert_allclose(streamed[name], expected, atol=tolerance, rtol=0, err_msg=name)
+            np.testing.assert_allclose(
+                streamed[name], expected, atol=tolerance, rtol=0, err_msg=name
+            )
         else:
             np.testing.assert_array_equal(streamed[name], expected)
 
@@ -72,9 +83,13 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
 def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
     plain = models("llama").plain
     mlp = plain.base_model.layers[0].mlp
-    hidden = torch.randn(2, 21, plain.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(
+        2, 21, plain.config.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
     seen = []
-    handle = mlp.gate_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[0]))
+    handle = mlp.gate_proj.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[0])
+    )
     with torch.inference_mode():
         expected = mlp(hidden)
         seen.clear()
@@ -101,7 +116,9 @@ def make_scores(n_query, sink, groups=2, seed=0):
 def exact_rows(query, key, scale, window, softcap=None):
     """The arrays of `join_sink` from patterns in float64."""
     n_query, groups = query.shape[2], query.shape[1] // key.shape[1]
-    scores = (query.double() @ key.double().repeat_interleave(groups, 1).transpose(2, 3) * scale).numpy()
+    scores = (
+        query.double() @ key.double().repeat_interleave(groups, 1).transpose(2, 3) * scale
+    ).numpy()
     scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
     row, column = np.arange(n_query)[:, None], np.arange(n_query)
     seen = (column <= row) & (column > row - (window or n_query))
@@ -110,7 +127,9 @@ def exact_rows(query, key, scale, window, softcap=None):
     pattern /= pattern.sum(-1, keepdims=True)
     visible = entropies.visible_keys(n_query, [window])[0]
     few = entropies.sinkfree_keys(visible[None])[0] < 2
-    free = np.where(few, np.nan, entropies.sinkfree_entropy(np.where(few[:, None], 1 / n_query, pattern)))
+    free = np.where(
+        few, np.nan, entropies.sinkfree_entropy(np.where(few[:, None], 1 / n_query, pattern))
+    )
     return {
         "entropy": entropies.attention_entropy(pattern),
         "entropy_sinkfree": free,
@@ -124,7 +143,9 @@ def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", 16)
     query, key = make_scores(37, 2.0)
     expected, visible = exact_rows(query, key, 0.5, window)
-    found = [part.numpy() for part in (sink_scores(query, key, 0.5), *rest(query, key, 0.5, window))]
+    found = [
+        part.numpy() for part in (sink_scores(query, key, 0.5), *rest(query, key, 0.5, window))
+    ]
     for name, values in join_sink(*found, visible).items():
         np.testing.assert_allclose(values, expected[name], atol=3e-6, rtol=0, err_msg=name)
 
@@ -136,7 +157,9 @@ def test_the_output_is_that_of_the_patterns(window, monkeypatch):
     for width in (8, 12):  # a value may be wider than a key
         value = torch.randn(1, 2, 37, width, generator=torch.Generator().manual_seed(1))
         whole = (0, 37)
-        pattern = streaming.block_scores(query, key, whole, whole, 0.5, window, None).softmax(dim=-1)
+        pattern = streaming.block_scores(query, key, whole, whole, 0.5, window, None).softmax(
+            dim=-1
+        )
         expected = pattern @ value.repeat_interleave(2, 1)
         out = streaming.plain_output(query, key, value, 0.5, window)
         np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
@@ -146,13 +169,17 @@ def test_the_output_is_that_of_the_patterns(window, monkeypatch):
 def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
     query, key = make_scores(50, sink)
     expected, visible = exact_rows(query, key, 1.0, None)
-    found = [part.numpy() for part in (sink_scores(query, key, 1.0), *flash_rest(query, key, 1.0, None))]
+    found = [
+        part.numpy() for part in (sink_scores(query, key, 1.0), *flash_rest(query, key, 1.0, None))
+    ]
     got = join_sink(*found, visible)
     if sink == 20.0:
         assert (
             np.median(1 - expected["sink_mass"][..., 2:]) < 1e-5
         )  # (H + m ln m) / r + ln r would be off by more than 0.1
-    np.testing.assert_allclose(got["entropy_sinkfree"], expected["entropy_sinkfree"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        got["entropy_sinkfree"], expected["entropy_sinkfree"], atol=1e-4, rtol=0
+    )
     np.testing.assert_allclose(got["entropy"], expected["entropy"], atol=1e-5, rtol=1e-4)
 
 
@@ -174,8 +201,13 @@ def test_two_equal_keys_give_ln_2_and_the_window_drops_the_sink():
 def test_softcapped_scores_equal_float64_patterns():
     query, key = make_scores(30, 6.0)
     expected, visible = exact_rows(query, key, 1.0, 7, softcap=2.0)
-    found = [p.numpy() for p in (sink_scores(query, key, 1.0, 2.0), *chunked_rest(query, key, 1.0, 7, 2.0))]
-    np.testing.assert_allclose(join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6)
+    found = [
+        p.numpy()
+        for p in (sink_scores(query, key, 1.0, 2.0), *chunked_rest(query, key, 1.0, 7, 2.0))
+    ]
+    np.testing.assert_allclose(
+        join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -187,8 +219,12 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
     query, key = make_scores(50, 4.0)
     query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
     expected, visible = exact_rows(query, key, 0.3, None)
-    found = [part.numpy() for part in (sink_scores(query, key, 0.3), *flash_rest(query, key, 0.3, None))]
-    np.testing.assert_allclose(join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6)
+    found = [
+        part.numpy() for part in (sink_scores(query, key, 0.3), *flash_rest(query, key, 0.3, None))
+    ]
+    np.testing.assert_allclose(
+        join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,7 +247,9 @@ def test_variants_that_the_formulas_do_not_describe_are_refused(kwargs, named):
     assert recorder(module, query, key, key, None)[0].shape == (1, 3, 4, 8)
 
 
-@pytest.mark.parametrize(("value", "named"), [(np.nan, "NaN"), (5.0, "outside 0 to ln"), (-0.1, "outside 0 to ln")])
+@pytest.mark.parametrize(
+    ("value", "named"), [(np.nan, "NaN"), (5.0, "outside 0 to ln"), (-0.1, "outside 0 to ln")]
+)
 def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named):
     arrays = {name: np.full((1, 2, 3), 0.5, np.float32) for name in ROWS}
     arrays["entropy"][0, :, 0] = 0
@@ -226,7 +264,9 @@ def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
     assert instrument.check_streaming(loaded)["path_gap"] < 1e-5
     right = streaming.flash_rest
-    monkeypatch.setattr(streaming, "flash_rest", lambda q, k, scale, *rest: right(q, k, scale * 1.01, *rest))
+    monkeypatch.setattr(
+        streaming, "flash_rest", lambda q, k, scale, *rest: right(q, k, scale * 1.01, *rest)
+    )
     with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):
         instrument.check_streaming(loaded)
 
@@ -256,7 +296,9 @@ FACTS = {"n_layers": 3, "n_heads": 4}
     ],
 )
 def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, tokens, expected):
-    prompt = prompt_tokens.TokenizedPrompt("a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens))
+    prompt = prompt_tokens.TokenizedPrompt(
+        "a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens)
+    )
     method, kept, why = attention.choose_capture(capture, raw, [prompt], FACTS, 64)
     assert (method, kept) == expected
     assert (why is not None) == (capture == "auto" and method == "streaming")
@@ -301,11 +343,20 @@ def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, mon
     flags = ["--model_id", "tiny", "--prompts_per_category", "2"]
     runs = {}
     for way in ("patterns", "streaming"):
-        assert activation_analysis.main([*flags, "--capture", way, "--output_dir", str(tmp_path / way)]) == 0
+        assert (
+            activation_analysis.main(
+                [*flags, "--capture", way, "--output_dir", str(tmp_path / way)]
+            )
+            == 0
+        )
         runs[way] = output_manager.load_run(tmp_path / way / "latest_run")
     for name in ROWS + MASSES:
-        np.testing.assert_allclose(getattr(runs["streaming"], name), getattr(runs["patterns"], name), atol=1e-4)
-    recorded = json.loads((tmp_path / "streaming/latest_run/experiment_config.json").read_text())["capture"]
+        np.testing.assert_allclose(
+            getattr(runs["streaming"], name), getattr(runs["patterns"], name), atol=1e-4
+        )
+    recorded = json.loads((tmp_path / "streaming/latest_run/experiment_config.json").read_text())[
+        "capture"
+    ]
     assert recorded["method"] == "streaming"
     assert 0 < recorded["kernel_gap"] < recorded["kernel_tolerance"] == 1e-4
     assert 0 < recorded["path_gap"] < recorded["path_tolerance"] == 1e-4

@@ -22,7 +22,9 @@ from rolecircuits.inputs.categories import Prompt
 from rolecircuits.models.load import load_model
 from tiny_models import WINDOW, save_tiny
 
-SMALLEST_SHARED = 99 * 1024  # bytes a block may have on consumer cards of compute capability 8.6 and 8.9
+SMALLEST_SHARED = (
+    99 * 1024
+)  # bytes a block may have on consumer cards of compute capability 8.6 and 8.9
 
 
 def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
@@ -30,7 +32,8 @@ def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
     generator = torch.Generator().manual_seed(0)
     shapes = ((heads, width), (kv_heads, width), (kv_heads, value_width))
     query, key, value = (
-        torch.randn(2, n_rows, *shape, generator=generator).to(dtype).transpose(1, 2) for shape in shapes
+        torch.randn(2, n_rows, *shape, generator=generator).to(dtype).transpose(1, 2)
+        for shape in shapes
     )
     key[:, :, 0] += sink * query[:, :1].float().mean(dim=2).sign().to(dtype)
     return query, key, value
@@ -49,7 +52,9 @@ def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
         (130, 2, 1, 64, 64, 40, None, torch.float16, 2.0),
     ],
 )
-def test_the_kernel_equals_blocks_of_scores(n_rows, heads, kv_heads, width, value_width, window, softcap, dtype, sink):
+def test_the_kernel_equals_blocks_of_scores(
+    n_rows, heads, kv_heads, width, value_width, window, softcap, dtype, sink
+):
     query, key, value = tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink)
     scale = width**-0.5
     out, log_sum, entropy = triton_kernel.rest_and_output(query, key, value, scale, window, softcap)
@@ -58,7 +63,9 @@ def test_the_kernel_equals_blocks_of_scores(n_rows, heads, kv_heads, width, valu
     torch.testing.assert_close(entropy, expected[1], atol=5e-6, rtol=0)
     whole = chunked_output(query.float(), key.float(), value.float(), scale, window, softcap)
     assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), whole, atol=5e-6 if dtype == torch.float32 else 2e-3, rtol=0)
+    torch.testing.assert_close(
+        out.float(), whole, atol=5e-6 if dtype == torch.float32 else 2e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
@@ -66,20 +73,32 @@ def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
     tiny = load_model(save_tiny(name, tmp_path), device="cpu")
     words = "the tower by the river is older than the town".split() * 4
     texts = [" ".join(words[:count]) for count in (3 * WINDOW, 2, 9)]
-    tokenized = tokenize_prompts([Prompt(f"p{i}", "neutral", -1, t) for i, t in enumerate(texts)], tiny.tokenizer)
+    tokenized = tokenize_prompts(
+        [Prompt(f"p{i}", "neutral", -1, t) for i, t in enumerate(texts)], tiny.tokenizer
+    )
     expected = capture_attention(tiny, tokenized).arrays
     used = []
-    monkeypatch.setattr(streaming, "cuda_kernel", lambda *parts: used.append(parts) or triton_kernel)
+    monkeypatch.setattr(
+        streaming, "cuda_kernel", lambda *parts: used.append(parts) or triton_kernel
+    )
     found = capture_attention(tiny, tokenized, streaming=True).arrays
     assert used
     for row in ("entropy", "entropy_sinkfree", "sink_mass"):
         torch.testing.assert_close(
-            torch.from_numpy(found[row]), torch.from_numpy(expected[row]), atol=1e-5, rtol=0, equal_nan=True
+            torch.from_numpy(found[row]),
+            torch.from_numpy(expected[row]),
+            atol=1e-5,
+            rtol=0,
+            equal_nan=True,
         )
 
 
-@pytest.mark.parametrize(("dtype", "width", "capability"), [("bf16", 128, 90), ("bf16", 64, 80), ("fp32", 128, 80)])
-def test_the_kernel_compiles_to_tensor_cores_within_shared_memory(dtype, width, capability, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "width", "capability"), [("bf16", 128, 90), ("bf16", 64, 80), ("fp32", 128, 80)]
+)
+def test_the_kernel_compiles_to_tensor_cores_within_shared_memory(
+    dtype, width, capability, tmp_path
+):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     script = Path(__file__).with_name("compile_kernel.py")

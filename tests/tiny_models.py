@@ -6,7 +6,14 @@ save_tiny("mistral", folder)   config.json, model.safetensors and the bundled mo
 import shutil
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from rolecircuits.models.source import bundled_folder
 
@@ -27,7 +34,10 @@ SHAPE = {
 CONFIGS = {
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, {"sliding_window": WINDOW}),
-    "qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen2": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
     "qwen3": (Qwen3Config, {"head_dim": 16}),
     "gemma2": (Gemma2Config, {"sliding_window": WINDOW, "head_dim": 8, "query_pre_attn_scalar": 8}),
 }

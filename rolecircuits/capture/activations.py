@@ -28,7 +28,9 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             seen.append(name)
             values = tensor.detach().to("cpu", torch.float32).numpy()
             values = values * mask.numpy().reshape(mask.shape + (1,) * (values.ndim - 2))
-            whole = out.setdefault(name, np.zeros((len(tokenized), max(lengths), *values.shape[2:]), np.float32))
+            whole = out.setdefault(
+                name, np.zeros((len(tokenized), max(lengths), *values.shape[2:]), np.float32)
+            )
             whole[batch, : values.shape[1]] = values
 
         hooks = [(name, partial(store, name=name)) for name in names]

@@ -33,13 +33,25 @@ def choose_capture(capture, raw, tokenized, facts, batch_size):
     if capture != "auto":
         return capture, raw or ("none" if capture == "streaming" else "patterns"), None
     if raw not in (None, "none"):
-        return "patterns", raw, None  # they were asked for; check_pattern_memory refuses what does not fit
+        return (
+            "patterns",
+            raw,
+            None,
+        )  # they were asked for; check_pattern_memory refuses what does not fit
     longest, free = max(len(p.token_ids) for p in tokenized), psutil.virtual_memory().available
     at_once = PATTERN_COPIES * min(batch_size, len(tokenized)) * facts["n_heads"] * longest**2 * 4
-    kept = 0 if raw == "none" else len(tokenized) * facts["n_layers"] * facts["n_heads"] * longest**2 * 4
+    kept = (
+        0
+        if raw == "none"
+        else len(tokenized) * facts["n_layers"] * facts["n_heads"] * longest**2 * 4
+    )
     lost = "" if raw == "none" else "; patterns are not saved"
     if longest > AUTO_TOKENS:
-        return "streaming", "none", f"capture: streaming, a prompt has {longest} tokens (more than {AUTO_TOKENS}){lost}"
+        return (
+            "streaming",
+            "none",
+            f"capture: streaming, a prompt has {longest} tokens (more than {AUTO_TOKENS}){lost}",
+        )
     if max(at_once, kept) > free / 2:
         size = max(at_once, kept) / 2**30
         why = f"patterns would take {size:.1f} GiB, {free / 2**30:.1f} GiB are free"
@@ -100,15 +112,23 @@ def capture_clean(loaded, tokenized, layers, batch_size=64, title=None):
 
     def keep(hidden, hook, layer, batch):
         shape = (len(tokenized), max(len(p.token_ids) for p in tokenized), hidden.shape[-1])
-        whole = residuals.setdefault(layer, torch.zeros(shape, dtype=hidden.dtype, device=hidden.device))
+        whole = residuals.setdefault(
+            layer, torch.zeros(shape, dtype=hidden.dtype, device=hidden.device)
+        )
         whole[torch.tensor(batch, device=hidden.device), : hidden.shape[1]] = hidden.detach()
 
     def edits_for(batch):
-        return [(f"blocks.{layer}.hook_in", partial(keep, layer=layer, batch=batch)) for layer in layers]
+        return [
+            (f"blocks.{layer}.hook_in", partial(keep, layer=layer, batch=batch)) for layer in layers
+        ]
 
-    handle = loaded.bridge.blocks[0].register_forward_hook(lambda module, args, out: tuples.add(isinstance(out, tuple)))
+    handle = loaded.bridge.blocks[0].register_forward_hook(
+        lambda module, args, out: tuples.add(isinstance(out, tuple))
+    )
     try:
-        captured = capture_attention(loaded, tokenized, batch_size, edits_for, want_logits=True, title=title)
+        captured = capture_attention(
+            loaded, tokenized, batch_size, edits_for, want_logits=True, title=title
+        )
     finally:
         handle.remove()
     return captured, CleanRun(captured.arrays, residuals, tuples == {True})
@@ -139,7 +159,11 @@ def capture_attention(
     from tqdm import tqdm
 
     lengths = [len(p.token_ids) for p in tokenized]
-    arrays = empty_arrays(tokenized, loaded.facts, max(lengths)) if start is None else copy_arrays(start[1].arrays)
+    arrays = (
+        empty_arrays(tokenized, loaded.facts, max(lengths))
+        if start is None
+        else copy_arrays(start[1].arrays)
+    )
     patterns = {}
     if keep_patterns:
         shape = (len(tokenized), loaded.n_heads, max(lengths), max(lengths))
@@ -147,14 +171,18 @@ def capture_attention(
         patterns = {layer: np.zeros(shape, np.float32) for layer in range(loaded.n_layers)}
     logits, failed = {}, []
     queue = make_batches(lengths, batch_size, batch_tokens)
-    with tqdm(total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False) as bar:
+    with tqdm(
+        total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False
+    ) as bar:
         while queue:
             batch = queue.pop(0)
             try:
                 if streaming:
                     final = _stream_batch(loaded, tokenized, batch, arrays)
                 else:
-                    final = _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start)
+                    final = _capture_batch(
+                        loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start
+                    )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -162,10 +190,15 @@ def capture_attention(
                     failed.append((tokenized[batch[0]].id, "out of memory with a batch of one"))
                 else:
                     longest = max(lengths[i] for i in batch)
-                    tqdm.write(f"out of memory with {len(batch)} prompts of {longest} tokens: halved")
+                    tqdm.write(
+                        f"out of memory with {len(batch)} prompts of {longest} tokens: halved"
+                    )
                     left = [i for later in (batch, *queue) for i in later]
                     half = [len(batch) // 2, len(batch) * longest // 2]
-                    queue = [[left[i] for i in later] for later in make_batches([lengths[i] for i in left], *half)]
+                    queue = [
+                        [left[i] for i in later]
+                        for later in make_batches([lengths[i] for i in left], *half)
+                    ]
                     continue
             else:
                 logits.update(zip(batch, final, strict=True))
@@ -175,7 +208,12 @@ def capture_attention(
     if failed:
         arrays = {name: a if name == "visible_keys" else a[kept] for name, a in arrays.items()}
         patterns = {layer: values[kept] for layer, values in patterns.items()}
-    return Capture(arrays, patterns, np.stack([logits[i] for i in kept]) if want_logits and kept else None, failed)
+    return Capture(
+        arrays,
+        patterns,
+        np.stack([logits[i] for i in kept]) if want_logits and kept else None,
+        failed,
+    )
 
 
 def copy_arrays(arrays):
@@ -194,7 +232,10 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
             real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
             patterns[layer][batch, :, :width, :width] = np.where(real, pattern, 0.0)
         _store_layer(
-            arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width])
+            arrays,
+            batch,
+            layer,
+            reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width]),
         )
 
     edits = [] if edits_for is None else edits_for(batch)
@@ -204,7 +245,9 @@ def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_l
         hidden = clean.residuals[layer]
         resume = (layer, hidden[torch.tensor(batch, device=hidden.device), :width], clean.as_tuple)
     ids, dtype = [p.token_ids for p in prompts], loaded.facts["dtype"]
-    logits = run_layers(loaded.bridge, ids, loaded.n_layers, dtype, on_layer, edits, want_logits, resume)
+    logits = run_layers(
+        loaded.bridge, ids, loaded.n_layers, dtype, on_layer, edits, want_logits, resume
+    )
     return [None] * len(batch) if logits is None else list(logits.cpu().numpy())
 
 
@@ -215,7 +258,15 @@ def _stream_batch(loaded, tokenized, batch, arrays):
     def on_layer(layer, reduced):
         _store_layer(arrays, batch, layer, reduced)
 
-    stream_layers(loaded.plain, ids, mask, arrays["n_tokens"][batch], arrays["span"][batch], loaded.facts, on_layer)
+    stream_layers(
+        loaded.plain,
+        ids,
+        mask,
+        arrays["n_tokens"][batch],
+        arrays["span"][batch],
+        loaded.facts,
+        on_layer,
+    )
     return [None] * len(batch)
 
 

@@ -41,7 +41,11 @@ def equal_length_batches(tokenized, batch_size):
     groups = {}
     for i, prompt in enumerate(tokenized):
         groups.setdefault(len(prompt.token_ids), []).append(i)
-    return [g[k : k + batch_size] for _, g in sorted(groups.items()) for k in range(0, len(g), batch_size)]
+    return [
+        g[k : k + batch_size]
+        for _, g in sorted(groups.items())
+        for k in range(0, len(g), batch_size)
+    ]
 
 
 def make_batches(lengths, batch_size, batch_tokens=None):

@@ -48,12 +48,16 @@ def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None
     from tqdm import tqdm
 
     answers = [None] * len(tokenized)
-    with tqdm(total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False) as bar:
+    with tqdm(
+        total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False
+    ) as bar:
         for batch in equal_length_batches(tokenized, batch_size):
             ids = torch.tensor([tokenized[i].token_ids for i in batch])
             rows = Rows(batch, [ids.shape[1]] * len(batch), growing=True)
             edits = [] if prepare is None else prepare(rows)
-            for i, answer in zip(batch, _continue_batch(loaded, ids, max_tokens, rows, edits), strict=True):
+            for i, answer in zip(
+                batch, _continue_batch(loaded, ids, max_tokens, rows, edits), strict=True
+            ):
                 answers[i] = answer
             bar.update(len(batch))
     return answers
@@ -105,4 +109,6 @@ def first_difference(a, b):
     """Position of the first token in which two answers differ, None if they are the same."""
     if a == b:
         return None
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

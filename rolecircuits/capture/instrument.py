@@ -34,7 +34,12 @@ def load_from_args(args):
 
     set_determinism(args.seed)
     return load_model(
-        args.model_id, args.revision, args.dtype, args.device, args.device_map, trust_remote_code=args.trust_remote_code
+        args.model_id,
+        args.revision,
+        args.dtype,
+        args.device,
+        args.device_map,
+        trust_remote_code=args.trust_remote_code,
     )
 
 
@@ -50,7 +55,10 @@ def check_instrument(loaded):
 
     dtype, last = loaded.facts["dtype"], loaded.n_layers - 1
     hf = loaded.tokenizer.hf
-    short, long = (hf(text, add_special_tokens=False).input_ids for text in ("Who is it", "How tall is the tower now"))
+    short, long = (
+        hf(text, add_special_tokens=False).input_ids
+        for text in ("Who is it", "How tall is the tower now")
+    )
     if not 2 <= len(short) < len(long):
         short, long = long[:2], [*long, *long][:5]
     loaded.tokenizer.check_ids([*short, *long], "instrument check: a text")
@@ -79,7 +87,11 @@ def check_instrument(loaded):
         raise RunFailed(
             f"instrument check: zeroing layer {last} head 0 leaves the logits as they were; edits are ignored"
         )
-    return {"patterns": "causal probabilities", "padding_gap": padding_gap, "head_0_logit_change": change}
+    return {
+        "patterns": "causal probabilities",
+        "padding_gap": padding_gap,
+        "head_0_logit_change": change,
+    }
 
 
 class CheckedRecorder(LayerRecorder):
@@ -90,7 +102,12 @@ class CheckedRecorder(LayerRecorder):
     def measure(self, query, key, rest, layer, scale, window, softcap):
         arrays = super().measure(query, key, rest, layer, scale, window, softcap)
         whole = (0, query.shape[2])
-        pattern = block_scores(query, key, whole, whole, scale, window, softcap).softmax(dim=-1).cpu().numpy()
+        pattern = (
+            block_scores(query, key, whole, whole, scale, window, softcap)
+            .softmax(dim=-1)
+            .cpu()
+            .numpy()
+        )
         visible = entropy.visible_keys(query.shape[2], [window])[0]
         expected = reduce_pattern(pattern, self.n_tokens, self.span, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
@@ -104,7 +121,9 @@ def compare(streamed, patterns, where, summary, tolerance):
     for name in MEASURED:
         defined = ~np.isnan(patterns[name])
         if not np.array_equal(defined, ~np.isnan(streamed[name])):
-            raise RunFailed(f"instrument check: {where}: streaming and patterns define {name} in different rows")
+            raise RunFailed(
+                f"instrument check: {where}: streaming and patterns define {name} in different rows"
+            )
         gap = np.abs(streamed[name] - patterns[name])[defined]
         found = float(summary(gap)) if gap.size else 0.0
         if not found <= tolerance:

@@ -19,7 +19,11 @@ ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
 def pattern_hook_name(layer, dtype):
     """Where the pattern of a layer is taken: after the softmax in float32, before it in the short dtypes."""
-    return f"blocks.{layer}.attn.hook_pattern" if dtype == "float32" else f"blocks.{layer}.attn.hook_attn_scores"
+    return (
+        f"blocks.{layer}.attn.hook_pattern"
+        if dtype == "float32"
+        else f"blocks.{layer}.attn.hook_attn_scores"
+    )
 
 
 def to_pattern(tensor, dtype):
@@ -44,7 +48,9 @@ def skipped_blocks(bridge, first, hidden, as_tuple=False):
     below = list(bridge.blocks[:first])
     own = [vars(block).get("forward") for block in below]  # accelerate keeps a wrapper here
     for block in below:
-        vars(block)["forward"] = hand_on  # not setattr: a bridge passes attributes on to the module it wraps
+        vars(block)["forward"] = (
+            hand_on  # not setattr: a bridge passes attributes on to the module it wraps
+        )
     try:
         yield
     finally:
@@ -54,7 +60,9 @@ def skipped_blocks(bridge, first, hidden, as_tuple=False):
                 vars(block)["forward"] = forward
 
 
-def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False, resume=None):
+def run_layers(
+    bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False, resume=None
+):
     """One forward pass of a right-padded batch; `on_layer(layer, pattern)` is called once per layer, in order.
 
     token_ids  list of lists of int
@@ -87,8 +95,12 @@ def run_layers(bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logi
         )
     if fired != layers:
         wrong = next((layer for layer in layers if fired.count(layer) != 1), -1)
-        raise RunFailed(f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once")
-    return logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
+        raise RunFailed(
+            f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once"
+        )
+    return (
+        logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
+    )
 
 
 def kept_logits(model, final, width, device):
@@ -107,7 +119,9 @@ def kept_logits(model, final, width, device):
 def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):
     """(patterns, final logits) of one batch: patterns[layer] is [prompt, head, query, key] float32 numpy."""
     patterns = {}
-    logits = run_layers(bridge, token_ids, n_layers, dtype, patterns.__setitem__, edits, want_logits=True)
+    logits = run_layers(
+        bridge, token_ids, n_layers, dtype, patterns.__setitem__, edits, want_logits=True
+    )
     return patterns, logits
 
 
@@ -118,7 +132,9 @@ def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TO
     """
     n_tokens = np.asarray(n_tokens)
     if pattern.ndim != 4 or pattern.shape[:2] != (len(n_tokens), facts["n_heads"]):
-        raise RunFailed(f"layer {layer}: pattern has shape {pattern.shape}, expected {facts['n_heads']} heads")
+        raise RunFailed(
+            f"layer {layer}: pattern has shape {pattern.shape}, expected {facts['n_heads']} heads"
+        )
     query, key = np.arange(pattern.shape[2]), np.arange(pattern.shape[3])
     real = (query < n_tokens[:, None])[:, None, :]
     window = facts["sliding_windows"][layer]
@@ -134,7 +150,9 @@ def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TO
         if (wrong & real).any():
             prompt, head, row = np.argwhere(wrong & real)[0]
             total = pattern[prompt, head, row].sum()
-            raise RunFailed(f"layer {layer} head {head}: query row {row} {what} (sum {total:.6g}); nothing was saved")
+            raise RunFailed(
+                f"layer {layer} head {head}: query row {row} {what} (sum {total:.6g}); nothing was saved"
+            )
 
 
 def reduce_pattern(pattern, n_tokens, span, visible):

@@ -32,7 +32,9 @@ from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats.entropy import final_query_masses, sinkfree_keys, visible_keys
 
 NAME = "role_streaming"
-BLOCK = 256  # query rows per block where scores are materialised: [prompt, head, BLOCK, key] float32
+BLOCK = (
+    256  # query rows per block where scores are materialised: [prompt, head, BLOCK, key] float32
+)
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
 ENTROPY_SLACK = 1e-3  # how far beyond 0 and ln(visible keys) rounding may put an entropy, in nats
 
@@ -76,12 +78,16 @@ def plain_output(query, key, value, scale, window):
         return flash_cpu(query, key, value, scale, window)[0]
     n_query, grouped = query.shape[2], query.shape[1] != key.shape[1]
     if window is None or n_query <= window:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+        )
     out = query.new_empty((*query.shape[:3], value.shape[-1]))
     for (a, b), (low, high) in row_blocks(n_query, window, max(BLOCK, window // 4)):
         seen = causal_mask((a, b), (low, high), window, query.device)
         part = query[:, :, a:b], key[:, :, low:high], value[:, :, low:high]
-        out[:, :, a:b] = scaled_dot_product_attention(*part, attn_mask=seen, scale=scale, enable_gqa=grouped)
+        out[:, :, a:b] = scaled_dot_product_attention(
+            *part, attn_mask=seen, scale=scale, enable_gqa=grouped
+        )
     return out
 
 
@@ -97,8 +103,14 @@ def block_scores(query, key, rows, keys, scale, window, softcap):
     """Scores of a block of rows in float32, -inf where a key is not seen: [prompt, head, query, key]."""
     (a, b), (low, high) = rows, keys
     n_prompts, n_heads, _, width = query.shape
-    part = query[:, :, a:b].float().reshape(n_prompts, key.shape[1], -1, width)  # grouped heads side by side
-    scores = (part @ key[:, :, low:high].float().transpose(2, 3)).mul_(scale).view(n_prompts, n_heads, b - a, -1)
+    part = (
+        query[:, :, a:b].float().reshape(n_prompts, key.shape[1], -1, width)
+    )  # grouped heads side by side
+    scores = (
+        (part @ key[:, :, low:high].float().transpose(2, 3))
+        .mul_(scale)
+        .view(n_prompts, n_heads, b - a, -1)
+    )
     if softcap is not None:
         scores = torch.tanh(scores.div_(softcap)).mul_(softcap)
     return scores.masked_fill_(~causal_mask(rows, keys, window, query.device), float("-inf"))
@@ -112,7 +124,9 @@ def chunked_rest(query, key, scale, window, softcap=None):
         log_sum = torch.logsumexp(scores, dim=-1)
         logs = scores.sub_(log_sum[..., None])
         probability = logs.exp()
-        entropies.append(-probability.mul_(logs.masked_fill_(logs == float("-inf"), 0.0)).sum(dim=-1))
+        entropies.append(
+            -probability.mul_(logs.masked_fill_(logs == float("-inf"), 0.0)).sum(dim=-1)
+        )
         sums.append(log_sum)
     if not sums:
         empty = query.new_empty((*query.shape[:2], 0), dtype=torch.float32)
@@ -125,7 +139,9 @@ def chunked_output(query, key, value, scale, window, softcap):
     n_prompts, n_heads, n_query, _ = query.shape
     out = query.new_empty((n_prompts, n_heads, n_query, value.shape[-1]))
     for rows, keys in row_blocks(n_query, window):
-        weights = torch.softmax(block_scores(query, key, rows, keys, scale, window, softcap), dim=-1)
+        weights = torch.softmax(
+            block_scores(query, key, rows, keys, scale, window, softcap), dim=-1
+        )
         grouped = weights.view(n_prompts, key.shape[1], -1, weights.shape[-1])
         part = grouped @ value[:, :, slice(*keys)].float()
         out[:, :, slice(*rows)] = part.view(n_prompts, n_heads, -1, value.shape[-1]).to(query.dtype)
@@ -147,7 +163,8 @@ def triton_kernel():
         if error.name != "triton":
             raise
         print(
-            "note: Triton is not installed; entropies are taken from blocks of scores, which is slower", file=sys.stderr
+            "note: Triton is not installed; entropies are taken from blocks of scores, which is slower",
+            file=sys.stderr,
         )
         return None
     return triton_kernel
@@ -189,8 +206,12 @@ def join_sink(sink_score, log_sum, entropy, visible):
     rest, odds = np.zeros(sink_score.shape), np.full(sink_score.shape, -np.inf)
     rest[..., 1:] = np.where(entropy > -ENTROPY_SLACK, np.maximum(entropy, 0.0), entropy)
     odds[..., 1:] = log_sum - sink_score[..., 1:].astype(np.float64)
-    odds = np.where(visible == row + 1, odds, np.inf)  # infinite where the window has moved past key 0
-    odds = np.clip(odds, -700.0, 700.0)  # e^-700 is 0 in float32, and 0 times an infinity never arises
+    odds = np.where(
+        visible == row + 1, odds, np.inf
+    )  # infinite where the window has moved past key 0
+    odds = np.clip(
+        odds, -700.0, 700.0
+    )  # e^-700 is 0 in float32, and 0 times an infinity never arises
     sink, left = 1.0 / (1.0 + np.exp(odds)), 1.0 / (1.0 + np.exp(-odds))
     whole = left * (rest + np.logaddexp(0.0, -odds)) + sink * np.logaddexp(0.0, odds)
     kept = (sinkfree_keys(visible[None])[0] >= 2) & (left.astype(np.float32) > 0)
@@ -205,7 +226,11 @@ def final_rows(query, key, n_tokens, scale, window, softcap=None):
     """Attention of each prompt's final token, softmax in float32: [prompt, head, key], 0 beyond its tokens. O(T) memory."""
     n_prompts, n_heads, _, width = query.shape
     last = torch.as_tensor(n_tokens, device=query.device) - 1
-    rows = query[torch.arange(n_prompts, device=query.device), :, last].float().view(n_prompts, key.shape[1], -1, width)
+    rows = (
+        query[torch.arange(n_prompts, device=query.device), :, last]
+        .float()
+        .view(n_prompts, key.shape[1], -1, width)
+    )
     scores = (rows @ key.float().transpose(2, 3)).view(n_prompts, n_heads, -1) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -224,11 +249,16 @@ def check_rows(arrays, n_tokens, visible, layer):
     for what, wrong in (
         ("is NaN or infinite", ~np.isfinite(arrays["entropy"]) | ~np.isfinite(arrays["sink_mass"])),
         ("is outside 0 to ln(visible keys)", (arrays["entropy"] < 0) | (arrays["entropy"] > bound)),
-        ("is outside 0 to ln(visible keys) without key 0", ~_in_range(arrays["entropy_sinkfree"], bound)),
+        (
+            "is outside 0 to ln(visible keys) without key 0",
+            ~_in_range(arrays["entropy_sinkfree"], bound),
+        ),
     ):
         if (wrong & real).any():
             prompt, head, row = np.argwhere(wrong & real)[0]
-            value = arrays["entropy_sinkfree" if "without" in what else "entropy"][prompt, head, row]
+            value = arrays["entropy_sinkfree" if "without" in what else "entropy"][
+                prompt, head, row
+            ]
             raise RunFailed(
                 f"layer {layer} head {head}: entropy of query row {row} {what} ({value:.6g}); nothing was saved"
             )
@@ -250,17 +280,35 @@ class LayerRecorder:
     """
 
     def __init__(self, facts, n_tokens, span, on_layer):
-        self.facts, self.n_tokens, self.span, self.on_layer = facts, np.asarray(n_tokens), np.asarray(span), on_layer
+        self.facts, self.n_tokens, self.span, self.on_layer = (
+            facts,
+            np.asarray(n_tokens),
+            np.asarray(span),
+            on_layer,
+        )
         self.fired = []
 
-    def __call__(self, module, query, key, value, attention_mask, scaling=None, softcap=None, dropout=0.0, **kwargs):
+    def __call__(
+        self,
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=None,
+        softcap=None,
+        dropout=0.0,
+        **kwargs,
+    ):
         layer = module.layer_idx
         refuse_variant(layer, kwargs | {"mask": attention_mask})
         self.fired.append(layer)
         window = self.facts["sliding_windows"][layer]
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         if query.shape[1] != self.facts["n_heads"] or query.shape[2] != key.shape[2] or dropout:
-            raise RunFailed(f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}")
+            raise RunFailed(
+                f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}"
+            )
         last = layer == self.facts["n_layers"] - 1
         out, *rest = attend(query, key, value, scale, window, softcap, want_output=not last)
         self.on_layer(layer, self.measure(query, key, rest, layer, scale, window, softcap))
@@ -275,7 +323,9 @@ class LayerRecorder:
         arrays = join_sink(*(part.cpu().numpy() for part in parts), visible)
         check_rows(arrays, self.n_tokens, visible, layer)
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
-        arrays = {name: np.where(beyond, np.float32(np.nan), values) for name, values in arrays.items()}
+        arrays = {
+            name: np.where(beyond, np.float32(np.nan), values) for name, values in arrays.items()
+        }
         final = final_rows(query, key, self.n_tokens, scale, window, softcap)
         return arrays | final_query_masses(final.cpu().numpy(), self.span)
 
@@ -290,7 +340,9 @@ def refuse_variant(layer, kwargs):
         ("mask", "brings an attention mask of its own"),
     ):
         if kwargs.get(name) is not None:
-            raise UserError(f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns")
+            raise UserError(
+                f"layer {layer} {what}; streaming capture does not measure that, use --capture patterns"
+            )
 
 
 def _gated_mlps(model):
@@ -337,10 +389,14 @@ def stream_layers(model, ids, mask, n_tokens, span, facts, on_layer, kind=LayerR
     kind   the recorder; a subclass may look at queries and keys as well
     """
     recorder = kind(facts, n_tokens, span, on_layer)
-    AttentionInterface.register(NAME, recorder)  # the name has no entry among masks, so no [query, key] mask is built
+    AttentionInterface.register(
+        NAME, recorder
+    )  # the name has no entry among masks, so no [query, key] mask is built
     if model.config.get_text_config()._attn_implementation != NAME:
         if not model._can_set_attn_implementation():
-            raise UserError(f"{type(model).__name__} does not take another attention function; use --capture patterns")
+            raise UserError(
+                f"{type(model).__name__} does not take another attention function; use --capture patterns"
+            )
         model.set_attn_implementation(NAME)
     device = next(model.parameters()).device
     with torch.inference_mode(), mlps_in_blocks(model), contextlib.suppress(LastLayerDone):

@@ -7,7 +7,15 @@ from jinja2.exceptions import TemplateError
 from rolecircuits.inputs.errors import UserError, printable
 
 # A chat template is a program of the model's maker; it may divide by zero or call itself without end.
-TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,15 @@ def tokenize_prompts(prompts, tokenizer, prompt_format="raw", system_prompt=None
     hf = tokenizer.hf
     if bos == "always" and hf.bos_token_id is None:
         raise UserError("--bos always: this tokenizer has no BOS token")
-    with_bos = bos == "always" or (bos == "auto" and tokenizer.prepends_bos and hf.bos_token_id is not None)
+    with_bos = bos == "always" or (
+        bos == "auto" and tokenizer.prepends_bos and hf.bos_token_id is not None
+    )
     check_special_tokens(prompts, hf)
     if prompt_format == "chat":
         if not hf.chat_template:
-            raise UserError("--prompt_format chat: this model has no chat template; use --prompt_format raw")
+            raise UserError(
+                "--prompt_format chat: this model has no chat template; use --prompt_format raw"
+            )
         tokenized = [_tokenize_chat(prompt, hf, system_prompt) for prompt in prompts]
     else:
         tokenized = [_tokenize_raw(prompt, hf, with_bos) for prompt in prompts]
@@ -49,7 +61,9 @@ def tokenize_prompts(prompts, tokenizer, prompt_format="raw", system_prompt=None
             )
         tokenizer.check_ids(prompt.token_ids, f"prompt {prompt.id}")
         if prompt.span[0] == prompt.span[1]:
-            raise UserError(f"prompt {prompt.id} {printable(prompt.text)!r} has no tokens of its own")
+            raise UserError(
+                f"prompt {prompt.id} {printable(prompt.text)!r} has no tokens of its own"
+            )
     return tokenized
 
 
@@ -60,7 +74,9 @@ def check_special_tokens(prompts, hf):
     for prompt in prompts:
         for token in specials:
             if token in prompt.text:
-                raise UserError(f"prompt {prompt.id} contains the special token {printable(token)!r}; take it out")
+                raise UserError(
+                    f"prompt {prompt.id} contains the special token {printable(token)!r}; take it out"
+                )
 
 
 def _tokenize_raw(prompt, hf, with_bos):
@@ -94,12 +110,20 @@ def _tokenize_chat(prompt, hf, system_prompt):
     rendered = render_chat(hf, prompt.text, system_prompt)
     marker = "\u2603" * 8
     start = render_chat(hf, marker, system_prompt).find(marker)
-    text = prompt.text if rendered[start : start + len(prompt.text)] == prompt.text else prompt.text.strip()
+    text = (
+        prompt.text
+        if rendered[start : start + len(prompt.text)] == prompt.text
+        else prompt.text.strip()
+    )
     stop = start + len(text)
     if start < 0 or rendered[start:stop] != text:
-        raise UserError(f"prompt {prompt.id}: the chat template changes the text, so its tokens cannot be found")
+        raise UserError(
+            f"prompt {prompt.id}: the chat template changes the text, so its tokens cannot be found"
+        )
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    inside = [i for i, (left, right) in enumerate(encoded.offset_mapping) if right > start and left < stop]
+    inside = [
+        i for i, (left, right) in enumerate(encoded.offset_mapping) if right > start and left < stop
+    ]
     return TokenizedPrompt(
         prompt.id,
         prompt.category,

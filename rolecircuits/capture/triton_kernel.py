@@ -27,7 +27,11 @@ def _scores(query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: 
     scores = tl.dot(query, keys, input_precision="tf32x3") * scale
     if CAPPED:
         scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))  # softcap * tanh
-    seen = (key_at[None, :] <= query_at[:, None]) & (key_at[None, :] >= low[:, None]) & (key_at[None, :] < n_keys)
+    seen = (
+        (key_at[None, :] <= query_at[:, None])
+        & (key_at[None, :] >= low[:, None])
+        & (key_at[None, :] < n_keys)
+    )
     return tl.where(seen, scores, float("-inf"))
 
 
@@ -62,11 +66,15 @@ def _attention(
         at = start + tl.arange(0, KEYS)
         real = at < n_rows
         keys = tl.load(
-            key_ptr + at[None, :] * key_row + width[:, None], mask=real[None, :] & (width < WIDTH)[:, None], other=0.0
+            key_ptr + at[None, :] * key_row + width[:, None],
+            mask=real[None, :] & (width < WIDTH)[:, None],
+            other=0.0,
         )
         scores = _scores(query, keys, rows, at, low, n_rows, scale, softcap, CAPPED)
         higher = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)  # rows that have seen no key yet stay at 0
+        safe = tl.where(
+            higher == float("-inf"), 0.0, higher
+        )  # rows that have seen no key yet stay at 0
         growth = tl.where(best == float("-inf"), 0.0, safe - best)
         shrink = tl.exp(-growth)
         above = tl.where(scores == float("-inf"), 0.0, scores - safe[:, None])
@@ -78,7 +86,9 @@ def _attention(
             mask=real[:, None] & (value_width < VALUE_WIDTH)[None, :],
             other=0.0,
         )
-        out = out * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="tf32x3")
+        out = out * shrink[:, None] + tl.dot(
+            weights.to(values.dtype), values, input_precision="tf32x3"
+        )
         best = higher
 
     some = total > 0
@@ -92,8 +102,13 @@ def _attention(
         sink = softcap * (1.0 - 2.0 / (tl.exp(2.0 * sink / softcap) + 1.0))
     # 1 / (1 + e^d) overflows nowhere: an infinite e^d gives 0, and a row without other keys has d = -inf
     sink_mass = tl.where(rows < window, 1.0 / (1.0 + tl.exp(log_sum - sink)), 0.0)
-    first_value = tl.load(value_ptr + value_width, mask=value_width < VALUE_WIDTH, other=0.0).to(tl.float32)
-    out = out / divisor[:, None] * (1.0 - sink_mass)[:, None] + sink_mass[:, None] * first_value[None, :]
+    first_value = tl.load(value_ptr + value_width, mask=value_width < VALUE_WIDTH, other=0.0).to(
+        tl.float32
+    )
+    out = (
+        out / divisor[:, None] * (1.0 - sink_mass)[:, None]
+        + sink_mass[:, None] * first_value[None, :]
+    )
 
     line = tl.program_id(1).to(tl.int64) * n_rows
     written = rows < n_rows
@@ -116,11 +131,15 @@ def rest_and_output(query, key, value, scale, window=None, softcap=None):
 
     query [prompt, head, query, d]   key, value [prompt, kv head, key, d], as many keys as queries, causal
     """
-    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+    query, key, value = (
+        part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)
+    )
     n_prompts, n_heads, n_rows, width = query.shape
     value_width = value.shape[-1]
     out = query.new_empty((n_prompts, n_heads, n_rows, value_width))
-    log_sum, entropy = (torch.empty(query.shape[:3], dtype=torch.float32, device=query.device) for _ in range(2))
+    log_sum, entropy = (
+        torch.empty(query.shape[:3], dtype=torch.float32, device=query.device) for _ in range(2)
+    )
     tile, warps = _tile(max(width, value_width), query.element_size())
     with torch.cuda.device_of(query):  # a model may be spread over several devices
         _attention[(triton.cdiv(n_rows, tile), n_prompts * n_heads)](

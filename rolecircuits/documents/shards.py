@@ -22,7 +22,9 @@ def shard_name(facts, document, method):
     """The hash that names a document's shard: everything that determines its numbers."""
     identity = {
         "version": SHARD_VERSION,
-        "model": [facts[key] for key in ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype")],
+        "model": [
+            facts[key] for key in ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype")
+        ],
         "capture": method,
         "token_ids": document.prompt.token_ids,
         "roles": document.roles,
@@ -45,7 +47,8 @@ def capture_documents(loaded, documents, method, batch_size=64, batch_tokens=Non
     )
     rows = {prompt_id: i for i, prompt_id in enumerate(captured.arrays["prompt_id"].tolist())}
     results = [
-        document_arrays(captured.arrays, rows[d.prompt.id], d) if d.prompt.id in rows else None for d in documents
+        document_arrays(captured.arrays, rows[d.prompt.id], d) if d.prompt.id in rows else None
+        for d in documents
     ]
     return results, captured.failed
 
@@ -75,7 +78,10 @@ def document_arrays(arrays, i, document):
 
 
 def array_names():
-    return [f"{part}_{name}" for part in ("turn", "whole", "row") for name in VALUES] + ["spans", "n_tokens"]
+    return [f"{part}_{name}" for part in ("turn", "whole", "row") for name in VALUES] + [
+        "spans",
+        "n_tokens",
+    ]
 
 
 def read_shard(path, document, facts):
@@ -88,13 +94,18 @@ def read_shard(path, document, facts):
         print(f"note: {printable(error)}; done again")
         return None
     shape = (len(document.spans), facts["n_layers"], facts["n_heads"])
-    if arrays["turn_normalised"].shape != shape or arrays["row_sink_mass"].shape[-1] != document.n_tokens:
+    if (
+        arrays["turn_normalised"].shape != shape
+        or arrays["row_sink_mass"].shape[-1] != document.n_tokens
+    ):
         print(f"note: {printable(path)}: does not fit its document; done again")
         return None
     return arrays
 
 
-def stream_documents(facts, documents, folder, method, capture_batches, batch_size=64, batch_tokens=None, title=None):
+def stream_documents(
+    facts, documents, folder, method, capture_batches, batch_size=64, batch_tokens=None, title=None
+):
     """([arrays or None of each document], failed): finished shards are read, the others are captured and written.
 
     capture_batches  function of a list of batches (positions of documents) that yields (batch, what capture_documents
@@ -116,7 +127,9 @@ def stream_documents(facts, documents, folder, method, capture_batches, batch_si
     failed = []
     batches = make_batches([documents[i].n_tokens for i in todo], batch_size, batch_tokens)
     total = sum(documents[i].n_tokens for i in todo)
-    with tqdm(total=total, desc=title, unit="token", unit_scale=True, disable=title is None, leave=False) as bar:
+    with tqdm(
+        total=total, desc=title, unit="token", unit_scale=True, disable=title is None, leave=False
+    ) as bar:
         for batch, (done, lost) in capture_batches([[todo[j] for j in each] for each in batches]):
             failed += lost
             for i, arrays in zip(batch, done, strict=True):

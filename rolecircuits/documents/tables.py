@@ -52,9 +52,14 @@ def index_rows(arrays):
         return []
     rows = []
     for kind in ("normalised", "sinkfree"):
-        indices = index_values(arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"])
+        indices = index_values(
+            arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"]
+        )
         for layer in range(arrays[f"whole_{kind}"].shape[1]):
-            rows.append({"layer": layer, "kind": kind} | {name: values[layer] for name, values in indices.items()})
+            rows.append(
+                {"layer": layer, "kind": kind}
+                | {name: values[layer] for name, values in indices.items()}
+            )
     return rows
 
 
@@ -64,7 +69,9 @@ def save_documents(output_dir, documents, results, config):
     whole, turns = document_rows(documents, results)
     indices = index_rows(arrays)
     if not indices:
-        print("note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out")
+        print(
+            "note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out"
+        )
     with create_run(output_dir, LINK, prefix="documents") as new:
         write_csv(new.path / "documents.csv", whole)
         write_csv(new.path / "turns.csv", turns)
@@ -77,7 +84,10 @@ def save_documents(output_dir, documents, results, config):
                 "id": d.prompt.id,
                 "category": d.prompt.category,
                 "n_tokens": d.n_tokens,
-                "turns": [{"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)],
+                "turns": [
+                    {"role": role, "span": span}
+                    for role, span in zip(d.roles, d.spans, strict=True)
+                ],
                 "shard": shard_name(facts, d, method) + ".npz",
             }
             for d in documents

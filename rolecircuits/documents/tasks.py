@@ -14,7 +14,9 @@ def ready_item(texts, args):
     """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
     plain = [asdict(document) for document in texts]
     return Item(
-        "documents", "rolecircuits.documents.tasks:ready_task", {"args": work_arguments(args), "documents": plain}
+        "documents",
+        "rolecircuits.documents.tasks:ready_task",
+        {"args": work_arguments(args), "documents": plain},
     )
 
 
@@ -22,7 +24,9 @@ def batch_items(batches, plain, args, method, batch_tokens):
     """One item a batch of positions; it carries its documents' tokens (`plain` as ready_task gives them)."""
     payload = {"args": work_arguments(args), "method": method, "batch_tokens": batch_tokens}
     parts = [[plain[i] for i in batch] for batch in batches]
-    labels = [f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts]
+    labels = [
+        f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts
+    ]
     return [
         Item(label, "rolecircuits.documents.tasks:batch_task", payload | {"documents": part})
         for label, part in zip(labels, parts, strict=True)
@@ -40,12 +44,23 @@ def ready_task(held, payload):
     loaded = held.model(model_key(args), lambda: load_from_args(args))
 
     def make():
-        texts = [Document(d["id"], d["category"], tuple(map(tuple, d["turns"]))) for d in payload["documents"]]
+        texts = [
+            Document(d["id"], d["category"], tuple(map(tuple, d["turns"])))
+            for d in payload["documents"]
+        ]
         tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in texts]
         prompts = [document.prompt for document in tokenized]
-        method, _, why = choose_capture(args.capture, "none", prompts, loaded.facts, args.batch_size)
+        method, _, why = choose_capture(
+            args.capture, "none", prompts, loaded.facts, args.batch_size
+        )
         how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
-        answer = {"identity": model_identity(loaded), "facts": loaded.facts, "method": method, "how": how, "why": why}
+        answer = {
+            "identity": model_identity(loaded),
+            "facts": loaded.facts,
+            "method": method,
+            "how": how,
+            "why": why,
+        }
         plain = [asdict(document) for document in tokenized]
         return answer | {"documents": plain, "determinism": set_determinism(args.seed)}
 
@@ -62,7 +77,9 @@ def batch_task(held, payload):
     loaded = held.model(model_key(args), lambda: load_from_args(args))
     some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
-    return shards.capture_documents(loaded, some, payload["method"], args.batch_size, payload["batch_tokens"])
+    return shards.capture_documents(
+        loaded, some, payload["method"], args.batch_size, payload["batch_tokens"]
+    )
 
 
 def from_plain(plain, kind=Namespace):

@@ -42,7 +42,13 @@ def read_documents(path):
     path, flag = Path(path), "--documents"
     try:
         if not path.is_file():
-            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+            why = (
+                "is a folder"
+                if path.is_dir()
+                else "is not a regular file"
+                if path.exists()
+                else "no such file"
+            )
             raise UserError(f"{flag} {path}: {why}")
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
@@ -56,7 +62,9 @@ def read_documents(path):
         where = f"{flag} {path}: line {number}"
         document = _read_document(parse_strict_json(line, where, one_line=True), where)
         if document.id in seen:
-            raise UserError(f"{where}: id {printable(document.id)!r} is that of line {seen[document.id]}")
+            raise UserError(
+                f"{where}: id {printable(document.id)!r} is that of line {seen[document.id]}"
+            )
         seen[document.id] = number
         documents.append(document)
     if not documents:
@@ -66,14 +74,20 @@ def read_documents(path):
 
 def _read_document(value, where):
     if not isinstance(value, dict):
-        raise UserError(f"{where}: is a {type(value).__name__}; it must be an object with id and text or messages")
+        raise UserError(
+            f"{where}: is a {type(value).__name__}; it must be an object with id and text or messages"
+        )
     for name in value:
         if name not in FIELDS:
-            raise UserError(f"{where}: unknown field {printable(name)!r}; allowed are {', '.join(FIELDS)}")
+            raise UserError(
+                f"{where}: unknown field {printable(name)!r}; allowed are {', '.join(FIELDS)}"
+            )
     _check_text(value.get("id"), f"{where}: id")
     category = value.get("category", "")
     if "category" in value and category not in CATEGORIES:
-        raise UserError(f"{where}: category {printable(category)!r}; allowed are {', '.join(CATEGORIES)}, or none")
+        raise UserError(
+            f"{where}: category {printable(category)!r}; allowed are {', '.join(CATEGORIES)}, or none"
+        )
     if ("text" in value) == ("messages" in value):
         raise UserError(f"{where}: must have either text or messages")
     if "text" in value:
@@ -84,7 +98,9 @@ def _read_document(value, where):
         raise UserError(f"{where}: messages must be a list that is not empty")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise UserError(f"{where}: messages[{i}] must be an object with role and content and nothing else")
+            raise UserError(
+                f"{where}: messages[{i}] must be an object with role and content and nothing else"
+            )
         for name in ("role", "content"):
             _check_text(message[name], f"{where}: messages[{i}].{name}")
         if message["role"] == "text":

@@ -31,7 +31,9 @@ def tokenize_document(document, tokenizer, bos="auto"):
         return TokenizedDocument(prompt, ("text",), (prompt.span,))
     hf = tokenizer.hf
     if not hf.chat_template:
-        raise UserError(f"document {printable(document.id)} has messages, and this model has no chat template")
+        raise UserError(
+            f"document {printable(document.id)} has messages, and this model has no chat template"
+        )
     check_special_tokens(texts, hf)
     rendered, places = render_turns(document, hf)
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
@@ -50,7 +52,9 @@ def tokenize_document(document, tokenizer, bos="auto"):
     whole = (spans[0][0], spans[-1][1])
     strings = hf.convert_ids_to_tokens(ids)
     text = "\n".join(content for _, content in document.turns)
-    prompt = TokenizedPrompt(document.id, document.category, -1, text, rendered, ids, strings, whole)
+    prompt = TokenizedPrompt(
+        document.id, document.category, -1, text, rendered, ids, strings, whole
+    )
     return TokenizedDocument(prompt, tuple(role for role, _ in document.turns), tuple(spans))
 
 
@@ -70,18 +74,25 @@ def render_turns(document, hf):
         start = position + len(between)
         text = content if rendered.startswith(content, start) else content.strip()
         if found < 0 or rendered[position:start] != between or not rendered.startswith(text, start):
-            raise UserError(f"document {printable(document.id)}: the chat template changes turn {len(places)}")
+            raise UserError(
+                f"document {printable(document.id)}: the chat template changes turn {len(places)}"
+            )
         position, cursor = start + len(text), found + len(marker)
         places.append((start, position))
     if rendered[position:] != pattern[cursor:]:
-        raise UserError(f"document {printable(document.id)}: the chat template changes the end of the conversation")
+        raise UserError(
+            f"document {printable(document.id)}: the chat template changes the end of the conversation"
+        )
     return rendered, places
 
 
 def _render(hf, document, contents):
     from rolecircuits.capture.tokens import TEMPLATE_ERRORS
 
-    messages = [{"role": role, "content": text} for (role, _), text in zip(document.turns, contents, strict=True)]
+    messages = [
+        {"role": role, "content": text}
+        for (role, _), text in zip(document.turns, contents, strict=True)
+    ]
     try:
         return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except TEMPLATE_ERRORS as error:

@@ -49,10 +49,14 @@ def draw_effects(rows, label):
     names = list(dict.fromkeys(row["intervention"] for row in candidates))
     shown = names[:MAX_SHOWN]
     handles = [
-        Line2D([], [], color=COLOURS[c], marker=MARKERS[c], linestyle="", markersize=5, label=NAMES[c])
+        Line2D(
+            [], [], color=COLOURS[c], marker=MARKERS[c], linestyle="", markersize=5, label=NAMES[c]
+        )
         for c in CATEGORIES
     ]
-    handles.append(Line2D([], [], color=NULL_COLOUR, marker="x", linestyle="", label="mean of control heads"))
+    handles.append(
+        Line2D([], [], color=NULL_COLOUR, marker="x", linestyle="", label="mean of control heads")
+    )
     cut = f"; the first {MAX_SHOWN} of {len(names)}" if len(names) > MAX_SHOWN else ""
     height = max(1.6, ROW_HEIGHT * len(shown) + 0.3)
     longest = max(len(name) for name in shown)
@@ -72,7 +76,13 @@ def draw_effects(rows, label):
     for k, name in enumerate(shown):
         size = min(8.5, 2.3 * 72 / (0.62 * longest))
         names_axis.text(
-            1.0, k, printable(name), ha="right", va="center", fontsize=size, transform=names_axis.get_yaxis_transform()
+            1.0,
+            k,
+            printable(name),
+            ha="right",
+            va="center",
+            fontsize=size,
+            transform=names_axis.get_yaxis_transform(),
         )
     for axis, (metric, title) in zip(panels, PANELS, strict=True):
         for k, name in enumerate(shown):
@@ -96,20 +106,33 @@ def _draw_metric(axis, k, rows, metric):
         points = [(k, overall, INDEX_COLOURS[metric], "o")]
     else:
         present = [row for c in CATEGORIES for row in rows if row["category"] == c]
-        spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else np.zeros(len(present))
+        spread = (
+            np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else np.zeros(len(present))
+        )
         points = [
-            (k + d, r, COLOURS[r["category"]], MARKERS[r["category"]]) for d, r in zip(spread, present, strict=True)
+            (k + d, r, COLOURS[r["category"]], MARKERS[r["category"]])
+            for d, r in zip(spread, present, strict=True)
         ]
     for y, row, colour, marker in points:
         if row[metric] is None:
             continue
         if row[f"{metric}_low"] is not None:
-            axis.plot([row[f"{metric}_low"], row[f"{metric}_high"]], [y, y], color=colour, linewidth=1.3)
+            axis.plot(
+                [row[f"{metric}_low"], row[f"{metric}_high"]], [y, y], color=colour, linewidth=1.3
+            )
         axis.plot([row[metric]], [y], color=colour, marker=marker, markersize=4)
         if row[f"{metric}_control"] is not None:
             axis.plot([row[f"{metric}_control"]], [y], color=NULL_COLOUR, marker="x", markersize=5)
     if overall[metric] is None:
-        axis.text(0.98, k, "no later layer", transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=7)
+        axis.text(
+            0.98,
+            k,
+            "no later layer",
+            transform=axis.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=7,
+        )
     elif overall[f"{metric}_q"] is not None:
         q = f"q {overall[f'{metric}_q']:.2g}"
         place = {"ha": "right", "va": "bottom", "fontsize": 6.5, "color": "#444444"}
@@ -123,7 +146,9 @@ def draw_sweep(arrays, label, method):
     """
     kl = arrays["kl_by_prompt"].mean(axis=-1)
     panels = [("square root of KL (nats)", np.sqrt(np.maximum(kl, 0.0)), "viridis")]
-    panels += [(f"change of {m[:3].upper()}, later layers", arrays[m], DIVERGING) for m in INDEX_COLOURS]
+    panels += [
+        (f"change of {m[:3].upper()}, later layers", arrays[m], DIVERGING) for m in INDEX_COLOURS
+    ]
     n_layers, n_heads = kl.shape
     size = (max(2.2, min(3.6, 0.12 * n_heads + 1.2)), max(1.8, min(6.5, 0.14 * n_layers + 0.8)))
     caption = (
@@ -158,7 +183,8 @@ def draw_sweep(arrays, label, method):
             row = {"layer": layer, "head": head, "kl": float(kl[layer, head])}
             row |= {m: float(arrays[m][layer, head]) for m in INDEX_COLOURS}
             by_category = {
-                f"kl_{c}": float(v) for c, v in zip(arrays["category"], arrays["kl"][layer, head], strict=True)
+                f"kl_{c}": float(v)
+                for c, v in zip(arrays["category"], arrays["kl"][layer, head], strict=True)
             }
             rows.append(row | by_category)
     return figure, rows

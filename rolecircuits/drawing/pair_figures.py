@@ -5,8 +5,15 @@ from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.role_tests import ALPHA
 from rolecircuits.stats.run_pairs import TESTS
 
-FIGURE_KINDS = {"rfc_rsi_comparison": ("normalised", "raw"), "rfc_rsi_differences": ("normalised", "sinkfree", "raw")}
-UNITS = {"normalised": "normalised entropy", "sinkfree": "normalised without key 0", "raw": "raw entropy (nats)"}
+FIGURE_KINDS = {
+    "rfc_rsi_comparison": ("normalised", "raw"),
+    "rfc_rsi_differences": ("normalised", "sinkfree", "raw"),
+}
+UNITS = {
+    "normalised": "normalised entropy",
+    "sinkfree": "normalised without key 0",
+    "raw": "raw entropy (nats)",
+}
 
 
 def list_points(estimates, kind, run):
@@ -23,11 +30,21 @@ def list_points(estimates, kind, run):
 
 def draw_indices(estimates, summary, kinds, shown):
     """Figure of RFC (top) and RSI (bottom) per layer, one column a kind, `raw` last; `shown`: the estimates drawn."""
-    from rolecircuits.drawing.style import MARKED_PAD, PAIR_LOOKS, Line2D, mark_layers, number_axis, open_panels
+    from rolecircuits.drawing.style import (
+        MARKED_PAD,
+        PAIR_LOOKS,
+        Line2D,
+        mark_layers,
+        number_axis,
+        open_panels,
+    )
 
     looks = {run: PAIR_LOOKS[run] for run in shown}
     handles = [Line2D([], [], markersize=4, label=name, **look) for name, look in looks.values()]
-    handles += [Line2D([], [], color=x["color"], linestyle="--", label=f"length null, {n}") for n, x in looks.values()]
+    handles += [
+        Line2D([], [], color=x["color"], linestyle="--", label=f"length null, {n}")
+        for n, x in looks.values()
+    ]
     texts = _compose_texts(summary, shown)
     size = (max(3.6, min(6.0, 2.4 + 0.04 * summary["n_layers"])), 2.4)
     figure, panels = open_panels((2, len(kinds)), size, *texts, handles, gap=(0.7, 0.65), heading=2)
@@ -42,7 +59,9 @@ def draw_indices(estimates, summary, kinds, shown):
                 shift = 0.04 * (2 * slot + 1 - len(shown))
                 estimate, look = estimates[kind][index][run], looks[run][1]
                 _draw_line(axes, estimate, look, kind == "raw", shift)
-                mark_layers(axes, estimate["q"] < ALPHA, look["color"], look.get("marker", "o"), slot)
+                mark_layers(
+                    axes, estimate["q"] < ALPHA, look["color"], look.get("marker", "o"), slot
+                )
             if summary["differences"][kind][index]["mean"] is None:
                 axes.text(0.5, 0.7, "undefined", transform=axes.transAxes, ha="center")
         row[0].set_ylabel(f"{index.upper()}, instruct - base" if "diff" in shown else index.upper())
@@ -60,26 +79,39 @@ def _draw_line(axes, estimate, look, with_null, shift):
     if alone:
         axes.vlines(layers, estimate["low"], estimate["high"], color=look["color"])
     else:
-        axes.fill_between(layers, estimate["low"], estimate["high"], color=look["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(
+            layers, estimate["low"], estimate["high"], color=look["color"], alpha=0.2, linewidth=0
+        )
     if with_null:
         ends = (-0.5, 0.5) if alone else layers
-        axes.plot(ends, np.resize(null, len(ends)), color=look["color"], linestyle="--", linewidth=1)
+        axes.plot(
+            ends, np.resize(null, len(ends)), color=look["color"], linestyle="--", linewidth=1
+        )
 
 
 def _compose_texts(summary, shown):
     """(title, subtitle, caption) of a figure: what was compared, formats and n, how the intervals are made."""
-    what = "Difference of RFC and RSI by layer" if shown == ("diff",) else "RFC and RSI by layer, base and instruct"
+    what = (
+        "Difference of RFC and RSI by layer"
+        if shown == ("diff",)
+        else "RFC and RSI by layer, base and instruct"
+    )
     n = summary["prompts_compared"]
     size = f"{n['neutral']} prompts per category"
     if len(set(n.values())) > 1:
         size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
     subtitle = f"base: {summary['base']['label']}; instruct: {summary['instruct']['label']}; n = {size}, in both runs"
-    caption = ["Dashed: length null, the same index if attention were uniform over the visible keys; 0 unless raw."]
+    caption = [
+        "Dashed: length null, the same index if attention were uniform over the visible keys; 0 unless raw."
+    ]
     caption = [f"{reason}." for reason in summary["intervals_left_out"]] + caption
     if len(summary["intervals_left_out"]) < len(INDICES):
         caption.insert(
-            0, f"95 % bootstrap-t intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs)."
+            0,
+            f"95 % bootstrap-t intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs).",
         )
         untested = " (raw differences are not tested)" if shown == ("diff",) else ""
-        caption.append(f"Above the panels: layers that pass Benjamini-Hochberg at {ALPHA}{untested}.")
+        caption.append(
+            f"Above the panels: layers that pass Benjamini-Hochberg at {ALPHA}{untested}."
+        )
     return f"{what} ({summary['pair']})", subtitle, " ".join(caption)

@@ -30,7 +30,9 @@ def plot_profiles(profiles):
                 axis.fill_between(depth, *ends, color=colours[i], alpha=0.12, linewidth=0)
         _limit_axis(axis, np.concatenate([profile[column] for profile in profiles.values()]))
         axis.set_ylabel(f"{column[:3].upper()}, instruct - base")
-    axes[0].set_title("change from base to instruct along depth (shaded: the intervals in each file)")
+    axes[0].set_title(
+        "change from base to instruct along depth (shaded: the intervals in each file)"
+    )
     axes[1].set_xlabel("relative depth (0 first layer, 1 last layer)")
     axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -27,7 +27,13 @@ from rolecircuits.runs.arrays import Run
 from rolecircuits.stats.contrasts import compare_categories, hedges_g, hedges_g_interval
 from rolecircuits.stats.indices import index_values, null_values, prompt_values
 from rolecircuits.stats.moments import category_mean
-from rolecircuits.stats.resampling import MIN_PROMPTS, N_RESAMPLES, mean_difference_interval, mean_interval, pair_rows
+from rolecircuits.stats.resampling import (
+    MIN_PROMPTS,
+    N_RESAMPLES,
+    mean_difference_interval,
+    mean_interval,
+    pair_rows,
+)
 from rolecircuits.stats.role_tests import ALPHA, infer_layers, split_prompts, strongest_heads
 
 PANELS = ("raw", "normalised")
@@ -41,7 +47,9 @@ MAX_LAYERS_SHOWN, MAX_HEADS_SHOWN = 4, 6
 MAX_AREA = 170.0
 INTERVALS = "95 % bootstrap-t intervals over prompts ({:,} resamples)."
 NULL_NOTE = "Dashed: length null, the same quantity if attention were uniform over the visible keys"
-NULL_HANDLE = Line2D([], [], color=style.NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)")
+NULL_HANDLE = Line2D(
+    [], [], color=style.NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)"
+)
 
 
 @dataclass
@@ -77,7 +85,9 @@ def study_run(run, n_resamples=N_RESAMPLES):
     values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, run.config.get("seed", 123)
     contrasts = [pair for pair in CONTRASTS if set(pair) <= set(run.counts)]
     tests = {
-        pair: compare_categories(values["normalised"], run.category, run.pair_id, *pair, n_resamples, seed)
+        pair: compare_categories(
+            values["normalised"], run.category, run.pair_id, *pair, n_resamples, seed
+        )
         for pair in contrasts
     }
     return Study(run, values, tests, seed, n_resamples)
@@ -88,7 +98,9 @@ def draw_figure(name, study):
     function, title, needs = FIGURES[name]
     missing = [NAMES[category] for category in needs if category not in study.names]
     if missing:
-        return draw_reason(study, title, f"This figure needs {' and '.join(missing)} prompts; this run has none.")
+        return draw_reason(
+            study, title, f"This figure needs {' and '.join(missing)} prompts; this run has none."
+        )
     return function(study, title)
 
 
@@ -110,13 +122,18 @@ def estimate(study, values, name, minus=None):
         return mean_interval(values[run.category == name], study.n_resamples, study.seed)
     pairs = pair_rows(run.category, run.pair_id) if (name, minus) == PAIRED else None
     sides = [run.category == name, run.category == minus] if pairs is None else pairs
-    return mean_difference_interval(*(values[side] for side in sides), pairs is not None, study.n_resamples, study.seed)
+    return mean_difference_interval(
+        *(values[side] for side in sides), pairs is not None, study.n_resamples, study.seed
+    )
 
 
 def survivors_note(study, what, contrasts=CONTRASTS):
     """What the marks mean and how many heads carry one, 0 where nothing survives."""
     q = {pair: test["q"] for pair, test in study.tests.items() if pair in contrasts}
-    counts = [f"{int((q[pair] < ALPHA).sum())} of {q[pair].size} for {NAMES[pair[0]]} - {NAMES[pair[1]]}" for pair in q]
+    counts = [
+        f"{int((q[pair] < ALPHA).sum())} of {q[pair].size} for {NAMES[pair[0]]} - {NAMES[pair[1]]}"
+        for pair in q
+    ]
     return f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads ({', '.join(counts)})."
 
 
@@ -133,18 +150,28 @@ def write_caption(study, *sentences, intervals=True):
     """What a reader must know under a figure: intervals or why there are none, missing categories, then `sentences`."""
     few = [f"{n} {NAMES[name]}" for name, n in study.run.counts.items() if n < MIN_PROMPTS]
     missing = [NAMES[name] for name in CATEGORIES if name not in study.names]
-    notes = [INTERVALS.format(study.n_resamples)] if intervals and len(few) < len(study.names) else []
+    notes = (
+        [INTERVALS.format(study.n_resamples)] if intervals and len(few) < len(study.names) else []
+    )
     if intervals and few:
-        notes.append(f"No intervals for what rests on too few prompts ({', '.join(few)}): they need {MIN_PROMPTS}.")
+        notes.append(
+            f"No intervals for what rests on too few prompts ({', '.join(few)}): they need {MIN_PROMPTS}."
+        )
     if missing:
-        notes.append(f"This run has no {' and no '.join(missing)} prompts: what needs them is left out.")
+        notes.append(
+            f"This run has no {' and no '.join(missing)} prompts: what needs them is left out."
+        )
     return " ".join(filter(None, [*notes, *sentences]))
 
 
 def sink_note(run):
     """A warning for figures of content tokens where no BOS stands before them; empty otherwise."""
     n = int((run.span[:, 0] == 0).sum())
-    return f"Key 0, the attention sink, is itself a content token in {n} prompts without a BOS." if n else ""
+    return (
+        f"Key 0, the attention sink, is itself a content token in {n} prompts without a BOS."
+        if n
+        else ""
+    )
 
 
 def layer_panel(study, height=2.9):
@@ -156,7 +183,9 @@ def draw_layer_lines(study, title):
     """1: entropy of every category over layers, raw beside normalised, with the length null of the raw one."""
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 1.")
     handles = [*style.category_handles(study.names), NULL_HANDLE]
-    figure, axes = open_panels((1, 2), layer_panel(study), title, study.subtitle, caption, handles, heading=0)
+    figure, axes = open_panels(
+        (1, 2), layer_panel(study), title, study.subtitle, caption, handles, heading=0
+    )
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         layers, null = study.layers(kind), null_values(study.run, kind)
@@ -167,7 +196,9 @@ def draw_layer_lines(study, title):
             if kind == "raw":
                 style.draw_null(place, expected, COLOURS[name])
             n = study.run.counts[name]
-            rows += axis_rows("layer", measured, kind=kind, category=name, n=n, length_null=expected)
+            rows += axis_rows(
+                "layer", measured, kind=kind, category=name, n=n, length_null=expected
+            )
         style.number_axis(place.xaxis, study.run.n_layers, "layer")
         place.set_ylabel(UNITS[kind])
     return figure, rows
@@ -181,9 +212,18 @@ def draw_heatmaps(study, title):
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
     grey = "Grey: undefined." if np.isnan(differences).any() else ""
     dots = survivors_note(study, "Dots")
-    caption = write_caption(study, "Blue: self-referent attention is the more focused.", dots, grey, intervals=False)
-    options = {"right": 1.3, "gap": (0.4, 0.6), "sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
-    figure, axes = open_panels((1, len(contrasts)), panel, title, study.subtitle, caption, **options)
+    caption = write_caption(
+        study, "Blue: self-referent attention is the more focused.", dots, grey, intervals=False
+    )
+    options = {
+        "right": 1.3,
+        "gap": (0.4, 0.6),
+        "sharey": True,
+        "subplot_kw": {"facecolor": "#bbbbbb"},
+    }
+    figure, axes = open_panels(
+        (1, len(contrasts)), panel, title, study.subtitle, caption, **options
+    )
     rows = []
     for place, (a, b), values in zip(axes[0], contrasts, differences, strict=True):
         shown = place.pcolormesh(values, vmin=-limit, vmax=limit, cmap=DIVERGING)
@@ -191,7 +231,10 @@ def draw_heatmaps(study, title):
         place.grid(False)
         style.label_cells(place.xaxis, run.n_heads, "head")
         style.label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
-        test, cells = study.tests[a, b], {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]}
+        test, cells = (
+            study.tests[a, b],
+            {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]},
+        )
         style.mark_cells(place, test["q"] < ALPHA)
         for at, mean in np.ndenumerate(values):
             measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
@@ -205,21 +248,35 @@ def draw_token_attention(study, title):
     """3: what the final query attends to, head by head: the first three content tokens, and key 0 beside them."""
     run, prompts = study.run, np.arange(len(study.run.n_tokens))
     masses = (run.first_mass, run.sink_mass[prompts, :, :, run.n_tokens - 1])
-    shown = np.unique(np.linspace(0, run.n_layers - 1, min(MAX_LAYERS_SHOWN, run.n_layers)).round().astype(int))
+    shown = np.unique(
+        np.linspace(0, run.n_layers - 1, min(MAX_LAYERS_SHOWN, run.n_layers)).round().astype(int)
+    )
     note = "Attention of the last token fed, summed over keys; the panels of a column share their axis, which ends at 0 and 1."
     caption = write_caption(study, note, sink_note(run))
     panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
-    options = {"handles": style.category_handles(study.names), "gap": (0.6, 0.35), "sharex": True, "sharey": "col"}
+    options = {
+        "handles": style.category_handles(study.names),
+        "gap": (0.6, 0.35),
+        "sharex": True,
+        "sharey": "col",
+    }
     figure, axes = open_panels((len(shown), 2), panel, title, study.subtitle, caption, **options)
     rows = []
     for column, (target, mass) in enumerate(zip(TARGETS, masses, strict=True)):
-        measured = {name: estimate(study, mass[:, shown].astype(np.float64), name) for name in study.names}
+        measured = {
+            name: estimate(study, mass[:, shown].astype(np.float64), name) for name in study.names
+        }
         axes[0, column].set_title(TARGETS[target])
         for row, layer in enumerate(shown):
             here = {name: [part[row] for part in measured[name]] for name in study.names}
             style.draw_heads(axes[row, column], here)
             for name in study.names:
-                columns = {"layer": layer, "category": name, "target": target, "n": run.counts[name]}
+                columns = {
+                    "layer": layer,
+                    "category": name,
+                    "target": target,
+                    "n": run.counts[name],
+                }
                 rows += axis_rows("head", here[name], **columns)
         style.number_axis(axes[-1, column].xaxis, run.n_heads, "head")
         style.limit_to_mass(axes[0, column])
@@ -235,22 +292,31 @@ def draw_distributions(study, title):
     """
     values, category = study.values["normalised"], study.run.category
     chooses = split_prompts(category, study.run.pair_id, study.seed)
-    halves = [[values[half & (category == name)] for name in REQUIRED] for half in (chooses, ~chooses)]
+    halves = [
+        [values[half & (category == name)] for name in REQUIRED] for half in (chooses, ~chooses)
+    ]
     n = [len(part) for part in halves[1]]
     if min(n) < MIN_PROMPTS:
         return draw_reason(
-            study, title, f"This figure needs {2 * MIN_PROMPTS} self-referent and {2 * MIN_PROMPTS} neutral prompts."
+            study,
+            title,
+            f"This figure needs {2 * MIN_PROMPTS} self-referent and {2 * MIN_PROMPTS} neutral prompts.",
         )
     sizes = {"hedges_g": hedges_g(*halves[1]), "hedges_g_choosing_half": hedges_g(*halves[0])}
     sizes |= dict(zip(("ci_low", "ci_high"), hedges_g_interval(*halves[1]), strict=True))
     heads = strongest_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
     if not heads:
-        return draw_reason(study, title, "Hedges g is undefined for every head: no entropy varies between prompts.")
+        return draw_reason(
+            study, title, "Hedges g is undefined for every head: no entropy varies between prompts."
+        )
     note = (
         "g: Hedges g of self-referent - neutral with its 95 % interval (normal approximation), measured on the "
         f"{n[0]} self-referent and {n[1]} neutral prompts drawn; the heads were chosen on the other half, by |g|."
     )
-    caption, columns = write_caption(study, note, intervals=False), 2 if len(heads) == 4 else min(3, len(heads))
+    caption, columns = (
+        write_caption(study, note, intervals=False),
+        2 if len(heads) == 4 else min(3, len(heads)),
+    )
     options = {"handles": style.category_handles(study.names), "gap": (0.75, 0.65), "heading": 2}
     figure, axes = open_panels(
         (-(-len(heads) // columns), columns), (3.3, 2.0), title, study.subtitle, caption, **options
@@ -258,9 +324,13 @@ def draw_distributions(study, title):
     for place in axes.flat[len(heads) :]:
         place.set_axis_off()
     for place, at in zip(axes.flat, heads, strict=False):
-        style.draw_violins(place, {name: values[(~chooses & (category == name), *at)] for name in study.names})
+        style.draw_violins(
+            place, {name: values[(~chooses & (category == name), *at)] for name in study.names}
+        )
         g, low, high = (sizes[name][at] for name in ("hedges_g", "ci_low", "ci_high"))
-        measured = "g undefined: no spread" if np.isnan(g) else f"g = {g:+.2f} [{low:+.2f}, {high:+.2f}]"
+        measured = (
+            "g undefined: no spread" if np.isnan(g) else f"g = {g:+.2f} [{low:+.2f}, {high:+.2f}]"
+        )
         place.set_title(f"layer {at[0]}, head {at[1]}\n{measured}", fontsize=9)
     for place in axes[:, 0]:
         place.set_ylabel(UNITS["normalised"])
@@ -281,7 +351,9 @@ def point_rows(study, at, drawn, sizes):
 def draw_difference_bars(study, title):
     """5: how much more diffuse than self-referent attention the others are, layer by layer."""
     layers, others = study.layers("normalised"), [b for _, b in CONTRASTS if b in study.names]
-    handles = [Patch(color=COLOURS[name], label=f"{NAMES[name]} - self-referent") for name in others]
+    handles = [
+        Patch(color=COLOURS[name], label=f"{NAMES[name]} - self-referent") for name in others
+    ]
     panel = (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0)
     caption = write_caption(study, "Above 0: self-referent attention is the more focused.")
     figure, axes = open_panels((1, 1), panel, title, study.subtitle, caption, handles, heading=0)
@@ -304,9 +376,15 @@ def draw_top_heads(study, title):
     run, test = study.run, study.tests[REQUIRED]
     difference = test["difference"]
     k = min(5, -(-run.n_heads // 3))
-    top = [(layer, head) for layer in range(run.n_layers) for _, head in strongest_heads(difference[[layer]], k)]
+    top = [
+        (layer, head)
+        for layer in range(run.n_layers)
+        for _, head in strongest_heads(difference[[layer]], k)
+    ]
     if not top:
-        return draw_reason(study, title, "Normalised entropy is undefined for every head: no row sees two keys.")
+        return draw_reason(
+            study, title, "Normalised entropy is undefined for every head: no row sees two keys."
+        )
     layer, head = np.array(top).T
     sizes = difference[layer, head]
     limit = np.abs(sizes).max() or 1.0
@@ -320,19 +398,32 @@ def draw_top_heads(study, title):
         intervals=False,
     )
     panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
-    figure, axes = open_panels((1, 1), panel, title, study.subtitle, caption, handles, heading=0, right=1.3)
+    figure, axes = open_panels(
+        (1, 1), panel, title, study.subtitle, caption, handles, heading=0, right=1.3
+    )
     scale = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING}
     passes = test["q"][layer, head] < ALPHA
-    edge = {"edgecolors": np.where(passes, "black", "#bbbbbb"), "linewidths": np.where(passes, 1.0, 0.5)}
+    edge = {
+        "edgecolors": np.where(passes, "black", "#bbbbbb"),
+        "linewidths": np.where(passes, 1.0, 0.5),
+    }
     edge |= {"clip_on": False, "zorder": 2}
     points = axes[0, 0].scatter(layer, head, s=area, c=sizes, **scale, **edge)
     style.number_axis(axes[0, 0].xaxis, run.n_layers, "layer")
     style.number_axis(axes[0, 0].yaxis, run.n_heads, "head")
     style.add_colour_bar(figure, axes, points, "self-referent - neutral")
     rank = np.concatenate([np.arange(1, 1 + np.sum(layer == i)) for i in np.unique(layer)])
-    columns = {"layer": layer, "head": head, "rank_in_layer": rank, "mean": sizes, "marker_area": area}
+    columns = {
+        "layer": layer,
+        "head": head,
+        "rank_in_layer": rank,
+        "mean": sizes,
+        "marker_area": area,
+    }
     columns |= {name: test[name][layer, head] for name in ("p", "q", "p_max")}
-    return figure, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return figure, [
+        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def draw_edge_attention(study, title):
@@ -348,7 +439,9 @@ def draw_edge_attention(study, title):
         sink_note(run),
     )
     options = {"handles": style.category_handles(study.names), "sharey": True, "gap": (0.5, 0.6)}
-    figure, axes = open_panels((1, 2), layer_panel(study), title, study.subtitle, caption, **options)
+    figure, axes = open_panels(
+        (1, 2), layer_panel(study), title, study.subtitle, caption, **options
+    )
     rows = []
     for place, position, mass in zip(axes[0], ("first", "last"), masses, strict=True):
         per_token = np.divide(mass, k, out=np.full(mass.shape, np.nan), where=k > 0)
@@ -369,14 +462,19 @@ def draw_confounder_controls(study, title):
     run, contrasts = study.run, [("confounder", "self_referent"), PAIRED]
     contrasts = [pair for pair in contrasts if set(pair) <= set(study.names)]
     paired = bool((run.pair_id[np.isin(run.category, PAIRED)] >= 0).all())
-    looks = {"self_referent": ("black", "o"), "third_person": (COLOURS["third_person"], MARKERS["third_person"])}
+    looks = {
+        "self_referent": ("black", "o"),
+        "third_person": (COLOURS["third_person"], MARKERS["third_person"]),
+    }
     labels = {"self_referent": "confounder - self-referent"}
     labels["third_person"] = "confounder - third person" + (" (paired)" if paired else "")
     handles = [style.series_handle(*looks[b], labels[b]) for _, b in contrasts]
     note = "Above 0: the confounder is the more diffuse."
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note)
     options = {"handles": [*handles, NULL_HANDLE], "heading": 0}
-    figure, axes = open_panels((1, 2), layer_panel(study), title, study.subtitle, caption, **options)
+    figure, axes = open_panels(
+        (1, 2), layer_panel(study), title, study.subtitle, caption, **options
+    )
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         layers, null = study.layers(kind), null_values(run, kind)
@@ -388,7 +486,9 @@ def draw_confounder_controls(study, title):
             if kind == "raw":
                 style.draw_null(place, expected, looks[b][0])
             n = {"n": run.counts[a], "n_minus": run.counts[b]}
-            rows += axis_rows("layer", measured, kind=kind, category=a, minus=b, **n, length_null=expected)
+            rows += axis_rows(
+                "layer", measured, kind=kind, category=a, minus=b, **n, length_null=expected
+            )
         style.number_axis(place.xaxis, run.n_layers, "layer")
         place.set_ylabel(f"difference of {UNITS[kind]}")
     return figure, rows
@@ -406,10 +506,14 @@ def draw_indices(study, title):
         "RFC = 1 - H self / H neutral, RSI = (H confounder - H self) / H neutral: above 0 self-referent is the more focused.",
         f"{NULL_NOTE}; for normalised entropy it is 0.",
         f"Above the panels: layers that differ from the null by Benjamini-Hochberg at {ALPHA}, over all layers.",
-        f"Undefined because H neutral is 0: layers {', '.join(map(str, undefined))}." if len(undefined) else "",
+        f"Undefined because H neutral is 0: layers {', '.join(map(str, undefined))}."
+        if len(undefined)
+        else "",
     )
     options = {"handles": [*handles, NULL_HANDLE], "sharey": True, "gap": (0.5, 0.6), "heading": 2}
-    figure, axes = open_panels((1, 2), layer_panel(study), title, study.subtitle, caption, **options)
+    figure, axes = open_panels(
+        (1, 2), layer_panel(study), title, study.subtitle, caption, **options
+    )
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         found = infer_layers(run, kind, study.seed, study.n_resamples)
@@ -422,7 +526,9 @@ def draw_indices(study, title):
             if kind == "raw":
                 style.draw_null(place, numbers["null"], look[0])
             tested = {name: numbers[name] for name in ("p", "q", "p_max")}
-            rows += axis_rows("layer", measured, kind=kind, index=index, length_null=numbers["null"], **tested)
+            rows += axis_rows(
+                "layer", measured, kind=kind, index=index, length_null=numbers["null"], **tested
+            )
         style.number_axis(place.xaxis, run.n_layers, "layer")
         place.set_title(UNITS[kind], pad=style.MARKED_PAD)
     axes[0, 0].set_ylabel("index")
@@ -432,19 +538,35 @@ def draw_indices(study, title):
 FIGURES = {
     "visualization_1_layer_attention_lines": (draw_layer_lines, "Attention entropy by layer", ()),
     "visualization_2_heatmaps": (draw_heatmaps, "Entropy differences by layer and head", REQUIRED),
-    "visualization_3_token_attention": (draw_token_attention, "What the final query attends to, by head", ()),
-    "visualization_4_distributions": (draw_distributions, "Heads that separate self-referent from neutral", REQUIRED),
+    "visualization_3_token_attention": (
+        draw_token_attention,
+        "What the final query attends to, by head",
+        (),
+    ),
+    "visualization_4_distributions": (
+        draw_distributions,
+        "Heads that separate self-referent from neutral",
+        REQUIRED,
+    ),
     "visualization_5_delta_bar_summary": (
         draw_difference_bars,
         "Neutral and confounder minus self-referent by layer",
         REQUIRED,
     ),
     "visualization_6_top_k_head_ranking": (draw_top_heads, "Top heads of every layer", REQUIRED),
-    "visualization_7_cross_token_control": (draw_edge_attention, "First versus last content tokens", ()),
+    "visualization_7_cross_token_control": (
+        draw_edge_attention,
+        "First versus last content tokens",
+        (),
+    ),
     "visualization_8_delta_h_per_layer": (
         draw_confounder_controls,
         "Confounder minus self-referent, against its controls",
         ("self_referent", "confounder"),
     ),
-    "visualization_9_role_focus_separation": (draw_indices, "Role-Focus and Role-Separation by layer", REQUIRED),
+    "visualization_9_role_focus_separation": (
+        draw_indices,
+        "Role-Focus and Role-Separation by layer",
+        REQUIRED,
+    ),
 }

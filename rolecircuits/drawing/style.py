@@ -18,7 +18,12 @@ from rolecircuits.runs.files import replaced_file
 matplotlib.use("Agg")
 matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-COLOURS = {"self_referent": "#D55E00", "confounder": "#0072B2", "neutral": "#009E73", "third_person": "#CC79A7"}
+COLOURS = {
+    "self_referent": "#D55E00",
+    "confounder": "#0072B2",
+    "neutral": "#009E73",
+    "third_person": "#CC79A7",
+}
 MARKERS = {"self_referent": "o", "confounder": "s", "neutral": "^", "third_person": "D"}
 NAMES = {
     "self_referent": "self-referent",
@@ -72,7 +77,18 @@ def save_figure(figure, path):
         file.write(buffer.getvalue())
 
 
-def open_panels(shape, panel, title, subtitle, caption, handles=(), gap=(0.9, 0.6), heading=1, right=RIGHT, **options):
+def open_panels(
+    shape,
+    panel,
+    title,
+    subtitle,
+    caption,
+    handles=(),
+    gap=(0.9, 0.6),
+    heading=1,
+    right=RIGHT,
+    **options,
+):
     """(figure, axes [row, column]): equal panels under a title, a subtitle and a legend, above a caption; sizes in inches.
 
     shape    (rows, columns)      panel  (width, height) of one       gap  (between columns, between rows)
@@ -87,7 +103,10 @@ def open_panels(shape, panel, title, subtitle, caption, handles=(), gap=(0.9, 0.
     wide = max(wide, (MIN_WIDTH - LEFT - right - (columns - 1) * gap[0]) / columns)
     width = LEFT + columns * wide + (columns - 1) * gap[0] + right
     texts = [(title, TITLE_POINTS, "bold", "black"), (subtitle, TEXT_POINTS, "normal", "black")]
-    texts = [(wrap_text(text, width - 0.2, points), points, weight, colour) for text, points, weight, colour in texts]
+    texts = [
+        (wrap_text(text, width - 0.2, points), points, weight, colour)
+        for text, points, weight, colour in texts
+    ]
     caption = wrap_text(caption, width - 0.2, CAPTION_POINTS, em=0.55)
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     per_row = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
@@ -98,17 +117,34 @@ def open_panels(shape, panel, title, subtitle, caption, handles=(), gap=(0.9, 0.
     figure = plt.figure(figsize=(width, height), layout="none")
     y = 0.1
     for text, points, weight, colour in texts:
-        figure.text(0.1 / width, 1 - y / height, text, fontsize=points, weight=weight, color=colour, va="top")
+        figure.text(
+            0.1 / width,
+            1 - y / height,
+            text,
+            fontsize=points,
+            weight=weight,
+            color=colour,
+            va="top",
+        )
         y += _text_height(text, points)
-    figure.text(0.1 / width, 0.06 / height, caption, fontsize=CAPTION_POINTS, color="#444444", va="bottom")
+    figure.text(
+        0.1 / width, 0.06 / height, caption, fontsize=CAPTION_POINTS, color="#444444", va="bottom"
+    )
     if handles:
         place = {"loc": "upper left", "bbox_to_anchor": (0.1 / width, 1 - legend_top / height)}
         figure.legend(handles=list(handles), ncols=per_row, borderpad=0, borderaxespad=0.2, **place)
-    grid = {"left": LEFT / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height}
+    grid = {
+        "left": LEFT / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+    }
     grid |= {"wspace": gap[0] / wide, "hspace": gap[1] / high}
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid, **options)
     for place in axes.flat:
-        place.yaxis.set_major_locator(MaxNLocator(nbins=max(3, round(2 * high)), steps=[1, 2, 2.5, 5, 10]))
+        place.yaxis.set_major_locator(
+            MaxNLocator(nbins=max(3, round(2 * high)), steps=[1, 2, 2.5, 5, 10])
+        )
     return figure, axes
 
 
@@ -155,7 +191,15 @@ def draw_series(axes, estimated, colour, marker="o", slot=0.0):
     mean, low, high = estimated
     alone = len(mean) == 1
     layers = np.arange(len(mean)) + (0.12 * slot if alone else 0.0)
-    axes.plot(layers, mean, color=colour, marker=marker, markersize=3.2, linewidth=1.2, markevery=-(-len(mean) // 40))
+    axes.plot(
+        layers,
+        mean,
+        color=colour,
+        marker=marker,
+        markersize=3.2,
+        linewidth=1.2,
+        markevery=-(-len(mean) // 40),
+    )
     if alone:
         axes.vlines(layers, low, high, color=colour)
     else:
@@ -196,7 +240,9 @@ def mark_layers(axes, chosen, colour, marker, slot=0):
     layers = np.flatnonzero(chosen)
     place = axes.get_xaxis_transform()
     at = np.full(len(layers), 1.025 + 0.035 * slot)
-    axes.scatter(layers, at, s=9, color=colour, marker=marker, linewidths=0, transform=place, clip_on=False)
+    axes.scatter(
+        layers, at, s=9, color=colour, marker=marker, linewidths=0, transform=place, clip_on=False
+    )
 
 
 def draw_heads(axes, measured):
@@ -204,29 +250,75 @@ def draw_heads(axes, measured):
     for slot, (name, (mean, low, high)) in enumerate(measured.items()):
         heads = np.arange(len(mean)) + 0.18 * (slot - (len(measured) - 1) / 2)
         size = 3.5 if len(mean) <= 24 else 1.8
-        axes.plot(heads, mean, linestyle="none", marker=MARKERS[name], markersize=size, color=COLOURS[name])
-        axes.vlines(heads, low, high, color=COLOURS[name], linewidth=0.8, alpha=0.6 if len(mean) <= 24 else 0.35)
+        axes.plot(
+            heads,
+            mean,
+            linestyle="none",
+            marker=MARKERS[name],
+            markersize=size,
+            color=COLOURS[name],
+        )
+        axes.vlines(
+            heads,
+            low,
+            high,
+            color=COLOURS[name],
+            linewidth=0.8,
+            alpha=0.6 if len(mean) <= 24 else 0.35,
+        )
 
 
 def area_handle(value, area):
     """Legend entry of the size of a scatter marker: `area` in square points, as `scatter(s=...)` takes it."""
-    look = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "markeredgecolor": "black"}
-    return Line2D([], [], markersize=np.sqrt(area), markeredgewidth=0.4, label=f"|difference| = {value:.3g}", **look)
+    look = {
+        "linestyle": "none",
+        "marker": "o",
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+    }
+    return Line2D(
+        [],
+        [],
+        markersize=np.sqrt(area),
+        markeredgewidth=0.4,
+        label=f"|difference| = {value:.3g}",
+        **look,
+    )
 
 
 def draw_violins(axes, groups):
     """Points of every category, and a violin where there are enough of them; groups {category: [prompt]}."""
     groups = {name: points[np.isfinite(points)] for name, points in groups.items()}
-    names = [name for name, points in groups.items() if len(points) >= MIN_VIOLIN and np.ptp(points) > NO_SPREAD]
+    names = [
+        name
+        for name, points in groups.items()
+        if len(points) >= MIN_VIOLIN and np.ptp(points) > NO_SPREAD
+    ]
     if names:
         import seaborn  # takes longer than a figure, and only this one needs it
 
-        shape = {"inner": None, "cut": 0, "density_norm": "width", "linewidth": 0.6, "color": "white"}
-        seaborn.violinplot({name: groups[name] for name in names}, order=list(groups), ax=axes, **shape)
+        shape = {
+            "inner": None,
+            "cut": 0,
+            "density_norm": "width",
+            "linewidth": 0.6,
+            "color": "white",
+        }
+        seaborn.violinplot(
+            {name: groups[name] for name in names}, order=list(groups), ax=axes, **shape
+        )
         for violin, name in zip(axes.collections, names, strict=True):
             violin.set(facecolor=COLOURS[name], alpha=0.3)
     jitter = np.random.default_rng(0)
     for slot, (name, points) in enumerate(groups.items()):
         x = slot + jitter.uniform(-0.12, 0.12, len(points))
-        axes.plot(x, points, linestyle="none", marker=MARKERS[name], markersize=3, color=COLOURS[name], alpha=0.9)
+        axes.plot(
+            x,
+            points,
+            linestyle="none",
+            marker=MARKERS[name],
+            markersize=3,
+            color=COLOURS[name],
+            alpha=0.9,
+        )
     axes.set(xticks=[], xlim=(-0.6, len(groups) - 0.4), xlabel="", ylabel="")

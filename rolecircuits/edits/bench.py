@@ -85,14 +85,20 @@ class Bench:
         self.loaded, self.args, self.timings = loaded, args, dict(timings or {})
         check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
         self.determinism = set_determinism(args.seed)
-        self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+        self.tokenized = tokenize_prompts(
+            prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
+        )
         self.entries, self.notes = complete_plan(plan, loaded, self.tokenized, args)
         other = lambda source: load_source(source, args)  # noqa: E731
-        self.donors = collect_donors(loaded, self.tokenized, self.entries, args.seed, args.batch_size, other)
+        self.donors = collect_donors(
+            loaded, self.tokenized, self.entries, args.seed, args.batch_size, other
+        )
         layers = sorted({entry.layer for entry in self.entries})
         base, self.clean = capture_clean(loaded, self.tokenized, layers, args.batch_size, BASELINE)
         check_complete(base, BASELINE)
-        self.resumes = resumes_exactly(loaded, self.tokenized, base, self.clean, layers[-1:], args.batch_size)
+        self.resumes = resumes_exactly(
+            loaded, self.tokenized, base, self.clean, layers[-1:], args.batch_size
+        )
         self.distribution = BaseDistribution(base.logits)
 
     def measure(self, name):
@@ -106,10 +112,16 @@ class Bench:
         edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
         start = (entry.layer, self.clean) if self.resumes else None
         batch = self.args.batch_size
-        captured = capture_attention(self.loaded, self.tokenized, batch, edits, want_logits=True, start=start)
+        captured = capture_attention(
+            self.loaded, self.tokenized, batch, edits, want_logits=True, start=start
+        )
         check_complete(captured, name)
         edited = edited_prompts(entry, self.tokenized, self.args.seed)
-        controls = [control.name for control in controls_of(entry, self.entries)] if entry.role == "candidate" else []
+        controls = (
+            [control.name for control in controls_of(entry, self.entries)]
+            if entry.role == "candidate"
+            else []
+        )
         labels = {
             "role": entry.role,
             "type": entry.type,
@@ -119,7 +131,12 @@ class Bench:
             "controls": " ".join(controls),
         }
         effects = effects_of(self.distribution, captured.logits, edited)
-        measured = {"effects": effects, "layer": entry.layer, "controls": controls, "labels": labels}
+        measured = {
+            "effects": effects,
+            "layer": entry.layer,
+            "controls": controls,
+            "labels": labels,
+        }
         return {"arrays": captured.arrays, "measured": measured}
 
 
@@ -133,17 +150,25 @@ def complete_plan(plan, loaded, tokenized, args):
         drawn = draw_controls(plan, loaded.n_heads, args.controls, args.seed)
         taken = {entry.name for entry in plan}
         entries += [entry for entry in drawn if entry.name not in taken]
-        notes.append(f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {args.seed}")
+        notes.append(
+            f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {args.seed}"
+        )
     for entry in entries:
         edited = edited_prompts(entry, tokenized, args.seed)
         if not edited.any():
-            raise UserError(f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from")
+            raise UserError(
+                f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from"
+            )
         if entry.method == "resample" and not edited.all():
-            notes.append(f"{entry.name}: {(~edited).sum()} prompts have no other of their length and stay unedited")
+            notes.append(
+                f"{entry.name}: {(~edited).sum()} prompts have no other of their length and stay unedited"
+            )
         if entry.method == "paired":
             paired = sum(p.pair_id >= 0 for p in tokenized)
             if edited.sum() < paired:
-                notes.append(f"{entry.name}: {paired - edited.sum()} prompts of unequal pairs stay unedited")
+                notes.append(
+                    f"{entry.name}: {paired - edited.sum()} prompts of unequal pairs stay unedited"
+                )
     alone = [e.name for e in entries if e.role == "candidate" and not controls_of(e, entries)]
     if alone:
         notes.append(f"without matched controls (no p-value): {', '.join(alone)}")
@@ -173,7 +198,9 @@ def resolve_source(source):
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         named = False
     if not named:
-        raise UserError(f"source {printable(source)[:200]}: is no model, and no experiment_config.json in it names one")
+        raise UserError(
+            f"source {printable(source)[:200]}: is no model, and no experiment_config.json in it names one"
+        )
     try:
         pin_revision(locate_model(model_id), revision)
     except UserError as error:
@@ -216,7 +243,9 @@ def check_complete(captured, name):
     """Every prompt must be measured in every run, or the runs cannot be compared prompt by prompt."""
     if captured.failed:
         prompt_id, reason = captured.failed[0]
-        raise RunFailed(f"{name}: prompt {prompt_id}: {reason}; try a smaller model or --dtype bfloat16")
+        raise RunFailed(
+            f"{name}: prompt {prompt_id}: {reason}; try a smaller model or --dtype bfloat16"
+        )
 
 
 def normalised_values(arrays, config):
@@ -231,4 +260,7 @@ def effects_of(distribution, logits, edited):
     """`BaseDistribution.effects`, NaN for prompts that the edit does not touch (edited [prompt] bool)."""
     import numpy as np
 
-    return {metric: np.where(edited, values, np.nan) for metric, values in distribution.effects(logits).items()}
+    return {
+        metric: np.where(edited, values, np.nan)
+        for metric, values in distribution.effects(logits).items()
+    }

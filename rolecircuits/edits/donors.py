@@ -8,7 +8,11 @@ from rolecircuits.capture.activations import collect_activations
 from rolecircuits.inputs.categories import PAIRED, REQUIRED
 from rolecircuits.inputs.errors import UserError
 
-SITES = {"head": "blocks.{}.attn.hook_z", "mlp": "blocks.{}.hook_mlp_out", "layer": "blocks.{}.hook_resid_post"}
+SITES = {
+    "head": "blocks.{}.attn.hook_z",
+    "mlp": "blocks.{}.hook_mlp_out",
+    "layer": "blocks.{}.hook_resid_post",
+}
 DONOR_SITES = {"head": "head", "layer_heads": "head", "mlp": "mlp", "steer": "layer"}
 
 
@@ -58,10 +62,14 @@ def check_same_shape(loaded, other, tokenized, source):
     """Refuse to patch from a model with other layers, heads, widths or tokens."""
     for key in ("n_layers", "n_heads", "tokenizer_sha256"):
         if loaded.facts[key] != other.facts[key]:
-            raise UserError(f"source {source}: its {key} is {other.facts[key]}, this model's is {loaded.facts[key]}")
+            raise UserError(
+                f"source {source}: its {key} is {other.facts[key]}, this model's is {loaded.facts[key]}"
+            )
     widths = [(m.bridge.cfg.d_model, m.bridge.cfg.d_head) for m in (loaded, other)]
     if widths[0] != widths[1]:
-        raise UserError(f"source {source}: its width and head width are {widths[1]}, this model's are {widths[0]}")
+        raise UserError(
+            f"source {source}: its width and head width are {widths[1]}, this model's are {widths[0]}"
+        )
 
 
 def partners(entry, tokenized, seed):
@@ -102,7 +110,9 @@ def neutral_means(tokenized, values):
         raise UserError("method mean needs neutral prompts; this prompt set has none")
     lengths = np.array([len(tokenized[i].token_ids) for i in rows])
     used = np.arange(lengths.max()) < lengths[:, None]
-    totals = np.einsum("pq,pq...->q...", used.astype(values.dtype), values[rows][:, : lengths.max()])
+    totals = np.einsum(
+        "pq,pq...->q...", used.astype(values.dtype), values[rows][:, : lengths.max()]
+    )
     return totals / used.sum(axis=0).reshape((-1,) + (1,) * (values.ndim - 2))
 
 
@@ -113,5 +123,7 @@ def steering_direction(tokenized, residual):
         if p.category in means:
             means[p.category].append(values[p.span[0] : p.span[1]].mean(axis=0))
     if not all(means.values()):
-        raise UserError("steering needs self_referent and neutral prompts; this prompt set lacks one of them")
+        raise UserError(
+            "steering needs self_referent and neutral prompts; this prompt set lacks one of them"
+        )
     return np.mean(means[REQUIRED[0]], axis=0) - np.mean(means[REQUIRED[1]], axis=0)

@@ -42,13 +42,18 @@ def kl_divergence(base_logits, edited_logits):
     With d the change of the logits and c = sum p d, KL = ln sum p exp(d - c). The textbook sum of p (ln p - ln q)
     cancels; this form keeps its relative precision for the smallest effects and is exactly 0 where no logit changes.
     """
-    p, change = np.exp(log_probabilities(base_logits)), np.asarray(edited_logits, np.float64) - base_logits
+    p, change = (
+        np.exp(log_probabilities(base_logits)),
+        np.asarray(edited_logits, np.float64) - base_logits,
+    )
     return kl_of_change(p, change)[0]
 
 
 def kl_of_change(p, change):
     """(KL, c) from the base probabilities p and the change of the logits, both [vocabulary]."""
-    mean = float(np.einsum("v,v->", p, change))  # einsum, not @: waking BLAS threads costs more than one row does
+    mean = float(
+        np.einsum("v,v->", p, change)
+    )  # einsum, not @: waking BLAS threads costs more than one row does
     return max(float(np.log1p(np.einsum("v,v->", p, np.expm1(change - mean)))), 0.0), mean
 
 
@@ -67,7 +72,10 @@ class BaseDistribution:
         """
         prompts = range(len(self.answer)) if prompts is None else prompts
         rows = [self._row(edited, i) for edited, i in zip(edited_logits, prompts, strict=True)]
-        return {name: np.array([row[name] for row in rows]) for name in (*PROMPT_METRICS, "logit_change")}
+        return {
+            name: np.array([row[name] for row in rows])
+            for name in (*PROMPT_METRICS, "logit_change")
+        }
 
     def _row(self, edited, i):
         """One prompt at a time: a row of the vocabulary stays in the processor's cache."""
@@ -86,14 +94,23 @@ def index_change(base, edited, category):
 
     base, edited  [prompt, layer] normalised values of the layers after the edited one
     """
-    sides = [indices_of_means(lambda name, side=side: category_mean(side, category, name)) for side in (base, edited)]
-    return {f"{name}_change": float(later_mean(sides[1][name]) - later_mean(sides[0][name])) for name in INDICES}
+    sides = [
+        indices_of_means(lambda name, side=side: category_mean(side, category, name))
+        for side in (base, edited)
+    ]
+    return {
+        f"{name}_change": float(later_mean(sides[1][name]) - later_mean(sides[0][name]))
+        for name in INDICES
+    }
 
 
 def index_change_draws(base, edited, category, counts):
     """The same in every resample: {"rfc_change": [resample], ...}; both sides share the resamples."""
     sides = [resampled_indices(side, category, counts) for side in (base, edited)]
-    return {f"{name}_change": later_mean(sides[1][name]) - later_mean(sides[0][name]) for name in INDICES}
+    return {
+        f"{name}_change": later_mean(sides[1][name]) - later_mean(sides[0][name])
+        for name in INDICES
+    }
 
 
 def random_signs(n_prompts, seed=0, n_flips=N_FLIPS):
@@ -168,11 +185,19 @@ def effect_rows(measured, base_values, category, counts, signs):
     for metric in METRICS:
         first = {}  # an index is one test an intervention, although its rows repeat it
         for row in rows:
-            key = row["intervention"] if metric in INDEX_METRICS else (row["intervention"], row["category"])
+            key = (
+                row["intervention"]
+                if metric in INDEX_METRICS
+                else (row["intervention"], row["category"])
+            )
             first.setdefault(key, row[f"{metric}_p"])
         q = dict(zip(first, q_values(list(first.values())), strict=True))
         for row in rows:
-            key = row["intervention"] if metric in INDEX_METRICS else (row["intervention"], row["category"])
+            key = (
+                row["intervention"]
+                if metric in INDEX_METRICS
+                else (row["intervention"], row["category"])
+            )
             row[f"{metric}_q"] = float(q[key])
     return rows
 
@@ -180,14 +205,24 @@ def effect_rows(measured, base_values, category, counts, signs):
 def row_columns(labels):
     """Columns of effects.csv in order."""
     parts = ("", "_low", "_high", "_control", "_p", "_q")
-    return ["intervention", *labels, "category", "n", *(metric + part for metric in METRICS for part in parts)]
+    return [
+        "intervention",
+        *labels,
+        "category",
+        "n",
+        *(metric + part for metric in METRICS for part in parts),
+    ]
 
 
 def _prompt_cells(item, measured, chosen, counts, signs):
     cells = {}
     for metric in PROMPT_METRICS:
         values = np.where(chosen, item["effects"][metric], np.nan)
-        draws = None if counts is None or np.sum(~np.isnan(values)) < MIN_FLIPPED else mean_draws(values, counts)
+        draws = (
+            None
+            if counts is None or np.sum(~np.isnan(values)) < MIN_FLIPPED
+            else mean_draws(values, counts)
+        )
         control, p = np.nan, np.nan
         if item["controls"]:
             others = np.mean([measured[c]["effects"][metric] for c in item["controls"]], axis=0)
@@ -205,7 +240,10 @@ def _index_cells(item, measured, base_values, category, counts, signs):
     control, p = dict.fromkeys(INDEX_METRICS, np.nan), dict.fromkeys(INDEX_METRICS, np.nan)
     if item["controls"]:
         others = np.mean([measured[c]["values"][:, later] for c in item["controls"]], axis=0)
-        control, p = index_change(base, others, category), index_flip_p(edited, others, category, signs)
+        control, p = (
+            index_change(base, others, category),
+            index_flip_p(edited, others, category, signs),
+        )
     cells = {}
     for metric in INDEX_METRICS:
         drawn = None if draws is None else draws[metric]
@@ -214,7 +252,9 @@ def _index_cells(item, measured, base_values, category, counts, signs):
 
 
 def _cells(metric, value, draws, control, p):
-    low, high = (np.nan, np.nan) if draws is None or np.isnan(draws).any() else percentile_interval(draws)
+    low, high = (
+        (np.nan, np.nan) if draws is None or np.isnan(draws).any() else percentile_interval(draws)
+    )
     parts = {"": value, "_low": low, "_high": high, "_control": control, "_p": p}
     return {metric + part: float(number) for part, number in parts.items()}
 
@@ -227,7 +267,11 @@ def tabulate_effects(measured, base_values, prompts, notes, seed):
 
     category = np.array([p["category"] for p in prompts])
     enough = has_enough_prompts(category)
-    counts = bootstrap_counts(category, np.array([p["pair_id"] for p in prompts]), seed=seed) if enough else None
+    counts = (
+        bootstrap_counts(category, np.array([p["pair_id"] for p in prompts]), seed=seed)
+        if enough
+        else None
+    )
     notes = list(notes)
     if not enough:
         notes.append("a category has one prompt: no intervals")
@@ -235,5 +279,7 @@ def tabulate_effects(measured, base_values, prompts, notes, seed):
     for name, item in measured.items():
         largest = np.nanmax(item["effects"]["logit_change"])
         if largest < NO_EFFECT:
-            notes.append(f"{name}: no measurable effect, the largest change of a logit is {largest:.2g}")
+            notes.append(
+                f"{name}: no measurable effect, the largest change of a logit is {largest:.2g}"
+            )
     return rows, notes

@@ -20,7 +20,13 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.patterns import pattern_hook_name
-from rolecircuits.edits.donors import DONOR_SITES, SITES, neutral_means, partners, steering_direction
+from rolecircuits.edits.donors import (
+    DONOR_SITES,
+    SITES,
+    neutral_means,
+    partners,
+    steering_direction,
+)
 from rolecircuits.inputs.errors import UserError
 
 HIDDEN_SCORE = -1e30
@@ -47,7 +53,9 @@ def prepare_change(entry, donors, site, heads):
     if entry.type == "steer":
         direction = torch.tensor(steering_direction(donors.tokenized, donors.activations[site]))
         if not direction.any():
-            raise UserError(f"{entry.name}: self-referent and neutral residuals do not differ; there is no direction")
+            raise UserError(
+                f"{entry.name}: self-referent and neutral residuals do not differ; there is no direction"
+            )
         return steer(direction, entry.alpha) if entry.method == "add" else project_out(direction)
     if entry.method == "mean":
         means = neutral_means(donors.tokenized, donors.activations[site])
@@ -86,7 +94,11 @@ def edit_own_head(heads, factor, means=None):
 
     def hook(z, hook):
         row, own = torch.arange(len(heads), device=z.device), heads.to(z.device)
-        new = means[: z.shape[1], heads].transpose(0, 1).to(z) if factor is None else z[row, :, own] * factor
+        new = (
+            means[: z.shape[1], heads].transpose(0, 1).to(z)
+            if factor is None
+            else z[row, :, own] * factor
+        )
         z = z.clone()
         z[row, :, own] = new
         return z
@@ -156,7 +168,9 @@ def replace_pattern(entry, donors, rows):
         n_heads, n_query, n_key = values.shape[1:]
         query = rows.positions(n_query)
         key = torch.arange(n_key) + rows.start + n_query - n_key
-        weights = visible_weights(query, key, window).expand(len(rows.prompts), n_heads, n_query, n_key)
+        weights = visible_weights(query, key, window).expand(
+            len(rows.prompts), n_heads, n_query, n_key
+        )
         if entry.method == "random":
             weights = weights * random_weights(rows, query, key, n_heads, donors.seed, entry.layer)
         new = (weights / weights.sum(dim=-1, keepdim=True)).to(values)
@@ -190,6 +204,8 @@ def random_weights(rows, query, key, n_heads, seed, layer):
     for b, prompt in enumerate(rows.prompts):
         for q, position in enumerate(query.tolist()):
             seen = (key >= 0) & (key <= position)
-            drawn = np.random.default_rng([seed, layer, prompt, position]).exponential(size=(position + 1, n_heads))
+            drawn = np.random.default_rng([seed, layer, prompt, position]).exponential(
+                size=(position + 1, n_heads)
+            )
             out[b, q, seen] = drawn[key[seen]]
     return torch.tensor(out).permute(0, 3, 1, 2)

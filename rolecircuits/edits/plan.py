@@ -90,7 +90,9 @@ class HeadEntry(Entry):
 
     def problem(self):
         if (self.method == "scale") != (self.factor is not None):
-            return f"method {self.method} " + ("needs factor, a number" if self.factor is None else "takes no factor")
+            return f"method {self.method} " + (
+                "needs factor, a number" if self.factor is None else "takes no factor"
+            )
         return None
 
 
@@ -128,7 +130,11 @@ class PatchEntry(Entry):
         if self.component != "head" and self.head is not None:
             return f"head is {shown(self.head)}; component {self.component} takes no head"
         if (self.method == "other_model") != (self.source is not None):
-            needs = "needs source, a model id or a run folder" if self.source is None else "takes no source"
+            needs = (
+                "needs source, a model id or a run folder"
+                if self.source is None
+                else "takes no source"
+            )
             return f"method {self.method} {needs}"
         return None
 
@@ -145,7 +151,9 @@ class SteerEntry(Entry):
 
     def problem(self):
         if (self.method == "add") != (self.alpha is not None):
-            return f"method {self.method} " + ("needs alpha, a number" if self.alpha is None else "takes no alpha")
+            return f"method {self.method} " + (
+                "needs alpha, a number" if self.alpha is None else "takes no alpha"
+            )
         return None
 
 
@@ -164,26 +172,38 @@ def read_plan(path, flag="--config_file"):
     root = read_strict_json(path, flag)
     where = f"{flag} {path}"
     if not isinstance(root, dict):
-        raise UserError(f"{where}: the root is {shown(root)}; it must be an object with {', '.join(ROOT_KEYS)}")
+        raise UserError(
+            f"{where}: the root is {shown(root)}; it must be an object with {', '.join(ROOT_KEYS)}"
+        )
     for key in root:
         if key not in ROOT_KEYS:
-            raise UserError(f"{where}: unknown key {printable(key)!r}; allowed are {', '.join(ROOT_KEYS)}")
+            raise UserError(
+                f"{where}: unknown key {printable(key)!r}; allowed are {', '.join(ROOT_KEYS)}"
+            )
     if type(root.get("schema_version")) is not int or root["schema_version"] != SCHEMA_VERSION:
-        raise UserError(f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads 1")
+        raise UserError(
+            f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads 1"
+        )
     if root.get("interventions") == [] and isinstance(root.get("note"), str):
-        raise UserError(f"{where}: interventions is an empty list; its note says: {printable(root['note'])}")
+        raise UserError(
+            f"{where}: interventions is an empty list; its note says: {printable(root['note'])}"
+        )
     return parse_entries(root.get("interventions"), where)
 
 
 def parse_entries(items, where):
     """The entries of the list `interventions`; `where` begins every message."""
     if not isinstance(items, list) or not items:
-        raise UserError(f"{where}: interventions is {shown(items)}; it must be a list of at least one entry")
+        raise UserError(
+            f"{where}: interventions is {shown(items)}; it must be a list of at least one entry"
+        )
     entries = [parse_entry(item, f"{where}: interventions[{i}]") for i, item in enumerate(items)]
     names = [entry.name for entry in entries]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise UserError(f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them")
+            raise UserError(
+                f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them"
+            )
     for i, entry in enumerate(entries):
         if len(entry.name) > MAX_NAME:
             raise UserError(
@@ -208,7 +228,9 @@ def parse_entry(item, where):
     if not isinstance(kind, str) or kind not in ENTRIES:
         raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
     fields = ENTRIES[kind].model_fields
-    unknown = next((key for key in item if key not in fields), None)  # here: pydantic stops at half a surrogate pair
+    unknown = next(
+        (key for key in item if key not in fields), None
+    )  # here: pydantic stops at half a surrogate pair
     if unknown is not None:
         raise UserError(
             f"{where}: unknown key {printable(unknown)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
@@ -239,7 +261,9 @@ def describe_error(error, kind):
     if field in ("layer", "head"):
         what = "a whole number from 0"
         if kind in ("layer_heads", "pattern", "patch") and field == "head":
-            what = "null or a list of whole numbers from 0" + (", or one" if kind != "layer_heads" else "")
+            what = "null or a list of whole numbers from 0" + (
+                ", or one" if kind != "layer_heads" else ""
+            )
         return f".{field} is {shown(error['input'])}; it must be {what}"
     return f".{field} is {shown(error['input'])}: {printable(error['msg'])}"
 
@@ -257,7 +281,9 @@ def shown(value):
 
 def control_targets(entry):
     """The candidates that a control names; [] for one that serves every candidate."""
-    return [entry.control_for] if isinstance(entry.control_for, str) else list(entry.control_for or [])
+    return (
+        [entry.control_for] if isinstance(entry.control_for, str) else list(entry.control_for or [])
+    )
 
 
 def serves(control, target, candidate):
@@ -265,7 +291,9 @@ def serves(control, target, candidate):
     (sh_29_26) where candidate and control are edited in the same way."""
     if candidate.role != "candidate":
         return False
-    return target == candidate.name or (target == candidate.stem and control.grade == candidate.grade)
+    return target == candidate.name or (
+        target == candidate.stem and control.grade == candidate.grade
+    )
 
 
 def controls_of(candidate, entries):
@@ -274,7 +302,9 @@ def controls_of(candidate, entries):
     for entry in entries:
         targets = control_targets(entry)
         unnamed = not targets and (entry.type, entry.grade) == (candidate.type, candidate.grade)
-        if entry.role == "control" and (unnamed or any(serves(entry, target, candidate) for target in targets)):
+        if entry.role == "control" and (
+            unnamed or any(serves(entry, target, candidate) for target in targets)
+        ):
             found.append(entry)
     return found
 

@@ -43,7 +43,15 @@ from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts, 
 ROWS = 96
 RESAMPLES = 2000
 LAYER_ARRAYS = (*effects.PROMPT_METRICS, "values")
-FINGERPRINT = ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype", "n_layers", "n_heads")
+FINGERPRINT = (
+    "id",
+    "revision",
+    "weights_sha256",
+    "tokenizer_sha256",
+    "dtype",
+    "n_layers",
+    "n_heads",
+)
 
 
 def clean_task(held, payload):
@@ -52,7 +60,11 @@ def clean_task(held, payload):
 
     sweep, determinism, timings = hold_sweep(held, payload)
     sweep.check_resuming()
-    answer = {"identity": model_identity(sweep.loaded), "facts": sweep.loaded.facts, "arrays": sweep.arrays}
+    answer = {
+        "identity": model_identity(sweep.loaded),
+        "facts": sweep.loaded.facts,
+        "arrays": sweep.arrays,
+    }
     return answer | {"determinism": determinism, "timings": timings}
 
 
@@ -73,7 +85,9 @@ def hold_sweep(held, payload):
     def make():
         determinism = set_determinism(args.seed)
         prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
-        tokenized = tokenize_prompts(prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos)
+        tokenized = tokenize_prompts(
+            prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
+        )
         return Sweep(loaded, tokenized, args.method, args.batch_size), determinism, timings
 
     return held.state(content_hash(["sweep", payload["args"], payload["prompts"]]), make)
@@ -109,7 +123,11 @@ def work_folder(root, method, key):
                 old = json.loads(begun.read_text(encoding="utf-8"))
             except (ValueError, UnicodeDecodeError) as error:
                 raise UserError(f"{begun}: damaged; remove {folder} and begin again") from error
-            changed = [name for name in key if old.get(name) != key[name]] if isinstance(old, dict) else list(key)
+            changed = (
+                [name for name in key if old.get(name) != key[name]]
+                if isinstance(old, dict)
+                else list(key)
+            )
             if changed:
                 raise UserError(
                     f"{folder}: holds an unfinished sweep with another {', '.join(changed)}; finish it with its own "
@@ -135,9 +153,13 @@ class Sweep:
     def __init__(self, loaded, tokenized, method, batch_size=32, rows=ROWS):
         self.loaded, self.tokenized, self.rows = loaded, tokenized, rows
         self.method, self.factor, self.means = method, FACTORS.get(method), None
-        self.base, self.clean = capture_clean(loaded, tokenized, range(loaded.n_layers), batch_size, "clean pass")
+        self.base, self.clean = capture_clean(
+            loaded, tokenized, range(loaded.n_layers), batch_size, "clean pass"
+        )
         if self.base.failed:
-            raise RunFailed(f"clean pass: prompt {self.base.failed[0][0]}: {self.base.failed[0][1]}")
+            raise RunFailed(
+                f"clean pass: prompt {self.base.failed[0][0]}: {self.base.failed[0][1]}"
+            )
         self.arrays = self.base.arrays
         self.distribution = effects.BaseDistribution(self.base.logits)
         self.batch_size = batch_size
@@ -174,7 +196,9 @@ class Sweep:
         if self.factor is None:
             donor = collect_activations(self.loaded, self.tokenized, [site], self.batch_size)[site]
             self.means = torch.tensor(neutral_means(self.tokenized, donor))
-            self.means = torch.cat([self.means, self.means[-1:].expand(donor.shape[1] - len(self.means), -1, -1)])
+            self.means = torch.cat(
+                [self.means, self.means[-1:].expand(donor.shape[1] - len(self.means), -1, -1)]
+            )
         out = {metric: np.full((n_heads, n), np.nan) for metric in effects.PROMPT_METRICS}
         out["values"] = np.full((n_heads, n, n_layers), np.nan)
         for heads, prompts in self.batches():
@@ -198,7 +222,11 @@ class Sweep:
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
         ids, dtype = [self.tokenized[i].token_ids for i in prompts], self.loaded.facts["dtype"]
         resume = (layer, hidden, self.clean.as_tuple)
-        logits = run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume).cpu().numpy()
+        logits = (
+            run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume)
+            .cpu()
+            .numpy()
+        )
         if not entropy:
             return logits, np.empty((len(prompts), 0))
         run = Namespace(
@@ -222,7 +250,8 @@ def sweep_layers(engine, payload, n_layers, n_heads, work):
     if len(missing) < n_layers:
         print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
     items = [
-        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer}) for layer in missing
+        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer})
+        for layer in missing
     ]
     with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
         for item, arrays in engine.run(items):
@@ -241,11 +270,20 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
     """
     category, pair_id = arrays["category"], arrays["pair_id"]
     base = indices.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
-    counts = bootstrap_counts(category, pair_id, RESAMPLES, seed) if has_enough_prompts(category) else None
+    counts = (
+        bootstrap_counts(category, pair_id, RESAMPLES, seed)
+        if has_enough_prompts(category)
+        else None
+    )
     names = [name for name in CATEGORIES if (category == name).any()]
-    out = {f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category))) for m in effects.PROMPT_METRICS}
+    out = {
+        f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category)))
+        for m in effects.PROMPT_METRICS
+    }
     for metric in effects.INDEX_METRICS:
-        out |= {metric + part: np.full((n_layers, n_heads), np.nan) for part in ("", "_low", "_high")}
+        out |= {
+            metric + part: np.full((n_layers, n_heads), np.nan) for part in ("", "_low", "_high")
+        }
     for layer in range(n_layers):
         done = read_npz(work / layer_file(layer), LAYER_ARRAYS)
         for metric in effects.PROMPT_METRICS:
@@ -256,10 +294,18 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
                 out[metric][layer, head] = value
             draws = {} if counts is None else effects.index_change_draws(*sides, category, counts)
             for metric, drawn in draws.items():
-                out[f"{metric}_low"][layer, head], out[f"{metric}_high"][layer, head] = percentile_interval(drawn)
+                out[f"{metric}_low"][layer, head], out[f"{metric}_high"][layer, head] = (
+                    percentile_interval(drawn)
+                )
     for metric in effects.PROMPT_METRICS:
         values = out[f"{metric}_by_prompt"].astype(np.float32)
-        out[metric] = np.stack([values[:, :, category == name].mean(axis=-1) for name in names], axis=-1)
+        out[metric] = np.stack(
+            [values[:, :, category == name].mean(axis=-1) for name in names], axis=-1
+        )
         out[f"{metric}_by_prompt"] = values
-    labels = {"category": np.array(names), "prompt_category": category, "prompt_id": arrays["prompt_id"]}
+    labels = {
+        "category": np.array(names),
+        "prompt_category": category,
+        "prompt_id": arrays["prompt_id"],
+    }
     return {name: a.astype(np.float32) for name, a in out.items()} | labels

@@ -35,7 +35,9 @@ def fork_map(function, items, processes=None, cost=lambda item: 1):
     try:
         for share in others:
             receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_work, args=(function, items, share, receiver, sender), daemon=True)
+            child = context.Process(
+                target=_work, args=(function, items, share, receiver, sender), daemon=True
+            )
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
             try:  # a child that is stopped before `_work` has its own handlers would run this process's clean-up
                 child.start()
@@ -66,7 +68,11 @@ def split_evenly(items, parts, cost):
 
 def _processors():
     ray = sys.modules.get("ray")  # a driver's threads would be missing from a forked child
-    alone = sys.platform != "linux" or multiprocessing.current_process().daemon or (ray and ray.is_initialized())
+    alone = (
+        sys.platform != "linux"
+        or multiprocessing.current_process().daemon
+        or (ray and ray.is_initialized())
+    )
     return 1 if alone else len(os.sched_getaffinity(0))
 
 
@@ -90,7 +96,9 @@ def _receive(receiver):
     try:
         fine, answer = receiver.recv()
     except EOFError as error:
-        raise RunFailed("a process that draws or tests died: killed, out of memory, or a defect") from error
+        raise RunFailed(
+            "a process that draws or tests died: killed, out of memory, or a defect"
+        ) from error
     if not fine:
         raise answer
     return answer

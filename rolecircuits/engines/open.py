@@ -15,16 +15,27 @@ INSTALL = "pip install -r requirements-distributed.txt -c constraints.txt"
 def add_engine_arguments(parser):
     """The flags that say where the work is done."""
     engine = parser.add_argument_group("where the work is done")
-    engine.add_argument("--engine", choices=["local", "ray"], default="local", help="this process (default), or Ray")
-    engine.add_argument("--ray_address", help="HOST:PORT of a running Ray cluster, or auto (default: start one here)")
+    engine.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="this process (default), or Ray"
+    )
+    engine.add_argument(
+        "--ray_address",
+        help="HOST:PORT of a running Ray cluster, or auto (default: start one here)",
+    )
     engine.add_argument(
         "--num_workers",
         type=positive_int,
         help="Ray workers, each holds one model (default: one a GPU; without GPUs one a machine, at least 2)",
     )
-    engine.add_argument("--worker_threads", type=positive_int, help="CPU threads a worker (default: cores / workers)")
     engine.add_argument(
-        "--gpus_per_worker", type=positive_int, help="GPUs a worker, more than 1 for --device_map auto (default 1)"
+        "--worker_threads",
+        type=positive_int,
+        help="CPU threads a worker (default: cores / workers)",
+    )
+    engine.add_argument(
+        "--gpus_per_worker",
+        type=positive_int,
+        help="GPUs a worker, more than 1 for --device_map auto (default 1)",
     )
 
 
@@ -39,9 +50,13 @@ def check_engine_arguments(args):
         raise UserError(f"--engine ray: Ray is not installed: {INSTALL}")
     device = getattr(args, "device", None) or ""
     if device.startswith("cuda:"):
-        raise UserError(f"--device {device} with --engine ray: every worker gets GPUs of its own; use --device cuda")
+        raise UserError(
+            f"--device {device} with --engine ray: every worker gets GPUs of its own; use --device cuda"
+        )
     if args.gpus_per_worker and device in ("cpu", "mps"):
-        raise UserError(f"--gpus_per_worker {args.gpus_per_worker} with --device {device}: give one of them")
+        raise UserError(
+            f"--gpus_per_worker {args.gpus_per_worker} with --device {device}: give one of them"
+        )
     if args.ray_address:
         check_address(args.ray_address)
 
@@ -52,9 +67,13 @@ def check_address(address):
         return
     match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})", address)
     if not match:
-        raise UserError(f"--ray_address {printable(address)}: must be HOST:PORT of the head's GCS, or auto")
+        raise UserError(
+            f"--ray_address {printable(address)}: must be HOST:PORT of the head's GCS, or auto"
+        )
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=10).close()
+        socket.create_connection(
+            (match["host"].strip("[]"), int(match["port"])), timeout=10
+        ).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"--ray_address {address}: nothing answers there ({error})") from error
 

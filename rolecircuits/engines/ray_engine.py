@@ -93,7 +93,11 @@ class RayEngine:
         self.threads = self.args.worker_threads or max(1, cpus // max(1, self.n_workers))
         self.resources = {"num_cpus": self.threads, "num_gpus": each}
         need = f"{self.n_workers} worker{'s' * (self.n_workers != 1)} of {self.threads} CPU and {each} GPU"
-        if self.n_workers < 1 or self.n_workers * self.threads > cpus or self.n_workers * each > gpus:
+        if (
+            self.n_workers < 1
+            or self.n_workers * self.threads > cpus
+            or self.n_workers * each > gpus
+        ):
             raise UserError(
                 f"--engine ray: {need} do not fit the cluster, which has {cpus} CPU and {gpus} GPU; change --num_workers, "
                 "--worker_threads or --gpus_per_worker"
@@ -107,7 +111,9 @@ class RayEngine:
     def _connect(self):
         """Ray, initialised: quiet, without usage statistics, with this project's code sent to the workers."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray's own lines: `_replace` says what was lost
+        os.environ.setdefault(
+            "RAY_DEDUP_LOGS_SKIP_REGEX", "."
+        )  # Ray's own lines: `_replace` says what was lost
         logging.getLogger("ray").setLevel(logging.ERROR)
         import ray
 
@@ -125,9 +131,13 @@ class RayEngine:
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, runtime_env=code)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise UserError(f"--engine ray: {printable(' '.join(str(error).split()))[:300]}") from error
+            raise UserError(
+                f"--engine ray: {printable(' '.join(str(error).split()))[:300]}"
+            ) from error
         finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without our message and exit code
+            signal.signal(
+                signal.SIGTERM, handler
+            )  # Ray's own ends the process without our message and exit code
         return ray
 
     def close(self):
@@ -141,7 +151,12 @@ class RayEngine:
 
     def facts(self):
         """What experiment_config.json says about the engine."""
-        return {"name": self.name, "workers": self.n_workers, "threads": self.threads, "workers_lost": self.lost}
+        return {
+            "name": self.name,
+            "workers": self.n_workers,
+            "threads": self.threads,
+            "workers_lost": self.lost,
+        }
 
     def prepare(self, item):
         """Have every worker do `item` before anything else; the first result is returned.
@@ -160,11 +175,15 @@ class RayEngine:
         """Yield (item, result) of every item, as they finish; a deque may be given and grow meanwhile."""
         queue = items if isinstance(items, deque) else deque(items)
         with progress(len(queue), title, unit) as bar:
-            while queue or any(worker.item is not None and not worker.preparing for worker in self.workers):
+            while queue or any(
+                worker.item is not None and not worker.preparing for worker in self.workers
+            ):
                 for item, value in self._step(queue):
                     bar.update()
                     yield item, value
-                    bar.total = max(bar.total, bar.n + len(queue))  # the caller may have added items
+                    bar.total = max(
+                        bar.total, bar.n + len(queue)
+                    )  # the caller may have added items
 
     def _step(self, queue):
         """Give idle workers something to do, wait for answers (a second at most), yield the results among them."""
@@ -184,7 +203,9 @@ class RayEngine:
             try:
                 answer = self.ray.get(reference)
             except self.ray.exceptions.RayTaskError as error:
-                cause = printable(" ".join(f"{type(error.cause).__name__}: {error.cause}".split()))[:500]
+                cause = printable(" ".join(f"{type(error.cause).__name__}: {error.cause}".split()))[
+                    :500
+                ]
                 raise RunFailed(f"{item.label if item else 'a worker'}: {cause}") from error
             except self.ray.exceptions.RayError as error:
                 self._replace(worker, item, error)
@@ -202,7 +223,9 @@ class RayEngine:
                 yield item, value
 
     def _add_worker(self):
-        kind = self.ray.remote(WorkerBody).options(max_restarts=0, scheduling_strategy="SPREAD", **self.resources)
+        kind = self.ray.remote(WorkerBody).options(
+            max_restarts=0, scheduling_strategy="SPREAD", **self.resources
+        )
         worker = Worker(kind.remote(os.getcwd(), self.threads))
         self.workers.append(worker)
         self.calls[worker.actor.ready.remote()] = worker
@@ -258,11 +281,15 @@ class RayEngine:
             if self.failed_starts >= MAX_TRIES:
                 raise RunFailed(f"no worker starts: {reason}") from error
         else:
-            tqdm.write(f"a worker on {worker.facts['node']} was lost{f' with {item.label}' if item else ''}: replaced")
+            tqdm.write(
+                f"a worker on {worker.facts['node']} was lost{f' with {item.label}' if item else ''}: replaced"
+            )
         if item is not None:
             self.deaths[item.name] += 1
             if self.deaths[item.name] >= MAX_TRIES:
-                raise RunFailed(f"{item.label}: {MAX_TRIES} workers died with it, the last: {reason}") from error
+                raise RunFailed(
+                    f"{item.label}: {MAX_TRIES} workers died with it, the last: {reason}"
+                ) from error
         self._add_worker()
 
     def _check_waiting(self):
@@ -275,7 +302,9 @@ class RayEngine:
         waited = time.monotonic() - self.last_alive
         need = f"{self.resources['num_cpus']} CPU and {self.resources['num_gpus']} GPU"
         if waited > GIVE_UP_AFTER_S:
-            raise RunFailed(f"no machine of the cluster had {need} free for {GIVE_UP_AFTER_S} s; nothing was published")
+            raise RunFailed(
+                f"no machine of the cluster had {need} free for {GIVE_UP_AFTER_S} s; nothing was published"
+            )
         if waited > NOTE_AFTER_S and not self.noted:
             self.noted = True
             tqdm.write(f"waiting for a machine with {need} free")

@@ -21,7 +21,9 @@ LINK = "latest_documents"
 def positive_int(text):
     """An integer of at least 1 (and at most MAX_COUNT), or argparse's one-line refusal."""
     if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(
+            f"{printable(text[:40])!r} is not a whole number of at least 1"
+        )
     if int(text) > MAX_COUNT:
         raise argparse.ArgumentTypeError(f"{text[:40]} is too large; allowed are 1 to {MAX_COUNT}")
     return int(text)
@@ -30,14 +32,18 @@ def positive_int(text):
 def seed_value(text):
     """A seed that numpy and torch both take: 0 to 2**32 - 1."""
     if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to {MAX_SEED}")
+        raise argparse.ArgumentTypeError(
+            f"{printable(text[:40])!r} is not a whole number from 0 to {MAX_SEED}"
+        )
     return int(text)
 
 
 def device_name(text):
     """auto, cpu, mps, cuda or cuda:N; whether the machine has it is checked before the model is loaded."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text):
-        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is none of auto, cpu, cuda, cuda:N, mps")
+        raise argparse.ArgumentTypeError(
+            f"{printable(text[:40])!r} is none of auto, cpu, cuda, cuda:N, mps"
+        )
     return text
 
 
@@ -45,18 +51,25 @@ def add_model_arguments(parser):
     """The flags that name a model and its prompts, and those of `add_run_arguments`: what a model stage needs."""
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model_id", default=DEFAULT_MODEL, help=f"hub id, local folder or {DEFAULT_MODEL} (the default)"
+        "--model_id",
+        default=DEFAULT_MODEL,
+        help=f"hub id, local folder or {DEFAULT_MODEL} (the default)",
     )
     model.add_argument("--revision", help="branch, tag or commit of a hub model")
     model.add_argument(
-        "--trust_remote_code", action="store_true", help="run the model's own code; needs a 40-digit --revision"
+        "--trust_remote_code",
+        action="store_true",
+        help="run the model's own code; needs a 40-digit --revision",
     )
     text = parser.add_argument_group("prompts")
     text.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
     text.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
     text.add_argument("--system_prompt", help="system text for --prompt_format chat; may be empty")
     text.add_argument(
-        "--bos", choices=["auto", "always", "never"], default="auto", help="auto: as TransformerLens does for the model"
+        "--bos",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="auto: as TransformerLens does for the model",
     )
     add_run_arguments(parser)
 
@@ -65,7 +78,9 @@ def add_run_arguments(parser):
     """The flags that say how much is run and where; the pipeline takes them for both of its models."""
     how = parser.add_argument_group("how to run")
     how.add_argument(
-        "--prompts_per_category", type=positive_int, help="the first N of each category (default: all; 30 are built in)"
+        "--prompts_per_category",
+        type=positive_int,
+        help="the first N of each category (default: all; 30 are built in)",
     )
     how.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
@@ -73,14 +88,18 @@ def add_run_arguments(parser):
         "--device_map",
         help="auto, balanced, balanced_low_0 or sequential (accelerate), or a JSON file {module: device}; excludes --device",
     )
-    how.add_argument("--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)")
+    how.add_argument(
+        "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
+    )
     how.add_argument("--seed", type=seed_value, default=123)
 
 
 def add_verify_argument(parser):
     """--no_verify, for every script that reads run folders."""
     parser.add_argument(
-        "--no_verify", action="store_true", help="read runs without comparing their files' SHA-256 with manifest.json"
+        "--no_verify",
+        action="store_true",
+        help="read runs without comparing their files' SHA-256 with manifest.json",
     )
 
 
@@ -94,25 +113,35 @@ def check_model_arguments(args):
     """Refuse combinations of model flags that contradict each other, before anything is imported or loaded."""
     refuse_secrets(args)
     if args.device and args.device_map:
-        raise UserError(f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them")
+        raise UserError(
+            f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them"
+        )
     check_prompt_arguments(args)
     if args.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
-        raise UserError("--trust_remote_code runs code from the model: pin it with --revision and the 40-digit commit")
+        raise UserError(
+            "--trust_remote_code runs code from the model: pin it with --revision and the 40-digit commit"
+        )
 
 
 def check_prompt_arguments(args):
     """The part of `check_model_arguments` that is about how prompts are fed."""
     if args.system_prompt is not None and args.prompt_format != "chat":
-        raise UserError("--system_prompt needs --prompt_format chat; raw prompts have no system text")
+        raise UserError(
+            "--system_prompt needs --prompt_format chat; raw prompts have no system text"
+        )
     check_text(args.system_prompt, "--system_prompt")
     if args.bos != "auto" and args.prompt_format == "chat":
-        raise UserError(f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself")
+        raise UserError(
+            f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself"
+        )
 
 
 def check_text(text, where):
     """Refuse text that no tokenizer takes: bytes of the command line that are not UTF-8, half a surrogate pair."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text or ""):
-        raise UserError(f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a character")
+        raise UserError(
+            f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a character"
+        )
 
 
 def refuse_secrets(args):
@@ -121,11 +150,15 @@ def refuse_secrets(args):
     A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or ..._API_KEY, or looks
     like one of the hub. The message names the flag, never the token.
     """
-    secrets = [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8]
+    secrets = [
+        value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8
+    ]
     for flag, value in vars(args).items():
         text = str(value)
         if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
-            raise UserError(f"--{flag}: holds an access token, and arguments are stored with the run; take it out")
+            raise UserError(
+                f"--{flag}: holds an access token, and arguments are stored with the run; take it out"
+            )
 
 
 def check_output_dir(path, flag="--output_dir", link=None):
@@ -146,9 +179,13 @@ def check_output_dir(path, flag="--output_dir", link=None):
             )
         inside_run = (path / "manifest.json").is_file()
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {str(path)[:200]}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{flag} {str(path)[:200]}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if inside_run:
-        raise UserError(f"{flag} {path}: is a run folder, which is never written to; name another folder")
+        raise UserError(
+            f"{flag} {path}: is a run folder, which is never written to; name another folder"
+        )
     if not existing.is_dir():
         raise UserError(f"{flag} {path}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -161,5 +198,7 @@ def controls_number(text):
     import argparse
 
     if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 100:
-        raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a whole number from 0 to 100")
+        raise argparse.ArgumentTypeError(
+            f"{printable(text[:40])!r} is not a whole number from 0 to 100"
+        )
     return int(text)

@@ -21,7 +21,13 @@ def read_strict_json(path, flag):
     """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
     try:
         if not path.is_file():
-            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+            why = (
+                "is a folder"
+                if path.is_dir()
+                else "is not a regular file"
+                if path.exists()
+                else "no such file"
+            )
             raise UserError(f"{flag} {path}: {why}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:

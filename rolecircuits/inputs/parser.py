@@ -23,7 +23,8 @@ from rolecircuits.inputs.errors import RunFailed, UserError, printable
 # What the system answers when a path that the user named cannot be used: the request is wrong. Everything else (a full
 # disk, a broken one) is a failure.
 WRONG_PATH = frozenset(
-    getattr(errno, name) for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
+    getattr(errno, name)
+    for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
 )
 
 
@@ -33,7 +34,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
-        self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
+        self.add_argument(
+            "-v", "--verbose", action="store_true", help="show the traceback of an error"
+        )
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -67,17 +70,26 @@ def run_script(parse_args, run, argv=None):
         return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
         _abandon_output()
-        print("error: the reader of the standard output went away; files already published stay", file=sys.stderr)
+        print(
+            "error: the reader of the standard output went away; files already published stay",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         if args.verbose:
             traceback.print_exc()
         place = f" ({printable(error.filename)})" if error.filename else ""
-        print(f"error: {printable(error.strerror or error)}{place}; nothing half-done was published", file=sys.stderr)
+        print(
+            f"error: {printable(error.strerror or error)}{place}; nothing half-done was published",
+            file=sys.stderr,
+        )
         _abandon_output()
         return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
-        print("interrupted: nothing half-done was published, the same command starts again", file=sys.stderr)
+        print(
+            "interrupted: nothing half-done was published, the same command starts again",
+            file=sys.stderr,
+        )
         return 130
     return code if isinstance(code, int) else 0
 

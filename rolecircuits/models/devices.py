@@ -18,10 +18,14 @@ def resolve_device(name):
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: this machine or this torch build has no CUDA; use cpu or auto")
+            raise UserError(
+                f"--device {name}: this machine or this torch build has no CUDA; use cpu or auto"
+            )
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+            raise UserError(
+                f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0"
+            )
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this machine has no Metal device; use cpu or auto")
     return name
@@ -36,13 +40,21 @@ def read_device_map(device_map):
         return device_map
     if not device_map.endswith(".json"):
         names = ", ".join(DEVICE_MAPS)
-        raise UserError(f"--device_map {printable(device_map)}: is none of {names}, and no JSON file")
+        raise UserError(
+            f"--device_map {printable(device_map)}: is none of {names}, and no JSON file"
+        )
     placement = read_strict_json(Path(device_map), "--device_map")
     if not isinstance(placement, dict) or not placement:
-        raise UserError(f"--device_map {printable(device_map)}: must be an object {{module: device}}")
+        raise UserError(
+            f"--device_map {printable(device_map)}: must be an object {{module: device}}"
+        )
     gpus = torch.cuda.device_count()
     for module, where in placement.items():
-        known = where in ("cpu", "disk") if isinstance(where, str) else type(where) is int and 0 <= where < gpus
+        known = (
+            where in ("cpu", "disk")
+            if isinstance(where, str)
+            else type(where) is int and 0 <= where < gpus
+        )
         if not known:
             raise UserError(
                 f"--device_map {printable(device_map)}: {printable(module)} is {printable(where)}; allowed are cpu, disk "
@@ -57,7 +69,11 @@ def check_memory(model_id, needed, device):
 
     if device is None:
         return
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.startswith("cuda")
+        else psutil.virtual_memory().available
+    )
     if needed > free:
         where = device if device.startswith("cuda") else "memory"
         raise UserError(

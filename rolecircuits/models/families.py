@@ -14,14 +14,20 @@ FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 def load_family(path, name):
     """One family of a families file, checked: {"base": {...}, "instruct": {...}, "note": optional}."""
     families = read_strict_json(Path(path), "--families_file")
-    if not isinstance(families, dict) or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families):
-        raise UserError(f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' and '-'")
+    if not isinstance(families, dict) or not all(
+        re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families
+    ):
+        raise UserError(
+            f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' and '-'"
+        )
     if name not in families:
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
     family = families[name]
     for key in family if isinstance(family, dict) else ():
         if key not in (*SIDES, "note"):
-            raise UserError(f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note")
+            raise UserError(
+                f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note"
+            )
     for side in SIDES:
         entry = family.get(side) if isinstance(family, dict) else None
         if not isinstance(entry, dict) or not isinstance(entry.get("model_id"), str):

@@ -86,7 +86,9 @@ class LoadedModel:
         return self.facts["n_heads"]
 
 
-def load_model(model_id, revision=None, dtype="float32", device=None, device_map=None, trust_remote_code=False):
+def load_model(
+    model_id, revision=None, dtype="float32", device=None, device_map=None, trust_remote_code=False
+):
     """A LoadedModel on its device, in eval mode, with the instrument checked.
 
     device      auto (None), cpu, cuda, cuda:N or mps; device_map excludes it
@@ -130,7 +132,9 @@ def load_model(model_id, revision=None, dtype="float32", device=None, device_map
         "prepends_bos": bool(bridge.cfg.default_prepend_bos),
         "bos_token": tokenizer.bos_token,
     }
-    encoder = ModelTokenizer(tokenizer, facts["prepends_bos"], facts["context"], config.get_text_config().vocab_size)
+    encoder = ModelTokenizer(
+        tokenizer, facts["prepends_bos"], facts["context"], config.get_text_config().vocab_size
+    )
     loaded = LoadedModel(bridge, encoder, facts, plain)
     facts["instrument"] = check_instrument(loaded)
     return loaded
@@ -147,7 +151,9 @@ def load_tokenizer(model_id, revision=None, trust_remote_code=False):
     bridge_config = build_bridge_config_from_hf(config, architecture, model_id, torch.float32)
     adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
     vocabulary = config.get_text_config().vocab_size
-    return ModelTokenizer(tokenizer, bool(adapter.cfg.default_prepend_bos), context_length(config), vocabulary)
+    return ModelTokenizer(
+        tokenizer, bool(adapter.cfg.default_prepend_bos), context_length(config), vocabulary
+    )
 
 
 @contextlib.contextmanager
@@ -178,7 +184,9 @@ def _read_weights(source, model_id, revision, dtype, device_map, trust_remote_co
             ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
     except MODEL_ERRORS as error:
-        raise UserError(f"--model_id {printable(model_id)}: weights cannot be read: {_one_line(error)}") from error
+        raise UserError(
+            f"--model_id {printable(model_id)}: weights cannot be read: {_one_line(error)}"
+        ) from error
     check_weights_complete(model_id, report)
     return model
 
@@ -200,22 +208,34 @@ def check_weights_complete(model_id, report):
             f"{printable(missing[0])} among them; the model is incomplete"
         )
     if unused:
-        print(f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} among them")
+        print(
+            f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} among them"
+        )
 
 
 def _read_tokenizer(source, model_id, revision, trust_remote_code):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
     except MODEL_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise UserError(_remote_code_message(source)) from error
-        raise UserError(f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}") from error
+        raise UserError(
+            f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}"
+        ) from error
     except Exception as error:
-        if type(error) is not Exception:  # the tokenizers library raises exactly that for a damaged tokenizer.json
+        if (
+            type(error) is not Exception
+        ):  # the tokenizers library raises exactly that for a damaged tokenizer.json
             raise
-        raise UserError(f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}") from error
+        raise UserError(
+            f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}"
+        ) from error
     if not tokenizer.is_fast:
-        raise UserError(f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer is needed")
+        raise UserError(
+            f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer is needed"
+        )
     return tokenizer
 
 
@@ -229,10 +249,15 @@ def _boot(model_id, model, tokenizer, dtype):
     """Wrap the model in a TransformerBridge. Booting changes the tokenizer it is given, so it gets a copy."""
     try:
         bridge = TransformerBridge.boot_transformers(
-            model_id, hf_model=model, tokenizer=copy.deepcopy(tokenizer), dtype=getattr(torch, dtype)
+            model_id,
+            hf_model=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            dtype=getattr(torch, dtype),
         )
     except MODEL_ERRORS as error:
-        raise UserError(f"--model_id {printable(model_id)}: TransformerLens refuses it: {_one_line(error)}") from error
+        raise UserError(
+            f"--model_id {printable(model_id)}: TransformerLens refuses it: {_one_line(error)}"
+        ) from error
     bridge.eval()
     return bridge
 
@@ -261,4 +286,7 @@ def _tokenizer_sha256(tokenizer):
 
 def model_identity(loaded):
     """What must be equal on every worker."""
-    return {name: loaded.facts[name] for name in ("revision", "weights_sha256", "tokenizer_sha256", "dtype")}
+    return {
+        name: loaded.facts[name]
+        for name in ("revision", "weights_sha256", "tokenizer_sha256", "dtype")
+    }

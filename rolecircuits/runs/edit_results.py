@@ -33,17 +33,25 @@ def read_effects(folder):
             value = row[name]
             finite = type(value) in (int, float) and abs(value) <= LARGEST  # False for NaN
             if not (isinstance(value, str) and value if name in texts else value is None or finite):
-                raise UserError(f"{path}: rows[{i}].{name} is {printable(value)[:60]}; it is damaged")
+                raise UserError(
+                    f"{path}: rows[{i}].{name} is {printable(value)[:60]}; it is damaged"
+                )
         for name, allowed in (("category", ("all", *CATEGORIES)), ("role", ROLES)):
             if row[name] not in allowed:
-                raise UserError(f"{path}: rows[{i}].{name} is {printable(row[name])[:60]!r}; it is damaged")
+                raise UserError(
+                    f"{path}: rows[{i}].{name} is {printable(row[name])[:60]!r}; it is damaged"
+                )
         for metric in DRAWN:
             if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
-                raise UserError(f"{path}: rows[{i}] has half an interval of {metric}; it is damaged")
+                raise UserError(
+                    f"{path}: rows[{i}] has half an interval of {metric}; it is damaged"
+                )
     whole = {(row["intervention"], row["role"]) for row in rows if row["category"] == "all"}
     for i, row in enumerate(rows):
         if (row["intervention"], row["role"]) not in whole:
-            raise UserError(f"{path}: rows[{i}]: {printable(row['intervention'])[:60]} has no row for all categories")
+            raise UserError(
+                f"{path}: rows[{i}]: {printable(row['intervention'])[:60]} has no row for all categories"
+            )
     return rows
 
 
@@ -58,7 +66,11 @@ def read_sweep(folder, verify=True):
     shapes |= dict.fromkeys(INDEX_CHANGES, sizes[:2])
     for name, shape in shapes.items():
         kind = "U" if name == "category" else "f"
-        if len(sizes) != 3 or 0 in sizes + prompts or (arrays[name].shape, arrays[name].dtype.kind) != (shape, kind):
+        if (
+            len(sizes) != 3
+            or 0 in sizes + prompts
+            or (arrays[name].shape, arrays[name].dtype.kind) != (shape, kind)
+        ):
             found = f"{arrays[name].dtype} {arrays[name].shape}"
             raise UserError(f"{path}: {name} is {found}, expected {shape} of kind {kind}")
     unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
@@ -72,6 +84,8 @@ def read_sweep(folder, verify=True):
             raise UserError(f"{path}: {name} is infinite")
     sweep = config.get("sweep")
     if not isinstance(sweep, dict) or not isinstance(sweep.get("method"), str):
-        raise UserError(f"{folder / 'experiment_config.json'}: sweep.method is missing; it is damaged")
+        raise UserError(
+            f"{folder / 'experiment_config.json'}: sweep.method is missing; it is damaged"
+        )
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
     return arrays, label, printable(sweep["method"])

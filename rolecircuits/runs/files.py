@@ -17,7 +17,10 @@ from rolecircuits.runs.record import portable
 TEMPORARY = ".tmp_"
 UNIQUE = 16
 LOCK = ".lock"
-JSON_ERRORS = (ValueError, RecursionError)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
+JSON_ERRORS = (
+    ValueError,
+    RecursionError,
+)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
 
 
 def _open_lock(path):
@@ -129,7 +132,9 @@ def write_csv(path, rows, columns=None):
 def _csv_cell(value):
     if isinstance(value, str):
         value = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
-        return "".join(c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value)
+        return "".join(
+            c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value
+        )
     if isinstance(value, (float, np.floating)):
         return "" if np.isnan(value) else f"{value:.10g}"
     return value

@@ -18,7 +18,14 @@ MAX_MEMBERS = 1000
 MAX_CHARACTER = 0x10FFFF
 # What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz; RuntimeError is zipfile's
 # answer to an encrypted member, and numpy reads headers with Python's own tokenizer and parser.
-NPZ_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, struct.error, SyntaxError)
+NPZ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    struct.error,
+    SyntaxError,
+)
 NPZ_ERRORS += (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError)
 
 
@@ -38,19 +45,29 @@ def read_npz(path, names):
         with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_MEMBERS:
-                raise UserError(f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}")
+                raise UserError(
+                    f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}"
+                )
             for info in members:
                 _check_declared_size(path, archive, info)
-            _check_memory(path, sum(info.file_size for info in members if info.filename[:-4] in names))
+            _check_memory(
+                path, sum(info.file_size for info in members if info.filename[:-4] in names)
+            )
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
             if missing:
-                raise UserError(f"{path}: array {missing[0]} is missing; expected {', '.join(names)}")
+                raise UserError(
+                    f"{path}: array {missing[0]} is missing; expected {', '.join(names)}"
+                )
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except NPZ_ERRORS as error:
-        reason = "object arrays are never unpickled" if "allow_pickle" in str(error) else f"damaged: {error}"
+        reason = (
+            "object arrays are never unpickled"
+            if "allow_pickle" in str(error)
+            else f"damaged: {error}"
+        )
         raise UserError(f"{path}: {reason}") from error
     except MemoryError as error:
         raise UserError(f"{path}: its arrays do not fit into memory") from error
@@ -65,7 +82,9 @@ def _check_memory(path, needed):
 
     free = psutil.virtual_memory().available
     if needed > free:
-        raise UserError(f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free")
+        raise UserError(
+            f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
+        )
 
 
 def _check_text(path, name, array):
@@ -73,20 +92,32 @@ def _check_text(path, name, array):
     if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
         characters = np.frombuffer(array.tobytes(), dtype=f"{array.dtype.str[0]}u4")
         if characters.max() > MAX_CHARACTER:
-            raise UserError(f"{path}: {name} holds {int(characters.max())}, which is not a character")
+            raise UserError(
+                f"{path}: {name} holds {int(characters.max())}, which is not a character"
+            )
 
 
 def _check_declared_size(path, archive, info):
     """Refuse a member whose array header asks for more than its own bytes hold (a zip bomb, a forged header)."""
     if not info.filename.endswith(".npy") or info.file_size > MAX_ARRAY_BYTES:
-        raise UserError(f"{path}: member {printable(info.filename)} ({info.file_size} bytes) is not an array of a run")
+        raise UserError(
+            f"{path}: member {printable(info.filename)} ({info.file_size} bytes) is not an array of a run"
+        )
     with archive.open(info) as member:
         head = io.BytesIO(member.read(4096))
     version = np.lib.format.read_magic(head)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, _, dtype = read_header(head)
     if dtype.hasobject:
-        raise UserError(f"{path}: {printable(info.filename)} is an object array; those are never unpickled")
+        raise UserError(
+            f"{path}: {printable(info.filename)} is an object array; those are never unpickled"
+        )
     declared = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
     if declared + head.tell() != info.file_size:
-        raise UserError(f"{path}: {printable(info.filename)} declares {declared} bytes and holds {info.file_size}")
+        raise UserError(
+            f"{path}: {printable(info.filename)} declares {declared} bytes and holds {info.file_size}"
+        )

@@ -13,7 +13,16 @@ from rolecircuits.inputs.categories import prompt_set_sha256
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION = 1
-PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "gguf")
+PACKAGES = (
+    "torch",
+    "transformer_lens",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "gguf",
+)
 
 
 def describe_run(loaded, prompts, captured, args, timings, determinism):
@@ -48,7 +57,9 @@ def describe_run(loaded, prompts, captured, args, timings, determinism):
 def describe_failed(prompts, failed):
     """What is needed to feed the prompts again that prompts.jsonl lacks: their place in the set, their texts, the reason."""
     places = {p.id: (index, asdict(p)) for index, p in enumerate(prompts)}
-    return [{"index": places[name][0], **places[name][1], "reason": reason} for name, reason in failed]
+    return [
+        {"index": places[name][0], **places[name][1], "reason": reason} for name, reason in failed
+    ]
 
 
 def portable(value):
@@ -86,7 +97,9 @@ def git_state():
     here = Path(__file__).resolve().parents[2]
 
     def git(*command):
-        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", here, *command], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:

@@ -47,7 +47,11 @@ def given_flags(parser, argv):
     """{flag: value} of the flags that stand on the command line, whether or not they have the default's value."""
     nothing = object()
     blank = Namespace(**{action.dest: nothing for action in parser._actions})
-    return {flag: value for flag, value in vars(parser.parse_args(argv, blank)).items() if value is not nothing}
+    return {
+        flag: value
+        for flag, value in vars(parser.parse_args(argv, blank)).items()
+        if value is not nothing
+    }
 
 
 def check_given(parser, argv):
@@ -57,7 +61,9 @@ def check_given(parser, argv):
     wrong = [flag for flag in given if flag not in FREE]
     if wrong:
         allowed = ", ".join(f"--{flag}" for flag in FREE)
-        parser.error(f"--{wrong[0]} with --repeat: the run says what it was; beside it are allowed {allowed}")
+        parser.error(
+            f"--{wrong[0]} with --repeat: the run says what it was; beside it are allowed {allowed}"
+        )
     return given
 
 
@@ -68,20 +74,28 @@ def recorded_arguments(parser, run, given):
     """
     config = run.config
     if config.get("script") != SCRIPT or not isinstance(config.get("arguments"), dict):
-        raise UserError(f"--repeat {run.path}: was not written by {SCRIPT}; only its runs can be repeated")
+        raise UserError(
+            f"--repeat {run.path}: was not written by {SCRIPT}; only its runs can be repeated"
+        )
     recorded, notes, words = config["arguments"], [], []
     for action in parser._actions:
         flag = action.dest
         if flag in ("help", "repeat", "no_verify", "verbose"):
             continue
         if flag not in recorded:
-            notes.append(f"the run does not record --{flag}: its default {action.default!r} is taken")
+            notes.append(
+                f"the run does not record --{flag}: its default {action.default!r} is taken"
+            )
         elif action.nargs == 0:
             words += [f"--{flag}"] if recorded[flag] is True else []
         elif recorded[flag] is not None:
             words.append(f"--{flag}={recorded[flag]}")
     known = {action.dest for action in parser._actions}
-    notes += [f"the run records --{printable(flag)}, which is unknown here" for flag in recorded if flag not in known]
+    notes += [
+        f"the run records --{printable(flag)}, which is unknown here"
+        for flag in recorded
+        if flag not in known
+    ]
     parser.prog = printable(run.path / "experiment_config.json")
     args = parser.parse_args(words)
     if args.trust_remote_code and not given.get("trust_remote_code"):
@@ -104,15 +118,22 @@ def recorded_arguments(parser, run, given):
 
 def recorded_prompts(run):
     """The prompts of a run as they were fed, in order, those that failed included; the config's SHA-256 proves them."""
-    facts, rows = run.config["prompts"], [{key: row.get(key) for key in PROMPT_FIELDS} for row in run.prompts]
+    facts, rows = (
+        run.config["prompts"],
+        [{key: row.get(key) for key in PROMPT_FIELDS} for row in run.prompts],
+    )
     try:
         for failed in sorted(facts["failed"], key=lambda item: item["index"]):
             rows.insert(failed["index"], {key: failed[key] for key in PROMPT_FIELDS})
     except (KeyError, TypeError) as error:
-        raise UserError(f"--repeat {run.path}: some prompts failed and the run does not hold their texts") from error
+        raise UserError(
+            f"--repeat {run.path}: some prompts failed and the run does not hold their texts"
+        ) from error
     prompts = [Prompt(**row) for row in rows]
     if prompt_set_sha256(prompts) != facts.get("sha256"):
-        raise UserError(f"--repeat {run.path}: the texts in prompts.jsonl are not those of its config; it was changed")
+        raise UserError(
+            f"--repeat {run.path}: the texts in prompts.jsonl are not those of its config; it was changed"
+        )
     return prompts
 
 
@@ -146,12 +167,17 @@ def environment_changes(before, after):
     for part in ("packages", "git", "determinism"):
         old, new = before.get(part) or {}, after.get(part) or {}
         lines += list_changes(part, old, new, {name: name for name in sorted(set(old) | set(new))})
-    return lines + list_changes("argument", before["arguments"], after["arguments"], {"batch_size": "batch_size"})
+    return lines + list_changes(
+        "argument", before["arguments"], after["arguments"], {"batch_size": "batch_size"}
+    )
 
 
 def list_changes(what, before, after, names):
     changed = [name for name in names if before.get(name) != after.get(name)]
-    return [f"{what} {names[name]}: was {_short(before.get(name))}, is {_short(after.get(name))}" for name in changed]
+    return [
+        f"{what} {names[name]}: was {_short(before.get(name))}, is {_short(after.get(name))}"
+        for name in changed
+    ]
 
 
 def _short(value):
@@ -166,7 +192,9 @@ def compare_arrays(before, after, tolerance):
     finding        verdict, and where values differ: how many, the largest difference and where it is
     """
     labels = {"prompt": before["prompt_id"]}
-    found = {name: _compare_array(name, before[name], after[name], tolerance, labels) for name in ARRAYS}
+    found = {
+        name: _compare_array(name, before[name], after[name], tolerance, labels) for name in ARRAYS
+    }
     verdicts = {item["verdict"] for item in found.values()}
     places = [item["largest"] for item in found.values() if item.get("largest")]
     largest = max(places, key=lambda place: place["difference"], default=None)
@@ -180,16 +208,36 @@ def _compare_array(name, a, b, tolerance, labels):
     if a.dtype == b.dtype and a.tobytes() == b.tobytes():
         return {"verdict": IDENTICAL}
     if a.dtype.kind != "f":
-        return {"verdict": DIFFERENT, "n_different": int((a != b).sum()), "why": "labels or token counts changed"}
+        return {
+            "verdict": DIFFERENT,
+            "n_different": int((a != b).sum()),
+            "why": "labels or token counts changed",
+        }
     undefined = np.isnan(a) != np.isnan(b)
     gap = np.where(undefined, np.inf, np.abs(a.astype(np.float64) - b))
     gap = np.where(np.isnan(gap), 0.0, gap)
     place = np.unravel_index(int(gap.argmax()), gap.shape)
     axes = [axis if isinstance(axis, str) else "end" for axis in ARRAYS[name][1]]
-    where = {axis: labels[axis][i] if axis in labels else int(i) for axis, i in zip(axes, place, strict=True)}
-    largest = {"array": name, **where, "was": float(a[place]), "is": float(b[place]), "difference": float(gap[place])}
-    finding = {"verdict": CLOSE if gap.max() <= tolerance else DIFFERENT, "n_different": int((gap > 0).sum())}
-    return finding | {"n_beyond_tolerance": int((gap > tolerance).sum()), "n": int(gap.size), "largest": largest}
+    where = {
+        axis: labels[axis][i] if axis in labels else int(i)
+        for axis, i in zip(axes, place, strict=True)
+    }
+    largest = {
+        "array": name,
+        **where,
+        "was": float(a[place]),
+        "is": float(b[place]),
+        "difference": float(gap[place]),
+    }
+    finding = {
+        "verdict": CLOSE if gap.max() <= tolerance else DIFFERENT,
+        "n_different": int((gap > 0).sum()),
+    }
+    return finding | {
+        "n_beyond_tolerance": int((gap > tolerance).sum()),
+        "n": int(gap.size),
+        "largest": largest,
+    }
 
 
 def describe_verdict(found):
@@ -199,7 +247,9 @@ def describe_verdict(found):
         lines[0] += f" {found['tolerance']:g}: largest difference {_place(found['largest'])}"
     for name, item in found["arrays"].items() if found["verdict"] == DIFFERENT else ():
         if item["verdict"] == DIFFERENT and "largest" in item:
-            beyond = f"{item['n_beyond_tolerance']} of {item['n']} values beyond {found['tolerance']:g}"
+            beyond = (
+                f"{item['n_beyond_tolerance']} of {item['n']} values beyond {found['tolerance']:g}"
+            )
             lines.append(f"{name}: {beyond}; largest {_place(item['largest'])}")
         elif item["verdict"] == DIFFERENT:
             lines.append(f"{name}: {item['why']}")
@@ -208,9 +258,13 @@ def describe_verdict(found):
 
 def _place(largest):
     where = ", ".join(
-        f"{axis} {largest[axis]}" for axis in ("prompt", "layer", "head", "query", "end") if axis in largest
+        f"{axis} {largest[axis]}"
+        for axis in ("prompt", "layer", "head", "query", "end")
+        if axis in largest
     )
-    return printable(f"{largest['difference']:.3g} at {where} ({largest['was']:.6g}, now {largest['is']:.6g})")
+    return printable(
+        f"{largest['difference']:.3g} at {where} ({largest['was']:.6g}, now {largest['is']:.6g})"
+    )
 
 
 class Repetition:
@@ -226,7 +280,9 @@ class Repetition:
     def announce(self):
         """Say what is repeated, and what is not as it was."""
         facts = self.run.config
-        print(f"repeat of {printable(self.run.path)}: {self.run.label}, {len(self.prompts)} prompts")
+        print(
+            f"repeat of {printable(self.run.path)}: {self.run.label}, {len(self.prompts)} prompts"
+        )
         for note in self.notes:
             print(f"note: {note}")
         if facts["prompts"]["failed"]:
@@ -248,7 +304,12 @@ class Repetition:
         before = {name: getattr(self.run, name) for name in ARRAYS}
         found = compare_arrays(before, arrays, TOLERANCE[config["model"]["dtype"]])
         changed = self.changes + environment_changes(self.run.config, config)
-        self.found = {"repeat_of": self.run.path.name, **found, "changed": changed, "notes": self.notes}
+        self.found = {
+            "repeat_of": self.run.path.name,
+            **found,
+            "changed": changed,
+            "notes": self.notes,
+        }
         return self.found
 
     def report_verdict(self):

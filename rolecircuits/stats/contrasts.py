@@ -4,10 +4,18 @@ import numpy as np
 
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.moments import _defined_moments
-from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, pair_rows, permutation_test, sign_flip_test
+from rolecircuits.stats.resampling import (
+    CONFIDENCE,
+    N_RESAMPLES,
+    pair_rows,
+    permutation_test,
+    sign_flip_test,
+)
 
 
-def compare_categories(values, category, pair_id, first, second, n_permutations=N_RESAMPLES, seed=0):
+def compare_categories(
+    values, category, pair_id, first, second, n_permutations=N_RESAMPLES, seed=0
+):
     """Every column's contrast first - second: {"difference", "g", "g_low", "g_high", "p", "q", "p_max"}, each [...].
 
     values  [prompt, ...]; all columns given are one family for q (Benjamini-Hochberg) and p_max (max-T)
@@ -22,7 +30,12 @@ def compare_categories(values, category, pair_id, first, second, n_permutations=
         a, b = values[category == first], values[category == second]
         test = permutation_test(a, b, n_permutations, seed)
     low, high = hedges_g_interval(a, b, paired=pairs is not None)
-    found = {"difference": test.difference, "g": hedges_g(a, b, paired=pairs is not None), "g_low": low, "g_high": high}
+    found = {
+        "difference": test.difference,
+        "g": hedges_g(a, b, paired=pairs is not None),
+        "g_low": low,
+        "g_high": high,
+    }
     return found | {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}
 
 

@@ -25,7 +25,9 @@ def attention_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
     sums = pattern.sum(axis=-1)
     wrong = ~(np.abs(sums - 1) <= tolerance)
     if wrong.any():
-        raise ValueError(f"an attention row sums to {sums[wrong][0]:.6g}, not 1 (tolerance {tolerance:g})")
+        raise ValueError(
+            f"an attention row sums to {sums[wrong][0]:.6g}, not 1 (tolerance {tolerance:g})"
+        )
     if (pattern < 0).any():
         raise ValueError(f"an attention probability is negative: {pattern.min():.6g}")
     logs = np.zeros_like(pattern)
@@ -62,7 +64,9 @@ def visible_keys(n_query, windows):
     returns  [layer, query] int
     """
     causal = np.arange(1, n_query + 1)
-    return np.stack([causal if window is None else np.minimum(causal, window) for window in windows])
+    return np.stack(
+        [causal if window is None else np.minimum(causal, window) for window in windows]
+    )
 
 
 def sinkfree_keys(visible):
@@ -79,7 +83,9 @@ def normalise_entropy(entropy, keys):
     entropy  [..., query] nats    keys  broadcastable to it    returns  [..., query] in [0, 1]
     """
     keys = np.broadcast_to(keys, np.shape(entropy))
-    return np.divide(entropy, np.log(np.maximum(keys, 1)), out=np.full(keys.shape, np.nan), where=keys > 1)
+    return np.divide(
+        entropy, np.log(np.maximum(keys, 1)), out=np.full(keys.shape, np.nan), where=keys > 1
+    )
 
 
 def final_query_masses(final_row, span):

@@ -48,13 +48,17 @@ def prompt_values(run, kind="normalised"):
     run   anything with entropy, entropy_sinkfree, visible_keys, n_tokens, span and prompt_format
     kind  raw (nats), normalised or sinkfree (both in [0, 1]); NaN for a prompt without a defined row
     """
-    rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format))
+    rows = row_mask(
+        run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format)
+    )
     if kind == "raw":
         values = run.entropy.astype(np.float64)
     elif kind == "normalised":
         values = normalise_entropy(run.entropy, run.visible_keys[None, :, None, :])
     elif kind == "sinkfree":
-        values = normalise_entropy(run.entropy_sinkfree, sinkfree_keys(run.visible_keys)[None, :, None, :])
+        values = normalise_entropy(
+            run.entropy_sinkfree, sinkfree_keys(run.visible_keys)[None, :, None, :]
+        )
     else:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     return mean_rows(values, rows[:, None, None, :])
@@ -64,7 +68,9 @@ def null_values(run, kind="normalised"):
     """What `prompt_values` gives for attention that is uniform over the visible keys: [prompt, layer] float64."""
     if kind != "raw":
         return np.ones((len(run.n_tokens), run.visible_keys.shape[0]))
-    rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format))
+    rows = row_mask(
+        run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format)
+    )
     uniform = np.broadcast_to(np.log(run.visible_keys), (len(rows), *run.visible_keys.shape))
     return mean_rows(uniform, rows[:, None, :])
 
@@ -113,7 +119,12 @@ def position_weights(run):
     Rows at one query index of a layer see the same number of keys, so nothing about length is left to compare. Categories
     are self_referent, neutral and, where present, confounder. A layer without a shared position is NaN.
     """
-    share = np.stack([_position_counts(run, name) / (run.category == name).sum() for name in _index_categories(run)])
+    share = np.stack(
+        [
+            _position_counts(run, name) / (run.category == name).sum()
+            for name in _index_categories(run)
+        ]
+    )
     least = np.stack([_position_counts(run, name) for name in _index_categories(run)]).min(axis=0)
     weight = np.where(least >= MIN_POSITION_ROWS, share.min(axis=0), 0.0)
     total = weight.sum(axis=-1, keepdims=True)
@@ -143,7 +154,9 @@ def position_matched_values(run):
 
 
 def _index_categories(run):
-    return [name for name in ("self_referent", "neutral", "confounder") if (run.category == name).any()]
+    return [
+        name for name in ("self_referent", "neutral", "confounder") if (run.category == name).any()
+    ]
 
 
 def _own_rows(run):
@@ -164,7 +177,9 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     n_tokens [prompt] tokens fed    span [prompt, 2] the prompt's own tokens    whole_prompt as in `row_mask`
     """
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
-    values = mean_rows(np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows)
+    values = mean_rows(
+        np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows
+    )
     return {name: float(value) for name, value in index_values(values, category).items()}
 
 
@@ -181,7 +196,9 @@ def summarize(arrays, config):
         values = layer_values(run, kind)
         means = {name: moments.category_mean(values, run.category, name) for name in run.counts}
         indices, null = layer_indices(run, kind), layer_null(run, kind)
-        summary[kind] = {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}
+        summary[kind] = (
+            {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}
+        )
         undefined = int(np.isnan(values).any(axis=1).sum())
         if undefined:
             summary[kind]["prompts_without_a_defined_row"] = undefined

@@ -14,7 +14,11 @@ def _defined_moments(values):
     mean = category_mean(values, np.ones(len(values), dtype=bool), True)
     n = (~np.isnan(values)).sum(axis=0)
     squares = np.where(np.isnan(values), 0.0, (values - mean) ** 2).sum(axis=0)
-    return n, start + mean, np.divide(squares, n - 1, out=np.full(np.shape(mean), np.nan), where=n > 1)
+    return (
+        n,
+        start + mean,
+        np.divide(squares, n - 1, out=np.full(np.shape(mean), np.nan), where=n > 1),
+    )
 
 
 def mean_rows(values, rows):
@@ -40,12 +44,18 @@ def category_mean(values, category, name):
 
 
 def _ratio(numerator, denominator):
-    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    )
+    return np.divide(
+        numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0
+    )
 
 
 def _divide(numerator, denominator):
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
+    return np.divide(
+        numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0
+    )
 
 
 def later_mean(indices):
@@ -60,4 +70,9 @@ def mean_draws(values, counts):
     """Mean over the defined prompts in every resample: values [prompt], counts [resample, prompt] -> [resample]."""
     defined = ~np.isnan(values)
     size = counts @ defined
-    return np.divide(counts @ np.where(defined, values, 0.0), size, out=np.full(len(counts), np.nan), where=size > 0)
+    return np.divide(
+        counts @ np.where(defined, values, 0.0),
+        size,
+        out=np.full(len(counts), np.nan),
+        where=size > 0,
+    )

@@ -24,7 +24,9 @@ def read_profile(folder):
     """
     path = folder / FILE if folder.is_dir() else folder
     if not path.is_file():
-        raise UserError(f"--comparison {path}: no such file; compare_base_instruct.py writes {FILE} into its folder")
+        raise UserError(
+            f"--comparison {path}: no such file; compare_base_instruct.py writes {FILE} into its folder"
+        )
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -34,7 +36,9 @@ def read_profile(folder):
     columns = [str(name) for name in rows[0]] if rows else []
     for column in ("layer", *COLUMNS):
         if column not in columns:
-            raise UserError(f"{path}: column {column} is missing; needed are layer, {', '.join(COLUMNS)}")
+            raise UserError(
+                f"{path}: column {column} is missing; needed are layer, {', '.join(COLUMNS)}"
+            )
         if reader.fieldnames.count(column) > 1:
             raise UserError(f"{path}: column {column} appears twice; keep one of them")
     if not MIN_LAYERS <= len(rows) <= MAX_LAYERS:
@@ -43,9 +47,13 @@ def read_profile(folder):
         )
     intervals = [f"{c}_ci_{end}" for c in COLUMNS for end in ("low", "high")]
     optional = [c for c in intervals if c in columns]
-    profile = {c: _read_column(path, rows, c, c in optional) for c in ("layer", *COLUMNS, *optional)}
+    profile = {
+        c: _read_column(path, rows, c, c in optional) for c in ("layer", *COLUMNS, *optional)
+    }
     if profile["layer"].tolist() != list(range(len(rows))):
-        raise UserError(f"{path}: column layer must count 0, 1, 2, ... in order; found {_excerpt(profile['layer'])}")
+        raise UserError(
+            f"{path}: column layer must count 0, 1, 2, ... in order; found {_excerpt(profile['layer'])}"
+        )
     return profile
 
 
@@ -60,7 +68,9 @@ def _read_column(path, rows, column, may_be_empty):
             continue
         number = float(text) if NUMBER.fullmatch(text) else np.inf
         if not abs(number) <= LARGEST:
-            raise UserError(f"{path}: column {column}, line {i + 2}: {printable(text[:40])!r} is not a finite number")
+            raise UserError(
+                f"{path}: column {column}, line {i + 2}: {printable(text[:40])!r} is not a finite number"
+            )
         values[i] = number
     return values
 
@@ -74,7 +84,13 @@ def summarise_profile(name, column, values):
     import numpy as np
 
     below, above = (values < -NEAR_ZERO).mean(), (values > NEAR_ZERO).mean()
-    row = {"model": name, "index": column, "n_layers": len(values), "mean": values.mean(), "sd": values.std(ddof=1)}
+    row = {
+        "model": name,
+        "index": column,
+        "n_layers": len(values),
+        "mean": values.mean(),
+        "sd": values.std(ddof=1),
+    }
     row |= {"median": np.median(values), "min": values.min(), "max": values.max()}
     return row | {"share_below": below, "share_near_zero": 1 - below - above, "share_above": above}
 
@@ -98,7 +114,9 @@ def correlate_profiles(left, right):
 
     found = {}
     for name, prepare in (("pearson", np.asarray), ("spearman", rankdata)):
-        a, b = (x / (np.abs(x).max() or 1.0) for x in (prepare(left), prepare(right)))  # squares must not vanish
+        a, b = (
+            x / (np.abs(x).max() or 1.0) for x in (prepare(left), prepare(right))
+        )  # squares must not vanish
         if np.ptp(a) == 0 or np.ptp(b) == 0:
             found[name] = (np.nan, np.nan)
             continue
@@ -119,7 +137,11 @@ def correlate_models(profiles):
             a, b = align_profiles(profiles[left][column], profiles[right][column])
             found = correlate_profiles(a, b)
             row = {"model_a": left, "model_b": right, "index": column, "n_points": len(a)}
-            row["depth"] = "equal" if len(profiles[left]["layer"]) == len(profiles[right]["layer"]) else "interpolated"
+            row["depth"] = (
+                "equal"
+                if len(profiles[left]["layer"]) == len(profiles[right]["layer"])
+                else "interpolated"
+            )
             for name, (r, p) in found.items():
                 row |= {f"{name}_r": r, f"{name}_p": p}
             rows.append(row)

@@ -60,7 +60,9 @@ def missing_prompts_reason(category):
     if not len(n) or n.min() >= MIN_PROMPTS:
         return None
     short = names[np.argmin(n)]
-    return f"intervals and tests need at least {MIN_PROMPTS} prompts a category; {short} has {n.min()}"
+    return (
+        f"intervals and tests need at least {MIN_PROMPTS} prompts a category; {short} has {n.min()}"
+    )
 
 
 def has_enough_prompts(category):
@@ -101,7 +103,11 @@ def bootstrap_counts(category, pair_id, n_resamples=N_RESAMPLES, seed=0):
 
 def _draw_counts(rng, n, n_resamples):
     drawn = rng.integers(n, size=(n_resamples, n)) + n * np.arange(n_resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n).astype(np.float64)
+    return (
+        np.bincount(drawn.ravel(), minlength=n_resamples * n)
+        .reshape(n_resamples, n)
+        .astype(np.float64)
+    )
 
 
 def resampled_means(values, category, name, counts):
@@ -135,7 +141,15 @@ def percentile_interval(draws, confidence=CONFIDENCE):
     return low, high
 
 
-def infer_indices(values, category, pair_id=None, base=None, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE):
+def infer_indices(
+    values,
+    category,
+    pair_id=None,
+    base=None,
+    n_resamples=N_RESAMPLES,
+    seed=0,
+    confidence=CONFIDENCE,
+):
     """RFC and RSI of a run, or their differences to a `base` run of the same prompts: {"rfc": Inference, "rsi": ...}.
 
     values, base  [prompt, ...]   a prompt undefined (NaN) in either run is left out of both, column by column
@@ -146,19 +160,25 @@ def infer_indices(values, category, pair_id=None, base=None, n_resamples=N_RESAM
     The standard error is the delta method's: for RFC = 1 - H_s/H_n it is that of mean_s(x/H_n) - (H_s/H_n) mean_n(x/H_n).
     """
     category = np.asarray(category)
-    runs = [np.asarray(run, dtype=np.float64) for run in ([values] if base is None else [values, base])]
+    runs = [
+        np.asarray(run, dtype=np.float64) for run in ([values] if base is None else [values, base])
+    ]
     shape, runs = runs[0].shape[1:], [run.reshape(len(run), -1) for run in runs]
     pair_id = np.full(len(category), -1) if pair_id is None else pair_id
     weights = bootstrap_weights(category, pair_id, n_resamples, seed)
     out = {name: _Summary(runs[0].shape[1], n_resamples, confidence) for name in INDICES}
     for columns, rows in _column_blocks(sum(runs), n_resamples):
         parts = [run[np.ix_(rows, columns)] for run in runs]
-        for name, (estimate, shift, error) in studentised_indices(parts, category[rows], weights[rows]).items():
+        for name, (estimate, shift, error) in studentised_indices(
+            parts, category[rows], weights[rows]
+        ).items():
             out[name].add(columns, estimate, shift, error)
     return {name: summary.finish(shape) for name, summary in out.items()}
 
 
-def index_intervals(values, category, pair_id=None, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE):
+def index_intervals(
+    values, category, pair_id=None, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE
+):
     """The interval to report for RFC and RSI: {"rfc": (estimate, low, high), "rsi": ...}, each [...].
 
     values [prompt, ...]    NaN where a category has too few prompts (`missing_prompts_reason`) or an index is undefined
@@ -169,7 +189,9 @@ def index_intervals(values, category, pair_id=None, n_resamples=N_RESAMPLES, see
 
 def bootstrap_weights(category, pair_id, n_resamples, seed):
     """`draw_weights` of `bootstrap_counts`, read-only: the same draws serve every kind, layer and head of a run."""
-    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(np.asarray(pair_id).tolist()), n_resamples, seed)
+    return _kept_weights(
+        tuple(np.asarray(category).tolist()), tuple(np.asarray(pair_id).tolist()), n_resamples, seed
+    )
 
 
 @lru_cache(maxsize=4)
@@ -208,7 +230,10 @@ def studentised_indices(runs, category, weights):
 def _index_draws(index, runs, category, means, moments):
     """`studentised_indices` of one index. In units of H_neutral: index = constant + D, D = sum_c a_c H_c / H_neutral."""
     numerator = NUMERATORS[index]
-    estimates = [indices_of_means(lambda name, run=run: category_mean(run, category, name))[index] for run in runs]
+    estimates = [
+        indices_of_means(lambda name, run=run: category_mean(run, category, name))[index]
+        for run in runs
+    ]
     estimate = estimates[0] - estimates[1] if len(runs) == 2 else estimates[0]
     if not {*numerator, "neutral"} <= moments.keys():
         nothing = np.full((len(estimate), 1), np.nan, dtype=np.float32)
@@ -252,7 +277,9 @@ class _Summary:
 
     def __init__(self, n_columns, n_draws, confidence=CONFIDENCE):
         self.rank = int(np.ceil((n_draws + 1) * confidence)) - 1
-        self.estimate, self.error, self.width, self.p = (np.full(n_columns, np.nan) for _ in range(4))
+        self.estimate, self.error, self.width, self.p = (
+            np.full(n_columns, np.nan) for _ in range(4)
+        )
         self.maximum = np.full(n_draws, -np.inf, dtype=np.float32)
 
     def add(self, columns, estimate, shift, error):
@@ -262,7 +289,12 @@ class _Summary:
         usable = np.isfinite(estimate) & (error[:, 0] > 0)
         if not usable.any():
             return
-        columns, estimate, shift, error = columns[usable], estimate[usable], shift[usable], error[usable]
+        columns, estimate, shift, error = (
+            columns[usable],
+            estimate[usable],
+            shift[usable],
+            error[usable],
+        )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             t = np.abs(shift[:, 1:] / error[:, 1:])
         t[np.isnan(t)] = np.inf
@@ -302,7 +334,9 @@ def _column_blocks(flat, n_draws):
             yield columns[start : start + step], np.flatnonzero(rows)
 
 
-def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE):
+def mean_difference_interval(
+    a, b, paired=False, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE
+):
     """Symmetric bootstrap-t interval of mean(a) - mean(b): (estimate, low, high), each [...].
 
     a, b  [prompt, ...]; paired: row i of both is one pair, drawn together
@@ -321,7 +355,9 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=0
 
 def mean_interval(values, n_resamples=N_RESAMPLES, seed=0, confidence=CONFIDENCE):
     """Symmetric bootstrap-t interval of a mean over prompts: (estimate, low, high), each [...]; values [prompt, ...]."""
-    return mean_difference_interval(values, np.zeros_like(values), True, n_resamples, seed, confidence)
+    return mean_difference_interval(
+        values, np.zeros_like(values), True, n_resamples, seed, confidence
+    )
 
 
 def _studentised_difference(values, group, weights):
@@ -425,7 +461,9 @@ def _tail_ratio(shift, error, permuted):
     own[np.isnan(own)] = np.inf
     rank = int(np.ceil(TAIL * own.shape[1])) - 1
     with np.errstate(invalid="ignore"):
-        ratio = np.partition(own, rank, axis=1)[:, rank] / np.partition(permuted, rank, axis=1)[:, rank]
+        ratio = (
+            np.partition(own, rank, axis=1)[:, rank] / np.partition(permuted, rank, axis=1)[:, rank]
+        )
     return np.fmax(1, ratio)
 
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from rolecircuits.stats import indices
 from rolecircuits.stats.contrasts import compare_categories, q_values
-from rolecircuits.stats.resampling import N_RESAMPLES, infer_indices, mean_interval, pair_rows, permutation_test
+from rolecircuits.stats.resampling import (
+    N_RESAMPLES,
+    infer_indices,
+    mean_interval,
+    pair_rows,
+    permutation_test,
+)
 
 CONTRASTS = {
     "self_confounder": ("self_referent", "confounder"),
@@ -47,11 +53,19 @@ def infer_layers(run, kind="normalised", seed=SEED, n_resamples=N_RESAMPLES):
     elif not matched:
         self_referent = values[run.category == "self_referent"]
         tests = {
-            "rfc": permutation_test(values[run.category == "neutral"], self_referent, n_resamples, seed),
-            "rsi": permutation_test(values[run.category == "confounder"], self_referent, n_resamples, seed),
+            "rfc": permutation_test(
+                values[run.category == "neutral"], self_referent, n_resamples, seed
+            ),
+            "rsi": permutation_test(
+                values[run.category == "confounder"], self_referent, n_resamples, seed
+            ),
         }
     return {
-        index: {"estimate": found[index].estimate, "low": found[index].low, "high": found[index].high}
+        index: {
+            "estimate": found[index].estimate,
+            "low": found[index].low,
+            "high": found[index].high,
+        }
         | {"null": null[index], "p": test.p, "q": q_values(test.p), "p_max": test.p_max}
         for index, test in tests.items()
     }
@@ -60,7 +74,8 @@ def infer_layers(run, kind="normalised", seed=SEED, n_resamples=N_RESAMPLES):
 def layer_metrics(run, seed=SEED):
     """Rows of layer_metrics.csv: one a kind, index and layer."""
     return [
-        {"layer": layer, "kind": kind, "index": index} | {name: column[layer] for name, column in numbers.items()}
+        {"layer": layer, "kind": kind, "index": index}
+        | {name: column[layer] for name, column in numbers.items()}
         for kind in KINDS
         for index, numbers in infer_layers(run, kind, seed).items()
         for layer in range(run.n_layers)
@@ -84,7 +99,9 @@ def split_prompts(category, pair_id, seed=SEED):
     groups = [] if pairs is None else [np.stack(pairs)]
     paired = set() if pairs is None else set(np.concatenate(pairs).tolist())
     for name in dict.fromkeys(category):
-        groups.append(np.array([[i for i in np.flatnonzero(category == name) if i not in paired]], dtype=int))
+        groups.append(
+            np.array([[i for i in np.flatnonzero(category == name) if i not in paired]], dtype=int)
+        )
     for group in groups:
         half = rng.permutation(group.shape[1])[: group.shape[1] // 2]
         chosen[group[:, half].ravel()] = True
@@ -95,7 +112,11 @@ def strongest_heads(size, n):
     """The n (layer, head) with the largest |size| [layer, head], largest first; undefined ones are left out."""
     flat = np.abs(size).ravel()
     order = np.argsort(-np.where(np.isnan(flat), -1.0, flat), kind="stable")[:n]
-    return [tuple(int(i) for i in np.unravel_index(k, size.shape)) for k in order if not np.isnan(flat[k])]
+    return [
+        tuple(int(i) for i in np.unravel_index(k, size.shape))
+        for k in order
+        if not np.isnan(flat[k])
+    ]
 
 
 def rank_heads(contrasts):
@@ -103,7 +124,9 @@ def rank_heads(contrasts):
     first = next(iter(contrasts.values()))
     strength = np.abs(first["g"] if np.isfinite(first["g"]).any() else first["difference"])
     rows = []
-    for rank, i in enumerate(np.argsort(-np.nan_to_num(strength, nan=-1.0).ravel(), kind="stable"), 1):
+    for rank, i in enumerate(
+        np.argsort(-np.nan_to_num(strength, nan=-1.0).ravel(), kind="stable"), 1
+    ):
         layer, head = divmod(int(i), strength.shape[1])
         row = {"rank": rank, "layer": layer, "head": head}
         for name, measures in contrasts.items():
@@ -120,8 +143,18 @@ def summarise_categories(run, seed=SEED):
         for name, n in run.counts.items():
             chosen = run.category == name
             mean, low, high = (float(x) for x in mean_interval(values[chosen], seed=seed))
-            row = {"category": name, "kind": kind, "n_prompts": n, "mean_tokens": run.n_tokens[chosen].mean()}
-            row |= {"mean_own_tokens": np.diff(run.span[chosen]).mean(), "entropy": mean, "low": low, "high": high}
+            row = {
+                "category": name,
+                "kind": kind,
+                "n_prompts": n,
+                "mean_tokens": run.n_tokens[chosen].mean(),
+            }
+            row |= {
+                "mean_own_tokens": np.diff(run.span[chosen]).mean(),
+                "entropy": mean,
+                "low": low,
+                "high": high,
+            }
             rows.append(row | {"sink_mass": np.nanmean(run.sink_mass[chosen])})
     return rows
 
@@ -133,7 +166,9 @@ def describe_survivors(what, tests):
     if not tested:
         return f"no {what} could be tested"
     alone, by_bh, by_max = (int((x < ALPHA).sum()) for x in (p, q, p_max))
-    uncorrected = f"uncorrected p < {ALPHA}: {alone} of {tested}, {ALPHA * tested:.1f} expected by chance"
+    uncorrected = (
+        f"uncorrected p < {ALPHA}: {alone} of {tested}, {ALPHA * tested:.1f} expected by chance"
+    )
     if not by_bh and not by_max:
         return f"no {what} survives max-T/BH at {ALPHA} ({uncorrected})"
     return f"{by_max} of {tested} {what}s survive max-T and {by_bh} BH at {ALPHA} ({uncorrected})"

@@ -13,7 +13,11 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.arrays import take_prompts
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.indices import INDICES, KINDS, layer_null, layer_values
-from rolecircuits.stats.original_study import head_difference_interval, head_interval, original_head_indices
+from rolecircuits.stats.original_study import (
+    head_difference_interval,
+    head_interval,
+    original_head_indices,
+)
 from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
     bootstrap_counts,
@@ -54,7 +58,10 @@ def match_runs(base, instruct):
 
 
 def _prompt_keys(run):
-    return [(category, row["text"]) for category, row in zip(run.category.tolist(), run.prompts, strict=True)]
+    return [
+        (category, row["text"])
+        for category, row in zip(run.category.tolist(), run.prompts, strict=True)
+    ]
 
 
 def _pair_notes(whole, matched):
@@ -62,7 +69,9 @@ def _pair_notes(whole, matched):
     base, instruct = whole["base"], whole["instruct"]
     n, notes = len(matched["base"].category), []
     if base.path is not None and base.path == instruct.path:
-        notes.append(f"base and instruct are the same run ({printable(base.path)}): every difference is 0")
+        notes.append(
+            f"base and instruct are the same run ({printable(base.path)}): every difference is 0"
+        )
     if same_weights(base, instruct):
         notes.append(f"{describe_pair(base, instruct)}: the differences are no effect of training")
     if base.prompt_format != instruct.prompt_format:
@@ -73,14 +82,20 @@ def _pair_notes(whole, matched):
         missing = {c: k - matched[side].counts.get(c, 0) for c, k in whole[side].counts.items()}
         if any(missing.values()):
             what = ", ".join(f"{k} {c}" for c, k in missing.items() if k)
-            notes.append(f"{side}: left out {what}, not in the other run; {n} of {len(whole[side].category)} compared")
+            notes.append(
+                f"{side}: left out {what}, not in the other run; {n} of {len(whole[side].category)} compared"
+            )
     hashes = [run.config["model"].get("tokenizer_sha256") for run in (base, instruct)]
     if all(hashes) and hashes[0] != hashes[1]:
         notes.append("the two runs have different tokenizers or chat templates")
-    own = int((np.ptp(matched["base"].span, axis=1) != np.ptp(matched["instruct"].span, axis=1)).sum())
+    own = int(
+        (np.ptp(matched["base"].span, axis=1) != np.ptp(matched["instruct"].span, axis=1)).sum()
+    )
     fed = int((matched["base"].n_tokens != matched["instruct"].n_tokens).sum())
     if own or fed:
-        notes.append(f"of {n} prompts {own} differ in tokens of their own text and {fed} in tokens fed")
+        notes.append(
+            f"of {n} prompts {own} differ in tokens of their own text and {fed} in tokens fed"
+        )
     return notes
 
 
@@ -90,7 +105,10 @@ def same_weights(base, instruct):
     hashes = [model.get("weights_sha256") for model in models]
     if all(hashes):
         return hashes[0] == hashes[1]
-    return (models[0]["id"], models[0].get("revision")) == (models[1]["id"], models[1].get("revision"))
+    return (models[0]["id"], models[0].get("revision")) == (
+        models[1]["id"],
+        models[1].get("revision"),
+    )
 
 
 def describe_pair(base, instruct):
@@ -105,7 +123,9 @@ def describe_pair(base, instruct):
 def describe_run(run):
     """The facts of a run that a comparison records."""
     model = run.config["model"]
-    facts = {name: model.get(name) for name in ("id", "revision", "weights_sha256", "tokenizer_sha256")}
+    facts = {
+        name: model.get(name) for name in ("id", "revision", "weights_sha256", "tokenizer_sha256")
+    }
     return {"run": run.path.name, "label": run.label, "prompt_format": run.prompt_format, **facts}
 
 
@@ -114,7 +134,9 @@ def missing_interval_reason(category, index):
     n = {name: int((category == name).sum()) for name in NEEDED[index]}
     absent = [name for name in n if not n[name]]
     if absent:
-        return f"{index.upper()} is undefined: no {' and no '.join(absent)} prompts are in both runs"
+        return (
+            f"{index.upper()} is undefined: no {' and no '.join(absent)} prompts are in both runs"
+        )
     if has_enough_prompts(category[np.isin(category, NEEDED[index])]):
         return None
     found = ", ".join(f"{n[name]} {name}" for name in n)
@@ -144,7 +166,9 @@ def _estimate_kind(runs, kind, reasons):
     draws = {name: resampled_indices(side, category, counts) for name, side in values.items()}
     out = {}
     for index in INDICES:
-        sides = {name: tests[name][index] | {"value": tests[name][index]["estimate"]} for name in RUNS}
+        sides = {
+            name: tests[name][index] | {"value": tests[name][index]["estimate"]} for name in RUNS
+        }
         value, low, high, p, p_max = found[index]
         diff = {"value": value, "low": low, "high": high, "p": p, "q": q_values(p), "p_max": p_max}
         if kind == "raw":
@@ -153,7 +177,9 @@ def _estimate_kind(runs, kind, reasons):
         defined = ~np.isnan(value)
         shift = draws["instruct"][index] - draws["base"][index]
         intervals = reasons[index] is None and defined.any()
-        diff["mean_interval"] = percentile_interval(shift[:, defined].mean(axis=1)) if intervals else None
+        diff["mean_interval"] = (
+            percentile_interval(shift[:, defined].mean(axis=1)) if intervals else None
+        )
         out[index] = sides | {"diff": diff}
     return out
 
@@ -177,8 +203,19 @@ def summarise_difference(diff):
     value = diff["value"]
     layers = np.flatnonzero(~np.isnan(value))
     out = {"layers_undefined": int(len(value) - len(layers)), "layers": len(value)}
-    keys = ("mean", "min", "min_layer", "max", "max_layer", "length_null_mean", "mean_ci_low", "mean_ci_high")
-    out |= dict.fromkeys((*keys, "layers_excluding_zero", "layers_q_below_alpha", "layers_p_max_below_alpha"))
+    keys = (
+        "mean",
+        "min",
+        "min_layer",
+        "max",
+        "max_layer",
+        "length_null_mean",
+        "mean_ci_low",
+        "mean_ci_high",
+    )
+    out |= dict.fromkeys(
+        (*keys, "layers_excluding_zero", "layers_q_below_alpha", "layers_p_max_below_alpha")
+    )
     if not len(layers):
         return out
     low, high = (layers[np.argmin(value[layers])], layers[np.argmax(value[layers])])
