@@ -31,6 +31,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 
@@ -148,7 +149,7 @@ def parse_args(argv=None):
 def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
 
-    from rolecircuits.capture.instrument import load_from_args
+    from rolecircuits.capture.instrument import load_model
 
     if args.repeat is not None:
         return repeat(args)
@@ -169,7 +170,7 @@ def run(args):
     for note in notes:
         print(f"note: {note}")
     started = time.perf_counter()
-    loaded = load_from_args(args)
+    loaded = load_model(ModelSpec.of(args), args.seed)
     timings = {"load_s": time.perf_counter() - started}
     _, failed = analyze_model(loaded, prompts, args, timings)
     return 3 if failed else 0
@@ -178,7 +179,7 @@ def run(args):
 def repeat(args):
     """Run a run again: 0 if attention.npz came back bit-identical or within rounding, 1 if it is different."""
 
-    from rolecircuits.capture.instrument import load_from_args
+    from rolecircuits.capture.instrument import load_model
     from rolecircuits.runs.repeat import Repetition
 
     say_unverified(args)
@@ -187,7 +188,7 @@ def repeat(args):
     check_output_dir(repetition.args.output_dir)
     repetition.announce()
     started = time.perf_counter()
-    loaded = load_from_args(repetition.args)
+    loaded = load_model(ModelSpec.of(repetition.args), repetition.args.seed)
     repetition.check_model(loaded.facts)
     timings = {"load_s": time.perf_counter() - started}
     analyze_model(loaded, repetition.prompts, repetition.args, timings, repetition)
@@ -207,9 +208,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     timings = dict(timings or {})
     determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(
-        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
-    )
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
     method, raw, why = choose_capture(
         args.capture, args.raw, tokenized, loaded.facts, args.batch_size
     )
@@ -253,6 +252,7 @@ def save_run(
     """Publish a run folder and return its path; `how` says which capture was used and what was saved."""
 
     from output_manager import create_run
+    from rolecircuits.runs.arrays import Run
     from rolecircuits.runs.files import write_json, write_prompts
     from rolecircuits.runs.npz import write_npz
     from rolecircuits.runs.record import describe_run
@@ -276,7 +276,7 @@ def save_run(
         config = describe_run(loaded, prompts, captured, args, timings, determinism) | {
             "capture": how
         }
-        write_json(new.path / "activations.json", summarize(captured.arrays, config))
+        write_json(new.path / "activations.json", summarize(Run(None, config, **captured.arrays)))
         config["timings"]["save_s"] = time.perf_counter() - started
         write_json(new.path / "experiment_config.json", config)
         if repetition is not None:

@@ -27,6 +27,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.specs import same_weights
 
 NOT_INFERENCE = "uncorrected, and heads are no independent samples: not valid inference, only for published numbers"
 
@@ -94,13 +95,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 
     from rolecircuits.stats.indices import INDICES, KINDS
     from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
-    from rolecircuits.stats.run_pairs import (
-        SEED,
-        describe_pair,
-        describe_run,
-        same_weights,
-        summarise_difference,
-    )
+    from rolecircuits.stats.run_pairs import SEED, describe_pair, describe_run, summarise_difference
 
     base, instruct = runs["base"], runs["instruct"]
     differences = {
@@ -120,7 +115,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         ]
     return {
         "pair": describe_pair(base, instruct),
-        "same_weights": same_weights(base, instruct),
+        "same_weights": same_weights(base.config["model"], instruct.config["model"]),
         **{name: describe_run(run) for name, run in runs.items()},
         "n_layers": base.n_layers,
         "n_heads": base.n_heads,

@@ -26,6 +26,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import PromptFormat
 
 LATEST = "latest_generation"
 AVERAGED = ("first_person", "self_naming", "n_tokens", "repetition")
@@ -78,9 +79,7 @@ def run_generation(loaded, prompts, plan, args, timings=None):
     timings = dict(timings or {})
     check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
     determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(
-        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
-    )
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
     check_room(tokenized, args.max_tokens, loaded.facts["context"])
     for entry in plan:
         if not edited_prompts(entry, tokenized, args.seed).any():

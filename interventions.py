@@ -162,6 +162,7 @@ def save_folder(folder, prompts, arrays, config):
     """A run folder inside the run: the arrays, prompts and config that `output_manager.load_run` reads."""
 
     from output_manager import write_manifest
+    from rolecircuits.runs.arrays import Run
     from rolecircuits.runs.files import write_json, write_prompts
     from rolecircuits.runs.npz import write_npz
     from rolecircuits.stats.indices import summarize
@@ -169,7 +170,7 @@ def save_folder(folder, prompts, arrays, config):
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", prompts)
     write_npz(folder / "attention.npz", arrays)
-    write_json(folder / "activations.json", summarize(arrays, config))
+    write_json(folder / "activations.json", summarize(Run(None, config, **arrays)))
     write_json(folder / "experiment_config.json", config)
     write_manifest(folder)
 

@@ -21,6 +21,7 @@ from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED, Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import PromptFormat
 
 PROMPTS = {
     "self_referent": [
@@ -296,9 +297,7 @@ def run(args):
         from rolecircuits.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(args.model_id, revision=args.revision)
-        tokenized = tokenize_prompts(
-            prompts, tokenizer, args.prompt_format, args.system_prompt, args.bos
-        )
+        tokenized = tokenize_prompts(prompts, tokenizer, PromptFormat.of(args))
         lengths = [len(t.token_ids) for t in tokenized]
         spans = [t.span for t in tokenized]
     _print_lengths(

@@ -42,6 +42,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
 
 RUNS = {
@@ -76,7 +77,9 @@ def analysis_task(held, payload):
     found = {}
     for name, stage in payload["stages"].items():
         args, started = Namespace(**stage["args"]), time.perf_counter()
-        loaded = held.model(model_key(args), lambda args=args: instrument.load_from_args(args))
+        loaded = held.model(
+            model_key(args), lambda args=args: instrument.load_model(ModelSpec.of(args), args.seed)
+        )
         timings = {"load_s": time.perf_counter() - started}
         prompts = [Prompt(**prompt) for prompt in stage["prompts"]]
         with folder_aside() as args.output_dir:
@@ -318,7 +321,10 @@ def analyze_family(stage_args):
         timings = {"load_s": 0.0}
         if key != (each.model_id, each.revision):
             loaded = None  # the previous model's memory is free before the next one is read
-            loaded, key = instrument.load_from_args(each), (each.model_id, each.revision)
+            loaded, key = (
+                instrument.load_model(ModelSpec.of(each), each.seed),
+                (each.model_id, each.revision),
+            )
             timings["load_s"] = time.perf_counter() - started
         failed += activation_analysis.analyze_model(loaded, prompts, each, timings)[1]
     return loaded, failed

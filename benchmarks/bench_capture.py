@@ -34,15 +34,18 @@ def run(args):
     from prompts import select_prompts
     from rolecircuits.capture.attention import capture_attention
     from rolecircuits.capture.batches import pad_right
+    from rolecircuits.capture.instrument import load_model
     from rolecircuits.capture.tokens import tokenize_prompts
-    from rolecircuits.models.load import load_model
+    from rolecircuits.inputs.specs import ModelSpec, PromptFormat
     from rolecircuits.models.source import locate_model
 
-    loaded = load_model(args.model_id, device="cpu")
+    loaded = load_model(ModelSpec(args.model_id, device="cpu"))
     plain_model = AutoModelForCausalLM.from_pretrained(
         locate_model(args.model_id), attn_implementation="sdpa"
     ).eval()
-    tokenized = tokenize_prompts(select_prompts(), loaded.tokenizer, args.prompt_format)
+    tokenized = tokenize_prompts(
+        select_prompts(), loaded.tokenizer, PromptFormat(args.prompt_format)
+    )
     ids, mask = pad_right([p.token_ids for p in tokenized])
 
     def plain():

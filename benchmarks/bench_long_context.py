@@ -250,9 +250,10 @@ def make_work(args, way, tokens):
     import torch
 
     if way.startswith("tl_"):
-        from rolecircuits.models.load import load_model
+        from rolecircuits.capture.instrument import load_model
+        from rolecircuits.inputs.specs import ModelSpec
 
-        loaded = load_model(args.model_id, device=args.device)
+        loaded = load_model(ModelSpec(args.model_id, device=args.device))
         read_weights(loaded.plain)
         ids = random_ids(loaded.plain.config, tokens)
         return hooks_work(loaded, ids) if way == "tl_hooks" else cache_work(loaded, ids)

@@ -40,9 +40,10 @@ def parse_args(argv=None):
 
 def run(args):
     check_model_arguments(args)
-    from rolecircuits.capture.instrument import load_from_args
+    from rolecircuits.capture.instrument import load_model
+    from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 
-    loaded = load_from_args(args)
+    loaded = load_model(ModelSpec.of(args), args.seed)
     import numpy as np
 
     from prompts import load_prompts
@@ -50,9 +51,7 @@ def run(args):
     from rolecircuits.edits.sweep import ROWS, Sweep
 
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    tokenized = tokenize_prompts(
-        prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
-    )
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
     n_layers = loaded.n_layers
     count = min(args.layers or n_layers, n_layers)
     layers = sorted({int(i) for i in (np.arange(count) + 0.5) * n_layers / count})

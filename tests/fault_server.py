@@ -171,10 +171,10 @@ def main(folder):
     import compare_base_instruct  # noqa: F401
     from rolecircuits.capture import instrument
     from rolecircuits.drawing import run_figures, style
-    from rolecircuits.models.load import load_model
+    from tiny_models import load_checked
 
-    loaded = load_model(folder)
-    instrument.load_from_args = instrument.load_from_args = lambda args: loaded
+    loaded = load_checked(folder)
+    instrument.load_model = lambda spec, seed=None: loaded
     run_figures.FIGURES = dict(
         list(run_figures.FIGURES.items())[:2]
     )  # two of nine are written as all nine are

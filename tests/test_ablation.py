@@ -18,8 +18,7 @@ from rolecircuits.edits import donors as donors_module
 from rolecircuits.edits import hooks
 from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.models.load import load_model
-from tiny_models import WINDOW, save_tiny
+from tiny_models import WINDOW, load_checked, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
 
@@ -31,14 +30,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def model(request, folders):
-    loaded = load_model(folders[request.param])
+    loaded = load_checked(folders[request.param])
     loaded.facts["folder"] = folders[request.param]
     return loaded
 
 
 @pytest.fixture(scope="session")
 def llama(folders):
-    return load_model(folders["llama"])
+    return load_checked(folders["llama"])
 
 
 def tokenize(loaded, per_category=4):
@@ -229,7 +228,7 @@ def test_a_patched_layer_makes_the_partner_compute_the_rest(model):
 
 
 def test_patch_from_another_model_refuses_another_shape(folders, llama, tmp_path):
-    other = load_model(save_tiny("llama", tmp_path, num_hidden_layers=2))
+    other = load_checked(save_tiny("llama", tmp_path, num_hidden_layers=2))
     entry = make(type="patch", component="mlp", layer=1, method="other_model", source="other")
     with pytest.raises(UserError, match="n_layers is 2, this model's is 3"):
         donors_module.collect_donors(

@@ -36,12 +36,13 @@ from rolecircuits.edits.plan import parse_entries
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.models import load
 from rolecircuits.models import source as source_module
 from rolecircuits.runs import edit_results, files, npz, record
 from rolecircuits.stats import profiles
 from synthetic import make_run, save_run
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 HOSTILE = "\x1b[31mred\nline"
 LONG = "x" * 300
@@ -343,12 +344,12 @@ def test_parameters_that_are_missing_are_not_invented(model, capsys):
     with pytest.raises(
         UserError, match=r"weights lack 1 parameters .*layers\.2\.self_attn\.q_proj"
     ):
-        load.load_model(str(model), device="cpu")
+        load_checked(str(model), device="cpu")
 
 
 def test_parameters_that_are_not_used_are_said(model, capsys):
     edit_json(model / "config.json", num_hidden_layers=2)
-    assert load.load_model(str(model), device="cpu").n_layers == 2
+    assert load_checked(str(model), device="cpu").n_layers == 2
     assert "note: 9 parameters in the weights are not used" in capsys.readouterr().out
 
 
@@ -371,7 +372,7 @@ def test_tokens_without_an_embedding_are_refused(model):
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
     edit_tokenizer(model, vocab={token: number + 10**6 for token, number in vocabulary.items()})
     with pytest.raises(UserError, match="has embeddings for 49152 tokens; its tokenizer"):
-        load.load_model(str(model), device="cpu")
+        load_checked(str(model), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +386,7 @@ def test_an_index_names_files_of_its_own_folder_only(model, name):
         json.dumps({"metadata": {}, "weight_map": {"a": name}})
     )
     with pytest.raises(UserError, match=r"index\.json: weight_map names"):
-        load.load_model(str(model), device="cpu")
+        load_checked(str(model), device="cpu")
 
 
 def test_the_file_that_is_read_is_the_file_that_is_hashed(model):
@@ -415,7 +416,7 @@ def test_a_folder_has_no_revision_and_runs_no_code(model, capsys):
         [*argv, "--trust_remote_code", "--revision", "a" * 40],
         "only for hub models",
     )
-    assert load.load_model(str(model), device="cpu").n_layers == 3
+    assert load_checked(str(model), device="cpu").n_layers == 3
     assert not trap.exists()
 
 
@@ -475,7 +476,9 @@ def test_model_ids_that_are_no_path(model_id):
 def test_a_chat_template_that_fails_is_one_line(tokenizer, template, monkeypatch):
     monkeypatch.setattr(tokenizer.hf, "chat_template", template)
     with pytest.raises(UserError, match="the chat template refuses"):
-        tokens.tokenize_prompts(prompts.select_prompts(per_category=1), tokenizer, "chat")
+        tokens.tokenize_prompts(
+            prompts.select_prompts(per_category=1), tokenizer, PromptFormat("chat")
+        )
 
 
 def test_odd_names_do_not_lose_a_finished_run(tiny, here, capsys):
@@ -522,7 +525,7 @@ def test_a_patch_source_that_names_no_model(here, content):
 
 
 def test_a_patch_source_is_looked_for_before_the_model_is_loaded(tiny, here, capsys, monkeypatch):
-    monkeypatch.setattr(instrument, "load_from_args", None)
+    monkeypatch.setattr(instrument, "load_model", None)
     entry = {"type": "patch", "layer": 1, "head": 0, "method": "other_model", "source": "./nowhere"}
     Path("plan.json").write_text(json.dumps({"schema_version": 1, "interventions": [entry]}))
     argv = ["--model_id", tiny, "--config_file", "plan.json"]

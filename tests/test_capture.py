@@ -14,21 +14,22 @@ from rolecircuits.capture.patterns import check_patterns, reduce_pattern
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import PAIRED, Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.models.load import ModelTokenizer, load_model
+from rolecircuits.inputs.specs import PromptFormat
+from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.models.source import BUNDLED, bundled_folder
 from rolecircuits.stats import entropy as entropies
-from tiny_models import CONFIGS, WINDOW, WINDOWS, save_tiny
+from tiny_models import CONFIGS, WINDOW, WINDOWS, load_checked, save_tiny
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    return load_model(BUNDLED, device="cpu")
+    return load_checked(BUNDLED, device="cpu")
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def tiny(request, tmp_path_factory):
     folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
-    return request.param, folder, load_model(folder, device="cpu")
+    return request.param, folder, load_checked(folder, device="cpu")
 
 
 def eager_patterns(folder, prompts):
@@ -124,8 +125,8 @@ def test_final_logits_are_those_of_the_last_real_token(bundled):
 
 def test_short_dtypes_take_the_softmax_in_float32(tmp_path):
     folder = save_tiny("llama", tmp_path)
-    full = load_model(folder, device="cpu")
-    short = load_model(folder, device="cpu", dtype="bfloat16")
+    full = load_checked(folder, device="cpu")
+    short = load_checked(folder, device="cpu", dtype="bfloat16")
     tokenized = tokenize_prompts(select_prompts(per_category=2), full.tokenizer)
     rows = capture_attention(short, tokenized, keep_patterns=True).patterns[0]
     sums = rows[0, :, : len(tokenized[0].token_ids)].sum(axis=-1)
@@ -148,7 +149,9 @@ def test_raw_prompts_have_the_bos_outside_their_span(bundled):
     prompt = tokenize_prompts(select_prompts(per_category=1), bundled.tokenizer)[0]
     assert prompt.token_ids[0] == bundled.tokenizer.hf.bos_token_id
     assert prompt.span == (1, len(prompt.token_ids))
-    never = tokenize_prompts(select_prompts(per_category=1), bundled.tokenizer, bos="never")[0]
+    never = tokenize_prompts(
+        select_prompts(per_category=1), bundled.tokenizer, PromptFormat(bos="never")
+    )[0]
     assert never.token_ids == prompt.token_ids[1:]
     assert never.span == (0, len(never.token_ids))
 
@@ -158,7 +161,7 @@ def test_chat_span_is_the_user_s_text_and_the_bos_is_not_doubled(bundled):
     prompt = Prompt(
         "x", "neutral", -1, "assistant"
     )  # the word also stands in the template's own system text
-    chat = tokenize_prompts([prompt], bundled.tokenizer, "chat")[0]
+    chat = tokenize_prompts([prompt], bundled.tokenizer, PromptFormat("chat"))[0]
     assert hf.decode(chat.token_ids[slice(*chat.span)]) == "assistant"
     assert chat.rendered.endswith("<|im_start|>assistant\n")
     assert "named SmolLM" in chat.rendered
@@ -168,9 +171,9 @@ def test_chat_span_is_the_user_s_text_and_the_bos_is_not_doubled(bundled):
 
 @pytest.mark.parametrize("system", ["", "You are a cat."])
 def test_system_prompt_replaces_the_template_s_own(bundled, system):
-    chat = tokenize_prompts(select_prompts(per_category=1)[:1], bundled.tokenizer, "chat", system)[
-        0
-    ]
+    chat = tokenize_prompts(
+        select_prompts(per_category=1)[:1], bundled.tokenizer, PromptFormat("chat", system)
+    )[0]
     assert f"<|im_start|>system\n{system}<|im_end|>" in chat.rendered
     assert "SmolLM" not in chat.rendered
 
@@ -187,7 +190,7 @@ def test_prompts_that_cannot_be_fed_are_refused(bundled, text, named):
 def test_a_model_without_chat_template_says_so(bundled, monkeypatch):
     monkeypatch.setattr(bundled.tokenizer.hf, "chat_template", None)
     with pytest.raises(UserError, match="no chat template"):
-        tokenize_prompts(select_prompts(per_category=1), bundled.tokenizer, "chat")
+        tokenize_prompts(select_prompts(per_category=1), bundled.tokenizer, PromptFormat("chat"))
 
 
 FACTS = {"n_heads": 1, "sliding_windows": [None, 2]}

@@ -17,7 +17,7 @@ from compare_base_instruct import compare
 from conftest import PROJECT
 from rolecircuits.drawing import pair_figures
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.runs import arrays
+from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats import indices, original_study, run_pairs
 from rolecircuits.stats.resampling import bootstrap_counts
 from synthetic import make_run, save_run
@@ -223,7 +223,7 @@ def test_prompts_are_matched_by_text_whatever_their_order(tmp_path):
     base, instruct = make_run(per_category=5), make_run(per_category=5, seed=1, effect=0.9)
     order = np.random.default_rng(0).permutation(20)
     runs, _ = run_pairs.match_runs(base, instruct)
-    shuffled, notes = run_pairs.match_runs(base, arrays.take_prompts(instruct, order))
+    shuffled, notes = run_pairs.match_runs(base, instruct.take(order))
     assert [row["text"] for row in shuffled["base"].prompts] == [
         row["text"] for row in shuffled["instruct"].prompts
     ]
@@ -260,7 +260,7 @@ def test_the_same_text_in_another_category_does_not_match():
 
 
 def test_a_repeated_prompt_is_matched_once():
-    base = arrays.take_prompts(make_run(per_category=2), [0, 0, 1, 4, 4, 5])
+    base = make_run(per_category=2).take([0, 0, 1, 4, 4, 5])
     runs, _ = run_pairs.match_runs(base, make_run(per_category=2, seed=1))
     assert runs["instruct"].counts == {"self_referent": 2, "neutral": 2}
 
@@ -352,7 +352,7 @@ def test_same_weights(base, instruct, same):
         dataclasses.replace(make_run(1, 1, per_category=1), config={"model": model})
         for model in (base, instruct)
     ]
-    assert run_pairs.same_weights(*runs) is same
+    assert same_weights(*(run.config["model"] for run in runs)) is same
 
 
 def test_other_tokenizers_and_token_counts_are_said(tmp_path):
@@ -394,10 +394,7 @@ def test_without_confounders_only_rfc_is_compared(tmp_path):
     keep = np.flatnonzero(
         ~np.isin(make_run(per_category=4).category, ["confounder", "third_person"])
     )
-    runs = [
-        arrays.take_prompts(make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}"), keep)
-        for s in (0, 1)
-    ]
+    runs = [make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}").take(keep) for s in (0, 1)]
     folders = [save_run(run, tmp_path, f"latest_{i}") for i, run in enumerate(runs)]
     summary = compare(*folders, tmp_path / "out")
     assert summary["intervals_left_out"] == [

@@ -10,15 +10,14 @@ from deterministic import TOLERANCE, prepare_environment, set_determinism
 from prompts import select_prompts
 from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.tokens import tokenize_prompts
-from rolecircuits.models.load import load_model
 from rolecircuits.runs.repeat import CLOSE, IDENTICAL, compare_arrays
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory):
     """A tiny model's arrays of all 120 prompts, in batches of 1, 7 and 120, and of 7 again."""
-    loaded = load_model(save_tiny("llama", tmp_path_factory.mktemp("tiny")))
+    loaded = load_checked(save_tiny("llama", tmp_path_factory.mktemp("tiny")))
     set_determinism(123)
     tokenized = tokenize_prompts(select_prompts(), loaded.tokenizer)
     assert len(tokenized) == 120

@@ -11,8 +11,7 @@ from rolecircuits.capture.instrument import check_streaming
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.devices import read_device_map
-from rolecircuits.models.load import load_model
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 HALVES = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}
 HALVES |= {
@@ -45,32 +44,32 @@ def captured(loaded):
 
 def test_a_split_model_gives_the_same_attention(folder, tmp_path):
     (tmp_path / "map.json").write_text(json.dumps(HALVES))
-    split = load_model(folder, device_map=str(tmp_path / "map.json"))
+    split = load_checked(folder, device_map=str(tmp_path / "map.json"))
     devices = {str(p.device) for p in split.bridge.original_model.parameters()}
     assert devices == {"cpu", "meta"}, "half of the weights are not in memory"
     assert "'model.layers.1': 'disk'" in split.facts["device"]
     # the split model computes logits of more positions, and a wider product may round differently
-    for whole, parts in zip(captured(load_model(folder)), captured(split), strict=True):
+    for whole, parts in zip(captured(load_checked(folder)), captured(split), strict=True):
         np.testing.assert_allclose(whole.logits, parts.logits, atol=1e-5)
         for name in whole.arrays:
             np.testing.assert_array_equal(whole.arrays[name], parts.arrays[name])
 
 
 def test_auto_on_a_machine_without_gpu_is_the_cpu(folder):
-    loaded = load_model(folder, device_map="auto")
+    loaded = load_checked(folder, device_map="auto")
     assert {str(p.device) for p in loaded.bridge.original_model.parameters()} == {"cpu"}
 
 
 def test_a_split_model_streams(folder, tmp_path):
     (tmp_path / "map.json").write_text(json.dumps(HALVES))
-    loaded = load_model(folder, device_map=str(tmp_path / "map.json"))
+    loaded = load_checked(folder, device_map=str(tmp_path / "map.json"))
     assert check_streaming(loaded)["path_gap"] < 1e-4
 
 
 def test_the_first_module_must_be_in_memory(folder, tmp_path):
     (tmp_path / "map.json").write_text(json.dumps(HALVES | {"model.embed_tokens": "disk"}))
     with pytest.raises(UserError, match="the embedding is on disk"):
-        load_model(folder, device_map=str(tmp_path / "map.json"))
+        load_checked(folder, device_map=str(tmp_path / "map.json"))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from rolecircuits.documents.texts import Document, read_documents
 from rolecircuits.documents.tokens import tokenize_document
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.models.load import ModelTokenizer, load_model
+from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.runs import arrays as arrays_module
 from rolecircuits.runs import npz
 from rolecircuits.stats import indices
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 TEXT = {"id": "a", "category": "neutral", "text": "Rain falls from clouds when drops grow heavy."}
 TALK = {
@@ -43,7 +43,7 @@ def write_lines(path, *rows):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return load_model(save_tiny("mistral", tmp_path_factory.mktemp("documents")), device="cpu")
+    return load_checked(save_tiny("mistral", tmp_path_factory.mktemp("documents")), device="cpu")
 
 
 def test_a_file_is_read_line_by_line(tmp_path):
@@ -180,7 +180,7 @@ def run_main(path, output, *flags):
 
 @pytest.fixture
 def script(tiny, monkeypatch):
-    monkeypatch.setattr(instrument, "load_from_args", lambda args: tiny)
+    monkeypatch.setattr(instrument, "load_model", lambda *_: tiny)
     return run_main
 
 

@@ -15,8 +15,7 @@ from rolecircuits.edits.donors import collect_donors
 from rolecircuits.edits.hooks import prepare_edit
 from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.models.load import load_model
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
 
@@ -28,7 +27,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load_model(folder)
+    return load_checked(folder)
 
 
 def hf_answers(model, tokenized, max_tokens):

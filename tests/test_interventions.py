@@ -25,10 +25,9 @@ from rolecircuits.edits.plan import (
 )
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.models.load import load_model
 from rolecircuits.runs.npz import read_npz
 from rolecircuits.stats import contrasts
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 HERE = Path(interventions.__file__).parent
 HEAD = {"type": "head", "layer": 1, "head": 1, "method": "zero_out"}
@@ -41,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loaded(folder):
-    return load_model(folder)
+    return load_checked(folder)
 
 
 def plan_file(path, *entries, **root):

@@ -17,10 +17,10 @@ from rolecircuits.capture import batches, patterns
 from rolecircuits.capture.instrument import check_instrument
 from rolecircuits.inputs import files
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.models import load, source
+from rolecircuits.models import source
 from rolecircuits.models.architecture import check_architecture, sliding_windows
 from rolecircuits.models.devices import check_memory, resolve_device
-from rolecircuits.models.load import load_model, load_tokenizer
+from rolecircuits.models.load import load_tokenizer
 from rolecircuits.models.source import (
     BUNDLED,
     bundled_folder,
@@ -29,7 +29,7 @@ from rolecircuits.models.source import (
     pin_revision,
     weight_files,
 )
-from tiny_models import SHAPE, save_tiny
+from tiny_models import SHAPE, load_checked, save_tiny
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_bundled_model_loads_without_the_network(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    loaded = load_model(BUNDLED, device="cpu")
+    loaded = load_checked(BUNDLED, device="cpu")
     assert (loaded.n_layers, loaded.n_heads, loaded.facts["n_kv_heads"]) == (30, 9, 3)
     assert loaded.facts["instrument"]["head_0_logit_change"] > 0
     assert loaded.facts["prepends_bos"] is True
@@ -74,7 +74,7 @@ def test_bundled_model_missing_says_how_to_install(monkeypatch):
 
 
 def test_tokenizer_alone_agrees_with_the_loaded_model(llama):
-    loaded, alone = load_model(str(llama), device="cpu"), load_tokenizer(str(llama))
+    loaded, alone = load_checked(str(llama), device="cpu"), load_tokenizer(str(llama))
     assert alone.prepends_bos == loaded.tokenizer.prepends_bos
     assert alone.context == loaded.tokenizer.context == SHAPE["max_position_embeddings"]
 
@@ -120,7 +120,7 @@ def test_hub_errors_have_their_own_messages(monkeypatch, kind, message):
 def test_offline_and_not_cached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="not cached"):
-        load_model("someone/never-downloaded", device="cpu")
+        load_checked("someone/never-downloaded", device="cpu")
 
 
 def test_hub_folder_layout_in_the_cache_loads_offline(llama, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_hub_folder_layout_in_the_cache_loads_offline(llama, tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    loaded = load_model("someone/tiny", device="cpu")
+    loaded = load_checked("someone/tiny", device="cpu")
     assert (loaded.n_layers, loaded.n_heads) == (3, 4)
     assert loaded.facts["revision"] == commit
 
@@ -143,13 +143,13 @@ def test_weights_that_are_missing_pickled_or_damaged(llama):
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"model\.safetensors: truncated or corrupt"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
     weights.unlink()
     with pytest.raises(UserError, match="no weights"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
     (llama / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match="pickled"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
     (llama / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors"}})
     )
@@ -161,7 +161,7 @@ def test_missing_tokenizer(llama):
     for file in llama.glob("token*"):
         file.unlink()
     with pytest.raises(UserError, match="tokenizer"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
 
 
 def test_remote_code_is_refused_and_not_run(llama):
@@ -173,7 +173,7 @@ def test_remote_code_is_refused_and_not_run(llama):
     (llama / "config.json").write_text(json.dumps(config))
     (llama / "code.py").write_text(f"open({str(llama / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match="needs its own code"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
     assert not (llama / "ran").exists()
 
 
@@ -194,11 +194,11 @@ def test_models_without_causal_attention_are_named(config, message):
 def test_damaged_config(llama):
     (llama / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        load_model(str(llama), device="cpu")
+        load_checked(str(llama), device="cpu")
 
 
 def test_memory_is_estimated_from_headers_alone(llama, monkeypatch):
-    loaded = load_model(str(llama), device="cpu")
+    loaded = load_checked(str(llama), device="cpu")
     stored = {name for name, _ in loaded.bridge.original_model.named_parameters()}
     assert stored
     expected = (llama / "model.safetensors").stat().st_size
@@ -229,7 +229,7 @@ def test_windows_come_from_layer_types_or_from_the_whole_model():
 
 
 def test_instrument_check_fails_when_edits_are_ignored(llama, monkeypatch):
-    loaded = load_model(str(llama), device="cpu")
+    loaded = load_checked(str(llama), device="cpu")
     real = patterns.collect_patterns
     monkeypatch.setattr(patterns, "collect_patterns", lambda *args: real(*args[:4]))
     with pytest.raises(RunFailed, match="edits are ignored"):
@@ -237,7 +237,7 @@ def test_instrument_check_fails_when_edits_are_ignored(llama, monkeypatch):
 
 
 def test_instrument_check_fails_when_padding_leaks(llama, monkeypatch):
-    loaded = load_model(str(llama), device="cpu")
+    loaded = load_checked(str(llama), device="cpu")
     real = batches.pad_right
 
     def forget_the_mask(token_ids):
@@ -260,21 +260,21 @@ def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
     content = (llama / "model.safetensors").read_bytes()
     expected = hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()
     monkeypatch.setattr(files, "HASHED_AT_ONCE", len(content) // 3)
-    assert load_model(str(llama)).facts["weights_sha256"] == expected
+    assert load_checked(str(llama)).facts["weights_sha256"] == expected
 
     def vanish(path):
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr(load, "sha256_of", vanish)
+    monkeypatch.setattr(source, "sha256_of", vanish)
     with pytest.raises(FileNotFoundError):
-        load_model(str(llama))
+        load_checked(str(llama))
 
 
 def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     begun, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(load, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
+    monkeypatch.setattr(source, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
     (llama / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="no readable tokenizer"):
-        load_model(str(llama))
+        load_checked(str(llama))
     assert begun.wait(60) and not end.is_set()
     end.set()

@@ -341,9 +341,8 @@ def lose_workers(monkeypatch, engine, cluster):
 
 
 def test_a_cluster_that_is_too_small_is_said(cluster):
-    with pytest.raises(
-        UserError, match="50 workers of 1 CPU and 0 GPU do not fit the cluster, which has"
-    ):  # noqa: SIM117
+    said = "50 workers of 1 CPU and 0 GPU do not fit the cluster, which has"
+    with pytest.raises(UserError, match=said):  # noqa: SIM117
         with open_engine(flags(ray_address=cluster.address, num_workers=50, worker_threads=1)):
             pass
 

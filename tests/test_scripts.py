@@ -12,6 +12,7 @@ import pytest
 
 import output_manager
 import run_pipeline
+from rolecircuits.capture import instrument
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.runs import npz
@@ -217,11 +218,11 @@ def test_pipeline_writes_everything_and_says_where(family):
 def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loads = []
-    real = run_pipeline.activation_analysis.load_from_args
+    real = instrument.load_model
     monkeypatch.setattr(
-        run_pipeline.activation_analysis,
-        "load_from_args",
-        lambda args: loads.append(args.model_id) or real(args),
+        instrument,
+        "load_model",
+        lambda spec, *rest: loads.append(spec.model_id) or real(spec, *rest),
     )
     entry = {"model_id": tiny}
     args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])

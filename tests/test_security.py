@@ -13,7 +13,7 @@ from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import load
 from rolecircuits.runs import npz
-from tiny_models import save_tiny
+from tiny_models import load_checked, save_tiny
 
 MODULES = {
     "pickle",
@@ -152,16 +152,16 @@ def test_pickled_weights_are_refused_unread(tiny, tmp_path, trap):
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     torch.save({"a": Trap(trap)}, folder / "pytorch_model.bin")
     assert (
-        load.load_model(str(folder), device="cpu").n_layers == 3
+        load_checked(str(folder), device="cpu").n_layers == 3
     )  # the safetensors beside it are read
     (folder / "model.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"only pickled weights \(pytorch_model\.bin\), which can run code"
     ):
-        load.load_model(str(folder), device="cpu")
+        load_checked(str(folder), device="cpu")
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: truncated or corrupt"):
-        load.load_model(str(folder), device="cpu")
+        load_checked(str(folder), device="cpu")
     assert not trap.exists()
 
 

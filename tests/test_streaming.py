@@ -25,9 +25,8 @@ from rolecircuits.capture.streaming import (
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.models.load import load_model
 from rolecircuits.stats import entropy as entropies
-from tiny_models import CONFIGS, WINDOW, save_tiny
+from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
 MASSES = ("first_mass", "last_mass", "edge_mass")
@@ -39,7 +38,7 @@ def models(tmp_path_factory):
 
     @functools.cache
     def load(name, dtype="float32"):
-        return load_model(folder(name), device="cpu", dtype=dtype)
+        return load_checked(folder(name), device="cpu", dtype=dtype)
 
     @functools.cache
     def folder(name):
@@ -339,7 +338,7 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
 
 
 def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(instrument, "load_from_args", lambda args: models("llama"))
+    monkeypatch.setattr(instrument, "load_model", lambda *_: models("llama"))
     flags = ["--model_id", "tiny", "--prompts_per_category", "2"]
     runs = {}
     for way in ("patterns", "streaming"):

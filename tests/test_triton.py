@@ -19,8 +19,7 @@ from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.streaming import chunked_output, chunked_rest
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
-from rolecircuits.models.load import load_model
-from tiny_models import WINDOW, save_tiny
+from tiny_models import WINDOW, load_checked, save_tiny
 
 SMALLEST_SHARED = (
     99 * 1024
@@ -70,7 +69,7 @@ def test_the_kernel_equals_blocks_of_scores(
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
 def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
-    tiny = load_model(save_tiny(name, tmp_path), device="cpu")
+    tiny = load_checked(save_tiny(name, tmp_path), device="cpu")
     words = "the tower by the river is older than the town".split() * 4
     texts = [" ".join(words[:count]) for count in (3 * WINDOW, 2, 9)]
     tokenized = tokenize_prompts(

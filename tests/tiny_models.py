@@ -15,6 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from rolecircuits.capture.instrument import load_model
+from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.source import bundled_folder
 
 WINDOW = 3
@@ -60,3 +62,8 @@ def save_tiny(name, folder, **changes):
         if "token" in file.name or file.suffix == ".jinja":
             shutil.copy(file, folder)
     return str(folder)
+
+
+def load_checked(model_id, **options):
+    """A checked LoadedModel; options are the fields of ModelSpec."""
+    return load_model(ModelSpec(str(model_id), **options))

@@ -13,7 +13,7 @@ from rolecircuits.capture.streaming import LayerRecorder, block_scores, stream_l
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
-from rolecircuits.inputs.parser import collector_paused
+from rolecircuits.models.load import read_model
 from rolecircuits.stats import entropy
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
@@ -26,21 +26,18 @@ PATH_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
 CHECK_TEXT = "How tall is the tower that stands beside the old bridge, and who built it for the town by the river?"
 
 
-def load_from_args(args):
-    """The model that the flags name; determinism is set before and after torch is imported."""
-    prepare_environment()
-    with collector_paused():
-        from rolecircuits.models.load import load_model
+def load_model(spec, seed=None):
+    """The LoadedModel of a ModelSpec with its instrument checked; the verdict is in its facts.
 
-    set_determinism(args.seed)
-    return load_model(
-        args.model_id,
-        args.revision,
-        args.dtype,
-        args.device,
-        args.device_map,
-        trust_remote_code=args.trust_remote_code,
-    )
+    seed    determinism is set with it before the weights are read (None: it is left as it is)
+    raises  UserError where the request is wrong, RunFailed where the instrument is
+    """
+    prepare_environment()
+    if seed is not None:
+        set_determinism(seed)
+    loaded = read_model(spec)
+    loaded.facts["instrument"] = check_instrument(loaded)
+    return loaded
 
 
 def check_instrument(loaded):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jinja2.exceptions import TemplateError
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.specs import PromptFormat
 
 # A chat template is a program of the model's maker; it may divide by zero or call itself without end.
 TEMPLATE_ERRORS = (
@@ -16,6 +17,8 @@ TEMPLATE_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
+
+RAW = PromptFormat()
 
 
 @dataclass(frozen=True)
@@ -32,25 +35,25 @@ class TokenizedPrompt:
     span: tuple
 
 
-def tokenize_prompts(prompts, tokenizer, prompt_format="raw", system_prompt=None, bos="auto"):
-    """TokenizedPrompts of `prompts` for a ModelTokenizer.
+def tokenize_prompts(prompts, tokenizer, form=RAW):
+    """TokenizedPrompts of `prompts` for a ModelTokenizer, in a PromptFormat.
 
     raw   the text alone, after the BOS token if bos says so (auto: as TransformerLens does for this model)
     chat  the model's own chat template with the generation prompt, tokenised once; the span from the offsets
     """
     hf = tokenizer.hf
-    if bos == "always" and hf.bos_token_id is None:
+    if form.bos == "always" and hf.bos_token_id is None:
         raise UserError("--bos always: this tokenizer has no BOS token")
-    with_bos = bos == "always" or (
-        bos == "auto" and tokenizer.prepends_bos and hf.bos_token_id is not None
+    with_bos = form.bos == "always" or (
+        form.bos == "auto" and tokenizer.prepends_bos and hf.bos_token_id is not None
     )
     check_special_tokens(prompts, hf)
-    if prompt_format == "chat":
+    if form.prompt_format == "chat":
         if not hf.chat_template:
             raise UserError(
                 "--prompt_format chat: this model has no chat template; use --prompt_format raw"
             )
-        tokenized = [_tokenize_chat(prompt, hf, system_prompt) for prompt in prompts]
+        tokenized = [_tokenize_chat(prompt, hf, form.system_prompt) for prompt in prompts]
     else:
         tokenized = [_tokenize_raw(prompt, hf, with_bos) for prompt in prompts]
     for prompt in tokenized:

@@ -3,11 +3,13 @@
 from argparse import Namespace
 from dataclasses import asdict
 
+from rolecircuits.capture.instrument import load_model
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
 from rolecircuits.engines.work import Item, content_hash, model_key, work_arguments
 from rolecircuits.inputs.errors import printable
+from rolecircuits.inputs.specs import ModelSpec, model_identity
 
 
 def ready_item(texts, args):
@@ -37,11 +39,10 @@ def ready_task(held, payload):
     """{"identity", "facts", "documents", "method", "how", "why", "determinism"}; see `ready_item`."""
     from deterministic import set_determinism
     from rolecircuits.capture.attention import choose_capture
-    from rolecircuits.capture.instrument import check_streaming, load_from_args
-    from rolecircuits.models.load import model_identity
+    from rolecircuits.capture.instrument import check_streaming
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_from_args(args))
+    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
 
     def make():
         texts = [
@@ -55,7 +56,7 @@ def ready_task(held, payload):
         )
         how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
         answer = {
-            "identity": model_identity(loaded),
+            "identity": model_identity(loaded.facts),
             "facts": loaded.facts,
             "method": method,
             "how": how,
@@ -70,11 +71,10 @@ def ready_task(held, payload):
 def batch_task(held, payload):
     """(arrays of each document or None, [(id, reason)] of those that failed), as documents.capture_documents gives them."""
     from deterministic import set_determinism
-    from rolecircuits.capture.instrument import load_from_args
     from rolecircuits.capture.tokens import TokenizedPrompt
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_from_args(args))
+    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
     some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
     return shards.capture_documents(

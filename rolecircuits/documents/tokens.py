@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.specs import PromptFormat
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def tokenize_document(document, tokenizer, bos="auto"):
 
     texts = [Prompt(document.id, document.category, -1, content) for _, content in document.turns]
     if not document.is_chat:
-        prompt = tokenize_prompts(texts, tokenizer, bos=bos)[0]
+        prompt = tokenize_prompts(texts, tokenizer, PromptFormat(bos=bos))[0]
         return TokenizedDocument(prompt, ("text",), (prompt.span,))
     hf = tokenizer.hf
     if not hf.chat_template:

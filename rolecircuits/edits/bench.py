@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deterministic import prepare_environment, set_determinism
-from rolecircuits.capture.instrument import load_from_args
+from rolecircuits.capture.instrument import load_model
 from rolecircuits.engines.work import content_hash, model_key
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import collector_paused
-from rolecircuits.models.load import model_identity
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
 
 BASELINE = "baseline"
 
@@ -33,14 +33,14 @@ def load_checked(plan, args):
         for each in plan:
             if getattr(each, "source", None):
                 resolve_source(each.source)
-    return load_from_args(args)
+    return load_model(ModelSpec.of(args), args.seed)
 
 
 def unedited_task(held, payload):
     """work_engine task: the unedited pass and all that the driver must know of the model, as plain data."""
     bench = hold_bench(held, payload)
     return {
-        "identity": model_identity(bench.loaded),
+        "identity": model_identity(bench.loaded.facts),
         "facts": bench.loaded.facts,
         "prompts": [asdict(p) for p in bench.tokenized],
         "entries": {entry.name: entry.model_dump() for entry in bench.entries},
@@ -85,9 +85,7 @@ class Bench:
         self.loaded, self.args, self.timings = loaded, args, dict(timings or {})
         check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
         self.determinism = set_determinism(args.seed)
-        self.tokenized = tokenize_prompts(
-            prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
-        )
+        self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
         self.entries, self.notes = complete_plan(plan, loaded, self.tokenized, args)
         other = lambda source: load_source(source, args)  # noqa: E731
         self.donors = collect_donors(
@@ -177,9 +175,8 @@ def complete_plan(plan, loaded, tokenized, args):
 
 def load_source(source, args):
     """The other model of a patch: a model id or folder, or a run folder whose config names the model."""
-    from rolecircuits.models.load import load_model
-
-    return load_model(*resolve_source(source), args.dtype, args.device, args.device_map)
+    model_id, revision = resolve_source(source)
+    return load_model(ModelSpec(model_id, revision, args.dtype, args.device, args.device_map))
 
 
 def resolve_source(source):

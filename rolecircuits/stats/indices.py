@@ -183,18 +183,12 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     return {name: float(value) for name, value in index_values(values, category).items()}
 
 
-def summarize(arrays, config):
+def summarize(run):
     """activations.json: mean entropies per category and layer, and the indices with their length nulls, by kind."""
-    import numpy as np
-
-    from rolecircuits.runs.arrays import Run
-    from rolecircuits.stats import moments
-
-    run = Run(path=None, config=config, **arrays)
     summary = {"axes": "layer", "n": run.counts}
     for kind in KINDS:
         values = layer_values(run, kind)
-        means = {name: moments.category_mean(values, run.category, name) for name in run.counts}
+        means = {name: category_mean(values, run.category, name) for name in run.counts}
         indices, null = layer_indices(run, kind), layer_null(run, kind)
         summary[kind] = (
             {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.runs.arrays import take_prompts
+from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.indices import INDICES, KINDS, layer_null, layer_values
 from rolecircuits.stats.original_study import (
@@ -45,8 +45,8 @@ def match_runs(base, instruct):
     rows = {key: row for row, key in enumerate(_prompt_keys(base)) if key in places}
     keys = sorted(rows, key=rows.get)
     runs = {
-        "base": take_prompts(base, [rows[key] for key in keys]),
-        "instruct": take_prompts(instruct, [places[key] for key in keys]),
+        "base": base.take([rows[key] for key in keys]),
+        "instruct": instruct.take([places[key] for key in keys]),
     }
     for name in REQUIRED:
         if name not in runs["base"].counts:
@@ -72,7 +72,7 @@ def _pair_notes(whole, matched):
         notes.append(
             f"base and instruct are the same run ({printable(base.path)}): every difference is 0"
         )
-    if same_weights(base, instruct):
+    if same_weights(base.config["model"], instruct.config["model"]):
         notes.append(f"{describe_pair(base, instruct)}: the differences are no effect of training")
     if base.prompt_format != instruct.prompt_format:
         notes.append(
@@ -99,21 +99,9 @@ def _pair_notes(whole, matched):
     return notes
 
 
-def same_weights(base, instruct):
-    """True if both runs hold the same weights: the same hash, or where one is unknown the same id and revision."""
-    models = [run.config["model"] for run in (base, instruct)]
-    hashes = [model.get("weights_sha256") for model in models]
-    if all(hashes):
-        return hashes[0] == hashes[1]
-    return (models[0]["id"], models[0].get("revision")) == (
-        models[1]["id"],
-        models[1].get("revision"),
-    )
-
-
 def describe_pair(base, instruct):
     """What the difference is a difference of, for titles and tables."""
-    if not same_weights(base, instruct):
+    if not same_weights(base.config["model"], instruct.config["model"]):
         return "two models"
     if base.prompt_format == instruct.prompt_format:
         return f"same weights, same framing: {base.prompt_format}"

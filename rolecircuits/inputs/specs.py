@@ -1,0 +1,49 @@
+"""What travels together: which model and where it runs, how prompts become tokens, and what makes
+two models the same."""
+
+from dataclasses import dataclass, fields
+
+IDENTITY = ("revision", "weights_sha256", "tokenizer_sha256", "dtype")
+
+
+class _FromArguments:
+    """A group of flags: its fields are the names under which argparse keeps them."""
+
+    @classmethod
+    def of(cls, args):
+        """The group as these parsed arguments give it."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class ModelSpec(_FromArguments):
+    """A model to load: a hub id, local folder or bundled:..., and where and in which dtype it runs."""
+
+    model_id: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class PromptFormat(_FromArguments):
+    """How a prompt becomes tokens: as raw text, after a BOS or not, or in the model's chat template."""
+
+    prompt_format: str = "raw"
+    system_prompt: str | None = None
+    bos: str = "auto"
+
+
+def model_identity(facts):
+    """What must be equal wherever a model of these facts (model in experiment_config.json) is loaded."""
+    return {name: facts[name] for name in IDENTITY}
+
+
+def same_weights(facts, others):
+    """True for the same weights: the same hash, or where one is unknown the same id and revision."""
+    hashes = [model.get("weights_sha256") for model in (facts, others)]
+    if all(hashes):
+        return hashes[0] == hashes[1]
+    return (facts["id"], facts.get("revision")) == (others["id"], others.get("revision"))
