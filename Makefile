@@ -1,6 +1,6 @@
 # make demo   set up and run the whole study on the bundled model
 # make test   set up and run the tests
-# make lint   set up and check the style
+# make lint   set up and check the style, and which file may import which (pyproject.toml)
 # make audit  look the pinned packages up in PyPI's vulnerability database
 # Needs Python 3.11 to 3.13; choose one with  make demo PYTHON=python3.12
 
@@ -23,6 +23,7 @@ test: .venv/ready-dev
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	.venv/bin/lint-imports
 
 # --strict: a package that could not be looked up is an error, not "no known vulnerabilities"
 audit:
