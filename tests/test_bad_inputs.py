@@ -694,9 +694,7 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
     )
     (folder / "baseline").symlink_to(outside)
     with pytest.raises(UserError, match="baseline: is a symlink"):
-        visualize_results.draw_interventions(
-            folder, tmp_path / "out", draw_run=lambda *request: None
-        )
+        visualize_results.visualize_interventions(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -732,7 +730,7 @@ def test_effects_are_checked_against_the_manifest(tmp_path):
     )
     (folder / "effects.json").write_text(json.dumps({"rows": [effect_row("all") | {"n": 9}]}))
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
-        visualize_results.draw_interventions(folder, tmp_path / "out")
+        visualize_results.visualize_interventions(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Tables on the terminal, the same way in every script: text is shown as it is, never read as markup or emoji."""
+"""Tables on the terminal, the same in every script; text is never read as markup or emoji."""
 
 from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
@@ -16,7 +16,7 @@ def print_table(columns: list[str | Column], rows, title=None, file_width=None, 
 
     columns     headings, or a Column where cells are aligned right or never broken over lines
     file_width  characters a line where the output is no terminal (default 80)
-    look        how it is drawn, as options of rich's Table: BOXED, PLAIN; a line under the headings if nothing is given
+    look        BOXED, PLAIN or other options of rich's Table; else a line under the headings
     """
     console = Console(markup=False, highlight=False, emoji=False)
     if file_width and not console.is_terminal:
