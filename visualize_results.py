@@ -8,8 +8,8 @@
     --output_type   reads (results_activation_analysis/...)   writes
     normal          latest_run                                figures/
     base            latest_base                               figures_base/
-    intervention    latest_intervention, latest_sweep         figures/intervention/ (effects, the
-                                                              sweep, nine figures of every edit)
+    intervention    latest_intervention, and latest_sweep     figures/intervention/ (effects, the
+                    if it is of the same model                sweep, nine figures of every edit)
 
 <output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they
 draw. The run is checked before anything is written; no model is loaded.
@@ -29,6 +29,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
     "normal": ("latest_run", "figures"),
@@ -36,6 +37,7 @@ FOLDERS = {
     "intervention": ("latest_intervention", "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")
+FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 
 
 def parse_args(argv=None):
@@ -92,7 +94,7 @@ def visualize_interventions(
 
     verify     False leaves out the SHA-256 of the files
     each_run   False leaves out the nine figures of each of its sub-folders
-    sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
+    sweep_dir  a sweep of the same model, by default latest_sweep beside the run if it is one
     """
     input_dir, output_dir = Path(input_dir), check_output_dir(output_dir)
     if (input_dir / "attention.npz").is_file():  # the folder of one edit: it is a run by itself
@@ -114,8 +116,15 @@ def visualize_interventions(
     sweep = Path(sweep_dir or input_dir.parent / LATEST_SWEEP)
     if sweep_dir or sweep.exists():
         swept_folder = check_files(sweep, ("head_effects.npz", "experiment_config.json"), verify)
-        found = edit_results.read_sweep(swept_folder, read_config(swept_folder))
-        drawings["head_sweep"] = edit_figures.draw_sweep(*found)
+        swept = read_config(swept_folder)
+        reason = sweep_mismatch(swept, config)
+        if reason and sweep_dir:
+            raise UserError(f"{sweep}: {reason}")
+        if reason:
+            print(f"note: {printable(sweep)} is left out: {printable(reason)}")
+        else:
+            found = edit_results.read_sweep(swept_folder, swept)
+            drawings["head_sweep"] = edit_figures.draw_sweep(*found)
     paths = [
         style.save_drawing(output_dir, name, drawing, file_format)
         for name, drawing in drawings.items()
@@ -126,6 +135,18 @@ def visualize_interventions(
         visualize(sub, output_dir / sub.name, file_format, verify)
     print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
+
+
+def sweep_mismatch(swept, config):
+    """Why a sweep does not belong beside an intervention run (their configs); None if it does."""
+    ids = [facts["model"]["id"] for facts in (swept, config)]
+    if not same_weights(swept["model"], config["model"]):
+        return f"it has other weights ({ids[0]}) than the interventions ({ids[1]})"
+    for name in FED:
+        values = [facts["prompts"].get(name) for facts in (swept, config)]
+        if values[0] != values[1]:
+            return f"its prompts have {name} {values[0]}, those of the interventions {values[1]}"
+    return None
 
 
 def main(argv=None):

@@ -140,7 +140,7 @@ def draw_confounder_controls(study: Study, title):
 
 
 def draw_indices(study: Study, title):
-    """9: RFC and RSI, raw beside normalised; raw ones count only by their distance from the null."""
+    """9: RFC and RSI, raw beside normalised; raw ones count by their distance from the null."""
     run, looks = study.run, {"rfc": (style.RFC_COLOUR, "o"), "rsi": (style.RSI_COLOUR, "s")}
     if "confounder" not in study.names:
         del looks["rsi"]

@@ -12,7 +12,7 @@ MARKERS = "os^Dv<>PX*"
 def plot_profiles(profiles):
     """Figure: RFC and RSI difference of every model against relative depth.
 
-    profiles  {model: as stats.profiles.read_profile gives it}; intervals are drawn where it has them
+    profiles  {model: as stats.profiles.read_profile gives it, with intervals or without}
     """
     figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(profiles)))
@@ -36,7 +36,7 @@ def plot_profiles(profiles):
 
 
 def limit_axis(axis, values):
-    """Keep one layer far out (a head whose neutral entropy is nearly 0) from flattening the others."""
+    """Keep one layer far out (its neutral entropy is nearly 0) from flattening the others."""
     low, high = np.quantile(values, [0.02, 0.98])
     reach = high - low
     outside = int(((values < low - 1.5 * reach) | (values > high + 1.5 * reach)).sum())

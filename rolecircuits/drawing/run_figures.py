@@ -43,7 +43,8 @@ FIGURES = {
     "visualization_7_cross_token_control": (
         draw_edge_attention, (), "First versus last content tokens"),
     "visualization_8_delta_h_per_layer": (
-        draw_confounder_controls, CONTROLLED, "Confounder minus self-referent, against its controls"),
+        draw_confounder_controls, CONTROLLED,
+        "Confounder minus self-referent, against its controls"),
     "visualization_9_role_focus_separation": (
         draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
 }  # fmt: skip
