@@ -46,10 +46,8 @@ def select_prompts(texts=None, per_category=None):
     smallest = min(present, key=lambda category: len(texts[category]))
     n = len(texts[smallest])
     if per_category is not None and per_category > n:
-        raise UserError(
-            f"--prompts_per_category {per_category}: {smallest} has {n} prompts; "
-            f"allowed are 1 to {n}"
-        )
+        asked = f"--prompts_per_category {per_category}"
+        raise UserError(f"{asked}: {smallest} has {n} prompts; allowed are 1 to {n}")
     paired = PAIRED if len({len(texts.get(category) or []) for category in PAIRED}) == 1 else ()
     return [
         Prompt(f"{category}_{i:02d}", category, i if category in paired else -1, text)
@@ -68,44 +66,35 @@ def load_prompts(path=None, per_category=None):
         return select_prompts(None, per_category), []
     texts, notes = _drop_duplicates(_read_prompt_file(Path(path).expanduser()))
     absent = [category for category in CATEGORIES if not texts[category]]
-    notes += [
-        f"{printable(path)}: no {name} prompts; what needs them is left out" for name in absent
-    ]
+    notes += [f"no {category} prompts; what needs them is left out" for category in absent]
     numbers = {len(texts[category]) for category in PAIRED}
     if 0 not in numbers and len(numbers) > 1:
-        notes.append(
-            f"{printable(path)}: confounder and third_person differ in number, "
-            "so they are not treated as pairs"
-        )
-    return select_prompts(texts, per_category), notes
+        notes.append("confounder and third_person differ in number, so they are no pairs")
+    return select_prompts(texts, per_category), [f"{printable(path)}: {note}" for note in notes]
 
 
 def _read_prompt_file(path):
     """The JSON object {category: [text, ...]} of a user's file, checked."""
-    root, allowed = read_strict_json(path, "--prompts"), ", ".join(CATEGORIES)
+    root = read_strict_json(path, "--prompts")
+    file, allowed = f"--prompts {path}", ", ".join(CATEGORIES)
     if not isinstance(root, dict):
-        raise UserError(
-            f"--prompts {path}: the root is a {type(root).__name__}; "
-            f"it must be an object with {allowed}"
-        )
+        kind = type(root).__name__
+        raise UserError(f"{file}: the root is a {kind}; it must be an object with {allowed}")
     for category, texts in root.items():
         if category not in CATEGORIES:
-            raise UserError(
-                f"--prompts {path}: unknown category {printable(category)!r}; allowed are {allowed}"
-            )
-        where = f"--prompts {path}: {category}"
+            unknown = printable(category)
+            raise UserError(f"{file}: unknown category {unknown!r}; allowed are {allowed}")
         if not isinstance(texts, list):
-            raise UserError(f"{where} is a {type(texts).__name__}; it must be a list of texts")
+            kind = type(texts).__name__
+            raise UserError(f"{file}: {category} is a {kind}; it must be a list of texts")
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{where}[{i}] must be a text that is not empty")
-            check_text(text, f"{where}[{i}]")
+                raise UserError(f"{file}: {category}[{i}] must be a text that is not empty")
+            check_text(text, f"{file}: {category}[{i}]")
     for category in REQUIRED:
         if not root.get(category):
-            raise UserError(
-                f"--prompts {path}: {category} is missing or empty; RFC needs "
-                f"{' and '.join(REQUIRED)}"
-            )
+            needed = " and ".join(REQUIRED)
+            raise UserError(f"{file}: {category} is missing or empty; RFC needs {needed}")
     return root
 
 
@@ -133,17 +122,14 @@ def _drop_duplicates(texts):
             )
     for category in REQUIRED:
         if not kept[category]:
-            raise UserError(
-                f"--prompts: every {category} prompt is a duplicate of another; none is left"
-            )
+            lost = f"every {category} prompt is a duplicate of another"
+            raise UserError(f"--prompts: {lost}; none is left")
     return kept, notes
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--model_id", help="count this model's tokens; without it words are counted"
-    )
+    parser.add_argument("--model_id", help="count this model's tokens (default: count words)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
     parser.add_argument("--prompts_per_category", type=positive_int)

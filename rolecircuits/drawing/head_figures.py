@@ -13,11 +13,12 @@ from rolecircuits.drawing.study import (
     axis_rows,
     draw_reason,
     estimate,
+    open_figure,
     sink_note,
     survivors_note,
     write_caption,
 )
-from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, Grid, open_panels
+from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, Grid
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
 from rolecircuits.stats.resampling import MIN_PROMPTS
@@ -45,9 +46,8 @@ def draw_heatmaps(study: Study, title):
     )
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
     grid = Grid((1, len(differences)), panel, gap=(0.4, 0.6), right=1.3)
-    grey = {"facecolor": "#bbbbbb"}
-    texts = (title, study.subtitle, caption)
-    figure, axes = open_panels(grid, texts, sharey=True, subplot_kw=grey)
+    options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
+    figure, axes = open_figure(study, title, caption, grid, **options)
     rows = []
     for place, ((a, b), test) in zip(axes[0], study.tests.items(), strict=True):
         shown = place.pcolormesh(test["difference"], vmin=-limit, vmax=limit, cmap=DIVERGING)
@@ -55,7 +55,8 @@ def draw_heatmaps(study: Study, title):
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
-        mark_cells(place, test["q"] < ALPHA)
+        row, column = np.nonzero(test["q"] < ALPHA)
+        place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
         contrast = {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]}
         for at, mean in np.ndenumerate(test["difference"]):
             measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
@@ -72,12 +73,6 @@ def label_cells(axis, n, label):
     axis.set_label_text(label)
 
 
-def mark_cells(axes, chosen):
-    """A dot in the middle of every chosen cell of a heatmap [row, column]."""
-    row, column = np.nonzero(chosen)
-    axes.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
-
-
 def draw_token_attention(study: Study, title):
     """3: what the final query of every head attends to: the first content tokens, and key 0."""
     run, prompts = study.run, np.arange(len(study.run.n_tokens))
@@ -88,10 +83,10 @@ def draw_token_attention(study: Study, title):
         "Attention of the last token fed, summed over keys; the panels of a column share their "
         "axis, which ends at 0 and 1."
     )
-    texts = (title, study.subtitle, write_caption(study, note, sink_note(run)))
+    caption, options = write_caption(study, note, sink_note(run)), {"sharex": True, "sharey": "col"}
     panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
     grid, handles = Grid((len(shown), 2), panel, (0.6, 0.35)), style.category_handles(study.names)
-    figure, axes = open_panels(grid, texts, handles, sharex=True, sharey="col")
+    figure, axes = open_figure(study, title, caption, grid, handles, **options)
     rows = []
     for column, (target, mass) in zip(axes.T, zip(TARGETS, masses, strict=True), strict=True):
         measured = {
@@ -151,10 +146,13 @@ def draw_distributions(study: Study, title):
         f"measured on the {n[0]} self-referent and {n[1]} neutral prompts drawn; the heads were "
         "chosen on the other half, by |g|."
     )
-    texts = (title, study.subtitle, write_caption(study, note, intervals=False))
+    caption, handles = (
+        write_caption(study, note, intervals=False),
+        style.category_handles(study.names),
+    )
     columns = 2 if len(heads) == 4 else min(3, len(heads))
     grid = Grid((-(-len(heads) // columns), columns), (3.3, 2.0), (0.75, 0.65), heading=2)
-    figure, axes = open_panels(grid, texts, style.category_handles(study.names))
+    figure, axes = open_figure(study, title, caption, grid, handles)
     for place in axes.flat[len(heads) :]:
         place.set_axis_off()
     for place, at in zip(axes.flat, heads, strict=False):
@@ -235,9 +233,9 @@ def draw_top_heads(study: Study, title):
         intervals=False,
     )
     panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
-    grid, texts = Grid((1, 1), panel, heading=0, right=1.3), (title, study.subtitle, caption)
+    grid = Grid((1, 1), panel, heading=0, right=1.3)
     handles = [area_handle(share * limit, MAX_AREA * share) for share in (1.0, 0.5, 0.2)]
-    figure, axes = open_panels(grid, texts, handles)
+    figure, axes = open_figure(study, title, caption, grid, handles)
     passes = test["q"][layer, head] < ALPHA
     look = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "clip_on": False, "zorder": 2}
     look |= {"edgecolors": np.where(passes, "black", "#bbbbbb")}

@@ -16,10 +16,11 @@ from rolecircuits.drawing.study import (
     Study,
     axis_rows,
     estimate,
+    open_figure,
     sink_note,
     write_caption,
 )
-from rolecircuits.drawing.style import COLOURS, MARKERS, NAMES, Grid, open_panels
+from rolecircuits.drawing.style import COLOURS, MARKERS, NAMES, Grid
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.indices import index_values, null_values
 from rolecircuits.stats.moments import category_mean
@@ -35,8 +36,7 @@ def draw_layer_lines(study: Study, title):
     """1: entropy of every category, raw beside normalised, with the length null of the raw one."""
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 1.")
     handles = [*style.category_handles(study.names), NULL_HANDLE]
-    texts = (title, study.subtitle, caption)
-    figure, axes = open_panels(two_panels(study, heading=0), texts, handles)
+    figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         layers, null = study.layers(kind), null_values(study.run, kind)
@@ -61,7 +61,7 @@ def draw_difference_bars(study: Study, title):
     ]
     grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
     caption = write_caption(study, "Above 0: self-referent attention is the more focused.")
-    figure, axes = open_panels(grid, (title, study.subtitle, caption), handles)
+    figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width = axes[0, 0], [], 0.8 / len(others)
     for slot, name in enumerate(others):
         mean, low, high = estimate(study, layers, name, "self_referent")
@@ -88,8 +88,8 @@ def draw_edge_attention(study: Study, title):
         f"Left out: {short} prompts of one token." if short else "",
         sink_note(run),
     )
-    texts, handles = (title, study.subtitle, caption), style.category_handles(study.names)
-    figure, axes = open_panels(two_panels(study, gap=(0.5, 0.6)), texts, handles, sharey=True)
+    grid, handles = two_panels(study, gap=(0.5, 0.6)), style.category_handles(study.names)
+    figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
     rows = []
     for place, position, mass in zip(axes[0], ("first", "last"), masses, strict=True):
         per_token = np.divide(mass, k, out=np.full(mass.shape, np.nan), where=k > 0)
@@ -118,8 +118,7 @@ def draw_confounder_controls(study: Study, title):
     handles = [*(style.series_handle(*look) for look in looks.values()), NULL_HANDLE]
     note = "Above 0: the confounder is the more diffuse."
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note)
-    texts = (title, study.subtitle, caption)
-    figure, axes = open_panels(two_panels(study, heading=0), texts, handles)
+    figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         layers, null = study.layers(kind), null_values(run, kind)
@@ -156,8 +155,8 @@ def draw_indices(study: Study, title):
         f"{ALPHA}, over all layers.",
         f"Undefined because H neutral is 0: layers {layers}." if layers else "",
     )
-    grid, texts = two_panels(study, gap=(0.5, 0.6), heading=2), (title, study.subtitle, caption)
-    figure, axes = open_panels(grid, texts, [*handles, NULL_HANDLE], sharey=True)
+    grid, handles = two_panels(study, gap=(0.5, 0.6), heading=2), [*handles, NULL_HANDLE]
+    figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
         inferred = infer_layers(run, kind, study.seed, study.n_resamples)

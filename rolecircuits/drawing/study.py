@@ -21,7 +21,6 @@ from rolecircuits.stats.role_tests import ALPHA, CONTRASTS
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
 TESTED = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
-INTERVALS = "95 % bootstrap-t intervals over prompts ({:,} resamples)."
 NULL_NOTE = "Dashed: length null, the same quantity if attention were uniform over the visible keys"
 NULL_HANDLE = Line2D(
     [], [], color=NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)"
@@ -73,9 +72,14 @@ def study_run(run: Run, n_resamples=N_RESAMPLES):
     return Study(run, values, tests, seed, n_resamples)
 
 
+def open_figure(study: Study, title, caption, grid: Grid, handles=(), **options):
+    """`open_panels` for a figure of this run: (figure, axes [row, column])."""
+    return open_panels(grid, (title, study.subtitle, caption), handles, **options)
+
+
 def draw_reason(study: Study, title, reason):
     """A figure of one line of text: why there is nothing to draw."""
-    figure, axes = open_panels(Grid((1, 1), (6, 1)), (title, study.subtitle, ""))
+    figure, axes = open_figure(study, title, "", Grid((1, 1), (6, 1)))
     axes[0, 0].set_axis_off()
     axes[0, 0].text(0, 0.5, reason, va="center", wrap=True)
     return figure, [{"note": reason}]
@@ -122,7 +126,7 @@ def write_caption(study: Study, *sentences, intervals=True):
     missing = [NAMES[name] for name in CATEGORIES if name not in study.names]
     notes = []
     if intervals and len(few) < len(study.names):
-        notes.append(INTERVALS.format(study.n_resamples))
+        notes.append(f"95 % bootstrap-t intervals over prompts ({study.n_resamples:,} resamples).")
     if intervals and few:
         notes.append(
             f"No intervals for what rests on too few prompts ({', '.join(few)}): "

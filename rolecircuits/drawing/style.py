@@ -21,19 +21,15 @@ matplotlib.use("Agg")
 # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 matplotlib.rcdefaults()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-COLOURS = {
-    "self_referent": "#D55E00",
-    "confounder": "#0072B2",
-    "neutral": "#009E73",
-    "third_person": "#CC79A7",
+CATEGORY_LOOKS = {
+    "self_referent": ("#D55E00", "o", "self-referent"),
+    "confounder": ("#0072B2", "s", "confounder"),
+    "neutral": ("#009E73", "^", "neutral"),
+    "third_person": ("#CC79A7", "D", "third person"),
 }
-MARKERS = {"self_referent": "o", "confounder": "s", "neutral": "^", "third_person": "D"}
-NAMES = {
-    "self_referent": "self-referent",
-    "confounder": "confounder",
-    "neutral": "neutral",
-    "third_person": "third person",
-}
+COLOURS, MARKERS, NAMES = (
+    {category: look[part] for category, look in CATEGORY_LOOKS.items()} for part in range(3)
+)
 RFC_COLOUR, RSI_COLOUR, NULL_COLOUR = "#332288", "#117733", "#666666"
 DIVERGING = "RdBu_r"
 DPI = 130
@@ -162,7 +158,7 @@ def series_handle(colour, marker, label, linewidth=1.2):
 
 def category_handles(names):
     """Legend entries of categories: colour, marker and name."""
-    return [series_handle(COLOURS[name], MARKERS[name], NAMES[name]) for name in names]
+    return [series_handle(*CATEGORY_LOOKS[name]) for name in names]
 
 
 def number_axis(axis, n, label):
