@@ -1,16 +1,18 @@
-"""Do models change alike? Compares the RFC and RSI differences (instruct - base) of any number of model pairs along depth.
+"""Do models change alike? Compares how RFC and RSI differ (instruct - base) in several model pairs.
 
-    correlation   Pearson and Spearman of two layer profiles; models of unequal depth are compared on relative depth,
-                  the deeper one interpolated linearly at the layers of the shallower one
-    p             share of the circular shifts of one profile along depth, the unshifted one among them, that correlate
-                  as strongly. Neighbouring layers are alike, so shuffling layers would find correlations everywhere; L
-                  layers have L shifts, so p cannot be below 1 / L: fewer than 21 layers cannot reach 0.05
+    correlation  Pearson and Spearman of two layer profiles; models of unequal depth are compared on
+                 relative depth, the deeper one interpolated linearly at the layers of the shallower
+    p            share of the circular shifts of one profile along depth, the unshifted one among
+                 them, that correlate as strongly. Neighbouring layers are alike, so shuffling
+                 would find correlations everywhere; L layers have L shifts, so p cannot be below
+                 1 / L: fewer than 21 layers cannot reach 0.05
 
-A folder holds detailed_comparison.csv as compare_base_instruct.py writes it; only layer, rfc_diff and rsi_diff are needed,
-so that files of others can be read. Written to --output_dir: cross_model_summary.csv, cross_model_correlations.csv and
-cross_model_profiles.png.
+A folder holds detailed_comparison.csv as compare_base_instruct.py writes it; only layer, rfc_diff
+and rsi_diff are needed, so that files of others can be read. Written to --output_dir:
+cross_model_summary.csv, cross_model_correlations.csv and cross_model_profiles.png.
 
-    python cross_model_correlation.py --comparison mistral=comparison_results/mistral --comparison qwen=comparison_results/qwen
+    python cross_model_correlation.py --comparison mistral=comparison_results/mistral \\
+        --comparison qwen=comparison_results/qwen
 """
 
 import sys
@@ -20,21 +22,20 @@ from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 
+DEFAULT_OUTPUT = "cross_model_results"
+
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--comparison",
-        action="append",
-        required=True,
-        nargs="+",
-        metavar="NAME=DIR",
-        help="a comparison folder, named",
-    )
-    parser.add_argument(
-        "--output_dir", default="cross_model_results", help="default: cross_model_results"
-    )
+    named = {"nargs": "+", "metavar": "NAME=DIR", "help": "a comparison folder, named"}
+    parser.add_argument("--comparison", action="append", required=True, **named)
+    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
     return parser.parse_args(argv)
+
+
+def run(args):
+    comparisons = parse_comparisons([text for texts in args.comparison for text in texts])
+    compare_models(comparisons, args.output_dir)
 
 
 def parse_comparisons(texts):
@@ -44,7 +45,8 @@ def parse_comparisons(texts):
         name, equals, folder = text.partition("=")
         if not equals or not name.strip() or not folder:
             raise UserError(
-                f"--comparison {printable(text)}: expected NAME=DIR, for example mistral=comparison_results"
+                f"--comparison {printable(text)}: expected NAME=DIR, "
+                "for example mistral=comparison_results"
             )
         if name in folders:
             raise UserError(
@@ -55,93 +57,56 @@ def parse_comparisons(texts):
 
 
 def compare_models(comparisons, output_dir):
-    """Summarise, correlate and plot the comparison folders {name: Path}: {"summary": rows, "correlations": rows}."""
+    """Summarise, correlate and plot the comparison folders {name: Path}.
 
-    from rolecircuits.drawing.profile_figure import plot_profiles
-    from rolecircuits.stats.profiles import (
-        COLUMNS,
-        correlate_models,
-        read_profile,
-        summarise_profile,
-    )
-
+    returns  {"summary", "correlations": rows of the CSVs}
+    """
     folder = check_output_dir(output_dir)
-    profiles = {name: read_profile(path) for name, path in comparisons.items()}
 
-    from rolecircuits.drawing.style import save_figure
-    from rolecircuits.runs.files import write_csv
+    from rolecircuits.drawing import profile_figure, style, tables
+    from rolecircuits.runs import files
+    from rolecircuits.stats import profiles
 
+    changes = {name: profiles.read_profile(path) for name, path in comparisons.items()}
     summary = [
-        summarise_profile(name, c, profile[c])
-        for name, profile in profiles.items()
-        for c in COLUMNS
+        profiles.summarise_profile(name, column, profile[column])
+        for name, profile in changes.items()
+        for column in profiles.COLUMNS
     ]
-    correlations = correlate_models(profiles)
+    correlations = profiles.correlate_models(changes)
+
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "cross_model_summary.csv", summary)
+    files.write_csv(folder / "cross_model_summary.csv", summary)
     if correlations:
-        write_csv(folder / "cross_model_correlations.csv", correlations)
-    save_figure(plot_profiles(profiles), folder / "cross_model_profiles.png")
-    _print_tables(summary, correlations)
+        files.write_csv(folder / "cross_model_correlations.csv", correlations)
+    style.save_figure(profile_figure.plot_profiles(changes), folder / "cross_model_profiles.png")
+
+    columns = ("model", "index", "layers", "mean", "sd", "below", "near 0", "above")
+    title = "share of layers: below -0.01, near 0, above +0.01"
+    tables.print_table(columns, map(summary_cells, summary), title)
+    if correlations:
+        columns = ("models", "index", "layers", "Pearson r", "p", "Spearman r", "p")
+        tables.print_table(columns, map(correlation_cells, correlations), "layer profiles")
+    else:
+        print("one model: nothing to correlate")
     print(f"written to {printable(folder)}")
     return {"summary": summary, "correlations": correlations}
 
 
-def _print_tables(summary, correlations):
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False, highlight=False, emoji=False)
-    title = "share of layers: below -0.01, near 0, above +0.01"
-    table = Table(
-        "model",
-        "index",
-        "layers",
-        "mean",
-        "sd",
-        "below",
-        "near 0",
-        "above",
-        box=SIMPLE,
-        title=title,
-    )
-    for row in summary:
-        shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
-        numbers = [str(row["n_layers"]), f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
-        table.add_row(printable(row["model"]), row["index"], *numbers, *shares)
-    console.print(table)
-    if not correlations:
-        print("one model: nothing to correlate")
-        return
-    table = Table(
-        "models",
-        "index",
-        "layers",
-        "Pearson r",
-        "p",
-        "Spearman r",
-        "p",
-        box=SIMPLE,
-        title="layer profiles",
-    )
-    for row in correlations:
-        numbers = [
-            f"{row['pearson_r']:+.3f}",
-            f"{row['pearson_p']:.3f}",
-            f"{row['spearman_r']:+.3f}",
-        ]
-        pair = printable(f"{row['model_a']} - {row['model_b']}")
-        table.add_row(
-            pair, row["index"], str(row["n_points"]), *numbers, f"{row['spearman_p']:.3f}"
-        )
-    console.print(table)
+def summary_cells(row):
+    """Cells of one row of cross_model_summary.csv on the terminal."""
+    shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
+    moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
+    return [row["model"], row["index"], row["n_layers"], *moments, *shares]
 
 
-def run(args):
-    compare_models(
-        parse_comparisons([text for group in args.comparison for text in group]), args.output_dir
+def correlation_cells(row):
+    """Cells of one row of cross_model_correlations.csv on the terminal."""
+    pair = f"{row['model_a']} - {row['model_b']}"
+    pearson, spearman = (
+        [f"{row[f'{name}_r']:+.3f}", f"{row[f'{name}_p']:.3f}"] for name in ("pearson", "spearman")
     )
+    return [pair, row["index"], row["n_points"], *pearson, *spearman]
 
 
 def main(argv=None):

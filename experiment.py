@@ -190,36 +190,27 @@ def save_results(results, config, args):
 
 def print_results(results):
     """Measures by category, and how many answers each intervention changed."""
-    from rich.console import Console
-    from rich.table import Table
+    from rolecircuits.drawing import tables
 
-    console = Console(markup=False, highlight=False)
-    console.width = console.width if console.is_terminal else 132
-    table = Table(
-        "category",
-        "n",
-        "first person",
-        "names itself",
-        "tokens",
-        "repetition",
-        title="unedited answers",
-    )
+    columns = ["category", "n", "first person", "names itself", "tokens", "repetition"]
+    shown = []
     for name, means in results["summary"]["baseline"].items():
         cells = [f"{means[m]:.3f}" if m != "n_tokens" else f"{means[m]:.1f}" for m in AVERAGED]
-        table.add_row(name, str(means["n"]), *cells)
-    console.print(table)
+        shown.append([name, means["n"], *cells])
+    tables.print_table(columns, shown, "unedited answers", tables.WIDE, **tables.BOXED)
     if not results["changes"]:
         return
     names = list(results["summary"]["baseline"])
-    changed = Table("intervention", *names, title="answers changed")
+    shown = []
     for intervention in results["interventions"]:
         rows = [row for row in results["changes"] if row["intervention"] == intervention]
         cells = []
         for name in names:
             own = [row["changed"] for row in rows if row["category"] == name]
             cells.append(f"{sum(own)} of {len(own)}")
-        changed.add_row(intervention, *cells)
-    console.print(changed)
+        shown.append([intervention, *cells])
+    columns = ["intervention", *names]
+    tables.print_table(columns, shown, "answers changed", tables.WIDE, **tables.BOXED)
 
 
 def main(argv=None):

@@ -196,39 +196,23 @@ def save_effects(folder, rows, notes, measured, entries, config):
 
 def print_effects(rows, notes):
     """The candidates' effects over all prompts beside their controls; categories and controls are in effects.csv."""
-    from rich.console import Console
-    from rich.table import Table
+    from rolecircuits.drawing import tables
 
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 132
-    table = Table(
-        title="effects over all prompts [95 % interval] | mean of the controls | q",
-        title_justify="left",
-    )
-    table.add_column("intervention", no_wrap=True)
-    for heading in (
-        "n",
-        "KL, nats",
-        "top-1",
-        "answer surprisal",
-        "RFC of later layers",
-        "RSI of later layers",
-    ):
-        table.add_column(heading)
+    name = tables.Column("intervention", no_wrap=True)
+    columns = ["n", "KL, nats", "top-1", "answer surprisal"]
+    columns += ["RFC of later layers", "RSI of later layers"]
+    shown = []
     for row in rows:
         if row["category"] == "all" and row["role"] == "candidate":
-            cells = [
-                effect_cell(row, m) for m in ("kl", "surprisal_change", "rfc_change", "rsi_change")
-            ]
-            table.add_row(
-                row["intervention"],
-                str(row["n"]),
-                cells[0],
+            top1, changes = (
                 f"{row['top1_change']:.0%}",
-                *cells[1:],
+                ("surprisal_change", "rfc_change", "rsi_change"),
             )
-    console.print(table)
+            cells = [effect_cell(row, "kl"), top1, *(effect_cell(row, m) for m in changes)]
+            shown.append([row["intervention"], row["n"], *cells])
+    title = "effects over all prompts [95 % interval] | mean of the controls | q"
+    look = tables.BOXED | {"title_justify": "left"}
+    tables.print_table([name, *columns], shown, title, tables.WIDE, **look)
     for note in notes:
         if "no measurable effect" in note or "no intervals" in note:
             print(f"note: {printable(note)}")
@@ -302,23 +286,20 @@ def print_strongest(arrays, n=10):
     """The heads with the largest KL, in a table."""
 
     import numpy as np
-    from rich.console import Console
-    from rich.table import Table
 
+    from rolecircuits.drawing import tables
     from rolecircuits.edits import effects
 
     kl = arrays["kl_by_prompt"].mean(axis=-1)
-    table = Table(
-        "layer", "head", "KL, nats", "top-1 changed", "RFC of later layers", "RSI of later layers"
-    )
+    columns = ["layer", "head", "KL, nats", "top-1 changed"]
+    columns += ["RFC of later layers", "RSI of later layers"]
+    rows = []
     for flat in np.argsort(-kl, axis=None)[:n]:
         layer, head = np.unravel_index(flat, kl.shape)
         top1 = arrays["top1_change_by_prompt"][layer, head].mean()
         cells = [f"{arrays[m][layer, head]:+.4f}" for m in effects.INDEX_METRICS]
-        table.add_row(
-            str(layer), str(head), f"{kl[layer, head]:.4f}", f"{top1:.0%}", *map(printable, cells)
-        )
-    Console(markup=False, highlight=False).print(table)
+        rows.append([layer, head, f"{kl[layer, head]:.4f}", f"{top1:.0%}", *cells])
+    tables.print_table(columns, rows, **tables.BOXED)
 
 
 if __name__ == "__main__":

@@ -417,20 +417,16 @@ def draw_interventions(study):
 def print_main_numbers(study):
     """One table: the mean over layers of each index in both runs beside its length null, and what to open."""
 
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
     from output_manager import load_run, resolve_run
+    from rolecircuits.drawing import tables
     from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null
 
     args, folders, summary = study.args, run_folders(study.args), study.summary
-    console = Console(markup=False, highlight=False, emoji=False)
     runs = {name: load_run(folder, not args.no_verify) for name, folder in folders.items()}
-    table = Table("index", title=f"{args.family}: means over layers (length null)", box=SIMPLE)
-    for name, each in runs.items():
-        table.add_column(f"{name}, {each.prompt_format}", justify="right")
-    table.add_column("instruct - base [95 %]", justify="right")
+    headings = [f"{name}, {each.prompt_format}" for name, each in runs.items()]
+    headings.append("instruct - base [95 %]")
+    columns = ["index", *(tables.Column(text, justify="right") for text in headings)]
+    rows = []
     for index in INDICES:
         for kind in KINDS:
             values = [layer_indices(each, kind)[index].mean() for each in runs.values()]
@@ -438,22 +434,19 @@ def print_main_numbers(study):
             cells = [
                 f"{value:+.3f} ({null:+.3f})" for value, null in zip(values, nulls, strict=True)
             ]
-            table.add_row(
-                f"{index.upper()} {kind}", *cells, _difference(values, summary, kind, index)
-            )
-    console.print(table)
+            difference = _difference(values, summary, kind, index)
+            rows.append([f"{index.upper()} {kind}", *cells, difference])
+    tables.print_table(columns, rows, f"{args.family}: means over layers (length null)")
     if summary is not None and summary["pair"]:
-        console.print(summary["pair"])
+        print(summary["pair"])
     for name, folder in folders.items():
         figures = (
             "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
         )
-        console.print(
-            f"{name:9} {runs[name].label}: {printable(folder.parent / resolve_run(folder).name)}/{figures}",
-            soft_wrap=True,
-        )
+        published = printable(folder.parent / resolve_run(folder).name)
+        print(f"{name:9} {runs[name].label}: {published}/{figures}")
     if summary is not None:
-        console.print(f"comparison {Path('comparison_results', args.family)}/")
+        print(f"comparison {Path('comparison_results', args.family)}/")
 
 
 def _difference(values, summary, kind, index):

@@ -2,16 +2,17 @@
 
     python visualize_results.py
     python visualize_results.py --output_type base --format svg
-    python visualize_results.py --input_dir results_activation_analysis/run_20260101_120000 --output_dir my_figures
+    python visualize_results.py --input_dir results_activation_analysis/run_20260101_120000 \\
+        --output_dir my_figures
 
-    --output_type   reads (under results_activation_analysis/)   writes
-    normal          latest_run                                    figures/
-    base            latest_base                                   figures_base/
-    intervention    latest_intervention                           figures/intervention/ (effects, sweep, and nine figures
-                                                                  for the unedited run and every edit)
+    --output_type   reads (results_activation_analysis/...)   writes
+    normal          latest_run                                figures/
+    base            latest_base                               figures_base/
+    intervention    latest_intervention, and latest_sweep     figures/intervention/ (effects, the
+                    if it is of the same model                sweep, nine figures of every edit)
 
-<output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they draw. The run is checked
-before anything is written; no model is loaded.
+<output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they
+draw. The run is checked before anything is written; no model is loaded.
 """
 
 import sys
@@ -21,12 +22,14 @@ from pathlib import Path
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LATEST_SWEEP,
     add_verify_argument,
     check_output_dir,
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
     "normal": ("latest_run", "figures"),
@@ -34,16 +37,13 @@ FOLDERS = {
     "intervention": ("latest_intervention", "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")
+FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--output_type",
-        choices=list(FOLDERS),
-        default="normal",
-        help="normal (default): instruct run",
-    )
+    choice = {"choices": list(FOLDERS), "default": "normal"}
+    parser.add_argument("--output_type", **choice, help="normal (default): instruct run")
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
     parser.add_argument("--format", choices=FORMATS, default="png")
@@ -51,106 +51,106 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def run(args):
+    say_unverified(args)
+    latest, figures = FOLDERS[args.output_type]
+    draw = visualize_interventions if args.output_type == "intervention" else visualize
+    input_dir = args.input_dir or Path(DEFAULT_RESULTS, latest)
+    draw(input_dir, args.output_dir or figures, args.format, not args.no_verify)
+
+
 def visualize(input_dir, output_dir, file_format="png", verify=True):
     """Write the nine figures of a run folder and their CSVs; returns the paths of the figures."""
     start = time.perf_counter()
-    from output_manager import load_run
-    from rolecircuits.runs.files import prepare_folder, write_csv
-
     check_output_dir(output_dir)
-    run = load_run(input_dir, verify)
-
     with collector_paused():
-        from rolecircuits.drawing.run_figures import FIGURES, draw_figure, study_run
-        from rolecircuits.drawing.style import save_figure
+        from output_manager import load_run
+        from rolecircuits.drawing import run_figures, study, style
 
-    folder, study = prepare_folder(output_dir), study_run(run)
+    run = load_run(input_dir, verify)
+    studied = study.study_run(run)
 
     def draw(name):
-        figure, rows = draw_figure(name, study)
-        path = folder / f"{name}.{file_format}"
-        save_figure(figure, path)
-        write_csv(folder / "data" / f"{name}.csv", rows)
-        return path
+        drawing = run_figures.draw_figure(name, studied)
+        return style.save_drawing(output_dir, name, drawing, file_format)
 
     # figure 4 is the only one that needs seaborn and its libraries
     paths = fork_map(
-        draw, FIGURES, cost=lambda name: 7 if name == "visualization_4_distributions" else 1
+        draw, run_figures.FIGURES, cost=lambda name: 7 if "distributions" in name else 1
     )
-    seconds = time.perf_counter() - start
+    seconds, folder = time.perf_counter() - start, printable(Path(output_dir))
+    size = f"{run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts"
     print(
-        f"{len(paths)} figures of {run.label} ({run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts) "
-        f"in {printable(folder)}/ in {seconds:.1f} s, data in {printable(folder / 'data')}/"
+        f"{len(paths)} figures of {run.label} ({size}) in {folder}/ in {seconds:.1f} s, "
+        f"data in {folder}/data/"
     )
     return paths
 
 
-def run(args):
-    say_unverified(args)
-    latest, figures = FOLDERS[args.output_type]
-    input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
-    if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
-        visualize_interventions(
-            input_dir, args.output_dir or figures, args.format, verify=not args.no_verify
-        )
-    else:
-        visualize(input_dir, args.output_dir or figures, args.format, not args.no_verify)
+def visualize_interventions(
+    input_dir, output_dir, file_format="png", verify=True, each_run=True, sweep_dir=None
+):
+    """Draw an intervention run; returns the paths of effects and sweep.
 
-
-def visualize_interventions(input_dir, output_dir, file_format="png", each_run=True, verify=True):
-    """Write effects and the sweep heatmap of an intervention run, and the nine figures of each of its sub-folders."""
-    check_output_dir(output_dir)
-    if not (input_dir / "effects.json").is_file():
+    verify     False leaves out the SHA-256 of the files
+    each_run   False leaves out the nine figures of each of its sub-folders
+    sweep_dir  a sweep of the same model, by default latest_sweep beside the run if it is one
+    """
+    input_dir, output_dir = Path(input_dir), check_output_dir(output_dir)
+    if (input_dir / "attention.npz").is_file():  # the folder of one edit: it is a run by itself
+        return visualize(input_dir, output_dir, file_format, verify)
+    if not input_dir.exists():
         raise UserError(
             f"{printable(input_dir)}: no intervention run found; interventions.py writes one"
         )
+    with collector_paused():
+        from output_manager import check_files, read_config
+        from rolecircuits.drawing import edit_figures, style
+        from rolecircuits.runs import edit_results
 
-    paths = draw_interventions(
-        input_dir, output_dir, file_format, draw_run=visualize if each_run else None, verify=verify
-    )
+    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
+    rows, config = edit_results.read_effects(folder), read_config(folder)
+    n = printable(config["prompts"].get("n", "unknown"))
+    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
+    drawings = {"effects": edit_figures.draw_effects(rows, label)}
+    sweep = Path(sweep_dir or input_dir.parent / LATEST_SWEEP)
+    if sweep_dir or sweep.exists():
+        swept_folder = check_files(sweep, ("head_effects.npz", "experiment_config.json"), verify)
+        swept = read_config(swept_folder)
+        reason = sweep_mismatch(swept, config)
+        if reason and sweep_dir:
+            raise UserError(f"{sweep}: {reason}")
+        if reason:
+            print(f"note: {printable(sweep)} is left out: {printable(reason)}")
+        else:
+            found = edit_results.read_sweep(swept_folder, swept)
+            drawings["head_sweep"] = edit_figures.draw_sweep(*found)
+    paths = [
+        style.save_drawing(output_dir, name, drawing, file_format)
+        for name, drawing in drawings.items()
+    ]
+    for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if each_run else []:
+        if sub.is_symlink():
+            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
+        visualize(sub, output_dir / sub.name, file_format, verify)
     print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
 
 
+def sweep_mismatch(swept, config):
+    """Why a sweep does not belong beside an intervention run (their configs); None if it does."""
+    ids = [facts["model"]["id"] for facts in (swept, config)]
+    if not same_weights(swept["model"], config["model"]):
+        return f"it has other weights ({ids[0]}) than the interventions ({ids[1]})"
+    for name in FED:
+        values = [facts["prompts"].get(name) for facts in (swept, config)]
+        if values[0] != values[1]:
+            return f"its prompts have {name} {values[0]}, those of the interventions {values[1]}"
+    return None
+
+
 def main(argv=None):
     return run_script(parse_args, run, argv)
-
-
-def draw_interventions(
-    input_dir, output_dir, file_format="png", sweep_dir=None, draw_run=None, verify=True
-):
-    """Draw an intervention run; returns the paths of effects and sweep.
-
-    sweep_dir  a sweep run, by default latest_sweep beside the run if there is one
-    draw_run   function (sub-folder, output folder, file_format, verify) that draws the nine figures of a run:
-               visualize_results.visualize; None leaves them out
-    verify     False leaves out the SHA-256 of the files
-    """
-
-    from output_manager import check_files, read_config
-    from rolecircuits.drawing.edit_figures import draw_effects, draw_sweep
-    from rolecircuits.drawing.style import save_figure
-    from rolecircuits.runs.edit_results import read_effects, read_sweep
-    from rolecircuits.runs.files import prepare_folder, write_csv
-
-    folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
-    rows, config = read_effects(folder), read_config(folder)
-    n = printable(config["prompts"].get("n", "unknown"))
-    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
-    output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
-    sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
-    if (sweep_dir / "head_effects.npz").is_file():
-        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
-    paths = []
-    for name, (figure, data) in drawings.items():
-        paths.append(output / f"{name}.{file_format}")
-        save_figure(figure, paths[-1])
-        write_csv(output / "data" / f"{name}.csv", data)
-    for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if draw_run else []:
-        if sub.is_symlink():
-            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
-        draw_run(sub, output / sub.name, file_format, verify)
-    return paths
 
 
 if __name__ == "__main__":

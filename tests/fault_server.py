@@ -139,12 +139,12 @@ def finish(request, child, pipes, started):
 
 def take_few_resamples(n=50):
     """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
-    from rolecircuits.drawing import run_figures
+    from rolecircuits.drawing import study
     from rolecircuits.edits import effects, sweep
     from rolecircuits.stats import indices, resampling, role_tests, run_pairs
 
     sweep.RESAMPLES = n
-    for module in (resampling, indices, role_tests, run_pairs, effects, run_figures):
+    for module in (resampling, indices, role_tests, run_pairs, effects, study):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:
                 few = (

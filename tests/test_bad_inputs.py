@@ -33,8 +33,8 @@ from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.capture import attention, instrument, tokens
 from rolecircuits.edits import bench
 from rolecircuits.edits.plan import parse_entries
+from rolecircuits.inputs import categories, parser
 from rolecircuits.inputs import errors as input_errors
-from rolecircuits.inputs import parser
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.models import load
@@ -694,9 +694,7 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
     )
     (folder / "baseline").symlink_to(outside)
     with pytest.raises(UserError, match="baseline: is a symlink"):
-        visualize_results.draw_interventions(
-            folder, tmp_path / "out", draw_run=lambda *request: None
-        )
+        visualize_results.visualize_interventions(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -732,8 +730,63 @@ def test_effects_are_checked_against_the_manifest(tmp_path):
     )
     (folder / "effects.json").write_text(json.dumps({"rows": [effect_row("all") | {"n": 9}]}))
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
-        visualize_results.draw_interventions(folder, tmp_path / "out")
+        visualize_results.visualize_interventions(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def save_sweep(root, config):
+    """A sweep run of 2 layers x 3 heads."""
+    arrays = {"kl": np.ones((2, 3, 4)), "kl_by_prompt": np.ones((2, 3, 8))}
+    arrays |= {"category": np.array(categories.CATEGORIES)}
+    arrays |= {name: np.ones((2, 3)) for name in edit_results.INDEX_CHANGES}
+    npz.write_npz(root.parent / "head_effects.npz", arrays)
+    return publish(
+        root, {"head_effects.npz": (root.parent / "head_effects.npz").read_bytes()}, config
+    )
+
+
+SWEPT = {
+    "the same id": (CONFIG, None),
+    "the same weights": ({"model": {"id": "copy", "weights_sha256": "1"}}, None),
+    "another model": (
+        {"model": {"id": "other"}},
+        "other weights (other) than the interventions (m)",
+    ),
+    "another revision": ({"model": {"id": "m", "revision": "2"}}, "other weights (m)"),
+    "other weights": ({"model": {"id": "m", "weights_sha256": "2"}}, "other weights (m)"),
+    "another format": (
+        {"prompts": {"format": "chat"}},
+        "format chat, those of the interventions raw",
+    ),
+    "another system text": (
+        {"prompts": {"format": "raw", "system_prompt": "\x1b[31m"}},
+        r"system_prompt \x1b[31m, those of the interventions None",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_a_sweep_is_drawn_only_beside_interventions_on_the_same_model(tmp_path, capsys, name):
+    """latest_sweep may be another model's: it is left out with a note, and refused where it is asked for."""
+    changed, reason = SWEPT[name]
+    model = {"weights_sha256": "1"} if "weights_sha256" in changed.get("model", {}) else {}
+    config = CONFIG | {"model": CONFIG["model"] | model}
+    rows = json.dumps({"rows": [effect_row("all")]}).encode()
+    folder = publish(tmp_path / "latest_intervention", {"effects.json": rows}, config)
+    sweep = save_sweep(tmp_path / "latest_sweep", config | changed)
+    paths = visualize_results.visualize_interventions(folder, tmp_path / "out")
+    said = capsys.readouterr().out
+    drawn = ["effects.png", *([] if reason else ["head_sweep.png"])]
+    assert [path.name for path in paths] == drawn
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == drawn
+    assert ("note: " in said) == bool(reason) and (reason or "") in said and "\x1b" not in said
+    request = {"output_dir": tmp_path / "asked", "sweep_dir": sweep}
+    if reason:
+        with pytest.raises(UserError):
+            visualize_results.visualize_interventions(folder, **request)
+        assert not (tmp_path / "asked").exists()
+    else:
+        assert len(visualize_results.visualize_interventions(folder, **request)) == 2
 
 
 @pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 1)])

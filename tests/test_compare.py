@@ -63,7 +63,7 @@ def compared(tmp_path_factory):
 @pytest.fixture
 def tables_only(monkeypatch):
     """Figures are left undrawn: most of a comparison's time, and not what most tests look at."""
-    monkeypatch.setattr(compare_base_instruct, "write_figures", lambda *_: None)
+    monkeypatch.setattr(compare_base_instruct, "fork_map", lambda *_: None)
 
 
 def test_every_file_is_written_and_whole(compared):
@@ -297,14 +297,14 @@ def test_a_missing_run_is_refused_in_one_line(tmp_path, capsys):
 
 def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monkeypatch):
     titles = []
-    draw = pair_figures.draw_indices
+    draw = pair_figures.draw_pair
 
     def watch(*arguments):
-        figure = draw(*arguments)
+        figure, rows = draw(*arguments)
         titles.append(" ".join(text.get_text() for text in figure.texts).replace("\n", " "))
-        return figure
+        return figure, rows
 
-    monkeypatch.setattr(pair_figures, "draw_indices", watch)
+    monkeypatch.setattr(pair_figures, "draw_pair", watch)
     monkeypatch.setattr(
         compare_base_instruct,
         "fork_map",

@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 import visualize_results
 from conftest import PROJECT
 from rolecircuits.drawing import run_figures, style
+from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import ARRAYS
 from rolecircuits.stats import indices, role_tests
@@ -35,7 +36,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def study(run):
-    return run_figures.study_run(run, n_resamples=400)
+    return study_run(run, n_resamples=400)
 
 
 def draw(number, study):
@@ -134,7 +135,7 @@ def test_final_query_masses_come_from_the_last_token(run, study):
 def test_planted_head_is_found_and_measured_on_other_prompts():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
     run = scaled(base, base.category == "self_referent", layer=2, head=4, factor=0.5)
-    study = run_figures.study_run(run, n_resamples=50)
+    study = study_run(run, n_resamples=50)
     _, rows = draw(4, study)
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
     drawn = [row for row in rows if (row["layer"], row["head"]) == (2, 4)]
@@ -153,7 +154,7 @@ def test_prompts_that_choose_heads_do_not_measure_them():
     planted = scaled(
         base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5
     )
-    _, rows = draw(4, run_figures.study_run(planted, n_resamples=50))
+    _, rows = draw(4, study_run(planted, n_resamples=50))
     assert (rows[0]["layer"], rows[0]["head"]) == (2, 4)
     assert rows[0]["hedges_g_choosing_half"] < -1.5
     assert rows[0]["ci_low"] < 0 < rows[0]["ci_high"]
@@ -192,7 +193,7 @@ def test_edge_attention_is_per_token_and_leaves_out_one_token_prompts(run):
     run = dataclasses.replace(run, edge_tokens=run.edge_tokens.copy())
     self_referent = np.flatnonzero(run.category == "self_referent")
     run.edge_tokens[self_referent[:3]] = 0
-    figure, rows = draw(7, run_figures.study_run(run, n_resamples=50))
+    figure, rows = draw(7, study_run(run, n_resamples=50))
     kept = self_referent[3:]
     expected = [np.mean([run.edge_mass[i, 1, :, 1].mean() / run.edge_tokens[i] for i in kept])]
     assert np.allclose(
@@ -207,7 +208,7 @@ def test_pairs_are_resampled_together(run):
     entropy = run.entropy.copy()
     entropy[run.category == "third_person"] = entropy[run.category == "confounder"]
     copied = dataclasses.replace(run, entropy=entropy)
-    _, rows = draw(8, run_figures.study_run(copied, n_resamples=50))
+    _, rows = draw(8, study_run(copied, n_resamples=50))
     bounds = [column(rows, end, minus="third_person") for end in ("mean", "ci_low", "ci_high")]
     assert np.allclose(bounds, 0, atol=1e-12)
     assert (
@@ -246,7 +247,7 @@ def test_indices_equal_role_metrics(run, study):
     ],
 )
 def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers):
-    study = run_figures.study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
+    study = study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
     for number in numbers:
         figure, rows = draw(number, study)
         text = all_text(figure)
@@ -256,7 +257,7 @@ def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers):
 
 
 def test_one_prompt_per_category_has_no_intervals_and_says_why():
-    study = run_figures.study_run(make_run(3, 2, per_category=1), n_resamples=50)
+    study = study_run(make_run(3, 2, per_category=1), n_resamples=50)
     for number in NAMES:
         figure, rows = draw(number, study)
         assert all(
@@ -271,9 +272,7 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
 
 def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
     first = np.char.endswith(run.prompt_id, "_00")
-    study = run_figures.study_run(
-        take(run, first | (run.category != "third_person")), n_resamples=50
-    )
+    study = study_run(take(run, first | (run.category != "third_person")), n_resamples=50)
     rows = draw(8, study)[1]
     assert np.isnan(column(rows, "ci_low", minus="third_person")).all()
     assert np.isfinite(column(rows, "ci_low", minus="self_referent")).all()
@@ -284,7 +283,7 @@ def test_marks_are_what_benjamini_hochberg_passes():
     planted = make_run(n_layers=5, n_heads=4, effect=0.0)
     rows, by = planted.category == "self_referent", np.float32(0.6)
     planted.entropy[rows, 2, 1] *= by
-    study = run_figures.study_run(planted, n_resamples=999)
+    study = study_run(planted, n_resamples=999)
     for number in (2, 6):
         figure, rows = draw(number, study)
         passed = [row for row in rows if row["q"] < 0.05]
@@ -298,7 +297,7 @@ def test_marks_are_what_benjamini_hochberg_passes():
 
 
 def test_heads_of_noise_are_not_marked_and_that_is_said():
-    study = run_figures.study_run(make_run(n_layers=3, n_heads=3, effect=0.0), n_resamples=999)
+    study = study_run(make_run(n_layers=3, n_heads=3, effect=0.0), n_resamples=999)
     figure, rows = draw(2, study)
     assert "(0 of 9 for self-referent - neutral, 0 of 9" in all_text(figure).replace("\n", " ")
     assert not (column(rows, "q") < 0.05).any()
@@ -308,7 +307,7 @@ def test_undefined_index_and_missing_bos_are_said(run):
     silent = dataclasses.replace(
         run, entropy=np.where(np.isnan(run.entropy), np.nan, np.float32(0))
     )
-    study = run_figures.study_run(silent, n_resamples=50)
+    study = study_run(silent, n_resamples=50)
     assert "Undefined because H neutral is 0: layers 0, 1, 2, 3" in all_text(
         draw(9, study)[0]
     ).replace("\n", " ")
@@ -316,7 +315,7 @@ def test_undefined_index_and_missing_bos_are_said(run):
     bare = dataclasses.replace(run, span=np.where([True, False], 0, run.span))
     for number in (3, 7):
         assert "120 prompts without a BOS" in all_text(
-            draw(number, run_figures.study_run(bare, 50))[0]
+            draw(number, study_run(bare, 50))[0]
         ).replace("\n", " ")
 
 
@@ -324,7 +323,7 @@ def test_undefined_index_and_missing_bos_are_said(run):
 def test_text_is_neither_clipped_nor_overlapping(run, n_layers, n_heads):
     run = resize(run, n_layers, n_heads)
     run.config = run.config | {"model": run.config["model"] | {"id": LONG_ID}}
-    study = run_figures.study_run(run, n_resamples=50)
+    study = study_run(run, n_resamples=50)
     for number, name in NAMES.items():
         figure, _ = draw(number, study)
         figure.draw_without_rendering()

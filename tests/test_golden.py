@@ -23,10 +23,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-import compare_base_instruct
 from rolecircuits.drawing import pair_figures, run_figures, style
+from rolecircuits.drawing.study import study_run
 from rolecircuits.runs.files import write_csv
-from rolecircuits.stats.run_pairs import RUNS, estimate_original, estimate_pair, match_runs
+from rolecircuits.stats.pair_tables import summarise_comparison
+from rolecircuits.stats.run_pairs import estimate_original, estimate_pair, match_runs
 from synthetic import make_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,7 +50,7 @@ def close_figures():
 
 @pytest.fixture(scope="module")
 def study():
-    return run_figures.study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
+    return study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +66,17 @@ def pair():
     estimates, reasons = estimate_pair(runs)
     original = estimate_original(runs)
     reasons = [text for text in reasons.values() if text]
-    return estimates, compare_base_instruct.summarise_comparison(
-        runs, estimates, original, notes, reasons
-    )
+    return estimates, summarise_comparison(runs, estimates, original, notes, reasons)
 
 
 def draw(name, study, pair):
     """(Figure, rows of its CSV) of one of the eleven."""
     if name in run_figures.FIGURES:
         return run_figures.draw_figure(name, study)
-    estimates, summary = pair
-    kinds = pair_figures.FIGURE_KINDS[name]
-    shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
-    rows = [
-        row
-        for k in kinds
-        for run in shown
-        for row in pair_figures.list_points(estimates[k], k, run)
-    ]
-    return pair_figures.draw_indices(estimates, summary, kinds, shown), rows
+    return pair_figures.draw_pair(name, *pair)
 
 
-NAMES = [*run_figures.FIGURES, *pair_figures.FIGURE_KINDS]
+NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES]
 
 
 def hide_texts(figure):

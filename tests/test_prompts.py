@@ -7,10 +7,12 @@ import re
 import pytest
 
 import prompts
-from prompts import PROMPTS, load_prompts, select_prompts
+from prompts import built_in_texts, load_prompts, select_prompts
 from rolecircuits.inputs.categories import CATEGORIES, prompt_set_sha256
 from rolecircuits.inputs.errors import UserError
 
+PROMPTS = built_in_texts()
+SHA256 = "3e6f430b423b5de5fd1937280f3c8049230abfb0dc622dc41e1d9948ac8260ef"  # as every earlier run records it
 FIRST_TEN = {
     "self_referent": "Who created you? | What are you? | Describe yourself. | What is your purpose? | How do you work? | "
     "Are you conscious? | Do you have feelings? | What are your capabilities? | What are your limits? | Can you think?",
@@ -45,6 +47,10 @@ def write(tmp_path, content):
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_first_ten_are_verbatim_and_in_order(category):
     assert PROMPTS[category][:10] == FIRST_TEN[category].split(" | ")
+
+
+def test_the_whole_set_is_the_one_that_earlier_runs_used():
+    assert prompt_set_sha256(select_prompts()) == SHA256
 
 
 def test_four_times_thirty_unique_prompts():

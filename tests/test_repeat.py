@@ -242,7 +242,7 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
     with om.create_run(tmp_path / "results", "latest_intervention", "intervention") as new:
         row = {"intervention": "sh_0_0_zero_out", "role": "candidate", "category": "all", "n": 8}
         row |= {
-            f"{m}{s}": 0.5 for m, _ in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")
+            f"{m}{s}": 0.5 for m in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")
         }
         run_files.write_json(
             new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]}

@@ -1,117 +1,99 @@
 """RFC and RSI of two runs and of their difference, layer by layer."""
 
+from rolecircuits.drawing import style
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.role_tests import ALPHA
-from rolecircuits.stats.run_pairs import TESTS
+from rolecircuits.stats.run_pairs import RUNS, TESTS
 
-FIGURE_KINDS = {
-    "rfc_rsi_comparison": ("normalised", "raw"),
-    "rfc_rsi_differences": ("normalised", "sinkfree", "raw"),
+# file name: (kinds of value, a column each, raw last; what is drawn of each)
+FIGURES = {
+    "rfc_rsi_comparison": (("normalised", "raw"), RUNS),
+    "rfc_rsi_differences": (("normalised", "sinkfree", "raw"), ("diff",)),
 }
 UNITS = {
     "normalised": "normalised entropy",
     "sinkfree": "normalised without key 0",
     "raw": "raw entropy (nats)",
 }
+LOOKS = {
+    "base": ("#333333", "o", "base"),
+    "instruct": ("#E69F00", "s", "instruct"),
+    "diff": (style.RFC_COLOUR, "o", "instruct - base"),
+}
+PARTS = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
+PARTS |= {test: test for test in TESTS}
 
 
-def list_points(estimates, kind, run):
-    """The points of one line of a figure, RFC then RSI, as rows for its CSV."""
-    parts = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
-    parts |= {test: test for test in TESTS}
-    return [
-        {"kind": kind, "run": run, "index": index, "layer": layer}
-        | {column: estimates[index][run][part][layer] for column, part in parts.items()}
-        for index in INDICES
-        for layer in range(len(estimates[index][run]["value"]))
-    ]
+def draw_pair(name, estimates, summary):
+    """(Figure, rows) of one of FIGURES: RFC (top) and RSI (bottom) per layer, a column a kind.
 
-
-def draw_indices(estimates, summary, kinds, shown):
-    """Figure of RFC (top) and RSI (bottom) per layer, one column a kind, `raw` last; `shown`: the estimates drawn."""
-    from rolecircuits.drawing.style import (
-        MARKED_PAD,
-        PAIR_LOOKS,
-        Line2D,
-        mark_layers,
-        number_axis,
-        open_panels,
-    )
-
-    looks = {run: PAIR_LOOKS[run] for run in shown}
-    handles = [Line2D([], [], markersize=4, label=name, **look) for name, look in looks.values()]
+    estimates  {kind: {index: {run: estimate}}}      summary  as in comparison_summary.json
+    """
+    (kinds, shown), n_layers = FIGURES[name], summary["n_layers"]
+    handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in shown]
     handles += [
-        Line2D([], [], color=x["color"], linestyle="--", label=f"length null, {n}")
-        for n, x in looks.values()
+        style.Line2D([], [], color=colour, linestyle="--", label=f"length null, {label}")
+        for colour, _, label in (LOOKS[run] for run in shown)
     ]
-    texts = _compose_texts(summary, shown)
-    size = (max(3.6, min(6.0, 2.4 + 0.04 * summary["n_layers"])), 2.4)
-    figure, panels = open_panels((2, len(kinds)), size, *texts, handles, gap=(0.7, 0.65), heading=2)
-    for index, row in zip(INDICES, panels, strict=True):
-        for kind, axes in zip(kinds, row, strict=True):
+    panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.4)
+    grid = style.Grid((2, len(kinds)), panel, gap=(0.7, 0.65), heading=2)
+    figure, panels = style.open_panels(grid, write_texts(summary, shown), handles)
+    for index, line in zip(INDICES, panels, strict=True):
+        bottom = index == INDICES[-1]
+        for kind, axes in zip(kinds, line, strict=True):
             axes.axhline(0, color="black", linewidth=0.7)
-            axes.set_title(f"{index.upper()}, {UNITS[kind]}", pad=MARKED_PAD)
-            number_axis(axes.xaxis, summary["n_layers"], "layer" if index == INDICES[-1] else "")
-            axes.tick_params(labelbottom=index == INDICES[-1])
+            axes.set_title(f"{index.upper()}, {UNITS[kind]}", pad=style.MARKED_PAD)
+            style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
+            axes.tick_params(labelbottom=bottom)
             axes.locator_params(axis="y", nbins=6)
             for slot, run in enumerate(shown):
-                shift = 0.04 * (2 * slot + 1 - len(shown))
-                estimate, look = estimates[kind][index][run], looks[run][1]
-                _draw_line(axes, estimate, look, kind == "raw", shift)
-                mark_layers(
-                    axes, estimate["q"] < ALPHA, look["color"], look.get("marker", "o"), slot
-                )
+                estimate, (colour, marker, _) = estimates[kind][index][run], LOOKS[run]
+                measured = [estimate[part] for part in ("value", "low", "high")]
+                aside = (2 * slot + 1 - len(shown)) / 3
+                style.draw_series(axes, measured, colour, marker, aside, alpha=0.2)
+                if kind == "raw":
+                    style.draw_null(axes, estimate["null"], colour)
+                style.mark_layers(axes, estimate["q"] < ALPHA, colour, marker, slot)
             if summary["differences"][kind][index]["mean"] is None:
                 axes.text(0.5, 0.7, "undefined", transform=axes.transAxes, ha="center")
-        row[0].set_ylabel(f"{index.upper()}, instruct - base" if "diff" in shown else index.upper())
-    return figure
-
-
-def _draw_line(axes, estimate, look, with_null, shift):
-    """Value over layers with its interval, a band or, for a single layer, a bar moved aside by `shift`; length null dashed."""
-    import numpy as np
-
-    value, null = estimate["value"], estimate["null"]
-    alone = len(value) == 1
-    layers = np.arange(len(value)) + (shift if alone else 0)
-    axes.plot(layers, value, linewidth=1.2, markersize=3.2, markevery=-(-len(value) // 40), **look)
-    if alone:
-        axes.vlines(layers, estimate["low"], estimate["high"], color=look["color"])
-    else:
-        axes.fill_between(
-            layers, estimate["low"], estimate["high"], color=look["color"], alpha=0.2, linewidth=0
+        line[0].set_ylabel(
+            f"{index.upper()}, instruct - base" if "diff" in shown else index.upper()
         )
-    if with_null:
-        ends = (-0.5, 0.5) if alone else layers
-        axes.plot(
-            ends, np.resize(null, len(ends)), color=look["color"], linestyle="--", linewidth=1
-        )
+    return figure, [
+        {"kind": kind, "run": run, "index": index, "layer": layer}
+        | {column: estimates[kind][index][run][part][layer] for column, part in PARTS.items()}
+        for kind in kinds
+        for run in shown
+        for index in INDICES
+        for layer in range(n_layers)
+    ]
 
 
-def _compose_texts(summary, shown):
-    """(title, subtitle, caption) of a figure: what was compared, formats and n, how the intervals are made."""
-    what = (
+def write_texts(summary, shown):
+    """(title, subtitle, caption): what was compared, formats and n, how the intervals are made."""
+    difference = shown == ("diff",)
+    title = (
         "Difference of RFC and RSI by layer"
-        if shown == ("diff",)
+        if difference
         else "RFC and RSI by layer, base and instruct"
     )
     n = summary["prompts_compared"]
     size = f"{n['neutral']} prompts per category"
     if len(set(n.values())) > 1:
         size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
-    subtitle = f"base: {summary['base']['label']}; instruct: {summary['instruct']['label']}; n = {size}, in both runs"
-    caption = [
-        "Dashed: length null, the same index if attention were uniform over the visible keys; 0 unless raw."
-    ]
-    caption = [f"{reason}." for reason in summary["intervals_left_out"]] + caption
-    if len(summary["intervals_left_out"]) < len(INDICES):
-        caption.insert(
-            0,
-            f"95 % bootstrap-t intervals over prompts ({N_RESAMPLES:,} resamples, the same in both runs).",
-        )
-        untested = " (raw differences are not tested)" if shown == ("diff",) else ""
-        caption.append(
-            f"Above the panels: layers that pass Benjamini-Hochberg at {ALPHA}{untested}."
-        )
-    return f"{what} ({summary['pair']})", subtitle, " ".join(caption)
+    labels = "; ".join(f"{run}: {summary[run]['label']}" for run in RUNS)
+    reasons = summary["intervals_left_out"]
+    caption = [f"{reason}." for reason in reasons]
+    caption.append(
+        "Dashed: length null, the same index if attention were uniform over the visible keys; "
+        "0 unless raw."
+    )
+    if len(reasons) < len(INDICES):
+        made = f"{N_RESAMPLES:,} resamples, the same in both runs"
+        caption.insert(0, f"95 % bootstrap-t intervals over prompts ({made}).")
+        untested = " (raw differences are not tested)" if difference else ""
+        marked = f"layers that pass Benjamini-Hochberg at {ALPHA}{untested}"
+        caption.append(f"Above the panels: {marked}.")
+    subtitle = f"{labels}; n = {size}, in both runs"
+    return f"{title} ({summary['pair']})", subtitle, " ".join(caption)

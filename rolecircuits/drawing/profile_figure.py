@@ -1,34 +1,31 @@
 """The profiles of several models along relative depth in one figure."""
 
+import numpy as np
+
+from rolecircuits.drawing.style import NULL_COLOUR, plt
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.profiles import COLUMNS
 
+MARKERS = "os^Dv<>PX*"
+
 
 def plot_profiles(profiles):
-    """Figure: RFC and RSI difference of every model against relative depth, with the intervals that the files give."""
-    import numpy as np
+    """Figure: RFC and RSI difference of every model against relative depth.
 
-    from rolecircuits.drawing.style import NULL_COLOUR, plt
-
+    profiles  {model: as stats.profiles.read_profile gives it, with intervals or without}
+    """
     figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(profiles)))
-    markers = "os^Dv<>PX*"
     for axis, column in zip(axes, COLUMNS, strict=True):
         axis.axhline(0, color=NULL_COLOUR, linewidth=0.8)
         for i, (name, profile) in enumerate(profiles.items()):
             depth = np.linspace(0, 1, len(profile["layer"]))
-            axis.plot(
-                depth,
-                profile[column],
-                color=colours[i],
-                marker=markers[i % len(markers)],
-                markersize=3,
-                label=printable(name),
-            )
-            if f"{column}_ci_low" in profile and f"{column}_ci_high" in profile:
-                ends = (profile[f"{column}_ci_low"], profile[f"{column}_ci_high"])
+            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 3, "label": printable(name)}
+            axis.plot(depth, profile[column], color=colours[i], **look)
+            ends = [profile.get(f"{column}_ci_{end}") for end in ("low", "high")]
+            if ends[0] is not None and ends[1] is not None:
                 axis.fill_between(depth, *ends, color=colours[i], alpha=0.12, linewidth=0)
-        _limit_axis(axis, np.concatenate([profile[column] for profile in profiles.values()]))
+        limit_axis(axis, np.concatenate([profile[column] for profile in profiles.values()]))
         axis.set_ylabel(f"{column[:3].upper()}, instruct - base")
     axes[0].set_title(
         "change from base to instruct along depth (shaded: the intervals in each file)"
@@ -38,20 +35,12 @@ def plot_profiles(profiles):
     return figure
 
 
-def _limit_axis(axis, values):
-    """Keep one undefined-looking layer (a head whose neutral entropy is nearly 0) from flattening all the others."""
-    import numpy as np
-
+def limit_axis(axis, values):
+    """Keep one layer far out (its neutral entropy is nearly 0) from flattening the others."""
     low, high = np.quantile(values, [0.02, 0.98])
     reach = high - low
     outside = int(((values < low - 1.5 * reach) | (values > high + 1.5 * reach)).sum())
     if outside:
         axis.set_ylim(low - 0.6 * reach, high + 0.6 * reach)
-        axis.annotate(
-            f"{outside} points outside the frame",
-            (0.99, 0.97),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
+        text, place = f"{outside} points outside the frame", {"ha": "right", "va": "top"}
+        axis.annotate(text, (0.99, 0.97), xycoords="axes fraction", fontsize=8, **place)

@@ -1,4 +1,4 @@
-"""One look for every figure: colours that hold for colour-blind readers, fonts that are always there, safe text.
+"""One look for every figure: colours that all readers tell apart, fonts that are there, safe text.
 
 Colours are Okabe and Ito's set (Color Universal Design, 2008); categories also differ in marker.
 """
@@ -6,6 +6,8 @@ Colours are Okabe and Ito's set (Color Universal Design, 2008); categories also 
 import io
 import logging
 import textwrap
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -13,35 +15,26 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rolecircuits.runs.files import replaced_file
+from rolecircuits.runs.files import prepare_folder, replaced_file, write_csv
 
 matplotlib.use("Agg")
-matplotlib.rcdefaults()  # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
+# a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
+matplotlib.rcdefaults()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-COLOURS = {
-    "self_referent": "#D55E00",
-    "confounder": "#0072B2",
-    "neutral": "#009E73",
-    "third_person": "#CC79A7",
+CATEGORY_LOOKS = {
+    "self_referent": ("#D55E00", "o", "self-referent"),
+    "confounder": ("#0072B2", "s", "confounder"),
+    "neutral": ("#009E73", "^", "neutral"),
+    "third_person": ("#CC79A7", "D", "third person"),
 }
-MARKERS = {"self_referent": "o", "confounder": "s", "neutral": "^", "third_person": "D"}
-NAMES = {
-    "self_referent": "self-referent",
-    "confounder": "confounder",
-    "neutral": "neutral",
-    "third_person": "third person",
-}
+COLOURS, MARKERS, NAMES = (
+    {category: look[part] for category, look in CATEGORY_LOOKS.items()} for part in range(3)
+)
 RFC_COLOUR, RSI_COLOUR, NULL_COLOUR = "#332288", "#117733", "#666666"
-PAIR_LOOKS = {
-    "base": ("base", {"color": "#333333", "marker": "o"}),
-    "instruct": ("instruct", {"color": "#E69F00", "marker": "s"}),
-    "diff": ("instruct - base", {"color": RFC_COLOUR, "marker": "o"}),
-}
 DIVERGING = "RdBu_r"
 DPI = 130
-MARKED_PAD = 18
-MIN_VIOLIN, NO_SPREAD = 5, 1e-6
-LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5
+MARKED_PAD = 18  # points between a panel and its title where `mark_layers` draws between them
+LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5  # inches
 TITLE_POINTS, TEXT_POINTS, CAPTION_POINTS = 11, 9, 8
 LOOK = {
     "font.family": "DejaVu Sans",
@@ -60,98 +53,95 @@ LOOK = {
     "text.parse_math": False,
 }
 plt.rcParams.update(LOOK)
+SAVE_OPTIONS = {
+    "png": {"pil_kwargs": {"compress_level": 1}},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Equal panels, sizes in inches.
+
+    shape  (rows, columns)                     panel    (width, height) of one
+    gap    (between columns, between rows)     heading  lines of the titles of the panels
+    right  margin
+    """
+
+    shape: tuple
+    panel: tuple
+    gap: tuple = (0.9, 0.6)
+    heading: int = 1
+    right: float = RIGHT
 
 
 def save_figure(figure, path):
-    """Write a figure under its final name only when it is whole, and close it. The format is the path's suffix."""
-    buffer = io.BytesIO()
-    suffix = path.suffix[1:]
-    options = {
-        "png": {"pil_kwargs": {"compress_level": 1}},
-        "svg": {"metadata": {"Date": None}},
-        "pdf": {"metadata": {"CreationDate": None}},
-    }
-    figure.savefig(buffer, format=suffix, dpi=DPI, **options[suffix])
+    """Write a figure under its name only when it is whole, and close it; format: the suffix."""
+    buffer, suffix = io.BytesIO(), path.suffix[1:]
+    figure.savefig(buffer, format=suffix, dpi=DPI, **SAVE_OPTIONS[suffix])
     plt.close(figure)
     with replaced_file(path, "wb") as file:
         file.write(buffer.getvalue())
 
 
-def open_panels(
-    shape,
-    panel,
-    title,
-    subtitle,
-    caption,
-    handles=(),
-    gap=(0.9, 0.6),
-    heading=1,
-    right=RIGHT,
-    **options,
-):
-    """(figure, axes [row, column]): equal panels under a title, a subtitle and a legend, above a caption; sizes in inches.
+def save_drawing(output_dir, name, drawing, file_format="png"):
+    """Write NAME.<file_format> and data/NAME.csv of a drawing (figure, rows): the figure's path."""
+    folder, (figure, rows) = prepare_folder(output_dir), drawing
+    path = Path(folder, f"{name}.{file_format}")
+    save_figure(figure, path)
+    write_csv(folder / "data" / f"{name}.csv", rows)
+    return path
 
-    shape    (rows, columns)      panel  (width, height) of one       gap  (between columns, between rows)
+
+def open_panels(grid: Grid, texts, handles=(), **options):
+    """(figure, axes [row, column]): panels under a title, a subtitle and a legend, above a caption.
+
+    texts    (title, subtitle, caption)
     handles  legend entries, set above the panels so that they cover no data
-    heading  lines of the titles of the panels
-    options  passed to Figure.subplots (sharex, sharey)
+    options  of Figure.subplots (sharex, sharey)
 
-    Margins are computed from the lines of text: long model names wrap instead of being clipped, and the layout costs
-    nothing, where constrained layout draws every figure twice.
+    Margins are computed from the lines of text: long model names wrap instead of being clipped, and
+    the layout costs nothing, where constrained layout draws every figure twice.
     """
-    (rows, columns), (wide, high) = shape, panel
+    (rows, columns), (wide, high), gap, right = grid.shape, grid.panel, grid.gap, grid.right
     wide = max(wide, (MIN_WIDTH - LEFT - right - (columns - 1) * gap[0]) / columns)
     width = LEFT + columns * wide + (columns - 1) * gap[0] + right
-    texts = [(title, TITLE_POINTS, "bold", "black"), (subtitle, TEXT_POINTS, "normal", "black")]
-    texts = [
-        (wrap_text(text, width - 0.2, points), points, weight, colour)
-        for text, points, weight, colour in texts
-    ]
-    caption = wrap_text(caption, width - 0.2, CAPTION_POINTS, em=0.55)
+    title = wrap_text(texts[0], width - 0.2, TITLE_POINTS)
+    subtitle = wrap_text(texts[1], width - 0.2, TEXT_POINTS)
+    caption = wrap_text(texts[2], width - 0.2, CAPTION_POINTS, em=0.55)
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     per_row = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
-    top = 0.1 + sum(_text_height(text, points) for text, points, *_ in texts)
-    legend_top, top = top, top + 0.26 * -(-len(handles) // per_row) + 0.12 + 0.2 * heading
+    heights = _text_height(title, TITLE_POINTS), _text_height(subtitle, TEXT_POINTS)
+    legend_top = 0.1 + sum(heights)
+    top = legend_top + 0.26 * -(-len(handles) // per_row) + 0.12 + 0.2 * grid.heading
     bottom = 0.5 + _text_height(caption, CAPTION_POINTS)
     height = top + rows * high + (rows - 1) * gap[1] + bottom
     figure = plt.figure(figsize=(width, height), layout="none")
-    y = 0.1
-    for text, points, weight, colour in texts:
-        figure.text(
-            0.1 / width,
-            1 - y / height,
-            text,
-            fontsize=points,
-            weight=weight,
-            color=colour,
-            va="top",
-        )
-        y += _text_height(text, points)
-    figure.text(
-        0.1 / width, 0.06 / height, caption, fontsize=CAPTION_POINTS, color="#444444", va="bottom"
-    )
+    x = 0.1 / width
+    bold = {"fontsize": TITLE_POINTS, "weight": "bold", "color": "black"}
+    figure.text(x, 1 - 0.1 / height, title, va="top", **bold)
+    plain = {"fontsize": TEXT_POINTS, "weight": "normal", "color": "black"}
+    figure.text(x, 1 - (0.1 + heights[0]) / height, subtitle, va="top", **plain)
+    small = {"fontsize": CAPTION_POINTS, "color": "#444444"}
+    figure.text(x, 0.06 / height, caption, va="bottom", **small)
     if handles:
-        place = {"loc": "upper left", "bbox_to_anchor": (0.1 / width, 1 - legend_top / height)}
+        place = {"loc": "upper left", "bbox_to_anchor": (x, 1 - legend_top / height)}
         figure.legend(handles=list(handles), ncols=per_row, borderpad=0, borderaxespad=0.2, **place)
-    grid = {
-        "left": LEFT / width,
-        "right": 1 - right / width,
-        "top": 1 - top / height,
-        "bottom": bottom / height,
-    }
-    grid |= {"wspace": gap[0] / wide, "hspace": gap[1] / high}
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid, **options)
+    margins = {"left": LEFT / width, "right": 1 - right / width}
+    margins |= {"top": 1 - top / height, "bottom": bottom / height}
+    margins |= {"wspace": gap[0] / wide, "hspace": gap[1] / high}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins, **options)
+    ticks = {"nbins": max(3, round(2 * high)), "steps": [1, 2, 2.5, 5, 10]}
     for place in axes.flat:
-        place.yaxis.set_major_locator(
-            MaxNLocator(nbins=max(3, round(2 * high)), steps=[1, 2, 2.5, 5, 10])
-        )
+        place.yaxis.set_major_locator(MaxNLocator(**ticks))
     return figure, axes
 
 
 def wrap_text(text, inches, points, em=0.64):
     """`text` broken into lines that fit, words without a space included.
 
-    em  width of a character: 0.55 for prose in DejaVu Sans, 0.64 for digits and capitals, which model names may consist of
+    em  width of a character: 0.55 for prose, 0.64 for the digits and capitals of model names
     """
     return textwrap.fill(text, max(8, int(inches * 72 / (points * em))), break_on_hyphens=False)
 
@@ -160,25 +150,26 @@ def _text_height(text, points):
     return (text.count("\n") + 1) * points * 1.35 / 72 if text else 0.0
 
 
+def series_handle(colour, marker, label, linewidth=1.2):
+    """Legend entry of a line that `draw_series` draws."""
+    look = {"markersize": 4, "linewidth": linewidth, "label": label}
+    return Line2D([], [], color=colour, marker=marker, **look)
+
+
 def category_handles(names):
     """Legend entries of categories: colour, marker and name."""
-    return [series_handle(COLOURS[name], MARKERS[name], NAMES[name]) for name in names]
-
-
-def series_handle(colour, marker, label):
-    """Legend entry of a line that `draw_series` draws."""
-    return Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+    return [series_handle(*CATEGORY_LOOKS[name]) for name in names]
 
 
 def number_axis(axis, n, label):
-    """Label an axis that counts layers or heads 0 to n - 1; ticks are whole numbers, thinned where there are many."""
+    """Label an axis that counts layers or heads 0 to n - 1, with at most ten whole numbers."""
     axis.axes.set(**{f"{axis.axis_name}lim": (-0.5, n - 0.5)})
     axis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axis.set_label_text(label)
 
 
 def add_colour_bar(figure, axes, mappable, label):
-    """A colour bar right of the last panel in the margin that `open_panels(right=...)` left; axes [row, column]."""
+    """A colour bar right of the last panel, in the margin Grid.right; axes [row, column]."""
     inch = 1 / figure.get_figwidth()
     first, last = axes[0, -1].get_position(), axes[-1, -1].get_position()
     place = figure.add_axes((last.x1 + 0.15 * inch, last.y0, 0.14 * inch, first.y1 - last.y0))
@@ -186,24 +177,21 @@ def add_colour_bar(figure, axes, mappable, label):
     return figure.colorbar(mappable, cax=place, label=label)
 
 
-def draw_series(axes, estimated, colour, marker="o", slot=0.0):
-    """A line over layers with its band; one layer alone becomes a point with a bar, moved aside by `slot`."""
+def draw_series(axes, estimated, colour, marker="o", slot=0.0, alpha=0.18):
+    """A line over layers with its band; one layer alone becomes a point with a bar.
+
+    estimated  (mean, low, high), each [layer]
+    slot       place among the series of the panel: moves the point of a single layer aside
+    """
     mean, low, high = estimated
     alone = len(mean) == 1
     layers = np.arange(len(mean)) + (0.12 * slot if alone else 0.0)
-    axes.plot(
-        layers,
-        mean,
-        color=colour,
-        marker=marker,
-        markersize=3.2,
-        linewidth=1.2,
-        markevery=-(-len(mean) // 40),
-    )
+    look = {"markersize": 3.2, "linewidth": 1.2, "markevery": -(-len(mean) // 40)}
+    axes.plot(layers, mean, color=colour, marker=marker, **look)
     if alone:
         axes.vlines(layers, low, high, color=colour)
     else:
-        axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(layers, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def draw_null(axes, null, colour):
@@ -218,107 +206,16 @@ def draw_zero(axes):
 
 
 def limit_to_mass(axes):
-    """A y axis of attention mass ends at 0 and, where the data reach it, at 1: an interval of skewed values may go past both."""
+    """A y axis of attention mass ends at 0 and, where the data reach it, at 1.
+
+    An interval of skewed values may go past both.
+    """
     axes.set_ylim(0, min(axes.get_ylim()[1], 1.02))
 
 
-def label_cells(axis, n, label):
-    """Ticks in the middle of the cells of a heatmap, a dozen at most."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, n) if n <= 12 * step)
-    axis.set_ticks(np.arange(0, n, step) + 0.5, np.arange(0, n, step))
-    axis.set_label_text(label)
-
-
-def mark_cells(axes, chosen):
-    """A dot in the middle of every chosen cell of a heatmap [row, column]."""
-    row, column = np.nonzero(chosen)
-    axes.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
-
-
 def mark_layers(axes, chosen, colour, marker, slot=0):
-    """A small marker just above the panel for every chosen layer, one line a slot; it covers no data."""
+    """A small marker above the panel for every chosen layer, one line a slot; it covers no data."""
     layers = np.flatnonzero(chosen)
-    place = axes.get_xaxis_transform()
-    at = np.full(len(layers), 1.025 + 0.035 * slot)
-    axes.scatter(
-        layers, at, s=9, color=colour, marker=marker, linewidths=0, transform=place, clip_on=False
-    )
-
-
-def draw_heads(axes, measured):
-    """One marker a head and category with its interval, categories side by side; measured {name: (mean, low, high)}."""
-    for slot, (name, (mean, low, high)) in enumerate(measured.items()):
-        heads = np.arange(len(mean)) + 0.18 * (slot - (len(measured) - 1) / 2)
-        size = 3.5 if len(mean) <= 24 else 1.8
-        axes.plot(
-            heads,
-            mean,
-            linestyle="none",
-            marker=MARKERS[name],
-            markersize=size,
-            color=COLOURS[name],
-        )
-        axes.vlines(
-            heads,
-            low,
-            high,
-            color=COLOURS[name],
-            linewidth=0.8,
-            alpha=0.6 if len(mean) <= 24 else 0.35,
-        )
-
-
-def area_handle(value, area):
-    """Legend entry of the size of a scatter marker: `area` in square points, as `scatter(s=...)` takes it."""
-    look = {
-        "linestyle": "none",
-        "marker": "o",
-        "markerfacecolor": "white",
-        "markeredgecolor": "black",
-    }
-    return Line2D(
-        [],
-        [],
-        markersize=np.sqrt(area),
-        markeredgewidth=0.4,
-        label=f"|difference| = {value:.3g}",
-        **look,
-    )
-
-
-def draw_violins(axes, groups):
-    """Points of every category, and a violin where there are enough of them; groups {category: [prompt]}."""
-    groups = {name: points[np.isfinite(points)] for name, points in groups.items()}
-    names = [
-        name
-        for name, points in groups.items()
-        if len(points) >= MIN_VIOLIN and np.ptp(points) > NO_SPREAD
-    ]
-    if names:
-        import seaborn  # takes longer than a figure, and only this one needs it
-
-        shape = {
-            "inner": None,
-            "cut": 0,
-            "density_norm": "width",
-            "linewidth": 0.6,
-            "color": "white",
-        }
-        seaborn.violinplot(
-            {name: groups[name] for name in names}, order=list(groups), ax=axes, **shape
-        )
-        for violin, name in zip(axes.collections, names, strict=True):
-            violin.set(facecolor=COLOURS[name], alpha=0.3)
-    jitter = np.random.default_rng(0)
-    for slot, (name, points) in enumerate(groups.items()):
-        x = slot + jitter.uniform(-0.12, 0.12, len(points))
-        axes.plot(
-            x,
-            points,
-            linestyle="none",
-            marker=MARKERS[name],
-            markersize=3,
-            color=COLOURS[name],
-            alpha=0.9,
-        )
-    axes.set(xticks=[], xlim=(-0.6, len(groups) - 0.4), xlabel="", ylabel="")
+    look = {"s": 9, "color": colour, "marker": marker, "linewidths": 0, "clip_on": False}
+    height = np.full(len(layers), 1.025 + 0.035 * slot)
+    axes.scatter(layers, height, transform=axes.get_xaxis_transform(), **look)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from output_manager import check_files, read_config
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.files import read_json
@@ -55,11 +54,13 @@ def read_effects(folder):
     return rows
 
 
-def read_sweep(folder, verify=True):
-    """(arrays, label, method) of a sweep run, shapes and values checked."""
-    folder = check_files(folder, ("head_effects.npz", "experiment_config.json"), verify)
+def read_sweep(folder, config):
+    """(arrays, label, method) of a sweep run, shapes and values checked.
+
+    folder, config  of a complete run whose files were compared with its manifest
+    """
     path = folder / "head_effects.npz"
-    arrays, config = read_npz(path, list(SWEEP_ARRAYS)), read_config(folder)
+    arrays = read_npz(path, list(SWEEP_ARRAYS))
     sizes = arrays["kl"].shape
     prompts = arrays["kl_by_prompt"].shape[-1:]
     shapes = {"kl": sizes, "category": sizes[2:], "kl_by_prompt": sizes[:2] + prompts}

@@ -172,3 +172,17 @@ def describe_survivors(what, tests):
     if not by_bh and not by_max:
         return f"no {what} survives max-T/BH at {ALPHA} ({uncorrected})"
     return f"{by_max} of {tested} {what}s survive max-T and {by_bh} BH at {ALPHA} ({uncorrected})"
+
+
+def list_verdicts(layers, contrasts):
+    """One line a family of tests: the heads of every contrast, the layers of every index.
+
+    layers  rows of `layer_metrics`      contrasts  as `contrast_heads` gives them
+    """
+    lines = [f"{name}: {describe_survivors('head', tests)}" for name, tests in contrasts.items()]
+    for kind in ("normalised", "sinkfree", "position_matched"):
+        for index in indices.INDICES:
+            rows = [row for row in layers if row["kind"] == kind and row["index"] == index]
+            tests = {name: [row[name] for row in rows] for name in ("p", "q", "p_max")}
+            lines.append(f"{kind} {index.upper()}: {describe_survivors('layer', tests)}")
+    return lines

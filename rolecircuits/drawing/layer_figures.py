@@ -1,0 +1,177 @@
+"""The figures of a run along its layers: 1 entropies, 5, 8 differences, 7 edge tokens, 9 indices.
+
+Each takes (study, title) and returns (Figure, rows of its CSV).
+"""
+
+import numpy as np
+from matplotlib.patches import Patch
+
+from rolecircuits.drawing import style
+from rolecircuits.drawing.study import (
+    NULL_HANDLE,
+    NULL_NOTE,
+    PANELS,
+    TESTED,
+    UNITS,
+    Study,
+    axis_rows,
+    estimate,
+    open_figure,
+    sink_note,
+    write_caption,
+)
+from rolecircuits.drawing.style import COLOURS, MARKERS, NAMES, Grid
+from rolecircuits.inputs.categories import PAIRED
+from rolecircuits.stats.indices import index_values, null_values
+from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.role_tests import ALPHA, infer_layers
+
+
+def two_panels(study: Study, **options):
+    """Two panels side by side with one value a layer."""
+    return Grid((1, 2), (min(7.0, max(4.2, 2.4 + 0.085 * study.run.n_layers)), 2.9), **options)
+
+
+def draw_layer_lines(study: Study, title):
+    """1: entropy of every category, raw beside normalised, with the length null of the raw one."""
+    caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 1.")
+    handles = [*style.category_handles(study.names), NULL_HANDLE]
+    figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
+    rows = []
+    for place, kind in zip(axes[0], PANELS, strict=True):
+        layers, null = study.layers(kind), null_values(study.run, kind)
+        for slot, name in enumerate(study.names):
+            expected = category_mean(null, study.run.category, name)
+            measured = estimate(study, layers, name)
+            style.draw_series(place, measured, COLOURS[name], MARKERS[name], slot - 1.5)
+            if kind == "raw":
+                style.draw_null(place, expected, COLOURS[name])
+            facts = {"kind": kind, "category": name, "n": study.run.counts[name]}
+            rows += axis_rows("layer", measured, **facts, length_null=expected)
+        style.number_axis(place.xaxis, study.run.n_layers, "layer")
+        place.set_ylabel(UNITS[kind])
+    return figure, rows
+
+
+def draw_difference_bars(study: Study, title):
+    """5: how much more diffuse than self-referent attention the others are, layer by layer."""
+    layers, others = study.layers("normalised"), [b for _, b in TESTED if b in study.names]
+    handles = [
+        Patch(color=COLOURS[name], label=f"{NAMES[name]} - self-referent") for name in others
+    ]
+    grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
+    caption = write_caption(study, "Above 0: self-referent attention is the more focused.")
+    figure, axes = open_figure(study, title, caption, grid, handles)
+    place, rows, width = axes[0, 0], [], 0.8 / len(others)
+    for slot, name in enumerate(others):
+        mean, low, high = estimate(study, layers, name, "self_referent")
+        x = np.arange(len(mean)) + width * (slot - (len(others) - 1) / 2)
+        place.bar(x, mean, width, color=COLOURS[name])
+        place.vlines(x, low, high, color="black", linewidth=0.9)
+        n = {"n": study.run.counts[name], "n_minus": study.run.counts["self_referent"]}
+        rows += axis_rows("layer", (mean, low, high), category=name, minus="self_referent", **n)
+    style.draw_zero(place)
+    style.number_axis(place.xaxis, study.run.n_layers, "layer")
+    place.set_ylabel("difference of normalised entropy")
+    return figure, rows
+
+
+def draw_edge_attention(study: Study, title):
+    """7: attention of the final query on the first and on the last content tokens."""
+    run, k = study.run, study.run.edge_tokens[:, None]
+    masses = run.edge_mass.mean(axis=2, dtype=np.float64).transpose(2, 0, 1)
+    short = int((k == 0).sum())
+    caption = write_caption(
+        study,
+        "Attention of the last token fed per token, mean over heads: on the first and on the last "
+        "k tokens of the text, k = min(3, length // 2).",
+        f"Left out: {short} prompts of one token." if short else "",
+        sink_note(run),
+    )
+    grid, handles = two_panels(study, gap=(0.5, 0.6)), style.category_handles(study.names)
+    figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
+    rows = []
+    for place, position, mass in zip(axes[0], ("first", "last"), masses, strict=True):
+        per_token = np.divide(mass, k, out=np.full(mass.shape, np.nan), where=k > 0)
+        for slot, name in enumerate(study.names):
+            measured = estimate(study, per_token, name)
+            style.draw_series(place, measured, COLOURS[name], MARKERS[name], slot - 1.5)
+            n = int(((run.category == name) & (run.edge_tokens > 0)).sum())
+            rows += axis_rows("layer", measured, category=name, position=position, n=n)
+        place.set_title(f"{position} content tokens")
+        style.number_axis(place.xaxis, run.n_layers, "layer")
+    axes[0, 0].set_ylabel("attention per token")
+    style.limit_to_mass(axes[0, 0])
+    return figure, rows
+
+
+def draw_confounder_controls(study: Study, title):
+    """8: confounder - self beside its length null and beside confounder - third person."""
+    run = study.run
+    paired = bool((run.pair_id[np.isin(run.category, PAIRED)] >= 0).all())
+    third = "confounder - third person" + (" (paired)" if paired else "")
+    looks = {
+        "self_referent": ("black", "o", "confounder - self-referent"),
+        "third_person": (COLOURS["third_person"], MARKERS["third_person"], third),
+    }
+    looks = {name: look for name, look in looks.items() if name in study.names}
+    handles = [*(style.series_handle(*look) for look in looks.values()), NULL_HANDLE]
+    note = "Above 0: the confounder is the more diffuse."
+    caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note)
+    figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
+    rows = []
+    for place, kind in zip(axes[0], PANELS, strict=True):
+        layers, null = study.layers(kind), null_values(run, kind)
+        confounder = category_mean(null, run.category, "confounder")
+        style.draw_zero(place)
+        for slot, (name, (colour, marker, _)) in enumerate(looks.items()):
+            expected = confounder - category_mean(null, run.category, name)
+            measured = estimate(study, layers, "confounder", name)
+            style.draw_series(place, measured, colour, marker, slot - 0.5)
+            if kind == "raw":
+                style.draw_null(place, expected, colour)
+            facts = {"kind": kind, "category": "confounder", "minus": name}
+            facts |= {"n": run.counts["confounder"], "n_minus": run.counts[name]}
+            rows += axis_rows("layer", measured, **facts, length_null=expected)
+        style.number_axis(place.xaxis, run.n_layers, "layer")
+        place.set_ylabel(f"difference of {UNITS[kind]}")
+    return figure, rows
+
+
+def draw_indices(study: Study, title):
+    """9: RFC and RSI, raw beside normalised; raw ones count by their distance from the null."""
+    run, looks = study.run, {"rfc": (style.RFC_COLOUR, "o"), "rsi": (style.RSI_COLOUR, "s")}
+    if "confounder" not in study.names:
+        del looks["rsi"]
+    handles = [style.series_handle(*look, index.upper()) for index, look in looks.items()]
+    undefined = np.flatnonzero(np.isnan(index_values(study.layers("raw"), run.category)["rfc"]))
+    layers = ", ".join(map(str, undefined))
+    caption = write_caption(
+        study,
+        "RFC = 1 - H self / H neutral, RSI = (H confounder - H self) / H neutral: "
+        "above 0 self-referent is the more focused.",
+        f"{NULL_NOTE}; for normalised entropy it is 0.",
+        "Above the panels: layers that differ from the null by Benjamini-Hochberg at "
+        f"{ALPHA}, over all layers.",
+        f"Undefined because H neutral is 0: layers {layers}." if layers else "",
+    )
+    grid, handles = two_panels(study, gap=(0.5, 0.6), heading=2), [*handles, NULL_HANDLE]
+    figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
+    rows = []
+    for place, kind in zip(axes[0], PANELS, strict=True):
+        inferred = infer_layers(run, kind, study.seed, study.n_resamples)
+        style.draw_zero(place)
+        for slot, (index, look) in enumerate(looks.items()):
+            numbers = inferred[index]
+            measured = tuple(numbers[name] for name in ("estimate", "low", "high"))
+            style.draw_series(place, measured, *look, slot - 0.5)
+            style.mark_layers(place, numbers["q"] < ALPHA, *look, slot)
+            if kind == "raw":
+                style.draw_null(place, numbers["null"], look[0])
+            facts = {"kind": kind, "index": index, "length_null": numbers["null"]}
+            facts |= {name: numbers[name] for name in ("p", "q", "p_max")}
+            rows += axis_rows("layer", measured, **facts)
+        style.number_axis(place.xaxis, run.n_layers, "layer")
+        place.set_title(UNITS[kind], pad=style.MARKED_PAD)
+    axes[0, 0].set_ylabel("index")
+    return figure, rows

@@ -1,0 +1,95 @@
+"""What a comparison of two runs writes: detailed_comparison.csv, comparison_summary.json.
+
+estimates  {kind: {index: {"base" | "instruct" | "diff": ...}}} as run_pairs.estimate_pair gives it
+original   {index: {"base" | "instruct" | "diff": ...}} as run_pairs.estimate_original gives it
+"""
+
+from rolecircuits.inputs.specs import same_weights
+from rolecircuits.stats.indices import INDICES, KINDS
+from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
+from rolecircuits.stats.run_pairs import (
+    RUNS,
+    SEED,
+    TESTS,
+    describe_pair,
+    describe_run,
+    summarise_difference,
+)
+
+NOT_INFERENCE = (
+    "uncorrected, and heads are no independent samples: not valid inference, "
+    "only for published numbers"
+)
+
+
+def list_layers(estimates, original):
+    """One row a layer: the columns of the original study in their order, then the new ones."""
+    columns = {}
+    for run in RUNS:
+        for index in INDICES:
+            side = original[index][run]
+            columns |= {f"{index}_{part}_{run}": side[part] for part in ("mean", "std")}
+            columns |= {f"{index}_ci_{end}_{run}": side[end] for end in ("low", "high")}
+        columns[f"n_heads_{run}"] = original["rfc"][run]["n"]
+    columns |= {f"{index}_diff": original[index]["diff"]["value"] for index in INDICES}
+    for index in INDICES:
+        diff = original[index]["diff"]
+        columns |= {f"{index}_diff_ci_{end}": diff[end] for end in ("low", "high")}
+    for kind in KINDS:
+        for index in INDICES:
+            for run, estimate in estimates[kind][index].items():
+                name = f"{index}_{kind}_{run}"
+                columns[name] = estimate["value"]
+                columns |= {f"{name}_ci_{end}": estimate[end] for end in ("low", "high")}
+                columns |= {f"{name}_{test}": estimate[test] for test in TESTS}
+    for index in INDICES:
+        for run, estimate in estimates["raw"][index].items():
+            columns[f"{index}_null_raw_{run}"] = estimate["null"]
+    return [
+        {"layer": layer} | {name: column[layer] for name, column in columns.items()}
+        for layer in range(len(columns["rfc_diff"]))
+    ]
+
+
+def summarise_comparison(runs, estimates, original, notes, reasons):
+    """What was compared, what a reader must know first, and each difference over layers.
+
+    runs     {"base": Run, "instruct": Run}
+    notes    texts that run_pairs.match_runs gives      reasons  why intervals are missing
+    """
+    differences = {
+        kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES}
+        for kind in KINDS
+    }
+    heads = {index: summarise_difference(original[index]["diff"]) for index in INDICES}
+    for entry in heads.values():
+        entry["head_intervals_excluding_zero"] = entry.pop("layers_excluding_zero")
+    undefined = ", ".join(
+        f"{index.upper()} {kind}"
+        for kind in KINDS
+        for index in INDICES
+        if differences[kind][index]["layers_undefined"]
+    )
+    if undefined:
+        why = "neutral entropy 0, or no prompts"
+        notes = [*notes, f"undefined in some layers ({why}): {undefined}"]
+    base, instruct = runs["base"], runs["instruct"]
+    return {
+        "pair": describe_pair(base, instruct),
+        "same_weights": same_weights(base.config["model"], instruct.config["model"]),
+        **{name: describe_run(run) for name, run in runs.items()},
+        "n_layers": base.n_layers,
+        "n_heads": base.n_heads,
+        "prompts_compared": base.counts,
+        "notes": notes + reasons,
+        "intervals_left_out": reasons,
+        "bootstrap": {
+            "unit": "prompt",
+            "resamples": N_RESAMPLES,
+            "seed": SEED,
+            "confidence": CONFIDENCE,
+        },
+        "difference": "instruct - base",
+        "differences": differences,
+        "original": {"warning": NOT_INFERENCE, **heads},
+    }
