@@ -21,17 +21,21 @@ from pathlib import Path
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LATEST_INTERVENTION,
+    LATEST_RUNS,
+    LATEST_SWEEP,
     add_verify_argument,
     check_output_dir,
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import follow_links
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 
 FOLDERS = {
-    "normal": ("latest_run", "figures"),
-    "base": ("latest_base", "figures_base"),
-    "intervention": ("latest_intervention", "figures/intervention"),
+    "normal": (LATEST_RUNS["latest"], "figures"),
+    "base": (LATEST_RUNS["latest_base"], "figures_base"),
+    "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")
 
@@ -88,7 +92,7 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
 def run(args):
     say_unverified(args)
     latest, figures = FOLDERS[args.output_type]
-    input_dir = Path(args.input_dir or Path(DEFAULT_RESULTS) / latest)
+    input_dir = follow_links(args.input_dir or Path(DEFAULT_RESULTS, latest))
     if args.output_type == "intervention" and not (input_dir / "attention.npz").is_file():
         visualize_interventions(
             input_dir, args.output_dir or figures, args.format, verify=not args.no_verify
@@ -100,6 +104,7 @@ def run(args):
 def visualize_interventions(input_dir, output_dir, file_format="png", each_run=True, verify=True):
     """Write effects and the sweep heatmap of an intervention run, and the nine figures of each of its sub-folders."""
     check_output_dir(output_dir)
+    input_dir = follow_links(input_dir)
     if not (input_dir / "effects.json").is_file():
         raise UserError(
             f"{printable(input_dir)}: no intervention run found; interventions.py writes one"
@@ -138,9 +143,10 @@ def draw_interventions(
     n = printable(config["prompts"].get("n", "unknown"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
     output, drawings = prepare_folder(output_dir), {"effects": draw_effects(rows, label)}
-    sweep_dir = Path(sweep_dir) if sweep_dir else Path(input_dir).parent / "latest_sweep"
+    sweep_dir = follow_links(sweep_dir or Path(input_dir).parent / LATEST_SWEEP)
     if (sweep_dir / "head_effects.npz").is_file():
-        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep_dir, verify))
+        sweep = check_files(sweep_dir, ("head_effects.npz", "experiment_config.json"), verify)
+        drawings["head_sweep"] = draw_sweep(*read_sweep(sweep, read_config(sweep)))
     paths = []
     for name, (figure, data) in drawings.items():
         paths.append(output / f"{name}.{file_format}")

@@ -136,7 +136,7 @@ def test_many_keys_are_read_in_one_pass(here, capsys):
     ("flag", "value", "said"),
     [
         ("--prompts_per_category", "9" * 5000, "not a whole number of at least 1"),
-        ("--batch_size", "9" * 12, "too large; allowed are 1 to"),
+        ("--batch_size", "9" * 12, "at least 1 and at most"),
         ("--seed", "9" * 5000, "from 0 to 4294967295"),
         ("--device", "cuda:" + "9" * 5000, "none of auto, cpu"),
         ("--raw", HOSTILE, "choose from"),

@@ -693,7 +693,7 @@ def test_sweeps(box):
         (folder / "head_effects.npz").write_bytes(content)
         om.write_manifest(folder)
         try:
-            found = edit_results.read_sweep(folder)
+            found = edit_results.read_sweep(folder, om.read_config(folder))
         except UserError:
             return False
         if len(drawn) < 3:

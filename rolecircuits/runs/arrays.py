@@ -78,7 +78,7 @@ class Run:
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
 
 
-def _check_arrays(path, arrays):
+def check_arrays(path, arrays):
     """Shapes agree with one another, dtypes are plain, values are inside their range."""
     if arrays["entropy"].ndim != 4:
         raise UserError(
