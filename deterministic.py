@@ -2,7 +2,7 @@
 
 What is promised: the same machine, library versions, thread count and batch size give bit-identical arrays. Another
 processor, another batch size or another library version may round differently: entropies and masses of a float32 run then
-agree within TOLERANCE. The run's config records all of them, and the tolerance.
+agree within ROUNDING_TOLERANCE. The run's config records all of them, and the tolerance.
 Importing this module imports nothing heavy; torch is imported inside the functions.
 """
 
@@ -14,7 +14,7 @@ import sys
 # Largest difference of an entropy (nats) or of an attention mass between two runs of the same model and prompts that only
 # round differently. Measured with the bundled model on a CPU, batches of 7, 64 and 120 raw prompts against single ones:
 # float32 5.2e-6, bfloat16 0.035. float16, of which batches up to 40 gave no difference, has three more bits than bfloat16.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
+ROUNDING_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
 
 
 def prepare_environment():

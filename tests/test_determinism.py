@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deterministic
-from deterministic import TOLERANCE, prepare_environment, set_determinism
+from deterministic import ROUNDING_TOLERANCE, prepare_environment, set_determinism
 from prompts import select_prompts
 from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.tokens import tokenize_prompts
@@ -29,9 +29,9 @@ def captured(tmp_path_factory):
 
 @pytest.mark.parametrize("size", ["7", "120"])
 def test_batch_sizes_agree_within_the_tolerance(captured, size):
-    found = compare_arrays(captured["1"], captured[size], TOLERANCE["float32"])
+    found = compare_arrays(captured["1"], captured[size], ROUNDING_TOLERANCE["float32"])
     assert found["verdict"] in (CLOSE, IDENTICAL), found["largest"]
-    assert TOLERANCE["float32"] == 1e-5
+    assert ROUNDING_TOLERANCE["float32"] == 1e-5
 
 
 def test_the_same_batch_size_is_bit_identical(captured):
