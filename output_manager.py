@@ -1,12 +1,12 @@
 """Run folders: written aside, renamed when complete, checked when read. Nothing is ever pickled.
 
     <output_dir>/run_20260101_120000/    one folder per run, never overwritten
-    <output_dir>/latest_run              link to the newest complete run, swapped in one step at the end
+    <output_dir>/latest_run              link to the newest complete run, swapped in one step
 
-A run is complete when its manifest.json exists; that holds the size and SHA-256 of every other file
-and is written last. Until then the run lies in a hidden folder (.tmp_...), which no reader accepts; the
-next run removes those that a killed process left. The link is a symlink, or a text file with the run's
-name where the file system has no symlinks.
+A run is complete when its manifest.json exists; that holds the size and SHA-256 of every other
+file and is written last. Until then the run lies in a hidden folder (.tmp_...), which no reader
+accepts; the next run removes those that a killed process left. The link is a symlink, or a text
+file with the run's name where the file system has no symlinks.
 """
 
 import contextlib
@@ -109,21 +109,18 @@ def say_limits(output_dir):
     place = Path(output_dir)
     while not place.is_dir():
         place = place.parent
+    lacks = {}
     with temporary_folder(place) as aside:
         if not has_lock(aside):
-            print(
-                f"note: {printable(place)}: has no file locks; the {TEMPORARY}* folders that killed "
-                "runs leave there stay until you remove them"
-            )
+            lacks["file locks"] = "what killed runs leave there (.tmp_*) stays until you remove it"
         if not _make_symlink(aside / "link", "run"):
-            print(
-                f"note: {printable(place)}: has no symlinks; latest_* are text files that hold a "
-                "run's name"
-            )
+            lacks["symlinks"] = "latest_* are text files that hold a run's name"
+    for what, instead in lacks.items():
+        print(f"note: {printable(place)}: has no {what}; {instead}")
 
 
 def write_manifest(folder):
-    """manifest.json: size and SHA-256 of every other file. Written last, it makes a run complete."""
+    """manifest.json: size and SHA-256 of every other file. It is written last."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
     entries = {
         p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}

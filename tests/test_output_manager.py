@@ -85,7 +85,7 @@ def temporary(root):
 
 
 def forge(folder, name, content):
-    """Replace a file of a run and make the manifest agree, as a tampered or miswritten run would."""
+    """Replace a file of a run and make the manifest agree, as a run that was tampered with would."""
     (folder / name).write_bytes(content)
     om.write_manifest(folder)
 
@@ -555,6 +555,14 @@ def test_json_has_no_nan_and_takes_numpy(tmp_path):
         "4": "é",
     }
     assert "NaN" not in path.read_text("utf-8")
+
+
+def test_json_stores_texts_as_they_are(tmp_path, monkeypatch):
+    """An answer may name the home folder; only `record.portable` rewrites, and it gets paths."""
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/zoe"))
+    value = {"text": "It lies in /home/zoe/notes.", "/home/zoe": ["/home/zoe"]}
+    run_files.write_json(tmp_path / "a.json", value)
+    assert run_files.read_json(tmp_path / "a.json") == value
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

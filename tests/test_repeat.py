@@ -1,4 +1,7 @@
-"""--repeat runs a run again from its folder alone and finds what changed; nothing stored names a home or holds a token."""
+"""--repeat runs a run again from its folder alone and finds what changed.
+
+Nothing stored names a home or holds a token, and texts are stored as they were given.
+"""
 
 import json
 import os
@@ -150,14 +153,14 @@ def test_older_runs_that_do_not_record_their_capture_are_repeated(copied, capsys
     om.write_manifest(copied)
     assert repeat(copied) == 0
     printed = capsys.readouterr().out
-    assert "does not record the method of its capture: --capture auto is taken" in printed
-    assert "does not record the batch_size of its capture: --batch_size 3 is taken" in printed
+    assert "does not record the method of its capture: its --capture is taken" in printed
+    assert "does not record the batch_size of its capture: its --batch_size is taken" in printed
 
 
 def test_patterns_of_a_streamed_run_are_refused(copied, capsys):
     forge_config(copied, capture={"method": "streaming", "raw": "none"})
     assert repeat(copied, "--raw", "patterns") == 2
-    assert "--raw patterns with --repeat: the run streamed" in capsys.readouterr().err
+    assert "it was streamed, so there are no patterns" in capsys.readouterr().err
 
 
 def test_other_batch_sizes_agree_within_the_recorded_tolerance(copied, capsys):
@@ -246,7 +249,7 @@ def test_prompts_that_failed_are_run_again(copied):
             [],
             "experiment_config.json: error: argument --dtype: invalid choice",
         ),
-        ({"arguments": {"batch_size": "-3"}}, [], "whole number of at least 1"),
+        ({"capture": {"batch_size": -3}}, [], "whole number of at least 1"),
         ({}, ["--prompt_format", "raw"], "--prompt_format with --repeat"),
         ({}, ["--seed", "7"], "--seed with --repeat"),
     ],

@@ -80,7 +80,7 @@ def add_model_arguments(parser):
 
 
 def add_run_arguments(parser):
-    """The flags that say how much is run and where; the pipeline takes them for both of its models."""
+    """How much is run and where; the pipeline takes these flags for both of its models."""
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--prompts_per_category",
@@ -110,7 +110,7 @@ def add_verify_argument(parser):
 
 
 def say_unverified(args):
-    """One line if --no_verify was given, so that no reader takes unchecked numbers for checked ones."""
+    """One line if --no_verify was given: nobody shall take unchecked numbers for checked ones."""
     if args.no_verify:
         print("note: --no_verify: the SHA-256 of the run's files is not checked")
 
@@ -120,7 +120,8 @@ def check_model_arguments(args):
     refuse_secrets(args)
     if args.device and args.device_map:
         raise UserError(
-            f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them"
+            f"--device {args.device} with --device_map {printable(args.device_map)}: give one of "
+            "them"
         )
     check_prompt_arguments(args)
     if args.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
@@ -166,7 +167,8 @@ def refuse_secrets(args):
         text = str(value)
         if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
             raise UserError(
-                f"--{flag}: holds an access token, and arguments are stored with the run; take it out"
+                f"--{flag}: holds an access token, and arguments are stored with the run; take it "
+                "out"
             )
 
 

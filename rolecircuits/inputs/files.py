@@ -1,4 +1,4 @@
-"""Files that a user named: strict JSON, the SHA-256 of a file, and the run that a latest_* link names."""
+"""Files that a user named: strict JSON, SHA-256, and the run that a latest_* link names."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def read_strict_json(path, flag):
 
 
 def parse_strict_json(text, where, one_line=False):
-    """The JSON value of a text; duplicate keys and NaN are refused, with `where` in front of the reason."""
+    """The JSON value of a text; duplicate keys and NaN are refused, `where` begins the message."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

@@ -11,10 +11,10 @@
     verdict     attention.npz bit-identical, equal within deterministic.ROUNDING_TOLERANCE, or
                 different: where and by how much
 
-The repeated run becomes a folder repeat_<time> beside the first one, with repeat.json in it; no link
-is moved. Flags that may be given with --repeat (FREE) say where and how, not what; whoever changes
---device or --batch_size asks whether the numbers depend on it. A recorded --trust_remote_code is not
-believed: it must be given again.
+The repeated run becomes a folder repeat_<time> beside the first one, with repeat.json in it; no
+link is moved. Flags that may be given with --repeat (FREE) say where and how, not what; whoever
+changes --device or --batch_size asks whether the numbers depend on it. A recorded
+--trust_remote_code is not believed: it must be given again.
 
 Axes: prompt, layer, head, query.
 """
@@ -36,6 +36,7 @@ FREE = (
     *("model_id", "device", "device_map", "batch_size", "output_dir", "raw"),
     *("trust_remote_code", "no_verify", "verbose"),
 )
+CHOSEN = {"capture": "method", "raw": "raw", "batch_size": "batch_size"}  # flag: name in capture
 NOT_RECORDED = ("help", "repeat", "no_verify", "verbose")
 PROMPT_FIELDS = ("id", "category", "pair_id", "text")
 MODEL_FACTS = {"weights_sha256": "weights", "tokenizer_sha256": "tokenizer", "revision": "commit"}
@@ -53,7 +54,6 @@ class Repetition:
     def __init__(self, run: Run, parser, given, load_prompts):
         self.run = run
         self.args, self.notes = recorded_arguments(parser, run, given)
-        self.notes += use_recorded_capture(self.args, run, given)
         self.prompts = recorded_prompts(run)
         note = prompt_source_note(self.prompts, self.args, load_prompts)
         self.notes += [note] if note else []
@@ -100,17 +100,12 @@ class Repetition:
         return int(self.comparison["verdict"] == DIFFERENT)
 
 
-def given_flags(parser, argv):
-    """{flag: value} of the flags that stand on the command line, with the default's value too."""
-    nothing = object()
+def check_given(parser, argv):
+    """{flag: value} of what stands beside --repeat; a flag that makes it another run is refused."""
+    nothing = object()  # tells a flag that was not given from one with its default's value
     blank = Namespace(**{action.dest: nothing for action in parser._actions})
     parsed = vars(parser.parse_args(argv, blank))
-    return {flag: value for flag, value in parsed.items() if value is not nothing}
-
-
-def check_given(parser, argv):
-    """What was given beside --repeat; a flag that would make it another run is refused."""
-    given = given_flags(parser, argv)
+    given = {flag: value for flag, value in parsed.items() if value is not nothing}
     given.pop("repeat")
     wrong = [flag for flag in given if flag not in FREE]
     if wrong:
@@ -126,90 +121,64 @@ def recorded_arguments(parser, run: Run, given):
 
     The model is that of the recorded commit. What is not recorded has its default, and a note.
     """
-    config = run.config
-    if config.get("script") != SCRIPT or not isinstance(config.get("arguments"), dict):
-        raise UserError(
-            f"--repeat {run.path}: was not written by {SCRIPT}; only its runs can be repeated"
-        )
-    recorded, notes = config["arguments"], []
+    where, model = f"--repeat {run.path}", run.config["model"]
+    if run.config.get("script") != SCRIPT or not isinstance(run.config.get("arguments"), dict):
+        raise UserError(f"{where}: was not written by {SCRIPT}; only its runs can be repeated")
     parser.prog = printable(run.path / "experiment_config.json")
-    args = parser.parse_args(recorded_words(parser, recorded, notes))
+    words, notes = recorded_words(parser, run.config)
+    args = parser.parse_args(words)
     if args.trust_remote_code and not given.get("trust_remote_code"):
         raise UserError(
-            f"--repeat {run.path}: the run used --trust_remote_code; read the model's code and "
-            "give it again"
+            f"{where}: the run used --trust_remote_code; read the model's code and give it again"
         )
-    args.revision = config["model"].get("revision") or args.revision
-    from_hub = config["model"].get("revision") or args.model_id.startswith("bundled:")
-    was_folder = config["model"].get("weights_sha256") and not from_hub
+    args.revision = model.get("revision") or args.revision
+    from_hub = model.get("revision") or args.model_id.startswith("bundled:")
+    was_folder = model.get("weights_sha256") and not from_hub
     if was_folder and "model_id" not in given and not Path(args.model_id).is_dir():
         raise UserError(
-            f"--repeat {run.path}: its model was the folder {printable(args.model_id)}, which is "
-            "not here; call it from where the run was made, or give --model_id FOLDER"
+            f"{where}: its model was the folder {printable(args.model_id)}, which is not here; call "
+            "it from where the run was made, or give --model_id FOLDER"
         )
     args.output_dir = str(run.path.parent)
     if "device" in given or "device_map" in given:
         args.device = args.device_map = None
     vars(args).update({flag: value for flag, value in given.items() if value is not None})
+    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+        raise UserError(f"--raw {args.raw} with {where}: it was streamed, so there are no patterns")
     return args, notes
 
 
-def recorded_words(parser, recorded, notes):
-    """The command line that gave these arguments; what is missing or unknown is noted."""
-    words = []
-    for action in parser._actions:
-        flag, value = action.dest, recorded.get(action.dest)
+def recorded_words(parser, config):
+    """(words, notes): the command line of a run, asking for what was done where that was chosen.
+
+    `--capture auto` would choose by the memory that is free today, and a run that ran out of memory
+    went on with smaller batches than it was asked for.
+    """
+    recorded, done = dict(config["arguments"]), config.get("capture")
+    words, notes = [], []
+    for flag, name in CHOSEN.items():
+        if isinstance(done, dict) and name in done:
+            recorded[flag] = done[name]
+        else:
+            notes.append(
+                f"the run does not record the {name} of its capture: its --{flag} is taken"
+            )
+    actions = {action.dest: action for action in parser._actions}
+    for flag, action in actions.items():
+        value = recorded.get(flag)
         if flag in NOT_RECORDED:
             continue
         if flag not in recorded:
-            notes.append(
-                f"the run does not record --{flag}: its default {action.default!r} is taken"
-            )
+            default = repr(action.default)
+            notes.append(f"the run does not record --{flag}: its default {default} is taken")
         elif action.nargs == 0:
             words += [f"--{flag}"] if value is True else []
         elif value is not None:
-            # a path was recorded with ~ for the home folder
+            # a path is recorded with ~ for the home folder
             is_path = flag in PATH_FLAGS and isinstance(value, str)
             words.append(f"--{flag}={os.path.expanduser(value) if is_path else value}")
-    known = {action.dest for action in parser._actions}
-    notes += [
-        f"the run records --{printable(flag)}, which is unknown here"
-        for flag in recorded
-        if flag not in known
-    ]
-    return words
-
-
-def use_recorded_capture(args, run: Run, given):
-    """Let the arguments ask for what the run did, not for what it was asked; returns notes.
-
-    `auto` would choose by the memory that is free today, and a run that ran out of memory went on
-    with smaller batches than it was asked for.
-    """
-    capture = run.config.get("capture")
-    capture = capture if isinstance(capture, dict) else {}
-    notes = []
-    for flag, name, allowed in (
-        ("capture", "method", ("patterns", "streaming")),
-        ("raw", "raw", ("none", "patterns", "full")),
-        ("batch_size", "batch_size", None),
-    ):
-        value = capture.get(name)
-        good = value in allowed if allowed else type(value) is int and value > 0
-        if flag in given:
-            continue
-        if good:
-            setattr(args, flag, value)
-        else:
-            notes.append(
-                f"the run does not record the {name} of its capture: --{flag} "
-                f"{printable(getattr(args, flag))} is taken"
-            )
-    if args.capture == "streaming" and args.raw in ("patterns", "full"):
-        raise UserError(
-            f"--raw {args.raw} with --repeat: the run streamed its prompts, so there are no patterns"
-        )
-    return notes
+    unknown = [printable(flag) for flag in recorded if flag not in actions]
+    return words, notes + [f"the run records --{flag}, which is unknown here" for flag in unknown]
 
 
 def recorded_prompts(run: Run):
@@ -217,34 +186,34 @@ def recorded_prompts(run: Run):
 
     The SHA-256 in the config proves them.
     """
-    facts = run.config["prompts"]
-    rows = [{key: row.get(key) for key in PROMPT_FIELDS} for row in run.prompts]
+    where, facts = f"--repeat {run.path}", run.config["prompts"]
+    prompts = [Prompt(*map(row.get, PROMPT_FIELDS)) for row in run.prompts]
     try:
         for failed in sorted(facts["failed"], key=lambda item: item["index"]):
-            rows.insert(failed["index"], {key: failed[key] for key in PROMPT_FIELDS})
+            prompts.insert(failed["index"], Prompt(*(failed[key] for key in PROMPT_FIELDS)))
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"--repeat {run.path}: some prompts failed and the run does not hold their texts"
+            f"{where}: some prompts failed and the run does not hold their texts"
         ) from error
-    prompts = [Prompt(**row) for row in rows]
     if prompt_set_sha256(prompts) != facts.get("sha256"):
         raise UserError(
-            f"--repeat {run.path}: the texts in prompts.jsonl are not those of its config; it was "
-            "changed"
+            f"{where}: the texts in prompts.jsonl are not those of its config; it was changed"
         )
     return prompts
 
 
 def prompt_source_note(prompts, args, load_prompts):
     """What a reader must know if the prompt file, or the built-in set, gives other prompts now."""
-    source = f"--prompts {printable(args.prompts)}" if args.prompts else "the built-in set"
     try:
         there, _ = load_prompts(args.prompts, args.prompts_per_category)
     except UserError as error:
-        return f"{error}; the texts in prompts.jsonl are used"
-    if prompt_set_sha256(there) != prompt_set_sha256(prompts):
-        return f"{source} has other prompts now; the texts in prompts.jsonl are used"
-    return None
+        what = str(error)
+    else:
+        if there == prompts:
+            return None
+        source = f"--prompts {printable(args.prompts)}" if args.prompts else "the built-in set"
+        what = f"{source} has other prompts now"
+    return f"{what}; the texts in prompts.jsonl are used"
 
 
 def environment_changes(before, after):
