@@ -22,14 +22,14 @@ from prompts import load_prompts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    LINKS,
+    LATEST_RUNS,
     add_model_arguments,
     add_verify_argument,
     check_model_arguments,
     check_output_dir,
     say_unverified,
 )
-from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 
@@ -39,11 +39,12 @@ WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 def run_documents(args):
     """Run the whole file and return the exit code: 0, or 3 if some documents failed."""
 
+    from output_manager import say_limits
     from rolecircuits.documents.shards import SHARDS, stream_documents
     from rolecircuits.documents.tables import save_documents
     from rolecircuits.documents.tasks import batch_items, from_plain, ready_item
     from rolecircuits.documents.texts import read_documents
-    from rolecircuits.runs.record import describe
+    from rolecircuits.runs.record import describe_documents, describe_run
 
     for name in WITHOUT:
         if getattr(args, name) is not None:
@@ -58,6 +59,7 @@ def run_documents(args):
     if args.raw not in (None, "none"):
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
     documents = read_documents(args.documents)
+    say_limits(args.output_dir)
     from rolecircuits.capture.batches import BATCH_TOKENS
 
     with open_engine(args) as engine:
@@ -88,10 +90,12 @@ def run_documents(args):
     for document_id, reason in failed:
         print(f"failed: {printable(document_id)}: {reason}")
     if not kept:
-        raise UserError(
+        raise RunFailed(
             f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
         )
-    config = describe(args, facts, how, determinism, failed, seconds, len(kept))
+    fed = describe_documents(args, len(kept), failed)
+    script, timings = "activation_analysis.py --documents", {"capture_s": seconds}
+    config = describe_run(script, args, facts, fed, determinism, timings) | {"capture": how}
     folder = save_documents(
         args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config
     )
@@ -113,7 +117,10 @@ def build_parser():
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument(
-        "--output_type", choices=list(LINKS), default="latest", help="which link names the new run"
+        "--output_type",
+        choices=list(LATEST_RUNS),
+        default="latest",
+        help="which link names the new run",
     )
     output.add_argument(
         "--raw",
@@ -149,12 +156,13 @@ def parse_args(argv=None):
 def run(args):
     """Run the analysis and return the exit code: 0, or 3 if some prompts failed."""
 
+    from output_manager import say_limits
     from rolecircuits.capture.instrument import load_model
 
     if args.repeat is not None:
         return repeat(args)
     check_model_arguments(args)
-    check_output_dir(args.output_dir, link=LINKS[args.output_type])
+    check_output_dir(args.output_dir, link=LATEST_RUNS[args.output_type])
     if args.documents is not None:
         return run_documents(args)
     if args.engine != "local":
@@ -169,6 +177,7 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
+    say_limits(args.output_dir)
     started = time.perf_counter()
     loaded = load_model(ModelSpec.of(args), args.seed)
     timings = {"load_s": time.perf_counter() - started}
@@ -179,13 +188,16 @@ def run(args):
 def repeat(args):
     """Run a run again: 0 if attention.npz came back bit-identical or within rounding, 1 if it is different."""
 
+    from output_manager import load_run, say_limits
     from rolecircuits.capture.instrument import load_model
     from rolecircuits.runs.repeat import Repetition
 
     say_unverified(args)
-    repetition = Repetition(build_parser(), args.repeat, args.given)
+    run = load_run(args.repeat, verify=not args.no_verify)
+    repetition = Repetition(run, build_parser(), args.given, load_prompts)
     check_model_arguments(repetition.args)
     check_output_dir(repetition.args.output_dir)
+    say_limits(repetition.args.output_dir)
     repetition.announce()
     started = time.perf_counter()
     loaded = load_model(ModelSpec.of(repetition.args), repetition.args.seed)
@@ -230,7 +242,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     )
     timings["capture_s"] = time.perf_counter() - started
     if len(captured.arrays["category"]) == 0:
-        raise UserError(
+        raise RunFailed(
             f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; try a smaller model or --dtype bfloat16"
         )
     folder = save_run(
@@ -255,13 +267,15 @@ def save_run(
     from rolecircuits.runs.arrays import Run
     from rolecircuits.runs.files import write_json, write_prompts
     from rolecircuits.runs.npz import write_npz
-    from rolecircuits.runs.record import describe_run
+    from rolecircuits.runs.record import describe_prompts, describe_run
     from rolecircuits.stats.indices import summarize
 
     started = time.perf_counter()
     lost = {prompt_id for prompt_id, _ in captured.failed}
     kept = [p for p in tokenized if p.id not in lost]
-    link, prefix = (LINKS[args.output_type], "run") if repetition is None else (None, "repeat")
+    link, prefix = (
+        (LATEST_RUNS[args.output_type], "run") if repetition is None else (None, "repeat")
+    )
     with create_run(args.output_dir, link, prefix) as new:
         write_prompts(new.path / "prompts.jsonl", [asdict(p) for p in kept])
         write_npz(new.path / "attention.npz", captured.arrays)
@@ -273,9 +287,9 @@ def save_run(
             )
         if how["raw"] == "full":
             save_activations(loaded, kept, args.batch_size, new.path)
-        config = describe_run(loaded, prompts, captured, args, timings, determinism) | {
-            "capture": how
-        }
+        script, fed = "activation_analysis.py", describe_prompts(args, prompts, captured.failed)
+        config = describe_run(script, args, loaded.facts, fed, determinism, timings)
+        config["capture"] = how | {"batch_size": captured.batch_size}
         write_json(new.path / "activations.json", summarize(Run(None, config, **captured.arrays)))
         config["timings"]["save_s"] = time.perf_counter() - started
         write_json(new.path / "experiment_config.json", config)

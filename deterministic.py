@@ -1,8 +1,8 @@
 """Set what can be set so that the same command gives the same numbers, and record what was set.
 
-What is promised: the same machine, library versions, thread count and batch size give bit-identical arrays. Another
-processor, another batch size or another library version may round differently: entropies and masses of a float32 run then
-agree within TOLERANCE. The run's config records all of them, and the tolerance.
+What is promised: the same machine, library versions, thread count and batch size give bit-identical
+arrays. Another processor, batch size or library version may round differently: entropies and masses
+then agree within ROUNDING_TOLERANCE. The run's config records all of them, and the tolerance.
 Importing this module imports nothing heavy; torch is imported inside the functions.
 """
 
@@ -11,33 +11,33 @@ import platform
 import random
 import sys
 
-# Largest difference of an entropy (nats) or of an attention mass between two runs of the same model and prompts that only
-# round differently. Measured with the bundled model on a CPU, batches of 7, 64 and 120 raw prompts against single ones:
-# float32 5.2e-6, bfloat16 0.035. float16, of which batches up to 40 gave no difference, has three more bits than bfloat16.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
+# Largest difference of an entropy (nats) or of an attention mass between two runs of the same model
+# and prompts that only round differently. Measured with the bundled model on a CPU, batches of 7,
+# 64 and 120 raw prompts against single ones: float32 5.2e-6, bfloat16 0.035. float16, of which
+# batches up to 40 gave no difference, has three more bits than bfloat16.
+ROUNDING_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.0125}
 
 
 def prepare_environment():
-    """Set what CUDA reads only once, when it starts. Where it has started already nothing is set, and so none is recorded."""
+    """Set what CUDA reads only once, when it starts; later nothing is set, and none recorded."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def set_determinism(seed):
-    """Seed Python, numpy and torch, ask torch for deterministic kernels without TF32; returns the record of it.
+    """Seed Python, numpy and torch, ask torch for deterministic kernels without TF32.
 
-    Every value of the record is read back after it was set, or read from the machine.
+    Returns the record of it; every value was read back after it was set, or read from the machine.
     """
-    import numpy as np
+    import numpy as np  # here and not above: scripts import this module to answer --help
     import torch
 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.set_deterministic_debug_mode(
-        "warn"
-    )  # the same switch as use_deterministic_algorithms, without its compiler
+    # the same switch as use_deterministic_algorithms, without its compiler
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -56,7 +56,7 @@ def set_determinism(seed):
 
 
 def processor_name():
-    """The processor's name as the system gives it, for telling machines apart; None where it gives none."""
+    """The processor's name as the system gives it, or None: for telling machines apart."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [

@@ -12,12 +12,12 @@ trigrams. The newest run is linked as latest_generation.
 
 import sys
 import time
-from types import SimpleNamespace
 
 from deterministic import set_determinism
 from prompts import load_prompts
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LATEST_GENERATION,
     add_model_arguments,
     check_model_arguments,
     check_output_dir,
@@ -28,7 +28,6 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import PromptFormat
 
-LATEST = "latest_generation"
 AVERAGED = ("first_person", "self_naming", "n_tokens", "repetition")
 
 
@@ -48,10 +47,11 @@ def parse_args(argv=None):
 
 
 def run(args):
+    from output_manager import say_limits
     from rolecircuits.edits.bench import load_checked
 
     check_model_arguments(args)
-    check_output_dir(args.output_dir, link=LATEST)
+    check_output_dir(args.output_dir, link=LATEST_GENERATION)
     plan = []
     if args.config_file:
         from rolecircuits.edits.plan import read_plan
@@ -60,6 +60,7 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
+    say_limits(args.output_dir)
     started = time.perf_counter()
     loaded = load_checked(plan, args)
     run_generation(loaded, prompts, plan, args, {"load_s": time.perf_counter() - started})
@@ -74,7 +75,7 @@ def run_generation(loaded, prompts, plan, args, timings=None):
     from rolecircuits.edits.donors import collect_donors, edited_prompts
     from rolecircuits.edits.hooks import prepare_edit
     from rolecircuits.edits.plan import check_against_model
-    from rolecircuits.runs.record import describe_run
+    from rolecircuits.runs.record import describe_prompts, describe_run, portable
 
     timings = dict(timings or {})
     check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
@@ -111,13 +112,10 @@ def run_generation(loaded, prompts, plan, args, timings=None):
             row for name, rows in edited.items() for row in compare_answers(name, baseline, rows)
         ],
     }
-    named = SimpleNamespace(failed=[], arrays={"category": [p.category for p in tokenized]})
-    config = describe_run(loaded, prompts, named, args, timings, determinism) | {
-        "script": "experiment.py"
-    }
-    folder = save_results(
-        results, config | {"interventions": [entry.model_dump() for entry in plan]}, args
-    )
+    fed = describe_prompts(args, prompts)
+    config = describe_run("experiment.py", args, loaded.facts, fed, determinism, timings)
+    config["interventions"] = portable([entry.model_dump() for entry in plan])
+    folder = save_results(results, config, args)
     print_results(results)
     print(
         f"{len(tokenized)} prompts answered {1 + len(plan)} times, {timings['generation_s']:.1f} s -> {printable(folder)}"
@@ -171,7 +169,7 @@ def save_results(results, config, args):
     from output_manager import create_run
     from rolecircuits.runs.files import write_csv, write_json
 
-    with create_run(args.output_dir, LATEST, "generation") as new:
+    with create_run(args.output_dir, LATEST_GENERATION, "generation") as new:
         write_json(new.path / "generation_results.json", results)
         if results["changes"]:
             rows = [

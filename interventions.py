@@ -17,7 +17,6 @@ continued. The newest run is linked as latest_intervention, the newest sweep as 
 
 import sys
 import time
-from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from rolecircuits.engines.open import add_engine_arguments, check_engine_argumen
 from rolecircuits.engines.work import Item, work_arguments
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
-    LATEST,
+    LATEST_INTERVENTION,
     LATEST_SWEEP,
     add_model_arguments,
     check_model_arguments,
@@ -68,9 +67,11 @@ def parse_args(argv=None):
 
 def run(args):
     """Run the plan or the sweep; whatever can be refused is refused before the weights are read."""
+    from output_manager import say_limits
+
     check_model_arguments(args)
     check_engine_arguments(args)
-    check_output_dir(args.output_dir, link=LATEST_SWEEP if args.sweep else LATEST)
+    check_output_dir(args.output_dir, link=LATEST_SWEEP if args.sweep else LATEST_INTERVENTION)
     if args.sweep and args.config_file:
         raise UserError("--sweep with --config_file: a sweep takes every head, give one of them")
     if args.method and not args.sweep:
@@ -81,6 +82,7 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
+    say_limits(args.output_dir)
     with open_engine(args) as engine:
         if args.sweep:
             run_sweep(engine, prompts, args)
@@ -103,25 +105,22 @@ def run_interventions(engine, prompts, plan, args):
     from output_manager import create_run
     from rolecircuits.edits.bench import BASELINE, normalised_values
     from rolecircuits.edits.effects import tabulate_effects
-    from rolecircuits.runs.record import describe_run
+    from rolecircuits.runs.record import describe_prompts, describe_run, portable
 
     payload = {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
     payload["plan"] = [entry.model_dump() for entry in plan]
     base = engine.prepare(Item(BASELINE, "rolecircuits.edits.bench:unedited_task", payload))
     for note in base["notes"]:
         print(f"note: {printable(note)}")
-    entries, timings, started = base["entries"], base["timings"], time.perf_counter()
+    entries, timings, started = portable(base["entries"]), base["timings"], time.perf_counter()
     items = [
         Item(name, "rolecircuits.edits.bench:edit_task", payload | {"entry": name})
         for name in entries
     ]
-    with create_run(args.output_dir, LATEST, "intervention") as new:
-        model, captured = (
-            Namespace(facts=base["facts"]),
-            Namespace(arrays=base["arrays"], failed=[]),
-        )
-        config = describe_run(model, prompts, captured, args, timings, base["determinism"])
-        config |= {"script": "interventions.py", "engine": engine.facts()}
+    with create_run(args.output_dir, LATEST_INTERVENTION, "intervention") as new:
+        script, fed = "interventions.py", describe_prompts(args, prompts)
+        config = describe_run(script, args, base["facts"], fed, base["determinism"], timings)
+        config |= {"engine": engine.facts()}
         save_folder(
             new.path / BASELINE, base["prompts"], base["arrays"], config | {"intervention": None}
         )
@@ -249,10 +248,9 @@ def run_sweep(engine, prompts, args):
         sweep_layers,
         work_folder,
     )
-    from rolecircuits.inputs.arguments import LATEST_SWEEP
     from rolecircuits.runs.files import write_json
     from rolecircuits.runs.npz import write_npz
-    from rolecircuits.runs.record import describe_run
+    from rolecircuits.runs.record import describe_prompts, describe_run
 
     method = args.method or "zero_out"
     payload = {
@@ -260,19 +258,18 @@ def run_sweep(engine, prompts, args):
         "prompts": [asdict(p) for p in prompts],
     }
     base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
-    loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
-    n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
-    with work_folder(
-        Path(args.output_dir), method, fingerprint(loaded, prompts, args, method)
-    ) as work:
+    facts, timings, started = base["facts"], base["timings"], time.perf_counter()
+    n_layers, n_heads = facts["n_layers"], facts["n_heads"]
+    key = fingerprint(facts, prompts, args, method)
+    with work_folder(Path(args.output_dir), method, key) as work:
         sweep_layers(engine, payload, n_layers, n_heads, work)
         timings["sweep_s"] = time.perf_counter() - started
         arrays = combine_layers(work, base["arrays"], n_layers, n_heads, args.seed)
         with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
             write_npz(new.path / "head_effects.npz", arrays)
-            captured = Namespace(arrays=base["arrays"], failed=[])
-            config = describe_run(loaded, prompts, captured, args, timings, base["determinism"])
-            config |= {"script": "interventions.py", "sweep": {"of": "heads", "method": method}}
+            script, fed = "interventions.py", describe_prompts(args, prompts)
+            config = describe_run(script, args, facts, fed, base["determinism"], timings)
+            config |= {"sweep": {"of": "heads", "method": method}}
             write_json(new.path / "experiment_config.json", config | {"engine": engine.facts()})
         remove_work(work)
     print_strongest(arrays)

@@ -1,43 +1,35 @@
-"""Run folders: written aside, renamed when complete, checked when read. Nothing here is ever pickled.
+"""Run folders: written aside, renamed when complete, checked when read. Nothing is ever pickled.
 
     <output_dir>/run_20260101_120000/    one folder per run, never overwritten
-    <output_dir>/latest_run              symlink to the newest complete run, swapped atomically at the very end
+    <output_dir>/latest_run              link to the newest complete run, swapped in one step
 
-A run is complete when its manifest.json exists; the manifest holds the size and SHA-256 of every other file and is
-written last. Until then the folder has a hidden name (.tmp_...), which no reader accepts; the next run removes those that
-a killed process left behind.
+A run is complete when its manifest.json exists; that holds the size and SHA-256 of every other
+file and is written last. Until then the run lies in a hidden folder (.tmp_...), which no reader
+accepts; the next run removes those that a killed process left. The link is a symlink, or a text
+file with the run's name where the file system has no symlinks.
 """
 
 import contextlib
-import json
+import itertools
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecircuits.inputs.arguments import MAX_SEED
-from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.files import sha256_of
-from rolecircuits.runs.arrays import ARRAYS, Run, _check_arrays
-from rolecircuits.runs.files import (
-    JSON_ERRORS,
-    LOCK,
-    TEMPORARY,
-    _locked,
-    _open_lock,
-    _remove_stale_files,
-    read_json,
-    temporary_name,
-    write_json,
-)
+from rolecircuits.inputs.arguments import MAX_SEED, check_output_dir
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.inputs.files import TEMPORARY, follow_links, linked_name, sha256_of
+from rolecircuits.runs.arrays import ARRAYS, Run, check_arrays
+from rolecircuits.runs.files import has_lock, read_json, read_prompts, temporary_folder, write_json
 from rolecircuits.runs.npz import read_npz
 from rolecircuits.runs.record import SCHEMA_VERSION
+
+CONFIG, PROMPTS, ATTENTION = "experiment_config.json", "prompts.jsonl", "attention.npz"
 
 
 @dataclass
 class NewRun:
-    """A run being written: `path` is where its files go now, `final` where they are once it is published."""
+    """A run being written: its files go to `path`; once it is published they are in `final`."""
 
     path: Path
     final: Path = None
@@ -47,79 +39,89 @@ class NewRun:
 def create_run(output_dir, latest, prefix="run"):
     """Write a run aside and publish it whole: `with create_run(...) as new: write into new.path`.
 
-    On leaving the block the manifest is written, the folder renamed to <prefix>_<time> and the symlink `latest` swapped
-    (None: no link names the run). Any exception, Ctrl-C and SIGTERM included, removes the folder and leaves the previous
-    `latest` as it was.
+    On leaving the block the manifest is written, the folder renamed to <prefix>_<time>, and the
+    link `latest` swapped (None: no link names the run). Any exception, Ctrl-C and SIGTERM included,
+    removes the folder and leaves the previous `latest` as it was. A link that cannot be made is an
+    error that leaves the finished run.
     """
-    root = Path(output_dir)
+    root = check_output_dir(output_dir, link=latest)
     root.mkdir(parents=True, exist_ok=True)
     link = root / latest if latest else None
-    if link and link.exists() and not link.is_symlink():
-        raise UserError(
-            f"{link}: is not a symlink; move it away, it is where the newest run is linked"
-        )
-    new, alive, renamed = NewRun(root / temporary_name()), None, False
-    try:
-        with _locked(root / LOCK):
-            _remove_stale(root)
-            new.path.mkdir()
-            alive = _open_lock(new.path / LOCK)
+    with temporary_folder(root) as aside:
+        new = NewRun(aside / prefix)
+        new.path.mkdir()
         yield new
         write_manifest(new.path)
-        with _locked(root / LOCK):
-            (new.path / LOCK).unlink()
-            new.final = _free_name(root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
-            os.rename(new.path, new.final)
-            renamed = True
+        try:
+            _publish(new, root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
             if link:
-                swap_link(link, new.final.name)
-    except BaseException:
-        if renamed and link and not (link.is_symlink() and os.readlink(link) == new.final.name):
-            os.rename(new.final, new.path)  # no link names it: nothing was published
-        shutil.rmtree(new.path, ignore_errors=True)
-        raise
-    finally:
-        if alive is not None:
-            os.close(alive)
+                _point_link(link, new.final.name, aside)
+        except OSError as error:
+            if new.path.exists():
+                raise
+            raise RunFailed(
+                f"{new.final}: complete, but {latest} cannot be linked to it: {error.strerror}"
+            ) from error
+        except BaseException:
+            renamed = new.final and not new.path.exists()
+            if renamed and link and linked_name(link) != new.final.name:
+                os.rename(new.final, new.path)  # no link names it: nothing was published
+            raise
 
 
-def swap_link(link, target):
-    """Point the symlink `link` at `target` (a name beside it) in one atomic step."""
-    aside = link.with_name(f"{TEMPORARY}{link.name}_{os.getpid()}")
-    aside.unlink(missing_ok=True)
+def _publish(new, root, name):
+    """Rename a finished run to `name` in `root`, or to <name>_2, _3 ... where that is taken."""
+    for n in itertools.count(1):
+        new.final = root / (name if n == 1 else f"{name}_{n}")
+        if os.path.lexists(new.final):
+            continue
+        try:
+            os.rename(new.path, new.final)
+        except OSError:
+            if not os.path.lexists(new.final):  # else another run was published in between
+                raise
+        else:
+            return
+
+
+def _point_link(link, name, aside):
+    """Let `link` name the run `name` beside it in one step, by a symlink or else a text file."""
+    new = aside / link.name
+    if not _make_symlink(new, name):
+        new.write_text(f"{name}\n", encoding="ascii")
+    os.replace(new, link)
+
+
+def _make_symlink(path, name):
+    """Make a symlink to a folder; False where the file system has none."""
     try:
-        aside.symlink_to(target)
-        os.replace(aside, link)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        path.symlink_to(name, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        return False
+    return True
 
 
-def _remove_stale(root):
-    """Remove the temporary files, folders and links in a folder of runs whose process is gone (nobody holds their lock)."""
-    _remove_stale_files(root)
-    for path in root.glob(f"{TEMPORARY}*"):
-        if path.is_symlink():
-            path.unlink(missing_ok=True)
-        elif path.is_dir():
-            with contextlib.suppress(OSError):
-                os.close(_open_lock(path / LOCK))
-                shutil.rmtree(path)
+def say_limits(output_dir):
+    """One line for what the file system of the results lacks, and what is done instead.
 
-
-def _free_name(root, name):
-    """`name` in `root`, with _2, _3 ... appended while it is taken."""
-    candidate, n = root / name, 2
-    while candidate.exists() or candidate.is_symlink():
-        candidate, n = root / f"{name}_{n}", n + 1
-    return candidate
+    To be called before the work: it is tried in the folder, or in the one that will hold it.
+    """
+    place = Path(output_dir)
+    while not place.is_dir():
+        place = place.parent
+    lacks = {}
+    with temporary_folder(place) as aside:
+        if not has_lock(aside):
+            lacks["file locks"] = "what killed runs leave there (.tmp_*) stays until you remove it"
+        if not _make_symlink(aside / "link", "run"):
+            lacks["symlinks"] = "latest_* are text files that hold a run's name"
+    for what, instead in lacks.items():
+        print(f"note: {printable(place)}: has no {what}; {instead}")
 
 
 def write_manifest(folder):
-    """manifest.json: size and SHA-256 of every other file in the folder. Written last: it makes the run complete."""
-    files = sorted(
-        p for p in Path(folder).rglob("*") if p.is_file() and p.name not in ("manifest.json", LOCK)
-    )
+    """manifest.json: size and SHA-256 of every other file. It is written last."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "manifest.json")
     entries = {
         p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
         for p in files
@@ -128,106 +130,101 @@ def write_manifest(folder):
 
 
 def resolve_run(path):
-    """The folder that a run path or `latest_*` symlink names, refused with the reason where there is no complete run."""
+    """The folder of a complete run that a path or a latest_* link names, or why there is none."""
     path = Path(path)
-    if not path.exists():
-        why = "points at a folder that is gone" if path.is_symlink() else "no such folder"
+    target = follow_links(path)
+    if not target.exists():
+        is_link = path.is_symlink() or target != path
+        why = "points at a folder that is gone" if is_link else "no such folder"
         raise UserError(f"{path}: {why}; run activation_analysis.py first, or name another run")
-    if not path.is_dir():
+    if not target.is_dir():
         raise UserError(f"{path}: is a file; a run is a folder")
-    folder = path.resolve()
-    unpublished = any(part.name.startswith(TEMPORARY) for part in (folder, folder.parent))
+    folder = target.resolve()
+    unpublished = any(part.startswith(TEMPORARY) for part in folder.parts[-3:])
     if unpublished or not (folder / "manifest.json").is_file():
         raise UserError(
-            f"{path}: not a complete run (no manifest.json); it was interrupted or is still being written"
+            f"{path}: not a complete run (no manifest.json); it was interrupted or is still being "
+            "written"
         )
     return folder
 
 
 def check_files(path, names, verify=True):
-    """The folder of a complete run whose manifest agrees with these files: size, and SHA-256 unless verify is False."""
+    """The folder of a complete run in which these files are as its manifest says.
+
+    verify  False compares sizes, but no SHA-256
+    """
     folder = resolve_run(path)
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        found = printable(manifest.get("schema_version")) if isinstance(manifest, dict) else "none"
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else "none"
         raise UserError(
-            f"{folder}: schema version {found}; this version reads {SCHEMA_VERSION}, run the analysis again"
+            f"{folder}: schema version {printable(version)}; this version reads {SCHEMA_VERSION}, "
+            "run the analysis again"
         )
+    files = manifest.get("files")
     for name in names:
-        _check_file(folder, manifest, name, verify)
+        entry = files.get(name) if isinstance(files, dict) else None
+        _check_file(folder / name, entry, verify)
     return folder
 
 
-def load_run(path, verify=True):
-    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges; UserError names what is wrong.
-
-    verify  False leaves out the SHA-256 of the files; everything else is still checked
-    """
-    folder = check_files(path, ("experiment_config.json", "prompts.jsonl", "attention.npz"), verify)
-    config = read_config(folder)
-    arrays = read_npz(folder / "attention.npz", list(ARRAYS))
-    _check_arrays(folder / "attention.npz", arrays)
-    return Run(folder, config, prompts=_read_prompts(folder / "prompts.jsonl", arrays), **arrays)
-
-
-def read_config(folder):
-    """experiment_config.json of a run, with the fields that readers use checked."""
-    config = read_json(folder / "experiment_config.json")
-    _check_config(folder, config)
-    return config
-
-
-def _read_prompts(path, arrays):
-    try:
-        # not splitlines(): U+2028 and U+0085 are characters of a prompt, not ends of a line
-        rows = [
-            json.loads(line)
-            for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        ]
-    except JSON_ERRORS as error:
-        raise UserError(f"{path}: damaged: {error}") from error
-    if [r.get("id") if isinstance(r, dict) else None for r in rows] != arrays["prompt_id"].tolist():
-        raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
-    for row, category in zip(rows, arrays["category"].tolist(), strict=True):
-        if row.get("category") != category or not isinstance(row.get("text"), str):
-            raise UserError(
-                f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run is damaged"
-            )
-    return rows
-
-
-def _check_file(folder, manifest, name, verify):
-    path, files = folder / name, manifest.get("files")
-    entry = files.get(name) if isinstance(files, dict) else None
+def _check_file(path, entry, verify):
+    """Refuse a file that is not as its entry in the manifest says."""
     if not isinstance(entry, dict) or not path.is_file() or path.is_symlink():
         raise UserError(f"{path}: missing; the run is damaged, run the analysis again")
-    if path.stat().st_size != entry.get("bytes"):
-        size = path.stat().st_size
-        raise UserError(
-            f"{path}: has {size} bytes, its manifest says {printable(entry.get('bytes'))}; it is damaged"
-        )
+    size = path.stat().st_size
+    if size != entry.get("bytes"):
+        stated = printable(entry.get("bytes"))
+        raise UserError(f"{path}: has {size} bytes, its manifest says {stated}; it is damaged")
     if verify and sha256_of(path) != entry.get("sha256"):
         raise UserError(f"{path}: its SHA-256 is not the manifest's; it was changed after the run")
 
 
-def _check_config(folder, config):
+def load_run(path, verify=True):
+    """A complete run as a Run, checked: manifest, schema, names, shapes and ranges.
+
+    verify  False leaves out the SHA-256 of the files; everything else is still checked
+    """
+    folder = check_files(path, (CONFIG, PROMPTS, ATTENTION), verify)
+    config = read_config(folder)
+    arrays = read_npz(folder / ATTENTION, list(ARRAYS))
+    check_arrays(folder / ATTENTION, arrays)
+    prompts = read_prompts(folder / PROMPTS)
+    _check_prompts(folder / PROMPTS, prompts, arrays)
+    return Run(folder, config, prompts=prompts, **arrays)
+
+
+def _check_prompts(path, rows, arrays):
+    """Refuse prompts that are not those of the arrays."""
+    ids = [row.get("id") if isinstance(row, dict) else None for row in rows]
+    if ids != arrays["prompt_id"].tolist():
+        raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
+    for row, category in zip(rows, arrays["category"].tolist(), strict=True):
+        if row.get("category") != category or not isinstance(row.get("text"), str):
+            raise UserError(
+                f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run "
+                "is damaged"
+            )
+
+
+def read_config(folder):
+    """experiment_config.json of a run, with the fields that readers use checked."""
+    path = folder / CONFIG
+    config = read_json(path)
     try:
-        known = isinstance(config["model"]["id"], str) and config["prompts"]["format"] in (
-            "raw",
-            "chat",
-        )
+        is_text = isinstance(config["model"]["id"], str)
+        known = is_text and config["prompts"]["format"] in ("raw", "chat")
     except (KeyError, TypeError):
         known = False
-    path = folder / "experiment_config.json"
     if not known:
         raise UserError(f"{path}: model.id or prompts.format is missing; it is damaged")
     for name in ("revision", "weights_sha256", "tokenizer_sha256"):
-        if not isinstance(config["model"].get(name), str | None):
-            raise UserError(
-                f"{path}: model.{name} is {printable(config['model'][name])[:60]}; it must be a text"
-            )
+        value = config["model"].get(name)
+        if not isinstance(value, str | None):
+            raise UserError(f"{path}: model.{name} is {printable(value)[:60]}; it must be a text")
     seed = config.get("seed", 0)
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise UserError(
-            f"{path}: seed is {printable(seed)[:60]}; it must be a whole number from 0 to {MAX_SEED}"
-        )
+        shown = printable(seed)[:60]
+        raise UserError(f"{path}: seed is {shown}; it must be a whole number from 0 to {MAX_SEED}")
+    return config

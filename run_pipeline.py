@@ -14,7 +14,6 @@ is the bundled model twice, on raw and on chat-formatted prompts: same weights, 
 
 import contextlib
 import io
-import json
 import sys
 import tempfile
 import time
@@ -45,10 +44,8 @@ from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
 
-RUNS = {
-    "instruct": "latest",
-    "base": "latest_base",
-}  # in the order they are run: the base model is edited afterwards
+# --output_type of both sides, in the order they are run: the base model is edited afterwards
+OUTPUT_TYPES = {"instruct": "latest", "base": "latest_base"}
 
 
 def analysis_item(family, stage_args):
@@ -122,18 +119,17 @@ def publish_files(files, args, latest, engine, prefix="run"):
     """Write the files of a worker's run into args.output_dir and publish them under `latest`."""
 
     from output_manager import create_run, write_manifest
-    from rolecircuits.runs.files import write_json
-    from rolecircuits.runs.record import git_state, portable
+    from rolecircuits.runs.files import read_json, write_json
+    from rolecircuits.runs.record import git_state, portable_arguments
 
-    ours = portable({"arguments": vars(args), "git": git_state(), "engine": engine.facts()})
+    ours = {"arguments": portable_arguments(args), "git": git_state(), "engine": engine.facts()}
     with create_run(args.output_dir, latest, prefix) as new:
         for name, content in files.items():
             path = new.path / name
             path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
             if path.name == "experiment_config.json":
-                write_json(path, json.loads(content) | ours)
-            else:
-                path.write_bytes(content)
+                write_json(path, read_json(path) | ours)
         for name in files:
             if name.endswith(
                 "/manifest.json"
@@ -179,6 +175,9 @@ def run(args):
     check_engine_arguments(args)
     say_unverified(args)
     studies = {name: plan_study(args, name) for name in dict.fromkeys(args.families)}
+    from output_manager import say_limits
+
+    say_limits(DEFAULT_RESULTS)
     if args.engine == "ray":
         with open_engine(args) as engine:
             failed = run_side_by_side(studies, engine)
@@ -191,7 +190,7 @@ def plan_study(args, name):
     """What is to be run of one family, checked: {"args" (with args.family), "stages": {run name: its flags}}."""
     args = Namespace(**vars(args) | {"family": name})
     family = load_family(args.families_file, name)
-    stage_args = {run: analysis_args(run, family[run], args) for run in RUNS}
+    stage_args = {run: analysis_args(run, family[run], args) for run in OUTPUT_TYPES}
     for each in stage_args.values():
         check_model_arguments(each)
     outputs = [
@@ -200,8 +199,8 @@ def plan_study(args, name):
     ]
     for folder in outputs:
         check_output_dir(folder)
-    for output_type in RUNS.values():
-        check_output_dir(results_dir(args), link=arguments.LINKS[output_type])
+    for output_type in OUTPUT_TYPES.values():
+        check_output_dir(results_dir(args), link=arguments.LATEST_RUNS[output_type])
     load_prompts(args.prompts, args.prompts_per_category)
     if note := family.get("note"):
         print(f"family {name}: {printable(note)}")
@@ -250,16 +249,16 @@ def run_side_by_side(studies, engine):
             for run_name, each in found.items():
                 args = study.stages[run_name]
                 folder = publish_files(
-                    each["files"], args, arguments.LINKS[args.output_type], engine
+                    each["files"], args, arguments.LATEST_RUNS[args.output_type], engine
                 )
                 print(f"{item.label}: {run_name} run -> {folder}")
                 failed += each["failed"]
             after_analysis(study)
         else:
             plan_args = proposed_plan(study)[1]
-            print(
-                f"{item.label}: interventions -> {publish_files(found, plan_args, arguments.LATEST, engine, 'intervention')}"
-            )
+            link = arguments.LATEST_INTERVENTION
+            folder = publish_files(found, plan_args, link, engine, "intervention")
+            print(f"{item.label}: interventions -> {folder}")
             draw_interventions(study)
             print_main_numbers(study)
     return failed
@@ -278,7 +277,7 @@ def read_study(study):
 
 def run_folders(args):
     """The links to the two runs of this family."""
-    return {name: results_dir(args) / arguments.LINKS[RUNS[name]] for name in SIDES}
+    return {name: results_dir(args) / arguments.LATEST_RUNS[OUTPUT_TYPES[name]] for name in SIDES}
 
 
 def results_dir(args):
@@ -288,7 +287,7 @@ def results_dir(args):
 
 def analysis_args(name, entry, args):
     """The arguments that activation_analysis.py would get on its own command line for this run."""
-    flags = ["--output_dir", str(results_dir(args)), "--output_type", RUNS[name]]
+    flags = ["--output_dir", str(results_dir(args)), "--output_type", OUTPUT_TYPES[name]]
     flags += [
         f"--{key}={value}" for key, value in entry.items()
     ]  # one word: a value may begin with a hyphen
@@ -409,7 +408,7 @@ def draw_interventions(study):
     from visualize_results import visualize_interventions
 
     if not study.args.skip_visualization:
-        folder = results_dir(study.args) / arguments.LATEST
+        folder = results_dir(study.args) / arguments.LATEST_INTERVENTION
         figures = Path("figures", study.args.family, "intervention")
         visualize_interventions(folder, figures, each_run=False, verify=not study.args.no_verify)
 

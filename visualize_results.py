@@ -22,19 +22,22 @@ from pathlib import Path
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LATEST_INTERVENTION,
+    LATEST_RUNS,
     LATEST_SWEEP,
     add_verify_argument,
     check_output_dir,
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import follow_links
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
-    "normal": ("latest_run", "figures"),
-    "base": ("latest_base", "figures_base"),
-    "intervention": ("latest_intervention", "figures/intervention"),
+    "normal": (LATEST_RUNS["latest"], "figures"),
+    "base": (LATEST_RUNS["latest_base"], "figures_base"),
+    "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")
 FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
@@ -96,7 +99,7 @@ def visualize_interventions(
     each_run   False leaves out the nine figures of each of its sub-folders
     sweep_dir  a sweep of the same model, by default latest_sweep beside the run if it is one
     """
-    input_dir, output_dir = Path(input_dir), check_output_dir(output_dir)
+    input_dir, output_dir = follow_links(input_dir), check_output_dir(output_dir)
     if (input_dir / "attention.npz").is_file():  # the folder of one edit: it is a run by itself
         return visualize(input_dir, output_dir, file_format, verify)
     if not input_dir.exists():

@@ -136,7 +136,7 @@ def test_many_keys_are_read_in_one_pass(here, capsys):
     ("flag", "value", "said"),
     [
         ("--prompts_per_category", "9" * 5000, "not a whole number of at least 1"),
-        ("--batch_size", "9" * 12, "too large; allowed are 1 to"),
+        ("--batch_size", "9" * 12, "at least 1 and at most"),
         ("--seed", "9" * 5000, "from 0 to 4294967295"),
         ("--device", "cuda:" + "9" * 5000, "none of auto, cpu"),
         ("--raw", HOSTILE, "choose from"),
@@ -883,6 +883,22 @@ def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys
     assert run.config["status"] == "partial" and [
         entry["id"] for entry in run.config["prompts"]["failed"]
     ] == ["neutral_01"]
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_when_everything_fails_the_request_was_not_wrong(
+    tiny, here, capsys, monkeypatch, documents
+):
+    def refuse(*request):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(attention, "check_patterns", refuse)
+    Path("d.jsonl").write_text('{"id": "a", "text": "Rain falls from clouds."}\n')
+    what = ["--documents", "d.jsonl"] if documents else ["--prompts_per_category", "1"]
+    assert activation_analysis.main(["--model_id", tiny, *what]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: all {'1 documents' if documents else '4 prompts'} failed: out")
+    assert not list(here.rglob("run_*")) and not list(here.rglob("documents_*"))
 
 
 def test_a_user_without_a_home(monkeypatch):

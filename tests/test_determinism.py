@@ -1,12 +1,15 @@
-"""What is promised about repeating numbers is kept, written into the run, and nothing else is claimed."""
+"""What is promised about repeating numbers is kept and recorded, and nothing else is claimed."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import deterministic
-from deterministic import TOLERANCE, prepare_environment, set_determinism
+from conftest import PROJECT
+from deterministic import ROUNDING_TOLERANCE, prepare_environment, set_determinism
 from prompts import select_prompts
 from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.tokens import tokenize_prompts
@@ -29,9 +32,9 @@ def captured(tmp_path_factory):
 
 @pytest.mark.parametrize("size", ["7", "120"])
 def test_batch_sizes_agree_within_the_tolerance(captured, size):
-    found = compare_arrays(captured["1"], captured[size], TOLERANCE["float32"])
+    found = compare_arrays(captured["1"], captured[size], ROUNDING_TOLERANCE["float32"])
     assert found["verdict"] in (CLOSE, IDENTICAL), found["largest"]
-    assert TOLERANCE["float32"] == 1e-5
+    assert ROUNDING_TOLERANCE["float32"] == 1e-5
 
 
 def test_the_same_batch_size_is_bit_identical(captured):
@@ -55,6 +58,41 @@ def test_the_record_is_what_torch_says(monkeypatch):
         and record["torch_threads"] == torch.get_num_threads()
     )
     assert record["gpu"] is None or torch.cuda.is_initialized()
+
+
+IMPORTED_FIRST = """
+import importlib.abc, os, sys
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("numpy", "torch", "matplotlib"):
+            assert "rolecircuits" in sys.modules, f"{name} is imported before rolecircuits"
+            assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE", name
+            assert os.environ["OPENBLAS_NUM_THREADS"] == "7", name  # the user's own value
+            assert os.environ["MPLBACKEND"] == "Agg", name
+        return None
+sys.meta_path.insert(0, Watch())
+import importlib
+importlib.import_module(sys.argv[1])
+import numpy
+"""
+MODULES = sorted({path.stem for path in PROJECT.glob("*.py")} - {"deterministic"})
+
+
+@pytest.mark.parametrize("module", [*MODULES, "conftest"])
+def test_switches_are_set_before_what_reads_them_is_imported(module):
+    """deterministic.py imports nothing heavy; every other way leads past rolecircuits."""
+    names = ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "MPLBACKEND")
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    given = {"OPENBLAS_NUM_THREADS": "7", "MPLBACKEND": "TkAgg"}
+    place = PROJECT / "tests" if module == "conftest" else PROJECT
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_FIRST, module],
+        cwd=place,
+        env=others | given,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("running", [False, True])

@@ -283,4 +283,4 @@ def test_the_example_file_is_read_and_holds_what_it_promises():
         "assistant",
         "user",
     ]
-    assert arguments.LINK == "latest_documents"
+    assert arguments.LATEST_DOCUMENTS == "latest_documents"

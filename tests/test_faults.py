@@ -269,17 +269,6 @@ def test_three_runs_at_once_in_one_folder_all_complete(server, stage):
     assert not left_over(root)
 
 
-def test_a_run_begins_nothing_while_another_one_publishes(stage):
-    """Names are chosen and stale folders removed under the lock of the results folder, which the test holds here."""
-    analysis = stage("analysis")
-    seconds = max(analysis.whole()["seconds"] for _ in range(2))
-    runs = sorted(analysis.root.glob("run_*"))
-    with files._locked(analysis.root / files.LOCK):
-        done = analysis.run(after=3 * seconds)
-    assert done["code"] == -signal.SIGKILL
-    assert sorted(analysis.root.glob("run_*")) == runs and not left_over(analysis.root)
-
-
 def test_of_two_sweeps_at_once_the_second_waits_or_says_so(server, stage):
     sweep = stage("sweep")
     for done in server.together(sweep.request, sweep.request):

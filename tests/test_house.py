@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import PROJECT
 
 SCRIPTS = sorted(path.stem for path in PROJECT.glob("*.py"))
@@ -75,14 +76,19 @@ def drawn_files():
 
 def test_readme_draws_the_house_as_it_is():
     files = {path.relative_to(PROJECT).as_posix() for path in CODE if path.name != "__init__.py"}
-    files |= {path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("rolecircuits/**/*.json")}
+    files |= {
+        path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("rolecircuits/**/*.json")
+    }
     drawn = list(drawn_files())
     assert len(drawn) == len(set(drawn))
     assert set(drawn) - {"targeted_interventions.json", "model_families.json"} == files
 
 
 PLANTED = {
-    "stats -> runs: the same floor": ("rolecircuits/stats/indices.py", "import rolecircuits.runs.npz"),
+    "stats -> runs: the same floor": (
+        "rolecircuits/stats/indices.py",
+        "import rolecircuits.runs.npz",
+    ),
     "runs -> capture: upwards": ("rolecircuits/runs/npz.py", "import rolecircuits.capture.batches"),
     "the package -> a script": ("rolecircuits/edits/plan.py", "import output_manager"),
     "torch where none belongs": ("rolecircuits/stats/moments.py", "import torch"),
@@ -94,7 +100,11 @@ PLANTED = {
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     folder = tmp_path_factory.mktemp("house") / "copy"
-    shutil.copytree(PROJECT / "rolecircuits", folder / "rolecircuits", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PROJECT / "rolecircuits",
+        folder / "rolecircuits",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for path in (*PROJECT.glob("*.py"), PROJECT / "pyproject.toml"):
         shutil.copy(path, folder)
     return folder

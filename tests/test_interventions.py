@@ -264,7 +264,7 @@ def finished(folder, tmp_path_factory):
     ]
     path = plan_file(out / "plan.json", *entries)
     assert interventions.main(arguments(folder, out, "--config_file", path)) == 0
-    return out / arguments_module.LATEST
+    return out / arguments_module.LATEST_INTERVENTION
 
 
 def test_every_sub_folder_is_a_run_and_only_later_layers_change(finished):
@@ -368,7 +368,7 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     assert (
         interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
     )
-    before = (out / arguments_module.LATEST).resolve()
+    before = (out / arguments_module.LATEST_INTERVENTION).resolve()
     many = [
         HEAD | {"head": h, "layer": layer, "method": m}
         for h in range(4)
@@ -388,14 +388,17 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert (out / arguments_module.LATEST).resolve() == before
-    assert load_run(out / arguments_module.LATEST / "baseline").n_layers == 3
+    assert (out / arguments_module.LATEST_INTERVENTION).resolve() == before
+    assert load_run(out / arguments_module.LATEST_INTERVENTION / "baseline").n_layers == 3
     with pytest.raises(UserError, match="not a complete run"):
         load_run(next(out.glob(".tmp_*")))
     assert (
         interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
     )
-    assert not list(out.glob(".tmp_*")) and (out / arguments_module.LATEST).resolve() != before
+    assert (
+        not list(out.glob(".tmp_*"))
+        and (out / arguments_module.LATEST_INTERVENTION).resolve() != before
+    )
 
 
 def test_help_is_fast_and_imports_no_torch():

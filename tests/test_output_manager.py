@@ -1,6 +1,7 @@
 """Run folders are whole or absent, and a reader believes nothing that it has not checked."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -16,8 +17,8 @@ import pytest
 
 import output_manager as om
 from conftest import PROJECT
-from rolecircuits.inputs import categories
-from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs import arguments, categories
+from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import npz, record
@@ -40,6 +41,23 @@ def run(args):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
 sys.exit(cli.run_script(cli.Parser().parse_args, run, []))
+"""
+SAME_SECOND = """
+import sys, time
+import output_manager as om
+time.strftime = lambda form: "20260101_120000"
+for _ in range(5):
+    with om.create_run(sys.argv[1], "latest_run") as new:
+        (new.path / "data.txt").write_text("x")
+"""
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+import output_manager as om
+from rolecircuits.capture import instrument
+for _ in range(2):
+    with om.create_run(sys.argv[1], "latest_run") as new:
+        (new.path / "data.txt").write_text("x")
 """
 
 
@@ -67,7 +85,7 @@ def temporary(root):
 
 
 def forge(folder, name, content):
-    """Replace a file of a run and make the manifest agree, as a tampered or miswritten run would."""
+    """Replace a file of a run and make the manifest agree, as a run that was tampered with would."""
     (folder / name).write_bytes(content)
     om.write_manifest(folder)
 
@@ -185,10 +203,132 @@ def test_a_run_is_still_live_while_its_manifest_is_written(tmp_path, monkeypatch
 
     def write_beside_another_run(folder):
         write(folder)
-        om._remove_stale(tmp_path)
+        run_files.remove_stale_folders(tmp_path)
 
     monkeypatch.setattr(om, "write_manifest", write_beside_another_run)
     assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
+
+
+def test_runs_of_one_second_by_many_processes_all_get_a_name(tmp_path):
+    children = [
+        subprocess.Popen([sys.executable, "-c", SAME_SECOND, tmp_path], cwd=PROJECT)
+        for _ in range(4)
+    ]
+    assert [child.wait() for child in children] == [0] * 4
+    names = {path.name for path in tmp_path.glob("run_*")}
+    assert names == {"run_20260101_120000"} | {
+        f"run_20260101_120000_{n}" for n in range(2, 4 * 5 + 1)
+    }
+    assert os.readlink(tmp_path / "latest_run") in names and not temporary(tmp_path)
+
+
+def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process may look for stale folders between the making of a folder and its lock."""
+    lock, met = run_files.lock_descriptor, []
+
+    def lock_late(descriptor, blocking):
+        if not met:
+            met.extend(temporary(tmp_path))
+            shutil.rmtree(tmp_path / met[0])
+        return lock(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(run_files, "lock_descriptor", lock_late)
+    assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
+    assert met and not temporary(tmp_path)
+
+
+def no_locks(*request, **options):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def no_symlinks(source, target, *options):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(target))
+
+
+def test_a_folder_without_locks_is_said_before_the_work_and_loses_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    locks = run_files.lock_descriptor
+    monkeypatch.setattr(run_files, "lock_descriptor", no_locks)
+    om.say_limits(tmp_path / "not" / "yet")
+    assert capsys.readouterr().out.startswith(f"note: {tmp_path}: has no file locks; ")
+    assert os.listdir(tmp_path) == []
+    with om.create_run(tmp_path, "latest_run") as slow:
+        (slow.path / "data.txt").write_text("slow")
+        quick = publish(tmp_path, "quick")
+        monkeypatch.setattr(run_files, "lock_descriptor", locks)
+        publish(tmp_path, "from a machine that has locks")
+        monkeypatch.setattr(run_files, "lock_descriptor", no_locks)
+    assert (slow.final / "data.txt").read_text() == "slow" and quick.is_dir()
+    assert not temporary(tmp_path)
+
+
+def test_a_system_without_fcntl(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, tmp_path], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "latest_run" / "data.txt").read_text() == "x" and not temporary(tmp_path)
+
+
+def test_a_link_is_a_text_file_where_no_symlink_can_be_made(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "symlink", no_symlinks)
+    om.say_limits(tmp_path)
+    assert capsys.readouterr().out.startswith(f"note: {tmp_path}: has no symlinks; ")
+    run = make_run(n_layers=2, n_heads=2, per_category=2)
+    first, second = save_run(run, tmp_path), save_run(run, tmp_path)
+    link = tmp_path / "latest_run"
+    assert link.read_text() == f"{second.name}\n" and not link.is_symlink() and first != second
+    assert om.load_run(link).path == second.resolve() and not temporary(tmp_path)
+    assert om.resolve_run(link) == second.resolve()
+    (second / "baseline").mkdir()
+    om.write_manifest(second / "baseline")
+    assert om.resolve_run(link / "baseline") == (second / "baseline").resolve()
+    assert arguments.check_output_dir(tmp_path, link="latest_run") == tmp_path
+    monkeypatch.undo()
+    third = save_run(run, tmp_path)  # and where one can be made again
+    assert os.readlink(link) == third.name
+
+
+@pytest.mark.parametrize(
+    "text", ["../elsewhere", "/etc", "", "run_20260101_120000/../..", "x" * 99]
+)
+def test_a_text_file_that_names_no_run_is_no_link(tmp_path, text):
+    (tmp_path / "latest_run").write_text(text)
+    refused(tmp_path / "latest_run", "is a file")
+    with pytest.raises(UserError, match="is not a symlink"):
+        publish(tmp_path)
+
+
+def test_a_text_link_to_a_run_that_is_gone(tmp_path):
+    (tmp_path / "latest_run").write_text("run_20260101_120000\n")
+    refused(tmp_path / "latest_run", "points at a folder that is gone")
+
+
+def test_a_link_that_cannot_be_made_costs_no_run(tmp_path, monkeypatch):
+    def fail(*request):
+        raise OSError(28, "No space left on device")
+
+    before = publish(tmp_path, "before")
+    monkeypatch.setattr(om, "_point_link", fail)
+    with pytest.raises(
+        RunFailed, match="complete, but latest_run cannot be linked to it: No space"
+    ):
+        publish(tmp_path, "good")
+    (run,) = set(tmp_path.glob("run_*")) - {before}
+    assert (run / "data.txt").read_text() == "good" and om.resolve_run(run) == run.resolve()
+    assert os.readlink(tmp_path / "latest_run") == before.name and not temporary(tmp_path)
+
+
+def test_an_interrupt_before_the_link_publishes_nothing(tmp_path, monkeypatch):
+    def interrupt(*request):
+        raise KeyboardInterrupt
+
+    before = publish(tmp_path, "before")
+    monkeypatch.setattr(om, "_point_link", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, "half")
+    assert list(tmp_path.glob("run_*")) == [before] and not temporary(tmp_path)
 
 
 def test_a_real_folder_in_the_links_place_is_not_overwritten(tmp_path):
@@ -415,6 +555,14 @@ def test_json_has_no_nan_and_takes_numpy(tmp_path):
         "4": "é",
     }
     assert "NaN" not in path.read_text("utf-8")
+
+
+def test_json_stores_texts_as_they_are(tmp_path, monkeypatch):
+    """An answer may name the home folder; only `record.portable` rewrites, and it gets paths."""
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/zoe"))
+    value = {"text": "It lies in /home/zoe/notes.", "/home/zoe": ["/home/zoe"]}
+    run_files.write_json(tmp_path / "a.json", value)
+    assert run_files.read_json(tmp_path / "a.json") == value
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

@@ -1,8 +1,12 @@
-"""--repeat runs a run again from its folder alone and finds what changed; nothing stored names a home or holds a token."""
+"""--repeat runs a run again from its folder alone and finds what changed.
+
+Nothing stored names a home or holds a token, and texts are stored as they were given.
+"""
 
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +18,11 @@ import analyze_results
 import compare_base_instruct
 import output_manager as om
 import visualize_results
-from deterministic import TOLERANCE
+from deterministic import ROUNDING_TOLERANCE
 from rolecircuits.capture import attention
 from rolecircuits.drawing.edit_figures import PANELS
-from rolecircuits.runs import arrays
+from rolecircuits.inputs.categories import Prompt
+from rolecircuits.runs import arrays, record
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import repeat as repeat_module
 from synthetic import make_run, save_run
@@ -91,9 +96,12 @@ def test_a_run_comes_back_from_its_folder_alone(first, copied, capsys):
     assert (folder / "attention.npz").read_bytes() == (first / "attention.npz").read_bytes()
     again, before = om.load_run(folder), om.load_run(first)
     assert again.prompts == before.prompts
-    assert {k: v for k, v in again.config["arguments"].items() if k != "output_dir"} == {
-        k: v for k, v in before.config["arguments"].items() if k != "output_dir"
+    # --capture and --raw: what was done, in place of what was left to chance
+    changed = {"output_dir", "capture", "raw"}
+    assert {k: v for k, v in again.config["arguments"].items() if k not in changed} == {
+        k: v for k, v in before.config["arguments"].items() if k not in changed
     }
+    assert again.config["capture"] == before.config["capture"]
 
 
 def test_no_link_is_moved(first):
@@ -106,11 +114,60 @@ def test_no_link_is_moved(first):
     shutil.rmtree(folder)
 
 
+def test_what_was_done_is_repeated_whatever_would_be_chosen_now(copied, monkeypatch, capsys):
+    """--capture auto chose patterns; where it would choose streaming now, patterns are repeated."""
+    before = om.load_run(copied).config
+    assert before["arguments"]["capture"] == "auto" and before["capture"]["method"] == "patterns"
+    monkeypatch.setattr(attention, "AUTO_TOKENS", 1)
+    assert repeat(copied) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "attention.npz: bit-identical"
+    _, folder = report(copied.parent)
+    assert om.load_run(folder).config["capture"] == before["capture"]
+    assert (folder / "raw_blocks_0_attn_pattern.npz").is_file()
+
+
+def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again(tiny, tmp_path, monkeypatch):
+    real, sizes, limit = attention.check_patterns, [], [2]
+
+    def check(pattern, n_tokens, layer, facts):
+        sizes.append(len(pattern))
+        if len(pattern) > limit[0]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        real(pattern, n_tokens, layer, facts)
+
+    monkeypatch.setattr(attention, "check_patterns", check)
+    command = ["--model_id", tiny, "--prompts_per_category", "1", "--output_dir", str(tmp_path)]
+    assert activation_analysis.main(command) == 0
+    assert om.load_run(tmp_path / "latest_run").config["capture"]["batch_size"] == 2
+    assert max(sizes) == 4
+    limit[0], sizes[:] = 4, []
+    assert repeat(tmp_path / "latest_run") == 0
+    assert max(sizes) == 2 and report(tmp_path)[0]["changed"] == []
+
+
+def test_older_runs_that_do_not_record_their_capture_are_repeated(copied, capsys):
+    path = copied / "experiment_config.json"
+    config = json.loads(path.read_text())
+    del config["capture"]
+    run_files.write_json(path, config)
+    om.write_manifest(copied)
+    assert repeat(copied) == 0
+    printed = capsys.readouterr().out
+    assert "does not record the method of its capture: its --capture is taken" in printed
+    assert "does not record the batch_size of its capture: its --batch_size is taken" in printed
+
+
+def test_patterns_of_a_streamed_run_are_refused(copied, capsys):
+    forge_config(copied, capture={"method": "streaming", "raw": "none"})
+    assert repeat(copied, "--raw", "patterns") == 2
+    assert "it was streamed, so there are no patterns" in capsys.readouterr().err
+
+
 def test_other_batch_sizes_agree_within_the_recorded_tolerance(copied, capsys):
     assert repeat(copied, "--batch_size", "1") == 0
     found, _ = report(copied.parent)
     config = json.loads((copied / "experiment_config.json").read_text())
-    assert found["tolerance"] == config["rounding_tolerance"] == TOLERANCE["float32"]
+    assert found["tolerance"] == config["rounding_tolerance"] == ROUNDING_TOLERANCE["float32"]
     assert found["verdict"] in (repeat_module.IDENTICAL, repeat_module.CLOSE)
     assert "argument batch_size: was 3, is 1" in found["changed"]
 
@@ -192,7 +249,7 @@ def test_prompts_that_failed_are_run_again(copied):
             [],
             "experiment_config.json: error: argument --dtype: invalid choice",
         ),
-        ({"arguments": {"batch_size": "-3"}}, [], "whole number of at least 1"),
+        ({"capture": {"batch_size": -3}}, [], "whole number of at least 1"),
         ({}, ["--prompt_format", "raw"], "--prompt_format with --repeat"),
         ({}, ["--seed", "7"], "--seed with --repeat"),
     ],
@@ -339,6 +396,55 @@ def test_tokens_in_arguments_are_refused(flag, tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert f"{flag}: holds an access token" in error and secret not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_names_the_home_folder_comes_back_as_it_was(tiny, tmp_path, monkeypatch):
+    """In another home folder too. Only paths and messages are stored with ~."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    text, system = f"Who owns {home}/notes.txt?", f"You live in {home}."
+    long = f"What is {home}/{'a b c d ' * 9}?"
+    own = {"self_referent": [text, "Who are you?"], "neutral": ["What is rain?", long]}
+    home.mkdir()
+    (home / "own.json").write_text(json.dumps(own))
+    shutil.copytree(tiny, home / "models" / "tiny")
+    monkeypatch.setenv("HOME", str(home))
+    real, lengths = attention.check_patterns, [0]
+
+    def fail_the_longest(pattern, n_tokens, layer, facts):
+        lengths.append(n_tokens.max())
+        if lengths[-1] == max(lengths):  # the first batch holds all
+            raise RuntimeError("can't allocate memory")
+        real(pattern, n_tokens, layer, facts)
+
+    monkeypatch.setattr(attention, "check_patterns", fail_the_longest)
+    words = ["--model_id", str(home / "models/tiny"), "--prompts", str(home / "own.json")]
+    words += ["--prompt_format", "chat", "--system_prompt", system, "--output_dir", "out"]
+    monkeypatch.chdir(tmp_path)
+    assert activation_analysis.main(words) == 3
+    run = om.load_run("out/latest_run")
+    assert [row["text"] for row in run.prompts] == [text, "Who are you?", "What is rain?"]
+    assert run.config["prompts"]["system_prompt"] == system
+    assert run.config["arguments"]["system_prompt"] == system
+    assert [failed["text"] for failed in run.config["prompts"]["failed"]] == [long]
+    assert run.config["arguments"]["model_id"] == run.config["model"]["id"] == "~/models/tiny"
+    monkeypatch.setattr(attention, "check_patterns", real)
+    home.rename(other)
+    monkeypatch.setenv("HOME", str(other))
+    assert repeat(run.path) == 1  # the prompt that failed is there now
+    found, folder = report("out")
+    assert found["changed"] == [] and not any("own.json" in note for note in found["notes"])
+    again = om.load_run(folder)
+    assert [row["text"] for row in again.prompts] == [text, "Who are you?", "What is rain?", long]
+
+
+def test_a_reason_names_no_home(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/zoe"))
+    args = Namespace(prompt_format="raw", system_prompt=None, bos="auto")
+    prompts = [Prompt("neutral_00", "neutral", -1, "What is /home/zoe?")]
+    described = record.describe_prompts(args, prompts, [("neutral_00", "no /home/zoe/x.so")])
+    (failed,) = described["prompts"]["failed"]
+    assert (failed["text"], failed["reason"]) == ("What is /home/zoe?", "no ~/x.so")
+    assert described["prompts"]["n"] == 0
 
 
 def test_no_file_of_a_run_names_the_home_or_a_token(tiny, tmp_path, monkeypatch):

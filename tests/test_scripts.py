@@ -227,7 +227,9 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     entry = {"model_id": tiny}
     args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])
     args.family = "x"
-    stages = {name: run_pipeline.analysis_args(name, entry, args) for name in run_pipeline.RUNS}
+    stages = {
+        name: run_pipeline.analysis_args(name, entry, args) for name in run_pipeline.OUTPUT_TYPES
+    }
     assert run_pipeline.analyze_family(stages)[1] == []
     assert loads == [tiny]
 

@@ -86,12 +86,14 @@ class Capture:
 
     arrays    the arrays of attention.npz                    patterns  {layer: [prompt, head, query, key]}, {} unless kept
     logits    [prompt, vocabulary] float32 or None           failed    [(prompt id, reason)]
+    batch_size  prompts that a forward pass may hold: as given, or what the last halving left
     """
 
     arrays: dict
     patterns: dict
     logits: np.ndarray
     failed: list
+    batch_size: int | None = None
 
 
 @dataclass
@@ -195,6 +197,7 @@ def capture_attention(
                     )
                     left = [i for later in (batch, *queue) for i in later]
                     half = [len(batch) // 2, len(batch) * longest // 2]
+                    batch_size = half[0]
                     queue = [
                         [left[i] for i in later]
                         for later in make_batches([lengths[i] for i in left], *half)
@@ -213,6 +216,7 @@ def capture_attention(
         patterns,
         np.stack([logits[i] for i in kept]) if want_logits and kept else None,
         failed,
+        batch_size,
     )
 
 

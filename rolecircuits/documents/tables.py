@@ -4,7 +4,7 @@ import numpy as np
 
 from output_manager import create_run
 from rolecircuits.documents.shards import VALUES, shard_name
-from rolecircuits.inputs.arguments import LINK
+from rolecircuits.inputs.arguments import LATEST_DOCUMENTS
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.runs.files import write_csv, write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
@@ -72,7 +72,7 @@ def save_documents(output_dir, documents, results, config):
         print(
             "note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out"
         )
-    with create_run(output_dir, LINK, prefix="documents") as new:
+    with create_run(output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
         write_csv(new.path / "documents.csv", whole)
         write_csv(new.path / "turns.csv", turns)
         write_npz(new.path / "documents.npz", arrays)

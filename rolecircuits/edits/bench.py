@@ -3,7 +3,6 @@
 import time
 from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture.instrument import load_model
@@ -181,18 +180,18 @@ def load_source(source, args):
 
 def resolve_source(source):
     """(model id, revision) of a patch's source; refused where a run folder names no model, or the model is not there."""
-    import json
-
+    from rolecircuits.inputs.files import follow_links
     from rolecircuits.models.source import locate_model, pin_revision
+    from rolecircuits.runs.files import read_json
 
     model_id, revision = source, None
     try:
-        config = Path(source) / "experiment_config.json"
+        config = follow_links(source) / "experiment_config.json"
         if config.is_file():
-            facts = json.loads(config.read_text(encoding="utf-8"))["model"]
+            facts = read_json(config)["model"]
             model_id, revision = facts["id"], facts.get("revision")
         named = isinstance(model_id, str) and isinstance(revision, str | None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         named = False
     if not named:
         raise UserError(

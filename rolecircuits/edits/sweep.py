@@ -92,11 +92,11 @@ def hold_sweep(held, payload):
     return held.state(content_hash(["sweep", payload["args"], payload["prompts"]]), make)
 
 
-def fingerprint(loaded, prompts, args, method):
+def fingerprint(facts, prompts, args, method):
     """What an unfinished sweep must share with the one that continues it."""
     return portable(
         {
-            "model": {name: loaded.facts[name] for name in FINGERPRINT},
+            "model": {name: facts[name] for name in FINGERPRINT},
             "prompts": prompt_set_sha256(prompts),
             "format": asdict(PromptFormat.of(args)),
             "method": method,

@@ -1,1 +1,1 @@
-"""What users give: flags, files, prompts; and how a wrong request is answered. No numpy, no torch."""
+"""What users give: flags, files, prompts; how a wrong request is answered. No numpy or torch."""

@@ -1,4 +1,5 @@
-"""Flags that several scripts share, the types of their values, and what is refused before anything is loaded."""
+"""Flags that several scripts share, the types of their values, and what is refused before anything
+is loaded."""
 
 import argparse
 import os
@@ -6,6 +7,7 @@ import re
 from pathlib import Path
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import linked_name
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
@@ -13,33 +15,36 @@ MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-LINKS = {"latest": "latest_run", "latest_base": "latest_base"}
-LATEST, LATEST_SWEEP = "latest_intervention", "latest_sweep"
-LINK = "latest_documents"
+LATEST_RUNS = {"latest": "latest_run", "latest_base": "latest_base"}  # by --output_type
+LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
+LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
 
 
 def positive_int(text):
-    """An integer of at least 1 (and at most MAX_COUNT), or argparse's one-line refusal."""
-    if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{printable(text[:40])!r} is not a whole number of at least 1"
-        )
-    if int(text) > MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{text[:40]} is too large; allowed are 1 to {MAX_COUNT}")
-    return int(text)
+    """A count: an integer of at least 1 (and at most MAX_COUNT)."""
+    return _whole_number(text, 1, MAX_COUNT, f"of at least 1 and at most {MAX_COUNT}")
 
 
 def seed_value(text):
     """A seed that numpy and torch both take: 0 to 2**32 - 1."""
-    if not re.fullmatch(r"[0-9]{1,100}", text) or int(text) > MAX_SEED:
+    return _whole_number(text, 0, MAX_SEED, f"from 0 to {MAX_SEED}")
+
+
+def controls_number(text):
+    """Controls a candidate: 0 to 100."""
+    return _whole_number(text, 0, 100, "from 0 to 100")
+
+
+def _whole_number(text, least, most, allowed):
+    if not re.fullmatch(r"[0-9]{1,100}", text) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(
-            f"{printable(text[:40])!r} is not a whole number from 0 to {MAX_SEED}"
+            f"{printable(text[:40])!r} is not a whole number {allowed}"
         )
     return int(text)
 
 
 def device_name(text):
-    """auto, cpu, mps, cuda or cuda:N; whether the machine has it is checked before the model is loaded."""
+    """auto, cpu, mps, cuda or cuda:N; that the machine has it is checked later, before loading."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(
             f"{printable(text[:40])!r} is none of auto, cpu, cuda, cuda:N, mps"
@@ -48,7 +53,7 @@ def device_name(text):
 
 
 def add_model_arguments(parser):
-    """The flags that name a model and its prompts, and those of `add_run_arguments`: what a model stage needs."""
+    """What a model stage needs: the flags that name a model and its prompts, and how to run."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_id",
@@ -75,7 +80,7 @@ def add_model_arguments(parser):
 
 
 def add_run_arguments(parser):
-    """The flags that say how much is run and where; the pipeline takes them for both of its models."""
+    """How much is run and where; the pipeline takes these flags for both of its models."""
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--prompts_per_category",
@@ -86,7 +91,8 @@ def add_run_arguments(parser):
     how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
     how.add_argument(
         "--device_map",
-        help="auto, balanced, balanced_low_0 or sequential (accelerate), or a JSON file {module: device}; excludes --device",
+        help="auto, balanced, balanced_low_0 or sequential (accelerate), or a JSON file "
+        "{module: device}; excludes --device",
     )
     how.add_argument(
         "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
@@ -104,22 +110,24 @@ def add_verify_argument(parser):
 
 
 def say_unverified(args):
-    """One line if --no_verify was given, so that no reader takes unchecked numbers for checked ones."""
+    """One line if --no_verify was given: nobody shall take unchecked numbers for checked ones."""
     if args.no_verify:
         print("note: --no_verify: the SHA-256 of the run's files is not checked")
 
 
 def check_model_arguments(args):
-    """Refuse combinations of model flags that contradict each other, before anything is imported or loaded."""
+    """Refuse model flags that contradict each other, before anything is imported or loaded."""
     refuse_secrets(args)
     if args.device and args.device_map:
         raise UserError(
-            f"--device {args.device} with --device_map {printable(args.device_map)}: give one of them"
+            f"--device {args.device} with --device_map {printable(args.device_map)}: give one of "
+            "them"
         )
     check_prompt_arguments(args)
     if args.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", args.revision or ""):
         raise UserError(
-            "--trust_remote_code runs code from the model: pin it with --revision and the 40-digit commit"
+            "--trust_remote_code runs code from the model: pin it with --revision and the 40-digit "
+            "commit"
         )
 
 
@@ -132,23 +140,25 @@ def check_prompt_arguments(args):
     check_text(args.system_prompt, "--system_prompt")
     if args.bos != "auto" and args.prompt_format == "chat":
         raise UserError(
-            f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token itself"
+            f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token "
+            "itself"
         )
 
 
 def check_text(text, where):
-    """Refuse text that no tokenizer takes: bytes of the command line that are not UTF-8, half a surrogate pair."""
+    """Refuse text that no tokenizer takes: bytes that are not UTF-8, half a surrogate pair."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text or ""):
         raise UserError(
-            f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a character"
+            f"{where}: holds bytes that are not UTF-8, or half a surrogate pair; neither is a "
+            "character"
         )
 
 
 def refuse_secrets(args):
-    """Refuse arguments that hold an access token: a run's arguments are stored beside its results and shared with them.
+    """Refuse arguments that hold an access token: arguments are stored beside a run's results.
 
-    A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or ..._API_KEY, or looks
-    like one of the hub. The message names the flag, never the token.
+    A token is the value of an environment variable named ..._TOKEN, ..._SECRET, ..._PASSWORD or
+    ..._API_KEY, or looks like one of the hub. The message names the flag, never the token.
     """
     secrets = [
         value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8
@@ -157,14 +167,15 @@ def refuse_secrets(args):
         text = str(value)
         if any(secret in text for secret in secrets) or HUB_TOKEN.search(text):
             raise UserError(
-                f"--{flag}: holds an access token, and arguments are stored with the run; take it out"
+                f"--{flag}: holds an access token, and arguments are stored with the run; take it "
+                "out"
             )
 
 
 def check_output_dir(path, flag="--output_dir", link=None):
     """The output folder as a Path, refused now (not after the work) where it cannot be written.
 
-    link  the name of the symlink that will point at the new run; what lies there must be a symlink
+    link  the name of the link that will point at the new run; what lies there must be such a link
     """
     path = Path(path)
     existing = path
@@ -173,15 +184,15 @@ def check_output_dir(path, flag="--output_dir", link=None):
             if existing.is_symlink():
                 raise UserError(f"{flag} {path}: {existing} is a symlink to nowhere")
             existing = existing.parent
-        if link and (path / link).exists() and not (path / link).is_symlink():
+        if link and (path / link).exists() and linked_name(path / link) is None:
             raise UserError(
-                f"{flag} {path}: {link} in it is not a symlink; move it away, the newest run is linked there"
+                f"{flag} {path}: {link} in it is not a symlink; move it away, the newest run is "
+                "linked there"
             )
         inside_run = (path / "manifest.json").is_file()
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{flag} {str(path)[:200]}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{flag} {str(path)[:200]}: {reason}") from error
     if inside_run:
         raise UserError(
             f"{flag} {path}: is a run folder, which is never written to; name another folder"
@@ -191,14 +202,3 @@ def check_output_dir(path, flag="--output_dir", link=None):
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: {existing} cannot be written to")
     return path
-
-
-def controls_number(text):
-    """Controls a candidate: 0 to 100."""
-    import argparse
-
-    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 100:
-        raise argparse.ArgumentTypeError(
-            f"{printable(text[:40])!r} is not a whole number from 0 to 100"
-        )
-    return int(text)

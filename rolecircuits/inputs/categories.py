@@ -11,7 +11,10 @@ PAIRED = ("confounder", "third_person")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: `id` is unique in its set, `pair_id` joins confounder[i] with third_person[i], -1 elsewhere."""
+    """One prompt: `id` is unique in its set, `pair_id` joins confounder[i] with third_person[i].
+
+    pair_id is -1 in the other categories, and where both do not pair.
+    """
 
     id: str
     category: str

@@ -12,7 +12,7 @@ class RunFailed(Exception):
 
 
 def printable(text):
-    """`text` with control characters (ANSI escapes among them) shown as escapes, safe for a terminal.
+    """`text` safe for a terminal: control characters (ANSI escapes among them) shown as escapes.
 
     A character that the terminal's encoding cannot show is escaped too.
     """

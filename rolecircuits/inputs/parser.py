@@ -1,8 +1,10 @@
-"""What every script shares on the command line: one parser, one error class, one place for exit codes.
+"""What every script shares on the command line: one parser, and one place for exit codes.
 
-    0 everything asked for was done      2 the request is wrong (one line says what, where, what is allowed)
-    1 it failed                          3 part of it failed
-    130 interrupted
+    0    everything asked for was done
+    1    it failed
+    2    the request is wrong (one line says what, where, what is allowed)
+    3    part of it failed
+    130  interrupted
 
 Nothing here imports more than the standard library, so `--help` answers at once.
 """
@@ -20,8 +22,8 @@ import traceback
 
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 
-# What the system answers when a path that the user named cannot be used: the request is wrong. Everything else (a full
-# disk, a broken one) is a failure.
+# What the system answers when a path that the user named cannot be used: the request is wrong.
+# Everything else (a full disk, a broken one) is a failure.
 WRONG_PATH = frozenset(
     getattr(errno, name)
     for name in "ENOENT EACCES EPERM EISDIR ENOTDIR EEXIST ENAMETOOLONG ELOOP EROFS".split()
@@ -29,7 +31,7 @@ WRONG_PATH = frozenset(
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that refuses abbreviations and answers a wrong flag with one line and the closest right one."""
+    """argparse without abbreviations; a wrong flag gets one line that names the closest one."""
 
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -53,9 +55,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(parse_args, run, argv=None):
-    """Parse, run and turn the outcome into an exit code; `run(args)` returns None, a result, or an exit code.
+    """Parse, run and turn the outcome into an exit code.
 
-    Every message passes `printable` here, so that paths and texts inside it cannot move the terminal or break the line.
+    run  function of the arguments; returns an exit code, or anything else (0)
+    Every message passes `printable` here, so that paths and texts in it cannot move the terminal.
     """
     _escape_what_cannot_be_shown()
     args = parse_args(argv)
@@ -63,35 +66,29 @@ def run_script(parse_args, run, argv=None):
     try:
         code = run(args)
         print(end="", flush=True)  # print, because sys.stdout may be None
-    except (UserError, RunFailed) as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
         _abandon_output()
-        print(
-            "error: the reader of the standard output went away; files already published stay",
-            file=sys.stderr,
-        )
+        _say("error: the reader of the standard output went away; files already published stay")
         return 1
-    except OSError as error:
+    except (UserError, RunFailed, OSError) as error:
         if args.verbose:
             traceback.print_exc()
+        if not isinstance(error, OSError):
+            _say(f"error: {printable(error)}")
+            return 2 if isinstance(error, UserError) else 1
         place = f" ({printable(error.filename)})" if error.filename else ""
-        print(
-            f"error: {printable(error.strerror or error)}{place}; nothing half-done was published",
-            file=sys.stderr,
-        )
+        why = printable(error.strerror or error)
+        _say(f"error: {why}{place}; nothing half-done was published")
         _abandon_output()
         return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
-        print(
-            "interrupted: nothing half-done was published, the same command starts again",
-            file=sys.stderr,
-        )
+        _say("interrupted: nothing half-done was published, the same command starts again")
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _say(line):
+    print(line, file=sys.stderr)
 
 
 def _interrupt(signum, frame):
@@ -99,8 +96,10 @@ def _interrupt(signum, frame):
 
 
 def _abandon_output():
-    """Where the standard output takes nothing more, what is still buffered goes nowhere: or the interpreter would complain
-    again when it ends, and with another exit code."""
+    """Let what is still buffered go nowhere, where the standard output takes nothing more.
+
+    Else the interpreter would complain again when it ends, and with another exit code.
+    """
     try:
         print(end="", flush=True)
     except OSError:
@@ -108,7 +107,7 @@ def _abandon_output():
 
 
 def _escape_what_cannot_be_shown():
-    """In a locale that is not UTF-8, a character that cannot be encoded is written as an escape, not as a traceback."""
+    """A character that the locale cannot encode is written as an escape and ends no script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
@@ -116,11 +115,12 @@ def _escape_what_cannot_be_shown():
 
 @contextlib.contextmanager
 def collector_paused():
-    """Import large libraries inside this block: the objects that importing makes live as long as the process.
+    """Import large libraries inside this block: what importing makes lives as long as the process.
 
-    Looking for garbage among them took a third of the start-up time (torch, transformers and transformer_lens: 9.0 s of
-    processor time with the collector, 6.3 s without). They are frozen, so that later collections pass them over. Do not
-    load a model in here: what is frozen is freed only when nothing refers to it, and a model refers to itself.
+    Looking for garbage among it took a third of the start-up time (torch, transformers and
+    transformer_lens: 9.0 s of processor time with the collector, 6.3 s without). It is frozen, so
+    that later collections pass it over. Do not load a model in here: what is frozen is freed only
+    when nothing refers to it, and a model refers to itself.
     """
     enabled = gc.isenabled()
     gc.disable()

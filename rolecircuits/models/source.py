@@ -4,7 +4,7 @@ Unknown, gated and offline ids, missing or corrupt weights, pickled weights and 
 are read.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -97,16 +98,18 @@ def bundled_folder():
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in root.glob(f"{TEMPORARY}*"):
+    with _only_converter(root) as alone:
+        for stale in root.glob(f"{TEMPORARY}*") if alone else ():
             shutil.rmtree(stale, ignore_errors=True)
         if not folder.is_dir():
             aside = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
             try:
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
-                os.rename(aside, folder)
+                if folder.is_dir():  # by a process that no lock kept out
+                    shutil.rmtree(aside)
+                else:
+                    os.rename(aside, folder)
             except SafetensorError as error:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise RunFailed(
@@ -117,6 +120,18 @@ def bundled_folder():
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
     return folder
+
+
+@contextlib.contextmanager
+def _only_converter(root):
+    """Wait until no other process converts; False where the file system has no locks to tell."""
+    lock = FileLock(root / ".lock", fallback_to_soft=False)
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def _convert_gguf(gguf, folder):

@@ -29,7 +29,7 @@ PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
 
 @dataclass
 class Run:
-    """A complete run, loaded: `config` is experiment_config.json, the arrays are those of attention.npz (ARRAYS)."""
+    """A complete run, loaded: its config, its prompts, and the arrays of attention.npz (ARRAYS)."""
 
     path: Path
     config: dict
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def counts(self):
-        """{category: number of prompts}, in the order of CATEGORIES, categories without prompts left out."""
+        """{category: number of prompts} of the categories that have any, in the usual order."""
         return {name: int(n) for name in CATEGORIES if (n := (self.category == name).sum())}
 
     def take(self, rows):
@@ -78,59 +78,59 @@ class Run:
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
 
 
-def _check_arrays(path, arrays):
+def check_arrays(path, arrays):
     """Shapes agree with one another, dtypes are plain, values are inside their range."""
     if arrays["entropy"].ndim != 4:
         raise UserError(
-            f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, query)"
+            f"{path}: entropy has {arrays['entropy'].ndim} axes, expected 4 (prompt, layer, head, "
+            "query)"
         )
     sizes = dict(zip(("prompt", "layer", "head", "query"), arrays["entropy"].shape, strict=True))
     for name, (kind, axes) in ARRAYS.items():
-        expected = tuple(sizes.get(axis, axis) for axis in axes)
-        if arrays[name].shape != expected or arrays[name].dtype.kind != kind:
-            found = f"{arrays[name].dtype} {arrays[name].shape}"
+        array, expected = arrays[name], tuple(sizes.get(axis, axis) for axis in axes)
+        if array.shape != expected or array.dtype.kind != kind:
             raise UserError(
-                f"{path}: {name} is {found}, expected {'/'.join(map(str, axes))} = {expected} of kind {kind}"
+                f"{path}: {name} is {array.dtype} {array.shape}, expected "
+                f"{'/'.join(map(str, axes))} = {expected} of kind {kind}"
             )
     if 0 in sizes.values():
         raise UserError(f"{path}: holds no prompts, layers, heads or rows")
     unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
     if unknown:
-        raise UserError(
-            f"{path}: unknown category {printable(sorted(unknown)[0])!r}; allowed are {', '.join(CATEGORIES)}"
-        )
+        name = printable(sorted(unknown)[0])
+        raise UserError(f"{path}: unknown category {name!r}; allowed are {', '.join(CATEGORIES)}")
+    _check_lengths(path, arrays, sizes["query"])
     _check_values(path, arrays, sizes["query"])
 
 
-def _check_values(path, arrays, n_query):
-    n_tokens, span = arrays["n_tokens"], arrays["span"]
-    ordered = (
-        (span[:, 0] >= 0)
-        & (span[:, 0] < span[:, 1])
-        & (span[:, 1] <= n_tokens)
-        & (n_tokens <= n_query)
-    )
+def _check_lengths(path, arrays, n_query):
+    """Spans lie inside their prompt, and a row sees at least itself and nothing that follows."""
+    n_tokens, (start, stop) = arrays["n_tokens"], arrays["span"].T
+    ordered = (start >= 0) & (start < stop) & (stop <= n_tokens) & (n_tokens <= n_query)
     if not ordered.all():
-        raise UserError(
-            f"{path}: span or n_tokens of prompt {int(np.argmin(ordered))} is out of range"
-        )
+        prompt = int(np.argmin(ordered))
+        raise UserError(f"{path}: span or n_tokens of prompt {prompt} is out of range")
     edge = arrays["edge_tokens"]
-    if ((edge < 0) | (edge > (span[:, 1] - span[:, 0]) // 2)).any():
+    if ((edge < 0) | (edge > (stop - start) // 2)).any():
         raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
     visible = arrays["visible_keys"]
     if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
-    real = np.arange(n_query) < n_tokens[:, None]
-    inside = {name: arrays[name].transpose(0, 3, 1, 2)[real] for name in ("entropy", "sink_mass")}
-    inside |= {name: arrays[name] for name in ("first_mass", "last_mass", "edge_mass")}
-    for name, values in inside.items():
+
+
+def _check_values(path, arrays, n_query):
+    """Inside a prompt nothing is NaN, masses are probabilities, and entropies are possible."""
+    real = np.arange(n_query) < arrays["n_tokens"][:, None]
+    for name in ("entropy", *PROBABILITIES):
+        rows = ARRAYS[name][1][-1] == "query"
+        values = arrays[name].transpose(0, 3, 1, 2)[real] if rows else arrays[name]
         if not np.isfinite(values).all():
             raise UserError(f"{path}: {name} is NaN or infinite inside a prompt")
     for name in PROBABILITIES:
         values = arrays[name][~np.isnan(arrays[name])]
         if ((values < -1e-3) | (values > 1 + 1e-3)).any():
             raise UserError(f"{path}: {name} holds a probability outside [0, 1]")
-    bound = np.log(visible)[None, :, None, :] + 1e-2
+    bound = np.log(arrays["visible_keys"])[None, :, None, :] + 1e-2
     for name in ("entropy", "entropy_sinkfree"):
         if ((arrays[name] < 0) | (arrays[name] > bound)).any():
             raise UserError(f"{path}: {name} is outside 0 to ln(visible keys)")

@@ -1,4 +1,4 @@
-"""Read what interventions.py wrote: effects.json and head_effects.npz, checked before anything is drawn."""
+"""Read what interventions.py wrote, effects.json and head_effects.npz, and check it for drawing."""
 
 import numpy as np
 
@@ -7,51 +7,51 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.files import read_json
 from rolecircuits.runs.npz import read_npz
 
-DRAWN = ("kl", "surprisal_change", "rfc_change", "rsi_change")
 INDEX_CHANGES = ("rfc_change", "rsi_change")
-ROLES = ("candidate", "control")
+DRAWN = ("kl", "surprisal_change", *INDEX_CHANGES)
 EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q")
+TEXTS = ("intervention", "role", "category")
+NUMBERS = ("n", *(metric + part for metric in DRAWN for part in EFFECT_PARTS))
+ALLOWED = {"category": ("all", *CATEGORIES), "role": ("candidate", "control")}
 LARGEST = 1e100  # numbers beyond this are damage: no axis holds them
 NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 0
-SWEEP_ARRAYS = ("kl", "category", "kl_by_prompt", "rfc_change", "rsi_change")
+SWEEP_ARRAYS = ("kl", "category", "kl_by_prompt", *INDEX_CHANGES)
 
 
 def read_effects(folder):
-    """effects.json of an intervention run, its rows checked for what the figure and its CSV need."""
+    """The rows of effects.json, checked for what the figure and its CSV need."""
     path = folder / "effects.json"
-    found = read_json(path)
-    rows = found.get("rows") if isinstance(found, dict) else None
+    content = read_json(path)
+    rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: rows is missing or empty; run interventions.py again")
-    texts = ("intervention", "role", "category")
-    numbers = ["n", *(metric + part for metric in DRAWN for part in EFFECT_PARTS)]
     for i, row in enumerate(rows):
-        for name in (*texts, *numbers):
-            if not isinstance(row, dict) or name not in row:
-                raise UserError(f"{path}: rows[{i}] lacks {name}; run interventions.py again")
-            value = row[name]
-            finite = type(value) in (int, float) and abs(value) <= LARGEST  # False for NaN
-            if not (isinstance(value, str) and value if name in texts else value is None or finite):
-                raise UserError(
-                    f"{path}: rows[{i}].{name} is {printable(value)[:60]}; it is damaged"
-                )
-        for name, allowed in (("category", ("all", *CATEGORIES)), ("role", ROLES)):
-            if row[name] not in allowed:
-                raise UserError(
-                    f"{path}: rows[{i}].{name} is {printable(row[name])[:60]!r}; it is damaged"
-                )
-        for metric in DRAWN:
-            if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
-                raise UserError(
-                    f"{path}: rows[{i}] has half an interval of {metric}; it is damaged"
-                )
+        _check_row(f"{path}: rows[{i}]", row)
     whole = {(row["intervention"], row["role"]) for row in rows if row["category"] == "all"}
     for i, row in enumerate(rows):
         if (row["intervention"], row["role"]) not in whole:
-            raise UserError(
-                f"{path}: rows[{i}]: {printable(row['intervention'])[:60]} has no row for all categories"
-            )
+            name = printable(row["intervention"])[:60]
+            raise UserError(f"{path}: rows[{i}]: {name} has no row for all categories")
     return rows
+
+
+def _check_row(where, row):
+    """Refuse a row that lacks something, or holds what interventions.py does not write."""
+    for name in (*TEXTS, *NUMBERS):
+        if not isinstance(row, dict) or name not in row:
+            raise UserError(f"{where} lacks {name}; run interventions.py again")
+        value = row[name]
+        shown = printable(value)[:60]
+        if name in TEXTS:
+            shown = repr(shown)
+            good = isinstance(value, str) and value in ALLOWED.get(name, (value,)) and value
+        else:  # abs(NaN) <= LARGEST is False
+            good = value is None or (type(value) in (int, float) and abs(value) <= LARGEST)
+        if not good:
+            raise UserError(f"{where}.{name} is {shown}; it is damaged")
+    for metric in DRAWN:
+        if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
+            raise UserError(f"{where} has half an interval of {metric}; it is damaged")
 
 
 def read_sweep(folder, config):
@@ -61,19 +61,29 @@ def read_sweep(folder, config):
     """
     path = folder / "head_effects.npz"
     arrays = read_npz(path, list(SWEEP_ARRAYS))
+    _check_sweep(path, arrays)
+    sweep = config.get("sweep")
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("method"), str):
+        config_path = folder / "experiment_config.json"
+        raise UserError(f"{config_path}: sweep.method is missing; it is damaged")
+    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
+    return arrays, label, printable(sweep["method"])
+
+
+def _check_sweep(path, arrays):
+    """kl [layer, head, category], kl_by_prompt [layer, head, prompt], changes [layer, head]."""
     sizes = arrays["kl"].shape
-    prompts = arrays["kl_by_prompt"].shape[-1:]
-    shapes = {"kl": sizes, "category": sizes[2:], "kl_by_prompt": sizes[:2] + prompts}
+    n_prompts = arrays["kl_by_prompt"].shape[-1:]
+    shapes = {"kl": sizes, "category": sizes[2:], "kl_by_prompt": sizes[:2] + n_prompts}
     shapes |= dict.fromkeys(INDEX_CHANGES, sizes[:2])
+    whole = len(sizes) == 3 and 0 not in sizes + n_prompts
     for name, shape in shapes.items():
         kind = "U" if name == "category" else "f"
-        if (
-            len(sizes) != 3
-            or 0 in sizes + prompts
-            or (arrays[name].shape, arrays[name].dtype.kind) != (shape, kind)
-        ):
-            found = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise UserError(f"{path}: {name} is {found}, expected {shape} of kind {kind}")
+        array = arrays[name]
+        if not whole or (array.shape, array.dtype.kind) != (shape, kind):
+            raise UserError(
+                f"{path}: {name} is {array.dtype} {array.shape}, expected {shape} of kind {kind}"
+            )
     unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
     if unknown:
         raise UserError(f"{path}: unknown category {printable(sorted(unknown)[0])!r}")
@@ -83,10 +93,3 @@ def read_sweep(folder, config):
     for name in INDEX_CHANGES:
         if np.isinf(arrays[name]).any():
             raise UserError(f"{path}: {name} is infinite")
-    sweep = config.get("sweep")
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("method"), str):
-        raise UserError(
-            f"{folder / 'experiment_config.json'}: sweep.method is missing; it is damaged"
-        )
-    label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
-    return arrays, label, printable(sweep["method"])

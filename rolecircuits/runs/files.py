@@ -1,108 +1,123 @@
-"""JSON, CSV and JSONL written aside and renamed, so that a reader never meets half a file; locks and stale files."""
+"""JSON, CSV and JSONL written aside and renamed, so that a reader never meets half a file.
+
+What is being written lies in a hidden folder .tmp_... whose lock file is locked as long as the
+process lives. By that the next one tells it from what a killed process has left, and removes that.
+"""
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
+import shutil
 import unicodedata
 import uuid
 from pathlib import Path
 
 import numpy as np
+from filelock import lock_descriptor
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import TEMPORARY
-from rolecircuits.runs.record import portable
 
-UNIQUE = 16
 LOCK = ".lock"
-JSON_ERRORS = (
-    ValueError,
-    RecursionError,
-)  # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
-
-
-def _open_lock(path):
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Wait for, hold and release an advisory lock; the kernel releases it when the process dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale_files(folder):
-    """Remove the temporary files in a folder that a killed process left there: whoever still writes one holds its lock."""
-    for path in folder.glob(f"{TEMPORARY}{'?' * UNIQUE}"):
-        if path.is_file() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-                finally:
-                    os.close(lock)
+# ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
+JSON_ERRORS = (ValueError, RecursionError)
 
 
 def temporary_name():
-    """A hidden name that no other process uses. It is known before the file is made, so an interrupt leaves none behind."""
-    return TEMPORARY + uuid.uuid4().hex[:UNIQUE]
+    """A hidden name that no other process uses."""
+    return TEMPORARY + uuid.uuid4().hex[:16]
 
 
-def _open_aside(aside):
-    """Descriptor of the new file `aside`, locked for as long as it is open.
+@contextlib.contextmanager
+def temporary_folder(parent):
+    """A hidden folder in `parent` for what is being written; it is gone when the block ends.
 
-    A process that looks for stale files may have met it before it was locked, and removed it: then it is made again.
+    Those that killed processes left in `parent` are removed first.
     """
-    while True:
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
+    parent = Path(parent)
+    remove_stale_folders(parent)
+    # Its name is known before it is made, so that an interrupt leaves none behind.
+    folder, lock = parent / temporary_name(), None
+    try:
+        while (lock := _make_locked(folder)) is None:
+            folder = parent / temporary_name()
+        yield folder
+    finally:
+        try:
+            _remove_folder(folder, lock)
+        except KeyboardInterrupt:  # an interrupt of the removal
+            _remove_folder(folder, lock)
+            raise
+
+
+def _make_locked(folder):
+    """Make a folder and lock the lock file in it, which is returned open.
+
+    None where a process that looks for stale folders met it before it was locked, and removed it.
+    """
+    folder.mkdir()
+    try:
+        lock = open(folder / LOCK, "ab", buffering=0)  # noqa: SIM115  (it stays open)
+    except FileNotFoundError:
+        return None
+    try:
+        locked = lock_descriptor(lock.fileno(), blocking=False)
+    except OSError:  # the file system has no locks: the text keeps others from removing the folder
+        locked = lock.write(b"not locked: this file system has no locks\n")
+    if locked and os.fstat(lock.fileno()).st_nlink:
+        return lock
+    lock.close()
+    return None
+
+
+def has_lock(folder):
+    """False where a temporary folder could not be locked."""
+    return (folder / LOCK).stat().st_size == 0
+
+
+def _remove_folder(folder, lock):
+    if lock is not None:
+        lock.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale_folders(parent):
+    """Remove the temporary folders of killed processes: nobody holds their lock."""
+    for folder in Path(parent).glob(f"{TEMPORARY}*"):
+        stale = False
+        with contextlib.suppress(OSError):
+            if not folder.is_symlink():
+                with open(folder / LOCK, "ab") as lock:
+                    locked = lock_descriptor(lock.fileno(), blocking=False)
+                    stale = locked and has_lock(folder)
+                    if stale:
+                        shutil.rmtree(folder, ignore_errors=True)
+        if stale and os.name == "nt":  # Windows removes no file that is open
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replaced_file(path, mode="w"):
-    """A file object whose content appears under `path` only when the block ends without an error.
-
-    Until then it is in a hidden file beside it; those that killed processes left in the same folder are removed first.
-    """
+    """A file object whose content appears under `path` when the block ends without an error."""
     path = Path(path)
-    _remove_stale_files(path.parent)
-    aside = path.with_name(temporary_name())
-    try:
-        # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, which is the same text in JSON.
-        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with open(_open_aside(aside), mode, **({} if "b" in mode else text)) as file:
+    # Half a surrogate pair (a file name that is not UTF-8) becomes \udcff, the same text in JSON.
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with temporary_folder(path.parent) as folder:
+        with open(folder / path.name, mode, **({} if "b" in mode else text)) as file:
             yield file
-            file.flush()
-            os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        os.replace(folder / path.name, path)
 
 
 def write_json(path, value):
-    """Strict JSON (no NaN: None stands for an undefined number), indented, written aside and renamed.
-
-    The home folder is written as ~ wherever it is named, as `portable` says.
-    """
+    """Strict JSON (no NaN: None stands for an undefined number), indented; texts as they are."""
     with replaced_file(path) as file:
-        json.dump(portable(_plain(value)), file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(_plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
 def _plain(value):
+    """`value` as what JSON has: numpy's arrays and numbers as Python's, NaN as None."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -117,10 +132,10 @@ def _plain(value):
 
 
 def write_csv(path, rows, columns=None):
-    """Rows (list of dicts with the same keys) as CSV. Text that a spreadsheet would run as a formula gets a quote mark,
-    and control characters (ANSI escapes among them) are written as escapes.
+    """Rows (dicts with the same keys) as CSV; NaN is an empty field, numbers have 10 digits.
 
-    Undefined numbers (NaN) are written as empty fields; numbers carry 10 significant digits.
+    Text that a spreadsheet would run as a formula gets a quote mark, and control characters (ANSI
+    escapes among them) are written as escapes.
     """
     columns = columns or list(rows[0])
     with replaced_file(path) as file:
@@ -149,8 +164,19 @@ def write_prompts(path, rows):
 
 def read_json(path):
     """The JSON value of a file of a run, or a UserError that says what is wrong with it."""
+    (value,) = _read_values(path, lambda text: [text])
+    return value
+
+
+def read_prompts(path):
+    """The values of prompts.jsonl, one a line; U+2028 and U+0085 are characters and end no line."""
+    return _read_values(path, lambda text: text.removesuffix("\n").split("\n"))
+
+
+def _read_values(path, split):
+    """The JSON values of the parts into which `split` divides the text of a file of a run."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return [json.loads(part) for part in split(path.read_text(encoding="utf-8"))]
     except JSON_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from error
     except FileNotFoundError as error:

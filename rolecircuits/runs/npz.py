@@ -1,4 +1,4 @@
-"""Arrays in npz files: nothing is pickled, and a file's declared sizes are checked before they are believed."""
+"""Arrays in npz files: nothing is pickled, and no declared size is believed unchecked."""
 
 import io
 import lzma
@@ -9,6 +9,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import psutil
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.files import replaced_file
@@ -16,21 +17,18 @@ from rolecircuits.runs.files import replaced_file
 MAX_ARRAY_BYTES = 64 * 2**30
 MAX_MEMBERS = 1000
 MAX_CHARACTER = 0x10FFFF
-# What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz; RuntimeError is zipfile's
-# answer to an encrypted member, and numpy reads headers with Python's own tokenizer and parser.
+# What zipfile, its decompressors and numpy's header parser raise for bytes that are no npz:
+# RuntimeError is zipfile's answer to an encrypted member, and numpy reads headers with Python's own
+# tokenizer and parser.
 NPZ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    tokenize.TokenError,
-    struct.error,
-    SyntaxError,
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(tokenize.TokenError, SyntaxError, RuntimeError, EOFError, OSError),
+    *(ValueError, TypeError, LookupError, ArithmeticError),
 )
-NPZ_ERRORS += (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError)
 
 
 def write_npz(path, arrays):
-    """Arrays of plain dtypes as a compressed npz; an object array is refused, because it would be pickled."""
+    """Arrays of plain dtypes as a compressed npz; object arrays, which need pickle, are refused."""
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype.hasobject:
@@ -43,16 +41,7 @@ def read_npz(path, names):
     """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
     try:
         with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_MEMBERS:
-                raise UserError(
-                    f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}"
-                )
-            for info in members:
-                _check_declared_size(path, archive, info)
-            _check_memory(
-                path, sum(info.file_size for info in members if info.filename[:-4] in names)
-            )
+            _check_sizes(path, archive, names)
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
             if missing:
@@ -63,12 +52,9 @@ def read_npz(path, names):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except NPZ_ERRORS as error:
-        reason = (
-            "object arrays are never unpickled"
-            if "allow_pickle" in str(error)
-            else f"damaged: {error}"
-        )
-        raise UserError(f"{path}: {reason}") from error
+        pickled = "allow_pickle" in str(error)
+        why = "object arrays are never unpickled" if pickled else f"damaged: {error}"
+        raise UserError(f"{path}: {why}") from error
     except MemoryError as error:
         raise UserError(f"{path}: its arrays do not fit into memory") from error
     for name, array in arrays.items():
@@ -76,14 +62,22 @@ def read_npz(path, names):
     return arrays
 
 
-def _check_memory(path, needed):
-    """Refuse arrays that are larger than the free memory, with the numbers: a bomb, or a run for another machine."""
-    import psutil
-
+def _check_sizes(path, archive, names):
+    """Refuse what is no archive of a run, or does not fit into memory: a bomb, a run for another
+    machine."""
+    members = archive.infolist()
+    if len(members) > MAX_MEMBERS:
+        raise UserError(
+            f"{path}: has {len(members)} members; an archive of a run has at most {MAX_MEMBERS}"
+        )
+    for info in members:
+        _check_declared_size(path, archive, info)
+    needed = sum(info.file_size for info in members if info.filename[:-4] in names)
     free = psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
+            f"{path}: its arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory "
+            "are free"
         )
 
 
@@ -98,26 +92,18 @@ def _check_text(path, name, array):
 
 
 def _check_declared_size(path, archive, info):
-    """Refuse a member whose array header asks for more than its own bytes hold (a zip bomb, a forged header)."""
+    """Refuse a member whose header asks for more than its own bytes hold, as forged ones do."""
+    where = f"{path}: {printable(info.filename)}"
     if not info.filename.endswith(".npy") or info.file_size > MAX_ARRAY_BYTES:
-        raise UserError(
-            f"{path}: member {printable(info.filename)} ({info.file_size} bytes) is not an array of a run"
-        )
+        raise UserError(f"{where} ({info.file_size} bytes) is not an array of a run")
     with archive.open(info) as member:
         head = io.BytesIO(member.read(4096))
-    version = np.lib.format.read_magic(head)
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    form = np.lib.format
+    first = form.read_magic(head) == (1, 0)
+    read_header = form.read_array_header_1_0 if first else form.read_array_header_2_0
     shape, _, dtype = read_header(head)
     if dtype.hasobject:
-        raise UserError(
-            f"{path}: {printable(info.filename)} is an object array; those are never unpickled"
-        )
+        raise UserError(f"{where} is an object array; those are never unpickled")
     declared = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
     if declared + head.tell() != info.file_size:
-        raise UserError(
-            f"{path}: {printable(info.filename)} declares {declared} bytes and holds {info.file_size}"
-        )
+        raise UserError(f"{where} declares {declared} bytes and holds {info.file_size}")

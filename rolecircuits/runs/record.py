@@ -8,62 +8,77 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from deterministic import TOLERANCE
+from deterministic import ROUNDING_TOLERANCE
 from rolecircuits.inputs.categories import prompt_set_sha256
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION = 1
 PACKAGES = (
-    "torch",
-    "transformer_lens",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "scipy",
-    "safetensors",
-    "gguf",
+    *("torch", "transformer_lens", "transformers", "tokenizers"),
+    *("numpy", "scipy", "safetensors", "gguf"),
+)
+# The flags whose value may be a path. All others are stored as they were given.
+PATH_FLAGS = (
+    *("model_id", "device_map", "prompts", "documents", "config_file", "families_file"),
+    *("output_dir", "repeat"),
 )
 
 
-def describe_run(loaded, prompts, captured, args, timings, determinism):
-    """experiment_config.json: everything that is needed to say what was run, and to run it again."""
+def describe_run(script, args, facts, fed, determinism, timings):
+    """experiment_config.json of a run.
 
-    return portable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "script": "activation_analysis.py",
-            "status": "partial" if captured.failed else "complete",
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "arguments": vars(args),
-            "model": loaded.facts,
-            "prompts": {
-                "format": args.prompt_format,
-                "system_prompt": args.system_prompt,
-                "bos": args.bos,
-                "n": len(captured.arrays["category"]),
-                "sha256": prompt_set_sha256(prompts),
-                "failed": describe_failed(prompts, captured.failed),
-            },
-            "seed": args.seed,
-            "rounding_tolerance": TOLERANCE[loaded.facts["dtype"]],
-            "determinism": determinism,
-            "packages": package_versions(),
-            "git": git_state(),
-            "timings": timings,
-        }
-    )
+    facts  what the loaded model says of itself
+    fed    {"prompts": ...} of `describe_prompts` or {"documents": ...} of `describe_documents`
+    """
+    (inputs,) = fed.values()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "script": script,
+        "status": "partial" if inputs["failed"] else "complete",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "arguments": portable_arguments(args),
+        "model": portable(facts),
+        **fed,
+        "seed": args.seed,
+        "rounding_tolerance": ROUNDING_TOLERANCE[facts["dtype"]],
+        "determinism": determinism,
+        "packages": package_versions(),
+        "git": git_state(),
+        "timings": dict(timings),
+    }
 
 
-def describe_failed(prompts, failed):
-    """What is needed to feed the prompts again that prompts.jsonl lacks: their place in the set, their texts, the reason."""
-    places = {p.id: (index, asdict(p)) for index, p in enumerate(prompts)}
-    return [
-        {"index": places[name][0], **places[name][1], "reason": reason} for name, reason in failed
-    ]
+def describe_prompts(args, prompts, failed=()):
+    """{"prompts": how they were fed, their SHA-256, and those that failed: [(id, reason)]}.
+
+    prompts.jsonl lacks the failed ones, so their place in the set and their texts are kept here.
+    """
+    places = {p.id: {"index": index, **asdict(p)} for index, p in enumerate(prompts)}
+    lost = [places[prompt_id] | {"reason": portable(reason)} for prompt_id, reason in failed]
+    how = {"format": args.prompt_format, "system_prompt": args.system_prompt, "bos": args.bos}
+    set_facts = {"n": len(prompts) - len(lost), "sha256": prompt_set_sha256(prompts)}
+    return {"prompts": how | set_facts | {"failed": lost}}
+
+
+def describe_documents(args, n, failed):
+    """{"documents": the SHA-256 of their file, how many were captured, those that failed}."""
+    lost = [{"id": document_id, "reason": portable(reason)} for document_id, reason in failed]
+    return {"documents": {"sha256": sha256_of(args.documents), "n": n, "failed": lost}}
+
+
+def portable_arguments(args):
+    """{flag: value} with the home folder as ~ in paths; texts (a system prompt) stay as given."""
+    return {
+        flag: portable(value) if flag in PATH_FLAGS else value for flag, value in vars(args).items()
+    }
 
 
 def portable(value):
-    """`value` with the home folder written as ~ in every text, so that a shared run names no person's machine."""
+    """`value` with the home folder written as ~, so that a shared run names no person's machine.
+
+    For paths and messages, alone or inside dicts and lists; never for texts that a model is fed or
+    gives, which would come back as other texts.
+    """
     if isinstance(value, dict):
         return {portable(key): portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -82,18 +97,18 @@ def portable(value):
 
 
 def package_versions():
-    """{package: version} of what computes the numbers."""
-    versions = {}
+    """{package: version} of what computes the numbers; None where it is not installed."""
+    versions = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = None
+            continue
     return versions
 
 
 def git_state():
-    """{"commit": ..., "dirty": ...} of this code, or None values where it is not a git checkout."""
+    """{"commit": ..., "dirty": ...} of this code, None where it is not a git checkout."""
     here = Path(__file__).resolve().parents[2]
 
     def git(*command):
@@ -106,28 +121,3 @@ def git_state():
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except FileNotFoundError:
         return {"commit": None, "dirty": None}
-
-
-def describe(args, facts, how, determinism, failed, seconds, n):
-    """experiment_config.json of a documents run."""
-    return portable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "script": "activation_analysis.py --documents",
-            "status": "partial" if failed else "complete",
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "arguments": vars(args),
-            "model": facts,
-            "documents": {
-                "sha256": sha256_of(args.documents),
-                "n": n,
-                "failed": [{"id": document_id, "reason": reason} for document_id, reason in failed],
-            },
-            "capture": how,
-            "seed": args.seed,
-            "determinism": determinism,
-            "packages": package_versions(),
-            "git": git_state(),
-            "timings": {"capture_s": seconds},
-        }
-    )
