@@ -16,6 +16,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 import sys
 
 from rolecircuits.inputs.arguments import (
+    DEFAULT_SEED,
     add_verify_argument,
     check_output_dir,
     positive_int,
@@ -26,7 +27,6 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 
 DEFAULT_OUTPUT = "analysis_results"
-SEED = 123
 
 
 def parse_args(argv=None):
@@ -44,14 +44,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--seed",
         type=seed_value,
-        default=SEED,
-        help=f"of resamples and prompt split (default {SEED})",
+        default=DEFAULT_SEED,
+        help=f"of resamples and prompt split (default {DEFAULT_SEED})",
     )
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
-def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=True):
+def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, verify=True):
     """Analyse a run, write the four files and print the tables: {"layers", "heads", "categories", "candidates", ...}.
 
     layers, heads, categories  the rows written    candidates  the plan written    verdicts  the lines printed

@@ -21,6 +21,7 @@ import sys
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    DEFAULT_SEED,
     add_verify_argument,
     check_output_dir,
     say_unverified,
@@ -59,10 +60,10 @@ def list_layers(estimates, original):
     import numpy as np
 
     from rolecircuits.stats.indices import INDICES, KINDS
-    from rolecircuits.stats.run_pairs import RUNS, TESTS
+    from rolecircuits.stats.run_pairs import P_VALUES, SIDES
 
     columns = {"layer": np.arange(len(original["rfc"]["diff"]["value"]))}
-    for run in RUNS:
+    for run in SIDES:
         for index in INDICES:
             side = original[index][run]
             columns |= {f"{index}_{part}_{run}": side[part] for part in ("mean", "std")}
@@ -81,7 +82,7 @@ def list_layers(estimates, original):
                 columns |= {
                     f"{index}_{kind}_{name}_ci_{end}": estimate[end] for end in ("low", "high")
                 }
-                columns |= {f"{index}_{kind}_{name}_{test}": estimate[test] for test in TESTS}
+                columns |= {f"{index}_{kind}_{name}_{test}": estimate[test] for test in P_VALUES}
     for index in INDICES:
         columns |= {
             f"{index}_null_raw_{name}": side["null"]
@@ -95,7 +96,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
 
     from rolecircuits.stats.indices import INDICES, KINDS
     from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
-    from rolecircuits.stats.run_pairs import SEED, describe_pair, describe_run, summarise_difference
+    from rolecircuits.stats.run_pairs import describe_pair, facts_of_run, summarise_difference
 
     base, instruct = runs["base"], runs["instruct"]
     differences = {
@@ -116,7 +117,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
     return {
         "pair": describe_pair(base, instruct),
         "same_weights": same_weights(base.config["model"], instruct.config["model"]),
-        **{name: describe_run(run) for name, run in runs.items()},
+        **{name: facts_of_run(run) for name, run in runs.items()},
         "n_layers": base.n_layers,
         "n_heads": base.n_heads,
         "prompts_compared": base.counts,
@@ -125,7 +126,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         "bootstrap": {
             "unit": "prompt",
             "resamples": N_RESAMPLES,
-            "seed": SEED,
+            "seed": DEFAULT_SEED,
             "confidence": CONFIDENCE,
         },
         "difference": "instruct - base",
@@ -139,13 +140,13 @@ def write_figures(folder, estimates, summary):
 
     from rolecircuits.drawing.pair_figures import FIGURE_KINDS, draw_indices, list_points
     from rolecircuits.runs.files import write_csv
-    from rolecircuits.stats.run_pairs import RUNS
+    from rolecircuits.stats.run_pairs import SIDES
 
     with collector_paused():
         from rolecircuits.drawing.style import save_figure
 
     def draw(name):
-        kinds, shown = FIGURE_KINDS[name], RUNS if name == "rfc_rsi_comparison" else ("diff",)
+        kinds, shown = FIGURE_KINDS[name], SIDES if name == "rfc_rsi_comparison" else ("diff",)
         figure = draw_indices(estimates, summary, kinds, shown)
         save_figure(figure, folder / f"{name}.png")
         rows = [

@@ -26,7 +26,7 @@ from matplotlib.text import Text
 import compare_base_instruct
 from rolecircuits.drawing import pair_figures, run_figures, style
 from rolecircuits.runs.files import write_csv
-from rolecircuits.stats.run_pairs import RUNS, estimate_original, estimate_pair, match_runs
+from rolecircuits.stats.run_pairs import SIDES, estimate_original, estimate_pair, match_runs
 from synthetic import make_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,7 +76,7 @@ def draw(name, study, pair):
         return run_figures.draw_figure(name, study)
     estimates, summary = pair
     kinds = pair_figures.FIGURE_KINDS[name]
-    shown = RUNS if name == "rfc_rsi_comparison" else ("diff",)
+    shown = SIDES if name == "rfc_rsi_comparison" else ("diff",)
     rows = [
         row
         for k in kinds

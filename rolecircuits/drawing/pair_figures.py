@@ -3,7 +3,7 @@
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.role_tests import ALPHA
-from rolecircuits.stats.run_pairs import TESTS
+from rolecircuits.stats.run_pairs import P_VALUES
 
 FIGURE_KINDS = {
     "rfc_rsi_comparison": ("normalised", "raw"),
@@ -19,7 +19,7 @@ UNITS = {
 def list_points(estimates, kind, run):
     """The points of one line of a figure, RFC then RSI, as rows for its CSV."""
     parts = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
-    parts |= {test: test for test in TESTS}
+    parts |= {test: test for test in P_VALUES}
     return [
         {"kind": kind, "run": run, "index": index, "layer": layer}
         | {column: estimates[index][run][part][layer] for column, part in parts.items()}

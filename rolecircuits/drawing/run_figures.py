@@ -22,9 +22,10 @@ from matplotlib.patches import Patch
 
 from rolecircuits.drawing import style
 from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, open_panels
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED
 from rolecircuits.runs.arrays import Run
-from rolecircuits.stats.contrasts import compare_categories, hedges_g, hedges_g_interval
+from rolecircuits.stats.contrasts import CONTRASTS, compare_categories, hedges_g, hedges_g_interval
 from rolecircuits.stats.indices import index_values, null_values, prompt_values
 from rolecircuits.stats.moments import category_mean
 from rolecircuits.stats.resampling import (
@@ -38,7 +39,7 @@ from rolecircuits.stats.role_tests import ALPHA, infer_layers, split_prompts, st
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
-CONTRASTS = (REQUIRED, ("self_referent", "confounder"))
+SHOWN = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",
     "key_0": "attention on key 0 (BOS or first template token)",
@@ -81,12 +82,12 @@ class Study:
 
 
 def study_run(run, n_resamples=N_RESAMPLES):
-    """Reduce the entropies and test every head once for all figures, with the seed of the run."""
-    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, run.config.get("seed", 123)
-    contrasts = [pair for pair in CONTRASTS if set(pair) <= set(run.counts)]
+    """Reduce the entropies and test every head once for all figures, with the seed of the tables."""
+    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, DEFAULT_SEED
+    contrasts = [pair for pair in SHOWN if set(pair) <= set(run.counts)]
     tests = {
         pair: compare_categories(
-            values["normalised"], run.category, run.pair_id, *pair, n_resamples, seed
+            values["normalised"], run.category, run.pair_id, pair, n_resamples, seed
         )
         for pair in contrasts
     }
@@ -127,7 +128,7 @@ def estimate(study, values, name, minus=None):
     )
 
 
-def survivors_note(study, what, contrasts=CONTRASTS):
+def survivors_note(study, what, contrasts=SHOWN):
     """What the marks mean and how many heads carry one, 0 where nothing survives."""
     q = {pair: test["q"] for pair, test in study.tests.items() if pair in contrasts}
     counts = [
@@ -350,7 +351,7 @@ def point_rows(study, at, drawn, sizes):
 
 def draw_difference_bars(study, title):
     """5: how much more diffuse than self-referent attention the others are, layer by layer."""
-    layers, others = study.layers("normalised"), [b for _, b in CONTRASTS if b in study.names]
+    layers, others = study.layers("normalised"), [b for _, b in SHOWN if b in study.names]
     handles = [
         Patch(color=COLOURS[name], label=f"{NAMES[name]} - self-referent") for name in others
     ]
