@@ -20,6 +20,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 import sys
 
 from rolecircuits.inputs.arguments import (
+    DEFAULT_SEED,
     add_verify_argument,
     check_output_dir,
     positive_int,
@@ -30,7 +31,6 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 
 DEFAULT_OUTPUT = "analysis_results"
-SEED = 123
 
 
 def parse_args(argv=None):
@@ -40,8 +40,8 @@ def parse_args(argv=None):
     parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
     proposed = "heads printed and proposed for ablation (10)"
     parser.add_argument("--top_k", type=positive_int, default=10, help=proposed)
-    use = f"of resamples and prompt split (default {SEED})"
-    parser.add_argument("--seed", type=seed_value, default=SEED, help=use)
+    use = f"of resamples and prompt split (default {DEFAULT_SEED})"
+    parser.add_argument("--seed", type=seed_value, default=DEFAULT_SEED, help=use)
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
@@ -51,7 +51,7 @@ def run(args):
     analyze(args.input_dir, args.output_dir, args.top_k, args.seed, not args.no_verify)
 
 
-def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=SEED, verify=True):
+def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, verify=True):
     """Analyse a run, write the four files, print the tables.
 
     returns  {"layers", "heads", "categories": rows of the CSVs, "candidates": the plan,

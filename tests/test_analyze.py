@@ -102,7 +102,7 @@ def test_candidates_file_has_the_agreed_format(planted):
 
 
 def test_controls_run_out_and_that_is_said():
-    entries, notes = candidates_module._add_controls([(0, 0), (0, 1)], 3, np.random.default_rng(0))
+    entries, notes = candidates_module._plan_ablations([(0, 0), (0, 1)], 3, seed=0)
     assert sum(e["role"] == "control" for e in entries) == 1
     assert notes == [
         "layer 0 has 1 unused heads left as controls for head 0",

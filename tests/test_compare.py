@@ -15,7 +15,8 @@ import compare_base_instruct
 import output_manager
 from compare_base_instruct import compare
 from conftest import PROJECT
-from rolecircuits.drawing import pair_figures
+from rolecircuits.drawing import pair_figures, run_figures
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats import indices, original_study, run_pairs
@@ -117,7 +118,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     """By hand for RFC of layer 1: resample prompts in both runs at once, divide every draw by its own standard error."""
     base, instruct, out, _ = compared
     row = read_table(out / "detailed_comparison.csv")[1]
-    counts = bootstrap_counts(base.category, base.pair_id, seed=run_pairs.SEED)
+    counts = bootstrap_counts(base.category, base.pair_id, seed=DEFAULT_SEED)
     chosen = {name: np.flatnonzero(base.category == name) for name in ("self_referent", "neutral")}
     values = {name: indices.prompt_values(run)[:, 1].mean(axis=-1) for name, run in
               (("base", base), ("instruct", instruct))}  # fmt: skip
@@ -149,6 +150,23 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     )
 
 
+@pytest.mark.parametrize("recorded_seed", [None, 7])
+def test_figure_9_and_the_comparison_give_one_interval_of_a_run(recorded_seed):
+    """Digit for digit, whatever seed the run itself was made with."""
+    runs = {name: make_run(3, 2, per_category=6, seed=i) for i, name in enumerate(run_pairs.SIDES)}
+    for run in runs.values():
+        run.config |= {} if recorded_seed is None else {"seed": recorded_seed}
+    estimates, _ = run_pairs.estimate_pair(runs)
+    for side, run in runs.items():
+        study = run_figures.study_run(run)
+        _, rows = run_figures.draw_figure("visualization_9_role_focus_separation", study)
+        for row in rows:
+            compared = estimates[row["kind"]][row["index"]][side]
+            names = {"mean": "value", "ci_low": "low", "ci_high": "high", "p": "p", "q": "q"}
+            for column, part in names.items():
+                assert row[column] == compared[part][row["layer"]], (side, row["kind"], column)
+
+
 def test_summary_says_what_the_table_says(compared):
     _, _, out, summary = compared
     rows = read_table(out / "detailed_comparison.csv")
@@ -169,7 +187,7 @@ def test_summary_says_what_the_table_says(compared):
             if kind == "raw":
                 assert set(q) == {""} and entry["layers_q_below_alpha"] is None
             else:
-                assert entry["layers_q_below_alpha"] == sum(float(each) < 0.05 for each in q)
+                assert entry["layers_q_below_alpha"] == sum(float(value) < 0.05 for value in q)
                 p_max = [float(row[f"{index}_{kind}_diff_p_max"]) for row in rows]
                 assert entry["layers_p_max_below_alpha"] == sum(p < 0.05 for p in p_max)
             assert entry["mean_ci_low"] < entry["mean"] < entry["mean_ci_high"]

@@ -150,7 +150,7 @@ def test_planted_head_is_found_and_measured_on_other_prompts():
 
 def test_prompts_that_choose_heads_do_not_measure_them():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
-    chooses = role_tests.split_prompts(base.category, base.pair_id, base.config.get("seed", 123))
+    chooses = role_tests.split_prompts(base.category, base.pair_id)
     planted = scaled(
         base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5
     )

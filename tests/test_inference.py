@@ -6,12 +6,8 @@ from scipy import stats
 
 from rolecircuits.stats import contrasts, entropy, indices, moments, resampling
 from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
-from rolecircuits.stats.resampling import (
-    bootstrap_counts,
-    infer_indices,
-    permutation_test,
-    sign_flip_test,
-)
+from rolecircuits.stats.permutation import permutation_test, sign_flip_test
+from rolecircuits.stats.resampling import bootstrap_counts, infer_indices, infer_mean_indices
 from synthetic import make_run
 
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
@@ -24,6 +20,19 @@ def lognormal(shape, means=(1, 1, 1, 1), spread=(0.3, 0.3, 0.4, 0.3), per=30, se
     column = (-1, *[1] * len(shape))
     mean, sd = (np.repeat(x, per).reshape(column) for x in (means, spread))
     return mean * np.exp(sd * z - sd**2 / 2)
+
+
+def drawn_indices(values, category, counts):
+    """RFC and RSI of every resample by weighted means, draw by draw: {"rfc": [resample, ...], "rsi": ...}."""
+    draws = {"rfc": [], "rsi": []}
+    for count in counts:
+        mean = {
+            name: np.average(values[category == name], axis=0, weights=count[category == name])
+            for name in ("self_referent", "confounder", "neutral")
+        }
+        for name, value in indices.indices_of_means(mean.get).items():
+            draws[name].append(value)
+    return {name: np.array(draw) for name, draw in draws.items()}
 
 
 def welch(a, b, axis=-1):
@@ -70,7 +79,7 @@ def test_sampled_permutations_agree_with_scipy_and_count_the_observed_one():
 def test_indices_agree_with_role_metrics_in_every_resample():
     values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
     counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
-    expected = [resampling.resampled_indices(run, CATEGORY, counts) for run in (values, base)]
+    expected = [drawn_indices(run, CATEGORY, counts) for run in (values, base)]
     found = resampling.studentised_indices(
         [values, base], CATEGORY, resampling.draw_weights(counts)
     )
@@ -113,17 +122,21 @@ def test_standard_error_of_two_runs_uses_the_same_prompts():
     )
 
 
-def test_percentile_and_spread_agree_with_scipy_bootstrap():
+def test_spread_of_the_draws_agrees_with_scipy_bootstrap():
     values = lognormal((), (0.8, 1, 1, 1))
     s, n = values[:30], values[60:90]
     theirs = stats.bootstrap((s, n), lambda x, y: 1 - x.mean() / y.mean(), vectorized=False, method="percentile",
                              n_resamples=4000, rng=0)  # fmt: skip
     counts = bootstrap_counts(CATEGORY, PAIR, 4000)
-    draws = resampling.resampled_indices(values, CATEGORY, counts)["rfc"]
-    ours = resampling.percentile_interval(draws)
+    drawn = resampling.studentised_indices(
+        [values[:, None]], CATEGORY, resampling.draw_weights(counts)
+    )
+    estimate, shift, _ = drawn["rfc"]
+    draws = estimate + shift[0, 1:]
+    ours = np.quantile(draws, [0.025, 0.975])
     np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.012)
     assert draws.std() == pytest.approx(theirs.standard_error, rel=0.05)
-    low, high = resampling.index_intervals(values, CATEGORY, PAIR)["rfc"][1:]
+    low, high = infer_indices(values, CATEGORY, PAIR)["rfc"][1:3]
     assert 1.0 < (high - low) / np.ptp(ours) < 1.2
 
 
@@ -169,6 +182,129 @@ def test_two_runs_share_their_resamples():
     assert (noisy.high - noisy.low < 0.1 * (single.high - single.low)).all()
 
 
+def mean_index_by_hand(values, base, counts):
+    """(estimate, error, t of every draw) of the mean over layers of RFC(values) - RFC(base), prompt by prompt."""
+    rows = {name: np.flatnonzero(CATEGORY == name) for name in ("self_referent", "neutral")}
+
+    def index_and_error(weights):
+        index, slopes = 0.0, np.zeros(len(CATEGORY))
+        for sign, x in ((1, values), (-1, base)):
+            h = {name: np.average(x[r], axis=0, weights=weights[r]) for name, r in rows.items()}
+            index += sign * (1 - h["self_referent"] / h["neutral"]).mean()
+            own, other = x[rows["self_referent"]], x[rows["neutral"]]
+            slopes[rows["self_referent"]] -= sign * (own / h["neutral"]).mean(axis=1)
+            ratio = h["self_referent"] / h["neutral"] ** 2
+            slopes[rows["neutral"]] += sign * (other * ratio).mean(axis=1)
+        variance = 0.0
+        for r in rows.values():
+            centre = np.average(slopes[r], weights=weights[r])
+            variance += np.average((slopes[r] - centre) ** 2, weights=weights[r]) / (len(r) - 1)
+        return index, np.sqrt(variance)
+
+    estimate, error = index_and_error(np.ones(len(CATEGORY)))
+    draws = np.array([index_and_error(count) for count in counts])
+    return estimate, error, np.abs(draws[:, 0] - estimate) / draws[:, 1]
+
+
+def test_the_mean_over_layers_is_symmetric_bootstrap_t_by_hand():
+    values, base = lognormal((5,), (0.8, 1, 1, 1)), lognormal((5,), (0.7, 1, 1, 1), seed=1)
+    estimate, error, t = mean_index_by_hand(values, base, bootstrap_counts(CATEGORY, PAIR, 999, 5))
+    found = infer_mean_indices(values, CATEGORY, PAIR, base, 999, 5)["rfc"]
+    reach = np.sort(t)[949] * error
+    expected = [estimate, estimate - reach, estimate + reach]
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-4, atol=1e-6)
+    assert found.p == pytest.approx((1 + np.sum(t >= abs(estimate) / error)) / 1000, abs=0.0011)
+
+
+def test_the_mean_over_one_layer_is_that_layer():
+    values, base = lognormal((1,), (0.9, 1, 1, 1)), lognormal((1,), seed=1)
+    values[[0, 65]] = np.nan
+    alone = infer_indices(values, CATEGORY, PAIR, base, 499)
+    for index, mean in infer_mean_indices(values, CATEGORY, PAIR, base, 499).items():
+        np.testing.assert_allclose(mean[:4], np.ravel(alone[index][:4]), rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_leaves_undefined_layers_and_prompts_out():
+    """A prompt undefined in one layer counts in the others; a layer without neutral entropy does not count."""
+    values = lognormal((4,))
+    values[3, 1], values[CATEGORY == "neutral", 2] = np.nan, 0.0
+    found = infer_mean_indices(values, CATEGORY, PAIR, None, 499)["rfc"]
+    layers = [
+        1 - np.nanmean(values[:30, layer]) / values[60:90, layer].mean() for layer in (0, 1, 3)
+    ]
+    assert found.estimate == pytest.approx(np.mean(layers))
+    near = infer_mean_indices(lognormal((4,))[:, [0, 1, 3]], CATEGORY, PAIR, None, 499)["rfc"]
+    assert (found.high - found.low) / (near.high - near.low) == pytest.approx(1, abs=0.05)
+    nothing = infer_mean_indices(np.zeros((120, 0)), CATEGORY, PAIR, None, 99)["rsi"]
+    assert np.isnan(nothing).all()
+
+
+def test_interval_of_the_mean_over_layers_covers():
+    """300 data sets of 6 layers that move together, 12 prompts a category; percentile intervals are too short."""
+    rng, category = (
+        np.random.default_rng(8),
+        np.repeat(["self_referent", "confounder", "neutral"], 12),
+    )
+    held, short = [], []
+    for seed in range(300):
+        z = 0.8 * rng.normal(size=(36, 1)) + 0.6 * rng.normal(size=(36, 6))
+        values = np.exp(0.5 * z - 0.125) * np.repeat([0.9, 1, 1], 12)[:, None]
+        found = infer_mean_indices(values, category, None, None, 499, seed)["rfc"]
+        held.append(found.low <= 0.1 <= found.high)
+        counts = resampling.bootstrap_counts(category, np.full(36, -1), 499, seed)
+        draws = drawn_indices(values, category, counts)["rfc"].mean(axis=1)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        short.append(low <= 0.1 <= high)
+    assert 0.92 < np.mean(held) < 0.985 and np.mean(short) < np.mean(held)
+
+
+def test_a_mean_over_categories_is_stratified_and_keeps_pairs():
+    """The standard error by hand: variances of the categories' prompts, pairs as one."""
+    values = lognormal((1,), (0.5, 1, 1.5, 1))
+    values[90:] = 0.5 * values[30:60] + 0.5 * values[90:]
+    estimate, low, high = resampling.stratified_mean_interval(values, CATEGORY, PAIR, 9999, 1)
+    parts = [values[:30], values[60:90], values[30:60] + values[90:]]
+    error = np.sqrt(sum(part.var(ddof=1) * 30 for part in parts)) / 120
+    assert estimate[0] == pytest.approx(values.mean())
+    assert 1.9 < (high[0] - estimate[0]) / error < 2.15
+    assert estimate[0] - low[0] == pytest.approx(high[0] - estimate[0])
+    independent = resampling.stratified_mean_interval(values, CATEGORY, None, 9999, 1)
+    assert independent[2][0] - independent[1][0] < 0.97 * (high[0] - low[0])
+
+
+def test_half_a_pair_counts_as_one_prompt():
+    """n of the mean is the number of defined values; the error is that of a ratio of two sums."""
+    values = lognormal((2,))
+    values[[91, 95, 99], 0] = np.nan
+    estimate, low, high = resampling.stratified_mean_interval(values, CATEGORY, PAIR, 1999, 1)
+    np.testing.assert_allclose(estimate, np.nanmean(values, axis=0))
+    assert (high - low)[0] == pytest.approx((high - low)[1], rel=0.15) and low[0] < high[0]
+    sums, sizes, stratum = resampling.pair_units(values, CATEGORY, PAIR)
+    assert sums.shape == (90, 2) and sorted(set(stratum)) == ["neutral", "pair", "self_referent"]
+    assert sums[61, 0] == values[31, 0] and sizes[61].tolist() == [1, 2]
+    assert sums[60, 0] == pytest.approx(values[30, 0] + values[90, 0])
+
+
+def test_one_category_alone_is_a_plain_mean():
+    values = lognormal((3,))[:30]
+    plain = resampling.mean_interval(values, 499, 1)
+    stratified = resampling.stratified_mean_interval(values, CATEGORY[:30], None, 499, 1)
+    np.testing.assert_allclose(stratified, plain, rtol=1e-6)
+
+
+def test_what_is_undefined_for_every_prompt_stays_undefined():
+    values = lognormal((2,))
+    values[:, 1] = np.nan
+    for found in (
+        resampling.mean_interval(values, 99),
+        resampling.mean_difference_interval(values[:30], values[30:60], n_resamples=99),
+        resampling.stratified_mean_interval(values, CATEGORY, PAIR, 99),
+        sign_flip_test(values, 99),
+        permutation_test(values[:30], values[30:60], 99),
+    ):
+        assert np.isnan(np.stack(found)[:, 1]).all() and np.isfinite(np.stack(found)[:, 0]).all()
+
+
 def test_undefined_values_are_left_out_column_by_column():
     values = lognormal((3,))
     values[[0, 65], 1] = np.nan
@@ -191,7 +327,6 @@ def test_too_few_prompts_give_nothing_and_the_reason():
     )["rfc"]
     assert np.isfinite(result.estimate).all()
     assert np.isnan([result.low, result.high, result.p, result.p_max]).all()
-    assert not resampling.has_enough_prompts(category)
     assert "at least 3 prompts a category; confounder has 1" in resampling.missing_prompts_reason(
         category
     )
@@ -250,9 +385,11 @@ def test_paired_g_by_hand():
 def test_compare_categories_uses_the_pairs():
     values = lognormal((6,), per=30)
     values[90:] = values[30:60] * 1.02 + np.random.default_rng(0).normal(size=(30, 6)) * 0.001
-    found = contrasts.compare_categories(values, CATEGORY, PAIR, "confounder", "third_person", 999)
+    found = contrasts.compare_categories(
+        values, CATEGORY, PAIR, ("confounder", "third_person"), 999
+    )
     alone = contrasts.compare_categories(
-        values, CATEGORY, np.full(120, -1), "confounder", "third_person", 999
+        values, CATEGORY, np.full(120, -1), ("confounder", "third_person"), 999
     )
     assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
 
@@ -262,12 +399,10 @@ def test_intervals_cover_and_percentile_would_not():
     values = lognormal((400,), (0.9, 1, 1, 1), (0.4, 0.4, 0.6, 0.4), per=10)
     category = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 10)
     pair = np.full(40, -1)
-    low, high = resampling.index_intervals(values, category, pair, n_resamples=999)["rfc"][1:]
+    low, high = infer_indices(values, category, pair, n_resamples=999)["rfc"][1:3]
     assert 0.925 < ((low <= 0.1) & (high >= 0.1)).mean() < 0.985
-    draws = resampling.resampled_indices(values, category, bootstrap_counts(category, pair, 999))[
-        "rfc"
-    ]
-    low, high = resampling.percentile_interval(draws)
+    draws = drawn_indices(values, category, bootstrap_counts(category, pair, 999))["rfc"]
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     assert ((low <= 0.1) & (high >= 0.1)).mean() < 0.925
 
 
@@ -338,6 +473,6 @@ def test_position_matched_means_by_hand():
 
 
 def test_memory_is_bounded_by_blocks():
-    blocks = list(resampling._column_blocks(np.zeros((120, 5120)), 10_000))
+    blocks = list(resampling.column_blocks(np.ones((120, 5120)), 10_000))
     assert max(len(columns) for columns, _ in blocks) * 10_001 <= resampling.BLOCK
     assert sum(len(columns) for columns, _ in blocks) == 5120

@@ -226,26 +226,67 @@ def test_index_change_by_hand():
         np.array([[0.4, 0.4], [0.6, 0.5], [0.8, 0.5]]),
         np.array([[0.2, 0.4], [0.6, 0.5], [0.8, 0.5]]),
     )
-    change = effects.index_change(base, edited, category)
-    assert change["rfc_change"] == pytest.approx(0.25 / 2) and change[
-        "rsi_change"
-    ] == pytest.approx(0.25 / 2)
-    assert np.isnan(effects.index_change(base[:, :0], edited[:, :0], category)["rfc_change"])
+    labels = category, np.full(3, -1)
+    change = effects.infer_index_changes(base, edited, labels, seed=1, n_resamples=99)
+    assert change["rfc_change"].estimate == pytest.approx(0.25 / 2)
+    assert change["rsi_change"].estimate == pytest.approx(0.25 / 2)
+    assert np.isnan(change["rfc_change"].low), "one prompt a category has no interval"
+    none = effects.infer_index_changes(base[:, :0], edited[:, :0], labels, seed=1, n_resamples=99)
+    assert np.isnan(none["rfc_change"].estimate)
 
 
-def test_sign_flips_see_a_difference_and_do_not_invent_one():
-    signs = effects.random_signs(40, seed=1)
-    noise = np.random.default_rng(0).normal(size=40)
-    assert effects.sign_flip_p(noise + 2, signs) < 1e-3
-    assert effects.sign_flip_p(noise - noise.mean(), signs) == 1.0
-    assert effects.sign_flip_p(np.zeros(40), signs) == 1.0
-    assert np.isnan(effects.sign_flip_p(np.array([np.nan, 1.0]), signs[:, :2]))
-    category = np.array(["self_referent"] * 20 + ["neutral"] * 20)
-    low = np.random.default_rng(1).uniform(0.4, 0.6, (40, 3))
-    moved = low.copy()
+def measured_edit(kl, values, controls=()):
+    """What an edit of layer 0 gives: the same number for every metric of the next token."""
+    metrics = dict.fromkeys((*effects.PROMPT_METRICS, "logit_change"), np.asarray(kl, float))
+    labels = {"role": "candidate"}
+    return {
+        "effects": metrics,
+        "values": values,
+        "layer": 0,
+        "controls": controls,
+        "labels": labels,
+    }
+
+
+def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
+    """Two candidates and their control: one with larger effects than the control, one with the same."""
+    rng = np.random.default_rng(1)
+    category, pair_id = np.repeat(["self_referent", "neutral"], 20), np.full(40, -1)
+    base, noise = rng.uniform(0.4, 0.6, (40, 3)), rng.normal(size=40)
+    moved = base.copy()
     moved[:20] += 0.2
-    assert effects.index_flip_p(moved, low, category, signs)["rfc_change"] < 1e-3
-    assert effects.index_flip_p(low, low, category, signs)["rfc_change"] == 1.0
+    measured = {
+        "large": measured_edit(noise + 2, moved, ["control"]),
+        "same": measured_edit(0.1 * noise, base, ["control"]),
+        "control": measured_edit(0.1 * noise, base),
+    }
+    rows = effects.effect_rows(measured, base, category, pair_id, seed=1)
+    rows = {(row["intervention"], row["category"]): row for row in rows}
+    assert set(rows) == {(name, c) for name in measured for c in (*set(category), "all")}
+    large, same, control = (rows[name, "all"] for name in measured)
+    assert large["kl_p"] < 1e-3 and large["rfc_change_p"] < 1e-3 and large["n"] == 40
+    assert large["kl"] == pytest.approx(np.mean(noise + 2))
+    assert large["kl_control"] == pytest.approx(0.1 * noise.mean())
+    assert large["kl_low"] < large["kl"] < large["kl_high"]
+    assert large["rfc_change_low"] < large["rfc_change"] < large["rfc_change_high"] < 0
+    assert np.isnan([same["kl_p"], same["rfc_change_p"], same["kl_q"]]).all(), "nothing differs"
+    assert np.isnan([control["kl_p"], control["kl_control"], control["rfc_change_control"]]).all()
+    assert np.isnan(large["rsi_change"]), "there are no confounders"
+    neutral = rows["large", "neutral"]
+    assert neutral["n"] == 20 and neutral["kl"] == pytest.approx(np.mean(noise[20:] + 2))
+
+
+def test_prompts_that_an_edit_does_not_touch_are_left_out():
+    category = np.repeat(["self_referent", "neutral"], 10)
+    values, kl = np.random.default_rng(0).uniform(0.4, 0.6, (20, 2)), np.arange(20.0)
+    kl[[0, *range(10, 20)]] = np.nan
+    measured = {"patch": measured_edit(kl, values)}
+    rows = effects.effect_rows(measured, values, category, np.full(20, -1), seed=1)
+    assert [(row["category"], row["n"], row["kl"]) for row in rows] == [
+        ("self_referent", 9, 5.0),
+        ("all", 9, 5.0),
+    ]
+    assert rows[0]["kl_low"] == pytest.approx(rows[1]["kl_low"])
 
 
 def test_q_values_ignore_undefined_tests():

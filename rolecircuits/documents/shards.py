@@ -70,9 +70,11 @@ def document_arrays(arrays, i, document):
     query, kept = np.arange(n), {}
     inside = [(query >= start) & (query < stop) for start, stop in document.spans]
     for name, values in rows.items():
-        kept[f"turn_{name}"] = np.stack([moments.mean_rows(values, mask) for mask in inside])
-        kept[f"whole_{name}"] = moments.mean_rows(values, np.any(inside, axis=0))
-        kept[f"row_{name}"] = moments.mean_rows(np.moveaxis(values, 1, -1), np.True_)
+        kept[f"turn_{name}"] = np.stack(
+            [moments.defined_mean(values, where=mask) for mask in inside]
+        )
+        kept[f"whole_{name}"] = moments.defined_mean(values, where=np.any(inside, axis=0))
+        kept[f"row_{name}"] = moments.defined_mean(np.moveaxis(values, 1, -1))
     kept = {name: values.astype(np.float32) for name, values in kept.items()}
     return kept | {"spans": np.array(document.spans, np.int64), "n_tokens": np.array(n, np.int64)}
 

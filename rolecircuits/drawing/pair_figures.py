@@ -4,11 +4,11 @@ from rolecircuits.drawing import style
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.role_tests import ALPHA
-from rolecircuits.stats.run_pairs import RUNS, TESTS
+from rolecircuits.stats.run_pairs import P_VALUES, SIDES
 
 # file name: (kinds of value, a column each, raw last; what is drawn of each)
 FIGURES = {
-    "rfc_rsi_comparison": (("normalised", "raw"), RUNS),
+    "rfc_rsi_comparison": (("normalised", "raw"), SIDES),
     "rfc_rsi_differences": (("normalised", "sinkfree", "raw"), ("diff",)),
 }
 UNITS = {
@@ -22,7 +22,7 @@ LOOKS = {
     "diff": (style.RFC_COLOUR, "o", "instruct - base"),
 }
 PARTS = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
-PARTS |= {test: test for test in TESTS}
+PARTS |= {test: test for test in P_VALUES}
 
 
 def draw_pair(name, estimates, summary):
@@ -82,7 +82,7 @@ def write_texts(summary, shown):
     size = f"{n['neutral']} prompts per category"
     if len(set(n.values())) > 1:
         size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
-    labels = "; ".join(f"{run}: {summary[run]['label']}" for run in RUNS)
+    labels = "; ".join(f"{run}: {summary[run]['label']}" for run in SIDES)
     reasons = summary["intervals_left_out"]
     caption = [f"{reason}." for reason in reasons]
     caption.append(

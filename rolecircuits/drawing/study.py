@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rolecircuits.drawing.style import NAMES, NULL_COLOUR, Grid, Line2D, open_panels
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED
 from rolecircuits.runs.arrays import Run
-from rolecircuits.stats.contrasts import compare_categories
+from rolecircuits.stats.contrasts import CONTRASTS, compare_categories
 from rolecircuits.stats.indices import prompt_values
 from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
@@ -16,7 +17,7 @@ from rolecircuits.stats.resampling import (
     mean_interval,
     pair_rows,
 )
-from rolecircuits.stats.role_tests import ALPHA, CONTRASTS
+from rolecircuits.stats.role_tests import ALPHA
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
@@ -60,11 +61,11 @@ class Study:
 
 
 def study_run(run: Run, n_resamples=N_RESAMPLES):
-    """Reduce the entropies and test every head once for all figures, with the seed of the run."""
-    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, run.config.get("seed", 123)
+    """Reduce the entropies and test every head once for all figures, with the seed of the tables."""
+    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, DEFAULT_SEED
     tests = {
         pair: compare_categories(
-            values["normalised"], run.category, run.pair_id, *pair, n_resamples, seed
+            values["normalised"], run.category, run.pair_id, pair, n_resamples, seed
         )
         for pair in TESTED
         if set(pair) <= set(run.counts)

@@ -1,73 +1,62 @@
-"""Which heads to ablate: chosen on one half of the prompts, measured on the other, with controls from the same layers.
+"""Which heads to ablate: chosen on one half of the prompts, measured on the other, with random control heads.
 
-Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many noisy g is too large.
+Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many noisy g is
+too large.
 
     plan = select_candidates(run, top_k=10)      what ablation_candidates.json holds, readable by interventions.py
 """
 
 import numpy as np
 
-from rolecircuits.stats.contrasts import compare_categories, hedges_g
+from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.stats.contrasts import available_contrasts, compare_categories, hedges_g
 from rolecircuits.stats.indices import prompt_values
 from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import SEED, available_contrasts, split_prompts, strongest_heads
+from rolecircuits.stats.role_tests import split_prompts, strongest_heads
 
 CONTROLS_PER_CANDIDATE = 2
 
 
-def select_candidates(run, top_k, seed=SEED):
-    """What ablation_candidates.json holds: the top_k heads by |g| on one half, measured on the other, and controls.
+def select_candidates(run, top_k, seed=DEFAULT_SEED):
+    """The top_k heads by |g| on one half, measured on the other, and controls: ablation_candidates.json.
 
     Where a half has too few prompts, `interventions` is empty and `note` says why.
     """
     name, pair = next(iter(available_contrasts(run.category).items()))
     half = split_prompts(run.category, run.pair_id, seed)
-    plan = {
-        "schema_version": 1,
-        "source": _source(run, name, seed),
-        "selection": [],
-        "interventions": [],
-    }
-    for part in (half, ~half):
-        smallest = min((run.category[part] == category).sum() for category in pair)
-        if smallest < MIN_PROMPTS:
-            reason = f"the halves need at least {MIN_PROMPTS} prompts of {pair[0]} and {pair[1]} each, one has {smallest}"
-            return plan | {"note": f"no candidates: {reason}"}
+    plan = {"schema_version": 1, "source": _source(run, name, seed)}
+    plan |= {"selection": [], "interventions": []}
+    sizes = [(run.category[part] == name).sum() for part in (half, ~half) for name in pair]
+    if min(sizes) < MIN_PROMPTS:
+        needs = f"the halves need at least {MIN_PROMPTS} prompts of {pair[0]} and {pair[1]} each"
+        smallest = next(n for n in map(min, (sizes[:2], sizes[2:])) if n < MIN_PROMPTS)
+        return plan | {"note": f"no candidates: {needs}, one has {smallest}"}
     values = prompt_values(run, "normalised")
-    chosen = hedges_g(*(values[half & (run.category == category)] for category in pair))
-    heads = strongest_heads(chosen, top_k)
-    plan["selection"] = _measure_held_out(values, run, ~half, pair, heads, chosen, seed)
-    plan["interventions"], notes = _add_controls(heads, run.n_heads, np.random.default_rng(seed))
+    g = hedges_g(*(values[half & (run.category == name)] for name in pair))
+    heads = strongest_heads(g, top_k)
+    plan["selection"] = _measure_held_out(run.take(np.flatnonzero(~half)), pair, heads, g, seed)
+    plan["interventions"], notes = _plan_ablations(heads, run.n_heads, seed)
     return plan | ({"note": "; ".join(notes)} if notes else {})
 
 
-def _measure_held_out(values, run, held_out, pair, heads, chosen, seed):
-    """The `selection` block: g on the half that chose, and g with interval, p and q on the half that did not."""
+def _measure_held_out(held_out, pair, heads, g, seed):
+    """The `selection` block: g [layer, head] of the half that chose, and g, p and q of the half that did not."""
     layers, columns = (np.array([head[i] for head in heads], dtype=int) for i in (0, 1))
-    values = values[held_out][:, layers, columns]
-    found = compare_categories(
-        values, run.category[held_out], run.pair_id[held_out], *pair, seed=seed
-    )
-    return [
-        {
-            "layer": layer,
-            "head": head,
-            "g_selection": chosen[layer, head],
-            "g_held_out": found["g"][i],
-        }
-        | {f"{key}_held_out": found[key][i] for key in ("g_low", "g_high", "p", "q")}
-        for i, (layer, head) in enumerate(heads)
-    ]
+    values = prompt_values(held_out, "normalised")[:, layers, columns]
+    tests = compare_categories(values, held_out.category, held_out.pair_id, pair, seed=seed)
+    rows = []
+    for i, (layer, head) in enumerate(heads):
+        row = {"layer": layer, "head": head, "g_selection": g[layer, head]}
+        measured = {f"{key}_held_out": tests[key][i] for key in ("g", "g_low", "g_high", "p", "q")}
+        rows.append(row | measured)
+    return rows
 
 
 def _source(run, contrast, seed):
-    prompts = run.config["prompts"]
-    facts = {
+    return {
         "model_id": run.config["model"]["id"],
         "run": run.path.name if run.path else None,
-        "prompt_set_sha256": prompts.get("sha256"),
-    }
-    return facts | {
+        "prompt_set_sha256": run.config["prompts"].get("sha256"),
         "prompt_format": run.prompt_format,
         "kind": "normalised",
         "contrast": contrast,
@@ -75,28 +64,45 @@ def _source(run, contrast, seed):
     }
 
 
-def _add_controls(heads, n_heads, rng):
-    """Each candidate followed by random heads of its layer that are neither candidates nor controls of another."""
-    taken, entries, notes = set(heads), [], []
+def _plan_ablations(heads, n_heads, seed):
+    """Each candidate followed by its controls as entries of a plan, and notes on controls that are missing."""
+    sites = [(layer, (head,)) for layer, head in heads]
+    drawn = draw_control_heads(sites, n_heads, CONTROLS_PER_CANDIDATE, seed, shared=False)
+    entries, notes = [], []
     for layer, head in heads:
-        entry = {
-            "type": "head",
-            "layer": layer,
-            "head": head,
-            "method": "zero_out",
-            "role": "candidate",
-        }
-        entries.append(entry)
-        free = [h for h in range(n_heads) if (layer, h) not in taken]
-        controls = sorted(rng.permutation(free)[:CONTROLS_PER_CANDIDATE].tolist()) if free else []
-        for control in controls:
-            taken.add((layer, int(control)))
-            tie = {"role": "control", "control_for": f"sh_{layer}_{head}"}
-            entries.append(
-                {"type": "head", "layer": layer, "head": int(control), "method": "zero_out"} | tie
-            )
+        controls = drawn[layer, (head,)]
+        ablation = {"type": "head", "layer": layer, "head": head, "method": "zero_out"}
+        entries.append(ablation | {"role": "candidate"})
+        tie = {"role": "control", "control_for": f"sh_{layer}_{head}"}
+        entries += [ablation | {"head": control} | tie for (control,) in controls]
         if len(controls) < CONTROLS_PER_CANDIDATE:
-            notes.append(
-                f"layer {layer} has {len(controls)} unused heads left as controls for head {head}"
-            )
+            left = f"layer {layer} has {len(controls)} unused heads left"
+            notes.append(f"{left} as controls for head {head}")
     return entries, notes
+
+
+def draw_control_heads(sites, n_heads, per_site, seed, shared=True):
+    """Random other heads of the same layer for every edited site: {site: [heads of a control, ...]}.
+
+    sites   [(layer, (head, ...)), ...] without repetition; a control has as many heads as its site
+    shared  whether a head may be a control of several sites; no head of a site is ever drawn
+
+    Controls of one site are different heads as far as there are enough; sites of no head have none.
+    """
+    rng = np.random.default_rng(seed)
+    taken = {(layer, head) for layer, heads in sites for head in heads}
+    drawn = {}
+    for layer, heads in sites:
+        free = [head for head in range(n_heads) if (layer, head) not in taken]
+        size, order, controls = len(heads), rng.permutation(free).astype(int).tolist(), []
+        for _ in range(per_site if size else 0):
+            if 1 < size <= len(free) and len(order) < size:
+                order = rng.permutation(free).tolist()
+            if len(order) < size:
+                break
+            controls.append(tuple(sorted(order[:size])))
+            order = order[size:]
+        drawn[layer, heads] = sorted(controls)
+        if not shared:
+            taken |= {(layer, head) for control in controls for head in control}
+    return drawn

@@ -17,9 +17,9 @@ source, selection and note say where the plan came from; analyze_results.py writ
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Union, get_args
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from rolecircuits.edits.candidates import draw_control_heads
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 
@@ -324,30 +324,17 @@ def check_against_model(entries, n_layers, n_heads, model_id):
 def draw_controls(entries, n_heads, per_candidate=2, seed=0):
     """Control entries for a plan without any: the candidates' edit on random other heads of the same layer.
 
-    The same heads serve all grades (zero_out, half_out) and neighbours of a candidate; no candidate of the layer is drawn.
-    An edit of a whole layer, an MLP or the residual has no matched control.
+    The same heads serve all edits of a candidate (zero_out, half_out) and may serve its neighbours; no candidate of the
+    layer is drawn. An edit of a whole layer, an MLP or the residual has no matched control.
     """
-    drawn = {}
+    sites = list(dict.fromkeys((entry.layer, tuple(entry.head_list)) for entry in entries))
+    drawn, controls = draw_control_heads(sites, n_heads, per_candidate, seed), {}
     for entry in entries:
-        taken = {head for e in entries if e.layer == entry.layer for head in e.head_list}
-        free = [head for head in range(n_heads) if head not in taken]
-        rng = np.random.default_rng([seed, entry.layer, *entry.head_list])
-        for _ in range(per_candidate if entry.head_list else 0):
-            size = len(entry.head_list)
-            if size > len(free):
-                break
-            heads = sorted(rng.choice(free, size, replace=False).tolist())
-            if size == 1:
-                free.remove(heads[0])
-            control = entry.model_copy(
-                update={
-                    "head": heads if isinstance(entry.head, list) else heads[0],
-                    "role": "control",
-                    "control_for": [entry.name],
-                    "note": None,
-                }
-            )
-            shared = drawn.setdefault(control.name, control)
-            if entry.name not in shared.control_for:
-                shared.control_for.append(entry.name)
-    return list(drawn.values())
+        for heads in drawn[entry.layer, tuple(entry.head_list)]:
+            head = list(heads) if isinstance(entry.head, list) else heads[0]
+            update = {"head": head, "role": "control", "control_for": [], "note": None}
+            control = entry.model_copy(update=update)
+            control = controls.setdefault(control.name, control)
+            if entry.name not in control.control_for:
+                control.control_for.append(entry.name)
+    return list(controls.values())

@@ -40,7 +40,6 @@ from rolecircuits.runs.npz import read_npz, write_npz
 from rolecircuits.runs.record import portable
 from rolecircuits.stats import indices
 from rolecircuits.stats.entropy import attention_entropy
-from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts, percentile_interval
 
 ROWS = 96
 RESAMPLES = 2000
@@ -269,11 +268,6 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
     """
     category, pair_id = arrays["category"], arrays["pair_id"]
     base = indices.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
-    counts = (
-        bootstrap_counts(category, pair_id, RESAMPLES, seed)
-        if has_enough_prompts(category)
-        else None
-    )
     names = [name for name in CATEGORIES if (category == name).any()]
     out = {
         f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category)))
@@ -289,13 +283,12 @@ def combine_layers(work, arrays, n_layers, n_heads, seed):
             out[f"{metric}_by_prompt"][layer] = done[metric]
         for head in range(n_heads if layer + 1 < n_layers else 0):
             sides = base[:, layer + 1 :], done["values"][head, :, layer + 1 :]
-            for metric, value in effects.index_change(*sides, category).items():
-                out[metric][layer, head] = value
-            draws = {} if counts is None else effects.index_change_draws(*sides, category, counts)
-            for metric, drawn in draws.items():
-                out[f"{metric}_low"][layer, head], out[f"{metric}_high"][layer, head] = (
-                    percentile_interval(drawn)
-                )
+            changes = effects.infer_index_changes(
+                *sides, (category, pair_id), seed, n_resamples=RESAMPLES
+            )
+            for metric, change in changes.items():
+                for part, number in zip(("", "_low", "_high"), change[:3], strict=True):
+                    out[metric + part][layer, head] = number
     for metric in effects.PROMPT_METRICS:
         values = out[f"{metric}_by_prompt"].astype(np.float32)
         out[metric] = np.stack(

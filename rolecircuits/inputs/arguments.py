@@ -11,7 +11,7 @@ from rolecircuits.inputs.files import linked_name
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
-MAX_SEED = 2**32 - 1
+DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
 MAX_COUNT = 10**9
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -97,7 +97,7 @@ def add_run_arguments(parser):
     how.add_argument(
         "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
     )
-    how.add_argument("--seed", type=seed_value, default=123)
+    how.add_argument("--seed", type=seed_value, default=DEFAULT_SEED)
 
 
 def add_verify_argument(parser):

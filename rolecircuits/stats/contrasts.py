@@ -1,50 +1,57 @@
 """Two categories compared value by value: Hedges g, p, Benjamini-Hochberg q and max-T p."""
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import PAIRED
-from rolecircuits.stats.moments import _defined_moments
-from rolecircuits.stats.resampling import (
-    CONFIDENCE,
-    N_RESAMPLES,
-    pair_rows,
-    permutation_test,
-    sign_flip_test,
-)
+from rolecircuits.stats.moments import defined_moments
+from rolecircuits.stats.permutation import permutation_test, sign_flip_test
+from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, pair_rows
+
+CONTRASTS = {
+    "self_confounder": ("self_referent", "confounder"),
+    "self_neutral": ("self_referent", "neutral"),
+    "confounder_third": PAIRED,
+}
+
+
+def available_contrasts(category):
+    """The CONTRASTS whose two categories are both present; the first is the one that ranks heads."""
+    present = set(np.asarray(category).tolist())
+    return {name: pair for name, pair in CONTRASTS.items() if present.issuperset(pair)}
 
 
 def compare_categories(
-    values, category, pair_id, first, second, n_permutations=N_RESAMPLES, seed=0
+    values, category, pair_id, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED
 ):
-    """Every column's contrast first - second: {"difference", "g", "g_low", "g_high", "p", "q", "p_max"}, each [...].
+    """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
 
-    values  [prompt, ...]; all columns given are one family for q (Benjamini-Hochberg) and p_max (max-T)
-    confounder - third_person is tested on its matched pairs by sign flips, every other contrast by label permutation
+    values   [prompt, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
+    returns  "difference", "g", "g_low", "g_high", "p", "q", "p_max"
+
+    confounder - third_person is tested on its matched pairs by sign flips, every other contrast by
+    label permutation.
     """
     category = np.asarray(category)
-    pairs = pair_rows(category, pair_id) if (first, second) == PAIRED else None
-    if pairs is not None:
-        a, b = values[pairs[0]], values[pairs[1]]
-        test = sign_flip_test(a - b, n_permutations, seed)
-    else:
-        a, b = values[category == first], values[category == second]
-        test = permutation_test(a, b, n_permutations, seed)
-    low, high = hedges_g_interval(a, b, paired=pairs is not None)
-    found = {
-        "difference": test.difference,
-        "g": hedges_g(a, b, paired=pairs is not None),
-        "g_low": low,
-        "g_high": high,
-    }
-    return found | {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}
+    pairs = pair_rows(category, pair_id) if contrast == PAIRED else None
+    paired = pairs is not None
+    a, b = (values[rows] for rows in (pairs if paired else (category == c for c in contrast)))
+    draws = n_permutations, seed
+    test = sign_flip_test(a - b, *draws) if paired else permutation_test(a, b, *draws)
+    low, high = hedges_g_interval(a, b, paired)
+    sizes = {"g": hedges_g(a, b, paired), "g_low": low, "g_high": high}
+    tests = {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}
+    return {"difference": test.difference} | sizes | tests
 
 
 def q_values(p):
-    """Benjamini-Hochberg adjusted p-values over all defined entries: [...] -> [...]; NaN stays NaN and counts for nothing.
+    """Benjamini-Hochberg adjusted p-values over all defined entries: [...] -> [...].
 
-        q of the k-th smallest of m = min over j >= k of m p_(j) / j, at most 1        (Benjamini and Hochberg 1995)
+        q of the k-th smallest of m = min over j >= k of m p_(j) / j, at most 1  (Benjamini and Hochberg 1995)
 
-    The tests hold it against scipy.stats.false_discovery_control, whose import takes longer than a whole comparison.
+    NaN stays NaN and counts for nothing. The tests hold it against scipy.stats.false_discovery_control,
+    whose import takes longer than a whole comparison.
     """
     p = np.asarray(p, dtype=np.float64)
     q, defined = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
@@ -57,39 +64,38 @@ def q_values(p):
 def hedges_g(a, b, paired=False):
     """Standardised mean difference (a - b) / s without its small-sample bias: [prompt, ...] twice -> [...].
 
-    s pools both variances; g = J(df) (a - b) / s, J = 1 - 3 / (4 df - 1) (Hedges 1981; Hedges and Olkin 1985)
+    s pools both variances; g = J(df) (a - b) / s, J = 1 - 3 / (4 df - 1)  (Hedges 1981; Hedges, Olkin 1985)
     df = n_a + n_b - 2, and 2 (n - 1) / (1 + r^2) for pairs that correlate with r, the pooled spread's own df
     NaN where a group has fewer than two defined values or nothing varies
     """
     return _effect_size(a, b, paired)[0]
 
 
-def hedges_g_interval(a, b, paired=False, confidence=CONFIDENCE):
-    """(low, high) of `hedges_g`, from a variance that supposes nearly normal values.
+def hedges_g_interval(a, b, paired=False):
+    """(low, high) of `hedges_g` at 95 %, from a variance that supposes nearly normal values.
 
     unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + g^2 / (2 (n_a + n_b)), normal quantile
-    paired    Bonett (2008), t quantile. Borenstein et al. (2009) treat the correlation as known: 88 % coverage at n = 10
+    paired    Bonett (2008), t quantile; Borenstein et al. (2009) treat the correlation as known: 88 %
+              coverage at n = 10
     """
-    from scipy.special import ndtri, stdtrit
-
     g, variance, df = _effect_size(a, b, paired)
-    quantile = stdtrit(df, (1 + confidence) / 2) if paired else ndtri((1 + confidence) / 2)
+    quantile = stdtrit(df, (1 + CONFIDENCE) / 2) if paired else ndtri((1 + CONFIDENCE) / 2)
     half = quantile * np.sqrt(variance)
     return g - half, g + half
 
 
 def _effect_size(a, b, paired):
-    """(g, variance of g, degrees of freedom of its interval), each [...]; pairs with an undefined side are left out."""
+    """(g, its variance, degrees of freedom of its interval), each [...]; pairs with an undefined side are left out."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if paired:
         broken = np.isnan(a) | np.isnan(b)
         a, b = np.where(broken, np.nan, a), np.where(broken, np.nan, b)
-    (n_a, mean_a, var_a), (n_b, mean_b, var_b) = _defined_moments(a), _defined_moments(b)
+    (n_a, mean_a, var_a), (n_b, mean_b, var_b) = defined_moments(a), defined_moments(b)
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = ((n_a - 1) * var_a + (n_b - 1) * var_b) / (n_a + n_b - 2)
         d = (mean_a - mean_b) / np.sqrt(pooled)
         if paired:
-            var_difference, df = _defined_moments(a - b)[2], n_a - 1
+            var_difference, df = defined_moments(a - b)[2], n_a - 1
             product = ((var_a + var_b - var_difference) / 2) ** 2
             variance = d**2 * (var_a**2 + var_b**2 + 2 * product) / (8 * df * pooled**2)
             j = 1 - 3 / (8 * df / (1 + product / (var_a * var_b)) - 1)

@@ -1,17 +1,18 @@
-"""Attention entropies and the two role indices; numpy in, numpy out. Every quantity is defined here and only here.
+"""Attention entropies and the two role indices; numpy in, numpy out. Each quantity is defined only here.
 
     H = -sum_k A ln A                                         nats, 0 ln 0 = 0, no epsilon
-    RFC(l) = 1 - H_self(l) / H_neutral(l)                     > 0: self-referent attention is the more focused
-    RSI(l) = (H_confounder(l) - H_self(l)) / H_neutral(l)     > 0: self-referent is more focused than about-the-user
+    RFC(l) = 1 - H_self(l) / H_neutral(l)                     > 0: self-referent is the more focused
+    RSI(l) = (H_confounder(l) - H_self(l)) / H_neutral(l)     > 0: more focused than about-the-user
 
 H_category(l) is the mean over prompts (equal weights) of a value of a prompt, which comes in three kinds:
 
-    raw         mean over the rows of the prompt, then over heads. Grows with length whatever the model attends to.
-    normalised  every row divided by ln(visible keys): 0 for a one-hot row, 1 for a uniform row of any length
+    raw         mean over the rows of the prompt, then over heads; grows with length whatever is attended to
+    normalised  every row divided by ln(visible keys): 0 one-hot, 1 uniform, for a row of any length
     sinkfree    the normalised value after key 0, the attention sink, is dropped and the row renormalised
 
-The rows are those of the prompt's own text; raw values of raw-format prompts also count the BOS row, as the original did.
-The length null of an index is the same index for uniform attention. It is 0 for the normalised and the sink-free kind.
+The rows are those of the prompt's own text; raw values of raw-format prompts also count the BOS row, as the
+original study did. The length null of an index is the same index for uniform attention; it is 0 for the
+normalised and the sink-free kind.
 
 Axes everywhere, in this order: prompt, layer, head, query, key.
 """
@@ -19,10 +20,11 @@ Axes everywhere, in this order: prompt, layer, head, query, key.
 import numpy as np
 
 from rolecircuits.stats.entropy import normalise_entropy, sinkfree_keys, visible_keys
-from rolecircuits.stats.moments import _ratio, category_mean, mean_rows
+from rolecircuits.stats.moments import category_mean, defined_mean, divide
 
 KINDS = ("raw", "normalised", "sinkfree")
 INDICES = ("rfc", "rsi")
+INDEX_CATEGORIES = ("self_referent", "neutral", "confounder")
 MIN_POSITION_ROWS = 3
 
 
@@ -42,47 +44,45 @@ def counts_whole_prompt(kind, prompt_format):
     return kind == "raw" and prompt_format == "raw"
 
 
+def prompt_rows(run, kind):
+    """The rows that the value of each prompt is the mean of: [prompt, query] bool."""
+    whole = counts_whole_prompt(kind, run.prompt_format)
+    return row_mask(run.n_tokens, run.span, run.entropy.shape[-1], whole)
+
+
 def prompt_values(run, kind="normalised"):
     """The value of every prompt for every head: the mean over its rows. [prompt, layer, head] float64.
 
     run   anything with entropy, entropy_sinkfree, visible_keys, n_tokens, span and prompt_format
     kind  raw (nats), normalised or sinkfree (both in [0, 1]); NaN for a prompt without a defined row
     """
-    rows = row_mask(
-        run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format)
-    )
     if kind == "raw":
         values = run.entropy.astype(np.float64)
     elif kind == "normalised":
         values = normalise_entropy(run.entropy, run.visible_keys[None, :, None, :])
     elif kind == "sinkfree":
-        values = normalise_entropy(
-            run.entropy_sinkfree, sinkfree_keys(run.visible_keys)[None, :, None, :]
-        )
+        keys = sinkfree_keys(run.visible_keys)[None, :, None, :]
+        values = normalise_entropy(run.entropy_sinkfree, keys)
     else:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    return mean_rows(values, rows[:, None, None, :])
+    return defined_mean(values, where=prompt_rows(run, kind)[:, None, None, :])
 
 
 def null_values(run, kind="normalised"):
-    """What `prompt_values` gives for attention that is uniform over the visible keys: [prompt, layer] float64."""
+    """`prompt_values` of attention that is uniform over the visible keys: [prompt, layer] float64."""
     if kind != "raw":
         return np.ones((len(run.n_tokens), run.visible_keys.shape[0]))
-    rows = row_mask(
-        run.n_tokens, run.span, run.entropy.shape[-1], counts_whole_prompt(kind, run.prompt_format)
-    )
-    uniform = np.broadcast_to(np.log(run.visible_keys), (len(rows), *run.visible_keys.shape))
-    return mean_rows(uniform, rows[:, None, :])
+    return defined_mean(np.log(run.visible_keys), where=prompt_rows(run, kind)[:, None, :])
 
 
 def rfc(h_self, h_neutral):
     """Role-Focus Coefficient 1 - H_self / H_neutral; NaN where H_neutral is 0 (undefined, not 0)."""
-    return 1.0 - _ratio(h_self, h_neutral)
+    return 1.0 - divide(h_self, h_neutral)
 
 
 def rsi(h_self, h_confounder, h_neutral):
     """Role-Separation Index (H_confounder - H_self) / H_neutral; NaN where H_neutral is 0 (undefined, not 0)."""
-    return _ratio(np.asarray(h_confounder) - h_self, h_neutral)
+    return divide(np.asarray(h_confounder) - h_self, h_neutral)
 
 
 def indices_of_means(means):
@@ -112,63 +112,54 @@ def layer_null(run, kind="normalised"):
 
 
 def position_weights(run):
-    """Weight of every query index where all categories of the indices have rows: [layer, query], sums to 1 per layer.
+    """Weight of every query index where all categories of the indices have rows: [layer, query], sums to 1.
 
-        w(q) proportional to min over categories of (rows at q / prompts), 0 where a category has fewer than three rows
+        w(q) proportional to min over categories of (rows at q / prompts), 0 where one has fewer than three rows
 
-    Rows at one query index of a layer see the same number of keys, so nothing about length is left to compare. Categories
-    are self_referent, neutral and, where present, confounder. A layer without a shared position is NaN.
+    Rows at one query index of a layer see the same number of keys, so nothing about length is left to compare.
+    The categories are INDEX_CATEGORIES, those that are present. A layer without a shared position is NaN.
     """
-    share = np.stack(
-        [
-            _position_counts(run, name) / (run.category == name).sum()
-            for name in _index_categories(run)
-        ]
-    )
-    least = np.stack([_position_counts(run, name) for name in _index_categories(run)]).min(axis=0)
-    weight = np.where(least >= MIN_POSITION_ROWS, share.min(axis=0), 0.0)
-    total = weight.sum(axis=-1, keepdims=True)
-    return np.divide(weight, total, out=np.full(weight.shape, np.nan), where=total > 0)
+    counts = _position_counts(run)
+    share = np.min([count / (run.category == name).sum() for name, count in counts.items()], axis=0)
+    enough = np.min(list(counts.values()), axis=0) >= MIN_POSITION_ROWS
+    weight = np.where(enough, share, 0.0)
+    return divide(weight, weight.sum(axis=-1, keepdims=True))
 
 
 def position_matched_values(run):
     """Values whose category means are position-matched: [prompt, layer]; NaN for prompts of other categories.
 
-        H_c = sum_q w(q) m_c(q)       m_c(q) the mean of the normalised entropy over the prompts of c with a row at q
+        H_c = sum_q w(q) m_c(q)       m_c(q) the mean normalised entropy of the prompts of c with a row at q
         value of prompt i of c = H_c + N_c sum over its rows q of w(q) / n_c(q) (h_i(q) - m_c(q))
 
-    The second line is the linearised contribution of a prompt to H_c (Hajek's estimator; Sarndal, Swensson and Wretman
-    1992, ch. 5): the mean over the prompts of c is H_c, and their spread gives its standard error with w held fixed.
+    The second line is the linearised contribution of a prompt to H_c (Hajek's estimator; Sarndal, Swensson
+    and Wretman 1992, ch. 5): the mean over the prompts of c is H_c, and their spread gives its standard
+    error with w held fixed.
     """
     rows, weight = _own_rows(run), position_weights(run)
     out = np.full(rows.shape[:2], np.nan)
-    for name in _index_categories(run):
+    for name, count in _position_counts(run).items():
         chosen = run.category == name
-        part, count = rows[chosen], _position_counts(run, name)
         mean = category_mean(rows, run.category, name)
-        each = np.divide(weight, count, out=np.zeros(count.shape), where=count > 0)
-        residual = np.where(np.isnan(part), 0.0, part - mean)
+        share = np.divide(weight, count, out=np.zeros(count.shape), where=count > 0)
+        residual = np.nan_to_num(rows[chosen] - mean)
         level = np.where(weight > 0, weight * np.nan_to_num(mean), weight * 0).sum(axis=-1)
-        out[chosen] = level + chosen.sum() * (each * residual).sum(axis=-1)
+        out[chosen] = level + chosen.sum() * (share * residual).sum(axis=-1)
     return out
 
 
-def _index_categories(run):
-    return [
-        name for name in ("self_referent", "neutral", "confounder") if (run.category == name).any()
-    ]
-
-
 def _own_rows(run):
-    """Normalised entropy of every row of the prompt's own text, mean over heads; NaN elsewhere: [prompt, layer, query]."""
+    """Normalised entropy of the rows of the prompt's own text, mean over heads: [prompt, layer, query], else NaN."""
     rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], False)
     values = normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)
     return np.where(rows[:, None], values, np.nan)
 
 
-def _position_counts(run, name):
-    """Prompts of a category with a defined row at each query index: [layer, query]."""
-    return (~np.isnan(_own_rows(run)[run.category == name])).sum(axis=0)
+def _position_counts(run):
+    """Prompts with a defined row at each query index: {category of the indices: [layer, query]}."""
+    defined = ~np.isnan(_own_rows(run))
+    chosen = {name: run.category == name for name in INDEX_CATEGORIES}
+    return {name: defined[rows].sum(axis=0) for name, rows in chosen.items() if rows.any()}
 
 
 def length_null(category, n_tokens, span, whole_prompt=True):
@@ -177,22 +168,18 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     n_tokens [prompt] tokens fed    span [prompt, 2] the prompt's own tokens    whole_prompt as in `row_mask`
     """
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
-    values = mean_rows(
-        np.broadcast_to(np.log(visible_keys(rows.shape[1], [None])), rows.shape), rows
-    )
+    values = defined_mean(np.log(visible_keys(rows.shape[1], [None])), where=rows)
     return {name: float(value) for name, value in index_values(values, category).items()}
 
 
 def summarize(run):
-    """activations.json: mean entropies per category and layer, and the indices with their length nulls, by kind."""
+    """activations.json: mean entropies per category and layer, the indices and their length nulls, by kind."""
     summary = {"axes": "layer", "n": run.counts}
     for kind in KINDS:
         values = layer_values(run, kind)
         means = {name: category_mean(values, run.category, name) for name in run.counts}
-        indices, null = layer_indices(run, kind), layer_null(run, kind)
-        summary[kind] = (
-            {"entropy": means} | indices | {f"{name}_null": value for name, value in null.items()}
-        )
+        null = {f"{name}_null": value for name, value in layer_null(run, kind).items()}
+        summary[kind] = {"entropy": means} | layer_indices(run, kind) | null
         undefined = int(np.isnan(values).any(axis=1).sum())
         if undefined:
             summary[kind]["prompts_without_a_defined_row"] = undefined

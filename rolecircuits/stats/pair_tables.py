@@ -4,15 +4,15 @@ estimates  {kind: {index: {"base" | "instruct" | "diff": ...}}} as run_pairs.est
 original   {index: {"base" | "instruct" | "diff": ...}} as run_pairs.estimate_original gives it
 """
 
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats.indices import INDICES, KINDS
 from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
 from rolecircuits.stats.run_pairs import (
-    RUNS,
-    SEED,
-    TESTS,
+    P_VALUES,
+    SIDES,
     describe_pair,
-    describe_run,
+    facts_of_run,
     summarise_difference,
 )
 
@@ -25,7 +25,7 @@ NOT_INFERENCE = (
 def list_layers(estimates, original):
     """One row a layer: the columns of the original study in their order, then the new ones."""
     columns = {}
-    for run in RUNS:
+    for run in SIDES:
         for index in INDICES:
             side = original[index][run]
             columns |= {f"{index}_{part}_{run}": side[part] for part in ("mean", "std")}
@@ -41,7 +41,7 @@ def list_layers(estimates, original):
                 name = f"{index}_{kind}_{run}"
                 columns[name] = estimate["value"]
                 columns |= {f"{name}_ci_{end}": estimate[end] for end in ("low", "high")}
-                columns |= {f"{name}_{test}": estimate[test] for test in TESTS}
+                columns |= {f"{name}_{test}": estimate[test] for test in P_VALUES}
     for index in INDICES:
         for run, estimate in estimates["raw"][index].items():
             columns[f"{index}_null_raw_{run}"] = estimate["null"]
@@ -77,7 +77,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
     return {
         "pair": describe_pair(base, instruct),
         "same_weights": same_weights(base.config["model"], instruct.config["model"]),
-        **{name: describe_run(run) for name, run in runs.items()},
+        **{name: facts_of_run(run) for name, run in runs.items()},
         "n_layers": base.n_layers,
         "n_heads": base.n_heads,
         "prompts_compared": base.counts,
@@ -86,7 +86,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         "bootstrap": {
             "unit": "prompt",
             "resamples": N_RESAMPLES,
-            "seed": SEED,
+            "seed": DEFAULT_SEED,
             "confidence": CONFIDENCE,
         },
         "difference": "instruct - base",

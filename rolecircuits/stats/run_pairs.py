@@ -1,37 +1,31 @@
 """Two runs over the same prompts: which prompts match, and what differs between the runs, with paired intervals.
 
-    difference = instruct - base, on the prompts that both runs hold (same category, same text), in the same order
+    difference = instruct - base, on the prompts that both runs hold (same category, same text)
 
-A resample draws the same prompts for both runs: they share their prompts, so which ones happened to be chosen must not
-widen the interval of their difference.
+A resample draws the same prompts for both runs: they share their prompts, so which ones happened to be
+chosen must not widen the interval of their difference.
 """
 
 import numpy as np
 
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
+from rolecircuits.stats import original_study
 from rolecircuits.stats.contrasts import q_values
-from rolecircuits.stats.indices import INDICES, KINDS, layer_null, layer_values
-from rolecircuits.stats.original_study import (
-    head_difference_interval,
-    head_interval,
-    original_head_indices,
-)
+from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, KINDS, layer_null, layer_values
 from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
-    bootstrap_counts,
-    has_enough_prompts,
     infer_indices,
-    percentile_interval,
-    resampled_indices,
+    infer_mean_indices,
+    missing_prompts_reason,
 )
 from rolecircuits.stats.role_tests import ALPHA, infer_layers
 
-SEED = 0
-TESTS = ("p", "q", "p_max")
-RUNS = ("base", "instruct")
-NEEDED = {"rfc": REQUIRED, "rsi": ("self_referent", "confounder", "neutral")}
+P_VALUES = ("p", "q", "p_max")
+SIDES = ("base", "instruct")
+CATEGORIES_OF = {"rfc": REQUIRED, "rsi": INDEX_CATEGORIES}
 
 
 def match_runs(base, instruct):
@@ -78,7 +72,7 @@ def _pair_notes(whole, matched):
         notes.append(
             "formats differ: raw values count the BOS row in raw format, only the text's own rows in chat format"
         )
-    for side in RUNS:
+    for side in SIDES:
         missing = {c: k - matched[side].counts.get(c, 0) for c, k in whole[side].counts.items()}
         if any(missing.values()):
             what = ", ".join(f"{k} {c}" for c, k in missing.items() if k)
@@ -108,7 +102,7 @@ def describe_pair(base, instruct):
     return f"same weights, two framings: {base.prompt_format} | {instruct.prompt_format}"
 
 
-def describe_run(run):
+def facts_of_run(run):
     """The facts of a run that a comparison records."""
     model = run.config["model"]
     facts = {
@@ -119,66 +113,59 @@ def describe_run(run):
 
 def missing_interval_reason(category, index):
     """Why this index gets no interval, or None if it gets one."""
-    n = {name: int((category == name).sum()) for name in NEEDED[index]}
+    n = {name: int((category == name).sum()) for name in CATEGORIES_OF[index]}
     absent = [name for name in n if not n[name]]
     if absent:
-        return (
-            f"{index.upper()} is undefined: no {' and no '.join(absent)} prompts are in both runs"
-        )
-    if has_enough_prompts(category[np.isin(category, NEEDED[index])]):
+        missing = " and no ".join(absent)
+        return f"{index.upper()} is undefined: no {missing} prompts are in both runs"
+    if missing_prompts_reason(category[np.isin(category, list(n))]) is None:
         return None
-    found = ", ".join(f"{n[name]} {name}" for name in n)
-    return f"no intervals for {index.upper()}: they need {MIN_PROMPTS} prompts of each category, there are {found}"
+    there = ", ".join(f"{n[name]} {name}" for name in n)
+    needs = f"they need {MIN_PROMPTS} prompts of each category"
+    return f"no intervals for {index.upper()}: {needs}, there are {there}"
 
 
-def estimate_pair(runs):
+def estimate_pair(runs, seed=DEFAULT_SEED):
     """({kind: {index: {"base" | "instruct" | "diff": estimate}}}, {index: why it has no interval, or None}).
 
-    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also the interval of its mean over the
-    defined layers, `mean_interval` (percentile, from the same draws). p of a run is that of index = null, p of a
-    difference that of equal indices, whatever the scale of either model's entropies. Raw differences are not tested: raw
+    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also `mean_interval`, the
+    interval of its mean over the layers. p of a run is that of index = null, p of a difference that of
+    equal indices, whatever the scale of either model's entropies. Raw differences are not tested: raw
     indices also differ where only lengths do. Numbers left out are NaN, or None.
     """
-    base = runs["base"]
-    reasons = {index: missing_interval_reason(base.category, index) for index in INDICES}
-    return {kind: _estimate_kind(runs, kind, reasons) for kind in KINDS}, reasons
+    reasons = {index: missing_interval_reason(runs["base"].category, index) for index in INDICES}
+    return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
 
 
-def _estimate_kind(runs, kind, reasons):
-    category, pair_id = runs["base"].category, runs["base"].pair_id
-    values = {name: layer_values(run, kind) for name, run in runs.items()}
-    tests = {name: infer_layers(run, kind, SEED) for name, run in runs.items()}
-    found = infer_indices(values["instruct"], category, pair_id, values["base"], seed=SEED)
-    null = {name: layer_null(run, kind) for name, run in runs.items()}
-    counts = bootstrap_counts(category, pair_id, seed=SEED)
-    draws = {name: resampled_indices(side, category, counts) for name, side in values.items()}
+def _estimate_kind(runs, kind, reasons, seed):
+    labels = runs["base"].category, runs["base"].pair_id
+    values = {side: layer_values(run, kind) for side, run in runs.items()}
+    tests = {side: infer_layers(run, kind, seed) for side, run in runs.items()}
+    null = {side: layer_null(run, kind) for side, run in runs.items()}
+    differences = infer_indices(values["instruct"], *labels, values["base"], seed=seed)
+    means = infer_mean_indices(values["instruct"], *labels, values["base"], seed=seed)
     out = {}
     for index in INDICES:
-        sides = {
-            name: tests[name][index] | {"value": tests[name][index]["estimate"]} for name in RUNS
-        }
-        value, low, high, p, p_max = found[index]
+        value, low, high, p, p_max = differences[index]
         diff = {"value": value, "low": low, "high": high, "p": p, "q": q_values(p), "p_max": p_max}
         if kind == "raw":
-            diff |= dict.fromkeys(TESTS, np.full(len(value), np.nan))
+            diff |= dict.fromkeys(P_VALUES, np.full(len(value), np.nan))
         diff["null"] = null["instruct"][index] - null["base"][index]
-        defined = ~np.isnan(value)
-        shift = draws["instruct"][index] - draws["base"][index]
-        intervals = reasons[index] is None and defined.any()
-        diff["mean_interval"] = (
-            percentile_interval(shift[:, defined].mean(axis=1)) if intervals else None
-        )
-        out[index] = sides | {"diff": diff}
+        intervals = reasons[index] is None and not np.isnan(value).all()
+        diff["mean_interval"] = means[index][1:3] if intervals else None
+        sides = {side: tests[side][index] for side in SIDES}
+        out[index] = {side: test | {"value": test["estimate"]} for side, test in sides.items()}
+        out[index]["diff"] = diff
     return out
 
 
 def estimate_original(runs):
-    """The original study's estimator: {index: {"base" | "instruct": head_interval, "diff": head_difference_interval}}."""
-    heads = {name: original_head_indices(run) for name, run in runs.items()}
+    """The original study's estimator: {index: {"base" | "instruct": head_interval, "diff": its difference}}."""
+    heads = {side: original_study.original_head_indices(run) for side, run in runs.items()}
     out = {}
     for index in INDICES:
-        sides = {name: head_interval(heads[name][index]) for name in RUNS}
-        out[index] = {**sides, "diff": head_difference_interval(**sides)}
+        sides = {side: original_study.head_interval(heads[side][index]) for side in SIDES}
+        out[index] = sides | {"diff": original_study.head_difference_interval(**sides)}
     return out
 
 
@@ -190,25 +177,15 @@ def summarise_difference(diff):
     """
     value = diff["value"]
     layers = np.flatnonzero(~np.isnan(value))
-    out = {"layers_undefined": int(len(value) - len(layers)), "layers": len(value)}
-    keys = (
-        "mean",
-        "min",
-        "min_layer",
-        "max",
-        "max_layer",
-        "length_null_mean",
-        "mean_ci_low",
-        "mean_ci_high",
-    )
-    out |= dict.fromkeys(
-        (*keys, "layers_excluding_zero", "layers_q_below_alpha", "layers_p_max_below_alpha")
-    )
+    out = {"layers_undefined": len(value) - len(layers), "layers": len(value)}
+    keys = "mean min min_layer max max_layer length_null_mean mean_ci_low mean_ci_high".split()
+    keys += [f"layers_{what}" for what in ("excluding_zero", "q_below_alpha", "p_max_below_alpha")]
+    out |= dict.fromkeys(keys)
     if not len(layers):
         return out
-    low, high = (layers[np.argmin(value[layers])], layers[np.argmax(value[layers])])
-    out |= {"mean": float(value[layers].mean()), "min": float(value[low]), "min_layer": int(low)}
-    out |= {"max": float(value[high]), "max_layer": int(high)}
+    for name, extreme in (("min", np.nanargmin(value)), ("max", np.nanargmax(value))):
+        out |= {name: float(value[extreme]), f"{name}_layer": int(extreme)}
+    out["mean"] = float(value[layers].mean())
     if "null" in diff:
         out["length_null_mean"] = float(diff["null"][layers].mean())
     if not np.isnan(diff["low"]).all():
