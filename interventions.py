@@ -101,20 +101,17 @@ def run_interventions(engine, prompts, plan, args):
     """
 
     from output_manager import create_run
-    from rolecircuits.edits.bench import BASELINE, normalised_values
+    from rolecircuits.edits.bench import BASELINE, edit_task, normalised_values, unedited_task
     from rolecircuits.edits.effects import tabulate_effects
     from rolecircuits.runs.record import describe_run
 
     payload = {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
     payload["plan"] = [entry.model_dump() for entry in plan]
-    base = engine.prepare(Item(BASELINE, "rolecircuits.edits.bench:unedited_task", payload))
+    base = engine.prepare(Item(BASELINE, unedited_task, payload))
     for note in base["notes"]:
         print(f"note: {printable(note)}")
     entries, timings, started = base["entries"], base["timings"], time.perf_counter()
-    items = [
-        Item(name, "rolecircuits.edits.bench:edit_task", payload | {"entry": name})
-        for name in entries
-    ]
+    items = [Item(name, edit_task, payload | {"entry": name}) for name in entries]
     with create_run(args.output_dir, LATEST, "intervention") as new:
         model, captured = (
             Namespace(facts=base["facts"]),
@@ -259,6 +256,7 @@ def run_sweep(engine, prompts, args):
 
     from output_manager import create_run
     from rolecircuits.edits.sweep import (
+        clean_task,
         combine_layers,
         fingerprint,
         remove_work,
@@ -275,7 +273,7 @@ def run_sweep(engine, prompts, args):
         "args": work_arguments(args) | {"method": method},
         "prompts": [asdict(p) for p in prompts],
     }
-    base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
+    base = engine.prepare(Item("clean pass", clean_task, payload))
     loaded, timings, started = Namespace(facts=base["facts"]), base["timings"], time.perf_counter()
     n_layers, n_heads = (base["facts"][name] for name in ("n_layers", "n_heads"))
     with work_folder(

@@ -32,7 +32,7 @@ from rolecircuits.runs.files import (
     write_json,
 )
 from rolecircuits.runs.npz import read_npz
-from rolecircuits.runs.record import SCHEMA_VERSION
+from rolecircuits.runs.record import SCHEMA_VERSION, git_state, portable
 
 
 @dataclass
@@ -81,6 +81,26 @@ def create_run(output_dir, latest, prefix="run"):
     finally:
         if alive is not None:
             os.close(alive)
+
+
+def publish_files(files, output_dir, latest, prefix, ours):
+    """Publish a run that was made on another machine: {path in the run: bytes}; returns its folder.
+
+    ours  what every experiment_config.json in it must say of this machine
+    """
+    ours = portable(ours | {"git": git_state()})
+    with create_run(output_dir, latest, prefix) as new:
+        for name, content in files.items():
+            path = new.path / name
+            path.parent.mkdir(exist_ok=True)
+            if path.name == "experiment_config.json":
+                write_json(path, json.loads(content) | ours)
+            else:
+                path.write_bytes(content)
+        for name in files:  # of a folder inside the run: its config is another now
+            if name.endswith("/manifest.json"):
+                write_manifest((new.path / name).parent)
+    return new.final
 
 
 def swap_link(link, target):
