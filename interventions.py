@@ -103,20 +103,17 @@ def run_interventions(engine, prompts, plan, args):
     """
 
     from output_manager import create_run
-    from rolecircuits.edits.bench import BASELINE, normalised_values
+    from rolecircuits.edits.bench import BASELINE, edit_task, normalised_values, unedited_task
     from rolecircuits.edits.effects import tabulate_effects
     from rolecircuits.runs.record import describe_prompts, describe_run, portable
 
     payload = {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
     payload["plan"] = [entry.model_dump() for entry in plan]
-    base = engine.prepare(Item(BASELINE, "rolecircuits.edits.bench:unedited_task", payload))
+    base = engine.prepare(Item(BASELINE, unedited_task, payload))
     for note in base["notes"]:
         print(f"note: {printable(note)}")
     entries, timings, started = portable(base["entries"]), base["timings"], time.perf_counter()
-    items = [
-        Item(name, "rolecircuits.edits.bench:edit_task", payload | {"entry": name})
-        for name in entries
-    ]
+    items = [Item(name, edit_task, payload | {"entry": name}) for name in entries]
     with create_run(args.output_dir, LATEST_INTERVENTION, "intervention") as new:
         script, fed = "interventions.py", describe_prompts(args, prompts)
         config = describe_run(script, args, base["facts"], fed, base["determinism"], timings)
@@ -242,6 +239,7 @@ def run_sweep(engine, prompts, args):
 
     from output_manager import create_run
     from rolecircuits.edits.sweep import (
+        clean_task,
         combine_layers,
         fingerprint,
         remove_work,
@@ -257,7 +255,7 @@ def run_sweep(engine, prompts, args):
         "args": work_arguments(args) | {"method": method},
         "prompts": [asdict(p) for p in prompts],
     }
-    base = engine.prepare(Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload))
+    base = engine.prepare(Item("clean pass", clean_task, payload))
     facts, timings, started = base["facts"], base["timings"], time.perf_counter()
     n_layers, n_heads = facts["n_layers"], facts["n_heads"]
     key = fingerprint(facts, prompts, args, method)

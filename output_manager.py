@@ -22,7 +22,7 @@ from rolecircuits.inputs.files import TEMPORARY, follow_links, linked_name, sha2
 from rolecircuits.runs.arrays import ARRAYS, Run, check_arrays
 from rolecircuits.runs.files import has_lock, read_json, read_prompts, temporary_folder, write_json
 from rolecircuits.runs.npz import read_npz
-from rolecircuits.runs.record import SCHEMA_VERSION
+from rolecircuits.runs.record import SCHEMA_VERSION, git_state, portable_arguments
 
 CONFIG, PROMPTS, ATTENTION = "experiment_config.json", "prompts.jsonl", "attention.npz"
 
@@ -67,6 +67,26 @@ def create_run(output_dir, latest, prefix="run"):
             if renamed and link and linked_name(link) != new.final.name:
                 os.rename(new.final, new.path)  # no link names it: nothing was published
             raise
+
+
+def publish_files(files, output_dir, latest, prefix, ours):
+    """Publish a run that was made on another machine: {path in the run: bytes}; returns its folder.
+
+    ours  the "arguments" and "engine" that every experiment_config.json in it must name
+    """
+    ours = {"arguments": portable_arguments(ours["arguments"]), "engine": ours["engine"]}
+    ours |= {"git": git_state()}
+    with create_run(output_dir, latest, prefix) as new:
+        for name, content in files.items():
+            path = new.path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            if path.name == CONFIG:
+                write_json(path, read_json(path) | ours)
+        for name in files:  # of a folder inside the run: its config is another now
+            if name.endswith("/manifest.json"):
+                write_manifest((new.path / name).parent)
+    return new.final
 
 
 def _publish(new, root, name):

@@ -1,459 +1,250 @@
-"""The whole study of one model family in one command: analysis, figures, comparison, and a table of the main numbers.
+"""The whole study of one model family in one command, and a table of the main numbers.
 
-    both runs -> nine figures for each -> tests of every layer and head -> base-versus-instruct comparison
-    -> the base run's strongest heads cut, beside random heads of the same layers
+    both runs -> the base run's strongest heads cut, beside random heads of the same layers
+    -> nine figures for each run -> tests of every layer and head -> base-versus-instruct comparison
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
-    python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3     side by side, one model a worker
+    python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3
 
-The families are in model_families.json; add your own pair there or point --families_file at a file of the same form.
-Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and comparison_results/NAME/. `demo`
-is the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings, not two training stages.
+The families are in model_families.json; add your own pair there or point --families_file at a file
+of the same form. Results go to results_activation_analysis/NAME/, figures/NAME/,
+analysis_results/NAME/ and comparison_results/NAME/. With --engine ray a worker runs the models of a
+whole family; figures, tests and tables are made here. `demo` is the bundled model twice, on raw and
+on chat-formatted prompts: same weights, two framings, not two training stages.
 """
 
 import contextlib
 import io
 import sys
-import tempfile
 import time
 from argparse import Namespace
-from collections import deque
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import activation_analysis
+import analyze_results
+import compare_base_instruct
 import interventions
+import visualize_results
 from prompts import load_prompts
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
-from rolecircuits.engines.work import Item, LocalEngine, model_key, work_arguments
+from rolecircuits.engines.work import Item, LocalEngine, folder_aside
 from rolecircuits.inputs import arguments
-from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
-    add_run_arguments,
-    add_verify_argument,
-    check_model_arguments,
-    check_output_dir,
-    positive_int,
-    say_unverified,
-)
 from rolecircuits.inputs.categories import Prompt
-from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec
-from rolecircuits.models.families import FAMILIES_FILE, SIDES, load_family
+from rolecircuits.models.families import FAMILIES_FILE, RUNS, SIDES, load_family, stage_flags
 
-# --output_type of both sides, in the order they are run: the base model is edited afterwards
-OUTPUT_TYPES = {"instruct": "latest", "base": "latest_base"}
-
-
-def analysis_item(family, stage_args):
-    """The item that analyses both models of a family: stage_args {run name: flags of activation_analysis.py}."""
-    stages = {name: stage_payload(args) for name, args in stage_args.items()}
-    return Item(family, "run_pipeline:analysis_task", {"stages": stages}, near=family)
+LINKS = {run: arguments.LATEST_RUNS[kind] for run, kind in RUNS.items()}
+LINKS |= {"edits": arguments.LATEST_INTERVENTION}
+OUTPUTS = ("figures", "analysis_results", "comparison_results")
 
 
-def intervention_item(family, plan, args):
-    """The item that runs a plan on a family's base model, best on the worker that has just analysed it."""
-    payload = stage_payload(args) | {"plan": [entry.model_dump() for entry in plan]}
-    return Item(family, "run_pipeline:intervention_task", payload, near=family)
+@dataclass
+class Study:
+    """One family: the flags of this script and of each stage, and what its models have to do."""
 
+    family: str
+    args: Namespace
+    stages: dict
+    payload: dict  # of `family_task`
+    summary: dict | None = None  # of the comparison, once it is made
 
-def stage_payload(args):
-    prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    return {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
-
-
-def analysis_task(held, payload):
-    """{run name: {"files", "failed"}} of both models; a model that both use is loaded once."""
-
-    from rolecircuits.capture import instrument
-    from rolecircuits.runs.files import pack_folder
-
-    found = {}
-    for name, stage in payload["stages"].items():
-        args, started = Namespace(**stage["args"]), time.perf_counter()
-        loaded = held.model(
-            model_key(args), lambda args=args: instrument.load_model(ModelSpec.of(args), args.seed)
-        )
-        timings = {"load_s": time.perf_counter() - started}
-        prompts = [Prompt(**prompt) for prompt in stage["prompts"]]
-        with folder_aside() as args.output_dir:
-            folder, failed = activation_analysis.analyze_model(loaded, prompts, args, timings)
-            found[name] = {"files": pack_folder(folder), "failed": failed}
-    return found
-
-
-def intervention_task(held, payload):
-    """The files of an intervention run."""
-
-    from rolecircuits.edits.plan import parse_entries
-    from rolecircuits.runs.files import pack_folder
-
-    args, prompts = (
-        Namespace(**payload["args"]),
-        [Prompt(**prompt) for prompt in payload["prompts"]],
-    )
-    with folder_aside() as args.output_dir:
-        plan = parse_entries(payload["plan"], "plan")
-        folder, _ = interventions.run_interventions(LocalEngine(held=held), prompts, plan, args)
-        return pack_folder(folder)
-
-
-@contextlib.contextmanager
-def folder_aside():
-    """A temporary folder; lines printed inside the block that name it are left out, because it will be gone."""
-    printed = io.StringIO()
-    with tempfile.TemporaryDirectory() as aside:
-        try:
-            with contextlib.redirect_stdout(printed):
-                yield aside
-        finally:
-            for line in printed.getvalue().splitlines():
-                if aside not in line:
-                    print(line)
-
-
-def publish_files(files, args, latest, engine, prefix="run"):
-    """Write the files of a worker's run into args.output_dir and publish them under `latest`."""
-
-    from output_manager import create_run, write_manifest
-    from rolecircuits.runs.files import read_json, write_json
-    from rolecircuits.runs.record import git_state, portable_arguments
-
-    ours = {"arguments": portable_arguments(args), "git": git_state(), "engine": engine.facts()}
-    with create_run(args.output_dir, latest, prefix) as new:
-        for name, content in files.items():
-            path = new.path / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-            if path.name == "experiment_config.json":
-                write_json(path, read_json(path) | ours)
-        for name in files:
-            if name.endswith(
-                "/manifest.json"
-            ):  # a folder inside the run: its config is another now
-                write_manifest((new.path / name).parent)
-    return new.final
+    def __post_init__(self):
+        folder = Path(arguments.DEFAULT_RESULTS, self.family)
+        self.links = {stage: folder / link for stage, link in LINKS.items()}
+        self.runs = {side: self.links[side] for side in SIDES}
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--family",
-        required=True,
-        nargs="+",
-        dest="families",
-        help="one name in model_families.json or several: demo, mistral, qwen, ...",
-    )
+    names = "one name in model_families.json or several: demo, mistral, qwen, ..."
+    parser.add_argument("--family", required=True, nargs="+", dest="families", help=names)
     parser.add_argument("--families_file", default=str(FAMILIES_FILE))
-    add_run_arguments(parser)
+    arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
-    parser.add_argument(
-        "--raw", choices=["none", "patterns", "full"], default="none", help="the figures need none"
-    )
-    parser.add_argument(
-        "--skip_analysis", action="store_true", help="use the newest runs of this family"
-    )
-    parser.add_argument("--skip_visualization", action="store_true")
-    parser.add_argument("--skip_comparison", action="store_true")
-    parser.add_argument("--skip_interventions", action="store_true")
-    parser.add_argument(
-        "--top_k",
-        type=positive_int,
-        default=3,
-        help="heads that are cut (default 3, 2 controls each)",
-    )
-    add_verify_argument(parser)
+    raw = ["none", "patterns", "full"]
+    parser.add_argument("--raw", choices=raw, default="none", help="the figures need none")
+    parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
+    for stage in ("visualization", "comparison", "interventions"):
+        parser.add_argument(f"--skip_{stage}", action="store_true")
+    heads = "heads that are cut (default 3, 2 controls each)"
+    parser.add_argument("--top_k", type=arguments.positive_int, default=3, help=heads)
+    arguments.add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
-    """Run the stages that are not skipped, of one family after the other or of all side by side; 3 if prompts failed."""
+    """Study every family, on Ray side by side; 3 if prompts failed."""
     check_engine_arguments(args)
-    say_unverified(args)
-    studies = {name: plan_study(args, name) for name in dict.fromkeys(args.families)}
-    from output_manager import say_limits
-
-    say_limits(DEFAULT_RESULTS)
-    if args.engine == "ray":
-        with open_engine(args) as engine:
-            failed = run_side_by_side(studies, engine)
-    else:
-        failed = [lost for study in studies.values() for lost in run_study(study)]
-    return 3 if failed else 0
+    arguments.say_unverified(args)
+    studies = [plan_study(args, name) for name in dict.fromkeys(args.families)]
+    with open_engine(args) as engine:
+        return 3 if run_families(studies, engine) else 0
 
 
 def plan_study(args, name):
-    """What is to be run of one family, checked: {"args" (with args.family), "stages": {run name: its flags}}."""
-    args = Namespace(**vars(args) | {"family": name})
+    """The Study of a family; UserError where it cannot work."""
     family = load_family(args.families_file, name)
-    stage_args = {run: analysis_args(run, family[run], args) for run in OUTPUT_TYPES}
-    for each in stage_args.values():
-        check_model_arguments(each)
-    outputs = [
-        results_dir(args),
-        *(Path(root, name) for root in ("figures", "analysis_results", "comparison_results")),
-    ]
-    for folder in outputs:
-        check_output_dir(folder)
-    for output_type in OUTPUT_TYPES.values():
-        check_output_dir(results_dir(args), link=arguments.LATEST_RUNS[output_type])
-    load_prompts(args.prompts, args.prompts_per_category)
-    if note := family.get("note"):
-        print(f"family {name}: {printable(note)}")
-    return Namespace(args=args, stages=stage_args, summary=None)
+    flags = {stage: stage_flags(stage, family, args, name) for stage in LINKS}
+    prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    payload = {"flags": flags, "prompts": [asdict(prompt) for prompt in prompts]}
+    payload |= {"analyse": not args.skip_analysis, "top_k": args.top_k}
+    study = Study(name, args, parse_stages(flags), payload)
+    for stage, link in study.links.items():
+        arguments.check_model_arguments(study.stages[stage])
+        arguments.check_output_dir(link.parent, link=link.name)
+    for root in OUTPUTS:
+        arguments.check_output_dir(Path(root, name))
+    about = [f"family {name}: {printable(family['note'])}"] if "note" in family else []
+    for line in about + [f"note: {note}" for note in notes]:
+        print(line)
+    payload["plan"] = [] if args.skip_interventions else None  # None: once the base run is there
+    if args.skip_analysis and not args.skip_interventions:
+        how = args.top_k, args.seed, not args.no_verify
+        payload["plan"] = choose_heads(study.runs["base"], *how)
+    return study
 
 
-def run_study(study):
-    """One family in this process; returns the prompts that failed."""
-    loaded, failed = (None, []) if study.args.skip_analysis else analyze_family(study.stages)
-    read_study(study)
-    if found := None if study.args.skip_interventions else proposed_plan(study):
-        import interventions
+def parse_stages(flags, *more):
+    """{stage: flags of its script}, parsed; `more` is added to each and wins."""
+    scripts = dict.fromkeys(RUNS, activation_analysis) | {"edits": interventions}
+    return {stage: scripts[stage].parse_args([*each, *more]) for stage, each in flags.items()}
 
-        plan, plan_args = found
-        prompts, _ = load_prompts(plan_args.prompts, plan_args.prompts_per_category)
-        interventions.run_interventions(LocalEngine(loaded, plan_args), prompts, plan, plan_args)
-        draw_interventions(study)
-    print_main_numbers(study)
+
+def run_families(studies, engine):
+    """Every family's models on the engine, one item each, and its report; returns lost prompts."""
+    from output_manager import publish_files, say_limits
+
+    say_limits(arguments.DEFAULT_RESULTS)
+    by_name, failed = {study.family: study for study in studies}, []
+    here, title = (True, None) if engine.name == "local" else (False, "families")
+    items = [Item(name, family_task, by_name[name].payload | {"here": here}) for name in by_name]
+    for item, done in engine.run(items, title, "family"):
+        study = by_name[item.label]
+        for stage, files in done["files"].items():
+            args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
+            ours = {"arguments": args, "engine": engine.facts()}
+            folder = publish_files(files, args.output_dir, LINKS[stage], prefix, ours)
+            print(f"{study.family}: {stage} -> {printable(folder)}")
+        report_family(study, done["edited"])
+        failed += done["failed"]
+        if done["error"]:
+            raise done["error"]
     return failed
 
 
-def run_side_by_side(studies, engine):
-    """All families on the workers of an engine: models there, figures, tests and comparisons here; as `run_study`."""
-    from rolecircuits.inputs import arguments
+def family_task(state, payload):
+    """A family's analyses and the edits of its base model: {"failed", "edited", "error", "files"}.
 
-    queue, failed = deque(), []
-    first = next(iter(studies.values())).args
-    for note in load_prompts(first.prompts, first.prompts_per_category)[1]:
-        print(f"note: {note}")
+    error  what kept the base model from being edited: the analyses are not lost for it
+    files  {stage: those of its run}, unless `here` says that this is where runs are published
+    """
+    from output_manager import resolve_run
+    from rolecircuits.edits.plan import parse_entries
+    from rolecircuits.runs.files import pack_folder
 
-    def after_analysis(study):
-        read_study(study)
-        if found := None if study.args.skip_interventions else proposed_plan(study):
-            queue.append(intervention_item(study.args.family, *found))
-        else:
-            print_main_numbers(study)
+    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+    failed, plan, error, files = [], payload["plan"], None, {}
+    with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
+        stages = parse_stages(payload["flags"], *([f"--output_dir={aside}"] if aside else []))
+        links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in stages.items()}
+        if payload["analyse"]:
+            failed = analyze_models(state, stages, prompts)
+        try:
+            if plan is None:
+                plan = choose_heads(links["base"], payload["top_k"], stages["base"].seed)
+            if plan:
+                engine, entries = LocalEngine(state), parse_entries(plan, "plan")
+                interventions.run_interventions(engine, prompts, entries, stages["edits"])
+        except (UserError, RunFailed) as refused:
+            error = refused
+        if aside:
+            made = {stage: link for stage, link in links.items() if link.exists()}
+            files = {stage: pack_folder(resolve_run(link)) for stage, link in made.items()}
+    return {"failed": failed, "edited": bool(plan) and not error, "error": error, "files": files}
 
-    for name, study in studies.items():
-        if study.args.skip_analysis:
-            after_analysis(study)
-        else:
-            queue.append(analysis_item(name, study.stages))
-    for item, found in engine.run(queue, "families", "stage"):
-        study = studies[item.label]
-        if "stages" in item.payload:
-            for run_name, each in found.items():
-                args = study.stages[run_name]
-                folder = publish_files(
-                    each["files"], args, arguments.LATEST_RUNS[args.output_type], engine
-                )
-                print(f"{item.label}: {run_name} run -> {folder}")
-                failed += each["failed"]
-            after_analysis(study)
-        else:
-            plan_args = proposed_plan(study)[1]
-            link = arguments.LATEST_INTERVENTION
-            folder = publish_files(found, plan_args, link, engine, "intervention")
-            print(f"{item.label}: interventions -> {folder}")
-            draw_interventions(study)
-            print_main_numbers(study)
+
+def analyze_models(state, stages, prompts):
+    """Both analyses, a model that both use loaded once; returns the prompts that failed."""
+    from rolecircuits.capture.instrument import load_model  # torch, once all flags are checked
+
+    failed = []
+    for args in (stages[run] for run in RUNS):
+        started, spec = time.perf_counter(), ModelSpec.of(args)
+        loaded = state.model(spec, partial(load_model, spec, args.seed))
+        timings = {"load_s": time.perf_counter() - started}
+        failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
     return failed
 
 
-def read_study(study):
-    """Figures, tests and comparison of a family whose two runs are there."""
+def choose_heads(folder, top_k, seed, verify=True):
+    """Entries of a plan: a run's strongest heads and controls; says why if there are none."""
+    from output_manager import load_run
+    from rolecircuits.edits.candidates import select_candidates
 
+    plan = select_candidates(load_run(folder, verify), top_k, seed)
+    if not plan["interventions"]:
+        print(f"no interventions: {printable(plan['note'])}")
+    return plan["interventions"]
+
+
+def report_family(study, edited):
+    """Figures and tests of each run and the comparison of both, side by side; then the table."""
     from output_manager import resolve_run
 
-    args, folders = study.args, run_folders(study.args)
-    for folder in folders.values():
-        resolve_run(folder)
-    study.summary = report_family(folders, args)
-
-
-def run_folders(args):
-    """The links to the two runs of this family."""
-    return {name: results_dir(args) / arguments.LATEST_RUNS[OUTPUT_TYPES[name]] for name in SIDES}
-
-
-def results_dir(args):
-    """Where this family's runs are."""
-    return Path(DEFAULT_RESULTS, args.family)
-
-
-def analysis_args(name, entry, args):
-    """The arguments that activation_analysis.py would get on its own command line for this run."""
-    flags = ["--output_dir", str(results_dir(args)), "--output_type", OUTPUT_TYPES[name]]
-    flags += [
-        f"--{key}={value}" for key, value in entry.items()
-    ]  # one word: a value may begin with a hyphen
-    for key in (
-        "prompts",
-        "prompts_per_category",
-        "dtype",
-        "device",
-        "device_map",
-        "batch_size",
-        "seed",
-        "raw",
-    ):
-        value = getattr(args, key)
-        flags += [] if value is None else [f"--{key}={value}"]
-    return activation_analysis.parse_args(flags)
-
-
-def analyze_family(stage_args):
-    """Run both analyses, a model that both use is loaded once: (the base run's model, the prompts that failed)."""
-
-    from rolecircuits.capture import instrument
-
-    failed, loaded, key = [], None, None
-    for each in stage_args.values():
-        prompts, notes = load_prompts(each.prompts, each.prompts_per_category)
-        for note in notes:
-            print(f"note: {note}")
-        started = time.perf_counter()
-        timings = {"load_s": 0.0}
-        if key != (each.model_id, each.revision):
-            loaded = None  # the previous model's memory is free before the next one is read
-            loaded, key = (
-                instrument.load_model(ModelSpec.of(each), each.seed),
-                (each.model_id, each.revision),
-            )
-            timings["load_s"] = time.perf_counter() - started
-        failed += activation_analysis.analyze_model(loaded, prompts, each, timings)[1]
-    return loaded, failed
-
-
-def report_family(folders, args):
-    """Figures and tests of each run and the comparison of both, side by side; returns the comparison's summary or None.
-
-    figures/NAME/{base,instruct}, analysis_results/NAME/{base,instruct} and comparison_results/NAME
-    """
+    args, runs, verify = study.args, study.runs, not study.args.no_verify
+    figures, tests, comparison = (Path(root, study.family) for root in OUTPUTS)
+    for link in runs.values():
+        resolve_run(link)
 
     def report(part):
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ) as said:  # printed below, one part after the other
-            summary = compare_family(folders, args) if part == "comparison" else None
-            if part in folders and not args.skip_visualization:
-                draw_run(folders[part], part, args)
-            if part in folders:
-                test_run(folders[part], part, args)
+        summary = None
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, part after part
+            if part == "comparison":
+                summary = compare_base_instruct.compare(*runs.values(), comparison, verify)
+            else:
+                if not args.skip_visualization:
+                    visualize_results.visualize(runs[part], figures / part, verify=verify)
+                analyze_results.analyze(runs[part], tests / part, args.top_k, args.seed, verify)
         return said.getvalue(), summary
 
-    parts = [*folders] if args.skip_comparison else [*folders, "comparison"]
-    reports = fork_map(report, parts)
-    for said, _ in reports:
+    parts = [*runs] if args.skip_comparison else [*runs, "comparison"]
+    for said, study.summary in fork_map(report, parts):
         print(said, end="")
-    return None if args.skip_comparison else reports[-1][1]
-
-
-def draw_run(folder, side, args):
-    """The nine figures of a run, into figures/NAME/base or figures/NAME/instruct."""
-    from visualize_results import visualize
-
-    visualize(folder, Path("figures", args.family, side), verify=not args.no_verify)
-
-
-def test_run(folder, side, args):
-    """Tests of every layer and head of a run, into analysis_results/NAME/base or analysis_results/NAME/instruct."""
-    from analyze_results import analyze
-
-    analyze(
-        folder,
-        Path("analysis_results", args.family, side),
-        args.top_k,
-        args.seed,
-        not args.no_verify,
-    )
-
-
-def compare_family(folders, args):
-    """The comparison of the two runs, into comparison_results/NAME; returns its summary."""
-    from compare_base_instruct import compare
-
-    return compare(
-        folders["base"],
-        folders["instruct"],
-        Path("comparison_results", args.family),
-        not args.no_verify,
-    )
-
-
-def proposed_plan(study):
-    """(plan, flags of interventions.py) for the heads that analyze_results.py proposed for the base run, or None."""
-    import interventions
-    from rolecircuits.edits.plan import read_plan
-
-    plan_file = Path("analysis_results", study.args.family, "base", "ablation_candidates.json")
-    plan_args, base_args = interventions.parse_args([]), study.stages["base"]
-    vars(plan_args).update(
-        {key: value for key, value in vars(base_args).items() if hasattr(plan_args, key)}
-    )
-    try:
-        return read_plan(plan_file), plan_args
-    except UserError as reason:
-        print(f"no interventions: {printable(reason)}")
-        return None
-
-
-def draw_interventions(study):
-    """The effects of the newest interventions, into figures/NAME/intervention."""
-    from rolecircuits.inputs import arguments
-    from visualize_results import visualize_interventions
-
-    if not study.args.skip_visualization:
-        folder = results_dir(study.args) / arguments.LATEST_INTERVENTION
-        figures = Path("figures", study.args.family, "intervention")
-        visualize_interventions(folder, figures, each_run=False, verify=not study.args.no_verify)
+    if edited and not args.skip_visualization:
+        edits = study.links["edits"], figures / "intervention"
+        visualize_results.visualize_interventions(*edits, each_run=False, verify=verify)
+    print_main_numbers(study)
 
 
 def print_main_numbers(study):
-    """One table: the mean over layers of each index in both runs beside its length null, and what to open."""
-
+    """One table: the mean over layers of each index of both runs beside its length null."""
     from output_manager import load_run, resolve_run
     from rolecircuits.drawing import tables
-    from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null
+    from rolecircuits.stats.run_pairs import main_numbers
 
-    args, folders, summary = study.args, run_folders(study.args), study.summary
-    runs = {name: load_run(folder, not args.no_verify) for name, folder in folders.items()}
-    headings = [f"{name}, {each.prompt_format}" for name, each in runs.items()]
+    args, name, summary = study.args, study.family, study.summary
+    runs = {side: load_run(link, not args.no_verify) for side, link in study.runs.items()}
+    headings = [f"{side}, {run.prompt_format}" for side, run in runs.items()]
     headings.append("instruct - base [95 %]")
     columns = ["index", *(tables.Column(text, justify="right") for text in headings)]
-    rows = []
-    for index in INDICES:
-        for kind in KINDS:
-            values = [layer_indices(each, kind)[index].mean() for each in runs.values()]
-            nulls = [layer_null(each, kind)[index].mean() for each in runs.values()]
-            cells = [
-                f"{value:+.3f} ({null:+.3f})" for value, null in zip(values, nulls, strict=True)
-            ]
-            difference = _difference(values, summary, kind, index)
-            rows.append([f"{index.upper()} {kind}", *cells, difference])
-    tables.print_table(columns, rows, f"{args.family}: means over layers (length null)")
+    title = f"{name}: means over layers (length null)"
+    tables.print_table(columns, main_numbers(runs, summary), title)
     if summary is not None and summary["pair"]:
         print(summary["pair"])
-    for name, folder in folders.items():
-        figures = (
-            "" if args.skip_visualization else f"   figures {Path('figures', args.family, name)}/"
-        )
-        published = printable(folder.parent / resolve_run(folder).name)
-        print(f"{name:9} {runs[name].label}: {published}/{figures}")
+    for side, link in study.runs.items():
+        where = f"{printable(link.parent / resolve_run(link).name)}/"
+        if not args.skip_visualization:
+            where += f"   figures {Path('figures', name, side)}/"
+        print(f"{side:9} {runs[side].label}: {where}")
     if summary is not None:
-        print(f"comparison {Path('comparison_results', args.family)}/")
-
-
-def _difference(values, summary, kind, index):
-    """instruct - base of the means over layers, with its interval where the comparison has one."""
-    entry = {} if summary is None else summary["differences"][kind][index]
-    if entry.get("mean_ci_low") is None:
-        return f"{values[1] - values[0]:+.3f}"
-    return f"{entry['mean']:+.3f} [{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
+        print(f"comparison {Path('comparison_results', name)}/")
 
 
 def main(argv=None):
@@ -461,4 +252,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import run_pipeline  # workers find `family_task` by this name; they know no __main__
+
+    sys.exit(run_pipeline.main())

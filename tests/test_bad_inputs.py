@@ -37,7 +37,7 @@ from rolecircuits.inputs import categories, parser
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import PromptFormat
-from rolecircuits.models import load
+from rolecircuits.models import families, load
 from rolecircuits.models import source as source_module
 from rolecircuits.runs import edit_results, files, npz, record
 from rolecircuits.stats import profiles
@@ -533,9 +533,10 @@ def test_a_patch_source_is_looked_for_before_the_model_is_loaded(tiny, here, cap
 
 
 def test_family_values_may_begin_with_a_hyphen(here):
-    args = SimpleNamespace(**vars(run_pipeline.parse_args(["--family", "x"])), family="x")
+    args = run_pipeline.parse_args(["--family", "x"])
     entry = {"model_id": "-m", "prompt_format": "chat", "system_prompt": "--seed"}
-    each = run_pipeline.analysis_args("instruct", entry, args)
+    flags = families.stage_flags("instruct", {"instruct": entry}, args, "x")
+    each = run_pipeline.parse_stages({"instruct": flags})["instruct"]
     assert (each.model_id, each.system_prompt, each.seed) == ("-m", "--seed", 123)
 
 
@@ -553,8 +554,8 @@ def test_results_on_another_disk_behind_a_link(here, capsys):
     (here / "results_activation_analysis").symlink_to(here / "disk")
     for link in ("latest_base", "latest_run"):
         save_run(make_run(n_layers=2, n_heads=1, per_category=1), here / "disk" / "x", link)
-    args = SimpleNamespace(family="x", skip_visualization=True, no_verify=False)
-    run_pipeline.print_main_numbers(SimpleNamespace(args=args, summary=None))
+    args = run_pipeline.parse_args(["--family", "x", "--skip_visualization"])
+    run_pipeline.print_main_numbers(run_pipeline.Study("x", args, {}, {}))
     assert "results_activation_analysis/x/run_" in capsys.readouterr().out
 
 

@@ -16,7 +16,6 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,14 +303,15 @@ FAMILY = {
 
 
 def test_family_files(box):
-    args = SimpleNamespace(**vars(run_pipeline.parse_args(["--family", "x"])), family="x")
+    args = run_pipeline.parse_args(["--family", "x"])
 
     def check(content):
         Path("f.json").write_bytes(content)
         try:
             family = families.load_family("f.json", "x")
             for side in families.SIDES:
-                each = run_pipeline.analysis_args(side, family[side], args)
+                flags = families.stage_flags(side, family, args, "x")
+                each = run_pipeline.parse_stages({side: flags})[side]
                 assert (
                     each.model_id == family[side]["model_id"]
                     and each.output_dir == "results_activation_analysis/x"

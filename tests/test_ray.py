@@ -1,5 +1,5 @@
-"""Ray workers do what the local engine does, each item's result arrives once, and neither a killed worker nor a lost
-machine changes that. Two Ray nodes on this machine, one cluster for all tests of the module."""
+"""Ray workers do what the local engine does, each item's result arrives once, and neither a killed
+worker nor a lost machine changes that. Two Ray nodes here, one cluster for all tests."""
 
 import contextlib
 import json
@@ -9,22 +9,23 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
 
 import activation_analysis
 import interventions
+import ray_tasks
 import run_pipeline
 from output_manager import load_run
 from prompts import select_prompts
 from ray_tasks import flags, waits
 from rolecircuits.edits.plan import parse_entries
-from rolecircuits.engines import open, ray_engine, work
+from rolecircuits.engines import open, ray_engine
 from rolecircuits.engines.open import check_engine_arguments, open_engine
-from rolecircuits.engines.work import Held, Item, LocalEngine, work_arguments
+from rolecircuits.engines.work import Item, WorkerState, folder_aside, work_arguments
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.runs.npz import read_npz
@@ -55,7 +56,7 @@ def test_flags_that_cannot_work_are_refused(changes, message):
 
 
 def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setattr(work.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(open.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"
     ):
@@ -80,25 +81,31 @@ def test_an_item_is_named_by_what_its_result_depends_on():
     )
     here = interventions.parse_args(["--seed", "1", "--output_dir", "b"])
     other = interventions.parse_args(["--seed", "2"])
-    name = [Item("x", "m:f", {"args": work_arguments(each)}).name for each in (args, here, other)]
+    payloads = [{"args": work_arguments(each)} for each in (args, here, other)]
+    name = [Item("x", ray_tasks.wait, payload).name for payload in payloads]
     assert name[0] == name[1] != name[2]
-    assert (
-        Item("x", "m:f", {"a": 1, "b": 2}).name
-        == Item("y", "m:f", {"b": 2, "a": 1}).name
-        != Item("x", "m:g", {}).name
+    one, same, other = (
+        Item("x", ray_tasks.wait, {"a": 1, "b": 2}),
+        Item("y", ray_tasks.wait, {"b": 2, "a": 1}),
+        Item("x", ray_tasks.die, {"a": 1, "b": 2}),
     )
+    assert one.name == same.name != other.name
 
 
 def test_a_worker_holds_one_model_and_one_state():
-    held, made = Held(), []
+    held, made = WorkerState(), []
     make = lambda value: lambda: made.append(value) or value  # noqa: E731
-    assert [
-        held.model("a", make("A")),
-        held.state("s", make("S")),
-        held.model("a", make("no")),
-    ] == ["A", "S", "A"]
+    taken = [held.model("a", make("A")), held.state("s", make("S")), held.model("a", make("no"))]
+    assert taken == ["A", "S", "A"]
     assert held.model("b", make("B")) == "B" and held.state("s", make("S of B")) == "S of B"
     assert made == ["A", "S", "B", "S of B"]
+
+
+def test_lines_that_name_a_temporary_folder_are_not_printed(capsys):
+    with pytest.raises(UserError, match="stop"), folder_aside() as aside:
+        print(f"one\n-> {aside}/run\ntwo")
+        raise UserError("stop")
+    assert capsys.readouterr().out == "one\ntwo\n" and not Path(aside).exists()
 
 
 @pytest.mark.parametrize(
@@ -117,11 +124,11 @@ def test_the_size_of_workers(machines, given, expected, monkeypatch):
     ray = Namespace(
         cluster_resources=lambda: total, nodes=lambda: [{"Alive": True}] * len(machines)
     )
-    engine, added = ray_engine.RayEngine(flags(**given)), []
+    engine = ray_engine.RayEngine(flags(**given))
     monkeypatch.setattr(engine, "_connect", lambda: ray)
-    monkeypatch.setattr(engine, "_add_worker", lambda: added.append(1))
+    monkeypatch.setattr(engine, "_make_workers", lambda: [])
     engine.start()
-    assert (len(added), *engine.resources.values()) == expected
+    assert (engine.n_workers, *engine.resources.values()) == expected
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +152,13 @@ def cluster():
 def engine(cluster, tmp_path):
     """An engine whose two workers have both started, however long the second one took."""
     with open_engine(flags(ray_address=cluster.address, num_workers=2, worker_threads=1)) as made:
-        while not all(worker.facts for worker in made.workers):
-            list(made.run(waits(tmp_path / "start", 1, 0)))
+        wait_for_both(made, tmp_path)
         yield made
+
+
+def wait_for_both(engine, tmp_path):
+    while len(engine.facts_of) < 2:
+        list(engine.run(waits(tmp_path / "start", 1, 0.3)))
 
 
 def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
@@ -155,50 +166,46 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
 ):
     """One engine for several checks: starting workers is what costs time."""
     monkeypatch.setattr(ray_engine, "MAX_TRIES", 2)
-    assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {
-        "identity": {"weights": "made"}
-    }
-    states = list(
-        engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)])
-    )
+    preparing = Item("state", ray_tasks.prepare, {"value": "made"})
+    assert engine.prepare(preparing) == {"identity": {"weights": "made"}}
+    states = list(engine.run([Item(f"state {i}", ray_tasks.prepared, {"i": i}) for i in range(6)]))
     assert {value["state"] for _, value in states} == {"made"}
     assert len({value["pid"] for _, value in states}) == 2, "both workers work"
+
+    [(_, there)] = engine.run([Item("shipped", ray_tasks.shipped, {})])
+    scripts = {path.name for path in PROJECT.iterdir() if path.suffix in (".py", ".json")}
+    assert "working_dir" in there["folder"]
+    assert set(there["names"]) == {"rolecircuits", *scripts}, "no tests, run folders, .git, .venv"
 
     log, done = tmp_path / "log", []
     for item, value in engine.run(waits(log, 8)):
         done.append(value["n"])
         assert item.label == f"item {value['n']}" and value["threads"] == "1"
         if len(done) == 1:
-            busy = next(worker for worker in engine.workers if worker.item is not None)
-            killed = busy.item.payload["n"]
-            os.kill(busy.facts["pid"], signal.SIGKILL)
+            pid, busy = next(busy_workers(engine))
+            killed = busy.payload["n"]
+            os.kill(pid, signal.SIGKILL)
     assert sorted(done) == list(range(8))
     assert engine.lost == 1 and len(engine.workers) == 2
     times = Counter(map(int, log.read_text().split()))
     assert all(times[n] == 1 for n in range(8) if n != killed), (
         "only the killed item may be done twice"
     )
+    wait_for_both(engine, tmp_path)
+    states = list(engine.run([Item(f"state {i}", ray_tasks.prepared, {"i": i}) for i in range(6)]))
+    assert {value["state"] for _, value in states} == {"made"}, "the new worker was prepared too"
+    assert len({value["pid"] for _, value in states}) == 2
 
-    queue, seen = deque(waits(tmp_path / "grown", 1, 0)), []
-    for item, _ in engine.run(queue):
-        seen.append(item.label)
-        queue.extend(waits(tmp_path / "grown", 2, 0)[1:] if len(seen) == 1 else [])
-    assert seen == ["item 0", "item 1"]
+    stopped = engine.run(waits(tmp_path / "given up", 3))
+    next(stopped)
+    stopped.close()  # a run that is given up: what a worker still does is nobody's result
+    late = {"mark": str(tmp_path / "late"), "seconds": 2}
+    engine.prepare(Item("late", ray_tasks.prepare_once_quickly, late))  # one worker is still at it
+    engine.prepare(preparing)
+    labels = [item.label for item, _ in engine.run(waits(tmp_path / "after", 10, 0.4))]
+    assert sorted(labels) == sorted(f"item {i}" for i in range(10))
 
-    late = Item("late", "ray_tasks:prepare_slowly", {"seconds": 3})
-    engine.preparation = (
-        late  # of a run that is over: a worker still does it when the next one begins
-    )
-    engine._give(engine.workers[0], late, preparing=True)
-    engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"}))
-    assert [item.label for item, _ in engine.run(waits(tmp_path / "after", 14, 0.4))].count(
-        "late"
-    ) == 0
-    assert engine.workers[0].prepared or engine.workers[1].prepared
-
-    [(_, value)] = engine.run(
-        [Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})]
-    )
+    [(_, value)] = engine.run([Item("once", ray_tasks.die_once, {"mark": str(tmp_path / "mark")})])
     assert value == "alive" and not engine.deaths
     for kind, text in (
         ("UserError", "--x 3: y is allowed"),
@@ -206,11 +213,43 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
         ("ValueError", "a bug"),
     ):
         with pytest.raises(RunFailed if kind == "ValueError" else eval_kind(kind)) as caught:
-            list(engine.run([Item("bad", "ray_tasks:refuse", {"kind": kind, "text": text})]))
+            list(engine.run([Item("bad", ray_tasks.refuse, {"kind": kind, "text": text})]))
         assert str(caught.value) == (f"bad: ValueError: {text}" if kind == "ValueError" else text)
     assert "about to fail" in capsys.readouterr().out
+    wait_for_both(engine, tmp_path)
+    with pytest.raises(RunFailed, match="the model there has another weights than the first"):
+        engine.prepare(Item("other", ray_tasks.differ, {}))
+        list(engine.run(waits(tmp_path / "differ", 8)))
+    engine.preparation = None
     with pytest.raises(RunFailed, match="poison: 2 workers died with it"):
-        list(engine.run([Item("poison", "ray_tasks:die", {})]))
+        list(engine.run([Item("poison", ray_tasks.die, {})]))
+
+
+def busy_workers(engine):
+    """(process id, item) of every worker that does one."""
+    for worker, item in engine.calls.values():
+        if item is not None:
+            yield engine.facts_of[worker]["pid"], item
+
+
+def test_a_worker_with_another_library_version_is_refused(monkeypatch):
+    engine, worker = ray_engine.RayEngine(flags()), object()
+    facts = {"node": "far", "pid": 1, "packages": ray_engine.package_versions()}
+    engine._welcome(worker, facts)
+    assert engine.idle == [worker]
+    with pytest.raises(UserError, match="far has numpy 0.1, this machine has"):
+        engine._welcome(worker, facts | {"packages": facts["packages"] | {"numpy": "0.1"}})
+
+
+def test_waiting_for_a_place_is_said_and_given_up(monkeypatch, capsys):
+    engine = ray_engine.RayEngine(flags())
+    engine.resources, engine.last_alive = {"num_cpus": 3, "num_gpus": 1}, time.monotonic() - 31
+    for _ in range(2):
+        engine._check_waiting()
+    assert capsys.readouterr().out.count("waiting for a machine with 3 CPU and 1 GPU free") == 1
+    engine.last_alive -= ray_engine.GIVE_UP_AFTER_S
+    with pytest.raises(RunFailed, match="no machine of the cluster had 3 CPU and 1 GPU free"):
+        engine._check_waiting()
 
 
 def eval_kind(name):
@@ -268,10 +307,11 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
             if name == "ray":
                 lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
+            if name == "ray":
+                wait_for_both(engine, tmp_path)
             interventions.run_sweep(engine, prompts, args)
-            monkeypatch.setattr(
-                open, "open_engine", lambda args, engine=engine: contextlib.nullcontext(engine)
-            )
+            opened = lambda args, engine=engine: contextlib.nullcontext(engine)  # noqa: E731
+            monkeypatch.setattr(activation_analysis, "open_engine", opened)
             texts = [
                 "--documents",
                 str(texts_file(tmp_path)),
@@ -288,8 +328,8 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
             )
             monkeypatch.chdir(tmp_path / name)
             pipeline.families_file = "../families.json"
-            studies = {family: run_pipeline.plan_study(pipeline, family) for family in families}
-            failed = run_pipeline.run_side_by_side(studies, engine)
+            studies = [run_pipeline.plan_study(pipeline, family) for family in families]
+            failed = run_pipeline.run_families(studies, engine)
             monkeypatch.chdir(tmp_path)
             assert failed == []
             found[name] = engine.facts()
@@ -324,20 +364,24 @@ def texts_file(folder):
 
 
 def lose_workers(monkeypatch, engine, cluster):
-    """Kill a worker in the middle of an intervention, and remove the second node in the middle of the sweep."""
-    answered, lost = type(engine)._open, []
+    """Kill a worker during the edits, and remove the second node while its worker sweeps."""
+    answered, lost = engine._answers, []
+    second = cluster.second.all_processes["raylet"][0].process.pid  # its workers' parent
 
-    def lose_then_answer(self, answer):
-        value, busy = answer.get("value", {}), [worker for worker in self.workers if worker.item]
-        if "measured" in value and busy and not lost:
-            os.kill(busy[0].facts["pid"], signal.SIGKILL)
-            lost.append("worker")
-        if "surprisal_change" in value and "node" not in lost:
-            cluster.remove_node(cluster.second)
-            lost.append("node")
-        return answered(self, answer)
+    def lose_then_answer(queue):
+        for item, value in answered(queue):
+            busy = list(busy_workers(engine))
+            if "measured" in value and busy and not lost:
+                os.kill(busy[0][0], signal.SIGKILL)
+                lost.append("worker")
+            yield item, value
+        for pid, item in [] if "node" in lost else list(busy_workers(engine)):
+            sweeps = item.label.startswith(("clean pass", "layer"))
+            if sweeps and psutil.pid_exists(pid) and psutil.Process(pid).ppid() == second:
+                cluster.remove_node(cluster.second)
+                lost.append("node")
 
-    monkeypatch.setattr(type(engine), "_open", lose_then_answer)
+    monkeypatch.setattr(engine, "_answers", lose_then_answer)
 
 
 def test_a_cluster_that_is_too_small_is_said(cluster):
@@ -355,7 +399,8 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
         "from ray_tasks import flags, waits\n"
         "def run(args):\n"
         "    with work_engine.open_engine(flags(num_workers=1, worker_threads=1)) as engine:\n"
-        "        for _ in engine.run(waits(sys.argv[3], 50, 1)): print('one done', engine.folder, flush=True)\n"
+        "        for _ in engine.run(waits(sys.argv[3], 50, 1)):\n"
+        "            print('one done', engine.folder, flush=True)\n"
         "parse = lambda argv: cli.Parser().parse_args([])\n"
         "sys.exit(cli.run_script(parse, run))\n"
     )
@@ -385,15 +430,5 @@ def test_ctrl_c_ends_the_cluster_that_was_started_here(tmp_path):
 
 def processes_naming(text):
     """Command lines of running processes that contain `text`."""
-    import psutil
-
     found = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
     return [line for line in found if text in " ".join(line or [])]
-
-
-def test_local_engine_takes_items_that_are_added_meanwhile(tmp_path):
-    queue, seen = deque(waits(tmp_path / "log", 1, 0)), []
-    for item, _ in LocalEngine().run(queue):
-        seen.append(item.label)
-        queue.extend(waits(tmp_path / "log", 2, 0)[1:] if len(seen) == 1 else [])
-    assert seen == ["item 0", "item 1"] and np.all(np.loadtxt(tmp_path / "log") == [0, 1])

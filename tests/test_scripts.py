@@ -13,8 +13,10 @@ import pytest
 import output_manager
 import run_pipeline
 from rolecircuits.capture import instrument
+from rolecircuits.edits import bench
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families as families_module
+from rolecircuits.models.families import SIDES
 from rolecircuits.runs import npz
 from rolecircuits.stats import entropy as entropies
 from rolecircuits.stats import indices
@@ -216,22 +218,21 @@ def test_pipeline_writes_everything_and_says_where(family):
 
 
 def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
+    """Both analyses and the edits of the base model take the same one."""
     monkeypatch.chdir(tmp_path)
-    loads = []
-    real = instrument.load_model
-    monkeypatch.setattr(
-        instrument,
-        "load_model",
-        lambda spec, *rest: loads.append(spec.model_id) or real(spec, *rest),
-    )
-    entry = {"model_id": tiny}
-    args = run_pipeline.parse_args(["--family", "x", "--prompts_per_category", "1"])
-    args.family = "x"
-    stages = {
-        name: run_pipeline.analysis_args(name, entry, args) for name in run_pipeline.OUTPUT_TYPES
-    }
-    assert run_pipeline.analyze_family(stages)[1] == []
+    loads, real = [], instrument.load_model
+
+    def load(spec, *rest):
+        loads.append(spec.model_id)
+        return real(spec, *rest)
+
+    for module in (instrument, bench):
+        monkeypatch.setattr(module, "load_model", load)
+    Path("f.json").write_text(json.dumps({"x": {side: {"model_id": tiny} for side in SIDES}}))
+    command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "6"]
+    assert run_pipeline.main([*command, "--skip_visualization", "--skip_comparison"]) == 0
     assert loads == [tiny]
+    assert Path("results_activation_analysis/x/latest_intervention").exists()
 
 
 def test_pipeline_skips_what_it_is_told(family):

@@ -7,7 +7,7 @@ from rolecircuits.capture.instrument import load_model
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
-from rolecircuits.engines.work import Item, content_hash, model_key, work_arguments
+from rolecircuits.engines.work import Item, content_hash, work_arguments
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.specs import ModelSpec, model_identity
 
@@ -15,11 +15,7 @@ from rolecircuits.inputs.specs import ModelSpec, model_identity
 def ready_item(texts, args):
     """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
     plain = [asdict(document) for document in texts]
-    return Item(
-        "documents",
-        "rolecircuits.documents.tasks:ready_task",
-        {"args": work_arguments(args), "documents": plain},
-    )
+    return Item("documents", ready_task, {"args": work_arguments(args), "documents": plain})
 
 
 def batch_items(batches, plain, args, method, batch_tokens):
@@ -30,7 +26,7 @@ def batch_items(batches, plain, args, method, batch_tokens):
         f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts
     ]
     return [
-        Item(label, "rolecircuits.documents.tasks:batch_task", payload | {"documents": part})
+        Item(label, batch_task, payload | {"documents": part})
         for label, part in zip(labels, parts, strict=True)
     ]
 
@@ -42,7 +38,7 @@ def ready_task(held, payload):
     from rolecircuits.capture.instrument import check_streaming
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
 
     def make():
         texts = [
@@ -74,7 +70,7 @@ def batch_task(held, payload):
     from rolecircuits.capture.tokens import TokenizedPrompt
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
     some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
     return shards.capture_documents(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture.instrument import load_model
-from rolecircuits.engines.work import content_hash, model_key
+from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import collector_paused
@@ -61,7 +61,7 @@ def hold_bench(held, payload):
 
     args, plan = Namespace(**payload["args"]), parse_entries(payload["plan"], "plan")
     started = time.perf_counter()
-    loaded = held.model(model_key(args), lambda: load_checked(plan, args))
+    loaded = held.model(ModelSpec.of(args), lambda: load_checked(plan, args))
     timings = {"load_s": time.perf_counter() - started}
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
     key = content_hash([payload[name] for name in ("args", "prompts", "plan")])

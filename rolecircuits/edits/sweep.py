@@ -31,7 +31,7 @@ from rolecircuits.edits import effects
 from rolecircuits.edits.donors import SITES, neutral_means
 from rolecircuits.edits.hooks import edit_own_head
 from rolecircuits.edits.plan import FACTORS
-from rolecircuits.engines.work import Item, content_hash, model_key
+from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
@@ -79,7 +79,7 @@ def hold_sweep(held, payload):
     from rolecircuits.capture.instrument import load_model
 
     args, started = Namespace(**payload["args"]), time.perf_counter()
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
     timings = {"load_s": time.perf_counter() - started}
 
     def make():
@@ -247,10 +247,7 @@ def sweep_layers(engine, payload, n_layers, n_heads, work):
     missing = [layer for layer in order if not (work / layer_file(layer)).is_file()]
     if len(missing) < n_layers:
         print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
-    items = [
-        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer})
-        for layer in missing
-    ]
+    items = [Item(f"layer {layer}", layer_task, payload | {"layer": layer}) for layer in missing]
     with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
         for item, arrays in engine.run(items):
             write_npz(work / layer_file(item.payload["layer"]), arrays)

@@ -1,11 +1,12 @@
-"""Run a function over a few items in as many processes as there are processors: figures are drawn side by side.
+"""Run a function over a few items in as many processes as there are processors.
 
-    paths = fork_map(draw_one, names)          # the function and the items are inherited, only results are sent back
+    paths = fork_map(draw_one, names)     # function and items are inherited, results are sent back
 
-Processes are forked, so large arrays are shared and nothing is imported twice. Every process has a fixed share and ends by
-itself, so that a parent that is killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one
-processor, one item, inside another fork_map, under Ray) the items are done here, one after the other. A child must not
-compute with torch: its threads do not survive a fork.
+Figures are drawn side by side with it. Processes are forked, so large arrays are shared and nothing
+is imported twice. Every process has a fixed share and ends by itself, so that a parent that is
+killed leaves none waiting. Where forking is unsafe or pointless (not Linux, one processor, one
+item, inside another fork_map, under Ray) the items are done here, one after the other. A child must
+not compute with torch: its threads do not survive a fork.
 """
 
 import multiprocessing
@@ -39,7 +40,7 @@ def fork_map(function, items, processes=None, cost=lambda item: 1):
                 target=_work, args=(function, items, share, receiver, sender), daemon=True
             )
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-            try:  # a child that is stopped before `_work` has its own handlers would run this process's clean-up
+            try:  # stopped before `_work` has its own handlers, a child would do our clean-up
                 child.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -57,7 +58,10 @@ def fork_map(function, items, processes=None, cost=lambda item: 1):
 
 
 def split_evenly(items, parts, cost):
-    """Indices of the items in `parts` lists of about equal cost: the dearest first, each to whoever has the least so far."""
+    """Indices of the items in `parts` lists of about equal cost.
+
+    The dearest item goes first, each to the list that has the least so far.
+    """
     shares, loads = [[] for _ in range(parts)], [0] * parts
     for index in sorted(range(len(items)), key=lambda index: -cost(items[index])):
         part = loads.index(min(loads))
@@ -77,9 +81,10 @@ def _processors():
 
 
 def _work(function, items, share, receiver, sender):
-    """A child: its share's results, or the expected error that ended it (a defect prints its traceback here).
+    """A child: send its share's results, or the expected error that ended it.
 
-    Ctrl-C is the parent's to answer; it ends its children with SIGTERM, and they remove the files that they were writing.
+    Ctrl-C is the parent's to answer: it ends its children with SIGTERM, and they remove the files
+    that they were writing. A defect prints its traceback here.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

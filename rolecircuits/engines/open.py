@@ -5,10 +5,11 @@ import importlib.util
 import re
 import socket
 
-from rolecircuits.engines.work import RAY_FLAGS, LocalEngine
+from rolecircuits.engines.work import LocalEngine
 from rolecircuits.inputs.arguments import positive_int
 from rolecircuits.inputs.errors import UserError, printable
 
+RAY_FLAGS = ("ray_address", "num_workers", "worker_threads", "gpus_per_worker")
 INSTALL = "pip install -r requirements-distributed.txt -c constraints.txt"
 
 
@@ -25,7 +26,8 @@ def add_engine_arguments(parser):
     engine.add_argument(
         "--num_workers",
         type=positive_int,
-        help="Ray workers, each holds one model (default: one a GPU; without GPUs one a machine, at least 2)",
+        help="Ray workers, each holds one model "
+        "(default: one a GPU; without GPUs one a machine, at least 2)",
     )
     engine.add_argument(
         "--worker_threads",
@@ -40,7 +42,7 @@ def add_engine_arguments(parser):
 
 
 def check_engine_arguments(args):
-    """Refuse engine flags that contradict each other or need what is not installed, before anything is loaded."""
+    """Refuse engine flags that contradict each other or need what is not installed."""
     if args.engine == "local":
         given = next((flag for flag in RAY_FLAGS if getattr(args, flag) is not None), None)
         if given:
@@ -51,40 +53,38 @@ def check_engine_arguments(args):
     device = getattr(args, "device", None) or ""
     if device.startswith("cuda:"):
         raise UserError(
-            f"--device {device} with --engine ray: every worker gets GPUs of its own; use --device cuda"
+            f"--device {device} with --engine ray: every worker gets GPUs of its own; "
+            "use --device cuda"
         )
     if args.gpus_per_worker and device in ("cpu", "mps"):
         raise UserError(
             f"--gpus_per_worker {args.gpus_per_worker} with --device {device}: give one of them"
         )
-    if args.ray_address:
+    if args.ray_address and args.ray_address != "auto":
         check_address(args.ray_address)
 
 
 def check_address(address):
     """Refuse an address that has the wrong form or where nothing answers."""
-    if address == "auto":
-        return
     match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})", address)
     if not match:
         raise UserError(
             f"--ray_address {printable(address)}: must be HOST:PORT of the head's GCS, or auto"
         )
     try:
-        socket.create_connection(
-            (match["host"].strip("[]"), int(match["port"])), timeout=10
-        ).close()
+        place = match["host"].strip("[]"), int(match["port"])
+        socket.create_connection(place, timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"--ray_address {address}: nothing answers there ({error})") from error
 
 
 @contextlib.contextmanager
-def open_engine(args, loaded=None):
-    """The engine that the flags name; `loaded` is the model of these flags, where this process has it already."""
+def open_engine(args):
+    """The engine that the flags name; it ends with the block."""
     if args.engine == "local":
-        yield LocalEngine(loaded, args)
+        yield LocalEngine()
         return
-    from rolecircuits.engines.ray_engine import RayEngine
+    from rolecircuits.engines.ray_engine import RayEngine  # reads versions of numpy, ray, ...
 
     engine = RayEngine(args)
     try:

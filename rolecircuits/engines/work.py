@@ -1,55 +1,40 @@
-"""Run named pieces of work here, or on the workers of a Ray cluster, with the same results.
+"""Named pieces of work, done here or on the workers of a Ray cluster with the same results.
 
-    item = Item("sh_1_4_zero_out", "interventions:edit_task", {...plain data...})
+    item = Item("sh_1_4_zero_out", edit_task, {...JSON data...})
     with open_engine(args) as engine:                    --engine local (default) or ray
         for item, result in engine.run(items, "interventions", "edit"):
-            ...                                          in the order in which they finish; written by this process only
+            ...                                          in the order in which they finish
 
-A task is a function "module:name" of (held, payload): `held` keeps the worker's model from one item to the next, `payload`
-is JSON data and holds everything that the result depends on. An item is named by the hash of both, so doing it twice does
-no harm: when a worker or a machine dies, its item goes to another worker and a new worker takes the dead one's place.
-What a task refuses (UserError, RunFailed) stops the run with that one line.
+A task is a function (state, payload) at the top of a module, where a worker finds it by name.
+`state` is the worker's WorkerState: it keeps the model from one item to the next. `payload` is JSON
+data and holds everything that the result depends on, so an item can be done anywhere, and doing it
+twice does no harm. What a task refuses (UserError, RunFailed) stops the run with that one line.
 
-A cluster that we start here ends with the run; one that we connect to (--ray_address) is left running. Items and results
-travel through Ray inside the user's cluster; nothing pickled is written to a file or read from one.
+A cluster that we start here ends with the run; one that we connect to (--ray_address) goes on.
+Nothing pickled is written to a file or read from one: items and results travel inside the cluster.
 """
 
+import contextlib
 import hashlib
-import importlib.util
+import io
 import json
-from collections import deque
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-
-RAY_FLAGS = ("ray_address", "num_workers", "worker_threads", "gpus_per_worker")
-NOT_WORK = (
-    "engine",
-    *RAY_FLAGS,
-    "verbose",
-    "output_dir",
-    "config_file",
-    "prompts",
-    "prompts_per_category",
-    "documents",
-)
-MODEL_ARGUMENTS = ("model_id", "revision", "dtype", "device", "device_map", "trust_remote_code")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: `task` is "module:function", `payload` JSON data, `label` what the user reads.
-
-    Of several free workers the one that did the last item with the same `near` gets it: it holds that model.
-    """
+    """One piece of work: `task` is called with (state, payload), `label` is what the user reads."""
 
     label: str
-    task: str
+    task: Callable
     payload: dict
-    near: str = ""
 
     @property
     def name(self):
         """Hash of task and payload: equal names, equal results."""
-        return content_hash([self.task, self.payload])
+        return content_hash([f"{self.task.__module__}:{self.task.__qualname__}", self.payload])
 
 
 def content_hash(value):
@@ -58,47 +43,25 @@ def content_hash(value):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Held:
-    """What a worker keeps from item to item: one model, and one state that was made with it (a clean pass, donors)."""
+class WorkerState:
+    """What a worker keeps between items: one model, and one state made with it (a clean pass)."""
 
     def __init__(self):
         self._model = self._state = (None, None)
 
     def model(self, key, load):
-        """The model of this key; another one's memory is free before `load` is called."""
+        """The model of this key; another one's memory is freed before `load` is called."""
         if self._model[0] != key:
             self._model = self._state = (None, None)
             self._model = (key, load())
         return self._model[1]
 
     def state(self, key, make):
-        """The state of this key, made anew where the worker holds another."""
+        """The state of this key, made anew where the worker has another."""
         if self._state[0] != key:
             self._state = (None, None)
             self._state = (key, make())
         return self._state[1]
-
-
-def call_task(task, payload, held):
-    """Import the task's module and call its function."""
-    module, _, function = task.partition(":")
-    return getattr(importlib.import_module(module), function)(held, payload)
-
-
-def work_arguments(args):
-    """The flags that a result may depend on, as JSON data: not where it is computed and written, or read from."""
-    return {name: value for name, value in vars(args).items() if name not in NOT_WORK}
-
-
-def model_key(args):
-    """What identifies the model that these flags load."""
-    return tuple(getattr(args, name) for name in MODEL_ARGUMENTS)
-
-
-def progress(total, title, unit):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=title, unit=unit, disable=title is None, leave=False)
 
 
 class LocalEngine:
@@ -106,24 +69,53 @@ class LocalEngine:
 
     name = "local"
 
-    def __init__(self, loaded=None, args=None, held=None):
-        self.held = held or Held()
-        if loaded is not None:
-            self.held.model(model_key(args), lambda: loaded)
+    def __init__(self, state=None):
+        self.state = state or WorkerState()
 
     def prepare(self, item):
         """The result of the item that makes a worker ready for the items to come."""
-        return call_task(item.task, item.payload, self.held)
+        return item.task(self.state, item.payload)
 
     def run(self, items, title=None, unit="item"):
-        """Yield (item, result) of every item; a deque may be given and grow meanwhile."""
-        queue = items if isinstance(items, deque) else deque(items)
-        with progress(len(queue), title, unit) as bar:
-            while queue:
-                item = queue.popleft()
-                yield item, call_task(item.task, item.payload, self.held)
+        """Yield (item, result) of every item."""
+        with progress(len(items), title, unit) as bar:
+            for item in items:
+                yield item, item.task(self.state, item.payload)
                 bar.update()
 
     def facts(self):
         """What experiment_config.json says about the engine."""
         return {"name": self.name}
+
+
+def progress(total, title, unit):
+    """A progress bar, shown only where it has a title."""
+    from tqdm import tqdm  # takes 0.08 s, and scripts import this module before they answer --help
+
+    return tqdm(total=total, desc=title, unit=unit, disable=title is None, leave=False)
+
+
+@contextlib.contextmanager
+def folder_aside():
+    """A temporary folder; printed lines that name it are left out, because it will be gone."""
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield aside
+        finally:
+            for line in printed.getvalue().splitlines():
+                if aside not in line:
+                    print(line)
+
+
+# What follows goes when tasks take facts in place of flags.
+NOT_WORK = (
+    *("engine", "ray_address", "num_workers", "worker_threads", "gpus_per_worker", "verbose"),
+    *("output_dir", "config_file", "prompts", "prompts_per_category", "documents"),
+)
+
+
+def work_arguments(args):
+    """The flags that a result may depend on, as JSON data: not where it is computed and written."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_WORK}

@@ -14,7 +14,14 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats import original_study
 from rolecircuits.stats.contrasts import q_values
-from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, KINDS, layer_null, layer_values
+from rolecircuits.stats.indices import (
+    INDEX_CATEGORIES,
+    INDICES,
+    KINDS,
+    layer_indices,
+    layer_null,
+    layer_values,
+)
 from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
     infer_indices,
@@ -196,3 +203,24 @@ def summarise_difference(diff):
         if not np.isnan(diff.get(name, np.nan)).all():
             out[f"layers_{name}_below_alpha"] = int((diff[name] < ALPHA).sum())
     return out
+
+
+def main_numbers(runs, summary):
+    """Rows of texts, one an index and kind: means over layers of both runs, and their difference.
+
+    runs     {"base": Run, "instruct": Run}; each mean stands beside its length null
+    summary  what comparison_summary.json holds, for intervals; None leaves them out
+    """
+    rows = []
+    for index in INDICES:
+        for kind in KINDS:
+            values = [layer_indices(run, kind)[index].mean() for run in runs.values()]
+            nulls = [layer_null(run, kind)[index].mean() for run in runs.values()]
+            cells = [f"{v:+.3f} ({null:+.3f})" for v, null in zip(values, nulls, strict=True)]
+            entry = {} if summary is None else summary["differences"][kind][index]
+            difference = f"{values[1] - values[0]:+.3f}"
+            if entry.get("mean_ci_low") is not None:
+                interval = f"[{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
+                difference = f"{entry['mean']:+.3f} {interval}"
+            rows.append([f"{index.upper()} {kind}", *cells, difference])
+    return rows
