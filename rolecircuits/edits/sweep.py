@@ -28,7 +28,7 @@ from rolecircuits.capture.attention import capture_clean
 from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
-from rolecircuits.edits.donors import SITES, neutral_means
+from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.hooks import edit_own_head
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash, model_key
@@ -191,7 +191,7 @@ class Sweep:
         values  normalised entropy, mean over heads, of the later layers; NaN up to the ablated one
         """
         n_layers, n_heads, n = self.loaded.n_layers, self.loaded.n_heads, len(self.tokenized)
-        site = SITES["head"].format(layer)
+        site = HOOKS["head"].format(layer)
         if self.factor is None:
             donor = collect_activations(self.loaded, self.tokenized, [site], self.batch_size)[site]
             self.means = torch.tensor(neutral_means(self.tokenized, donor))
