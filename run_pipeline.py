@@ -54,13 +54,13 @@ RUNS = {
 def analysis_item(family, stage_args):
     """The item that analyses both models of a family: stage_args {run name: flags of activation_analysis.py}."""
     stages = {name: stage_payload(args) for name, args in stage_args.items()}
-    return Item(family, "run_pipeline:analysis_task", {"stages": stages}, near=family)
+    return Item(family, analysis_task, {"stages": stages}, near=family)
 
 
 def intervention_item(family, plan, args):
     """The item that runs a plan on a family's base model, best on the worker that has just analysed it."""
     payload = stage_payload(args) | {"plan": [entry.model_dump() for entry in plan]}
-    return Item(family, "run_pipeline:intervention_task", payload, near=family)
+    return Item(family, intervention_task, payload, near=family)
 
 
 def stage_payload(args):
@@ -68,7 +68,7 @@ def stage_payload(args):
     return {"args": work_arguments(args), "prompts": [asdict(p) for p in prompts]}
 
 
-def analysis_task(held, payload):
+def analysis_task(state, payload):
     """{run name: {"files", "failed"}} of both models; a model that both use is loaded once."""
 
     from rolecircuits.capture import instrument
@@ -77,7 +77,7 @@ def analysis_task(held, payload):
     found = {}
     for name, stage in payload["stages"].items():
         args, started = Namespace(**stage["args"]), time.perf_counter()
-        loaded = held.model(
+        loaded = state.model(
             model_key(args), lambda args=args: instrument.load_model(ModelSpec.of(args), args.seed)
         )
         timings = {"load_s": time.perf_counter() - started}
@@ -88,7 +88,7 @@ def analysis_task(held, payload):
     return found
 
 
-def intervention_task(held, payload):
+def intervention_task(state, payload):
     """The files of an intervention run."""
 
     from rolecircuits.edits.plan import parse_entries
@@ -100,7 +100,7 @@ def intervention_task(held, payload):
     )
     with folder_aside() as args.output_dir:
         plan = parse_entries(payload["plan"], "plan")
-        folder, _ = interventions.run_interventions(LocalEngine(held=held), prompts, plan, args)
+        folder, _ = interventions.run_interventions(LocalEngine(state=state), prompts, plan, args)
         return pack_folder(folder)
 
 

@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,8 +39,10 @@ def parse_args(argv=None):
 def run(args):
     check_model_arguments(args)
     from prompts import load_prompts
+    from rolecircuits.edits import sweep
     from rolecircuits.engines.open import check_engine_arguments, open_engine
-    from rolecircuits.engines.work import Item, work_arguments
+    from rolecircuits.engines.work import Item
+    from rolecircuits.inputs.specs import Setting
 
     flags = {
         "engine": "ray",
@@ -52,17 +53,12 @@ def run(args):
     }
     check_engine_arguments(Namespace(**flags, num_workers=2))
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    payload = {
-        "args": work_arguments(args) | {"method": "zero_out"},
-        "prompts": [asdict(p) for p in prompts],
-    }
+    payload = sweep.sweep_payload(Setting.of(args), prompts, "zero_out")
     cold, warm, cpu = {}, {1: [], 2: []}, {1: [], 2: []}
     for n in (1, 2):
         started = time.perf_counter()
         with open_engine(Namespace(**flags, num_workers=n)) as engine:
-            base = engine.prepare(
-                Item("clean pass", "rolecircuits.edits.sweep:clean_task", payload)
-            )
+            base = engine.prepare(Item("clean pass", sweep.clean_task, payload))
             items = layer_items(payload, base["facts"]["n_layers"], args.layers)
             list(engine.run(items))
             cold[n] = time.perf_counter() - started
@@ -96,14 +92,12 @@ def run(args):
 
 def layer_items(payload, n_layers, count):
     """The items of `count` evenly spaced layers, costly ones first, as a sweep hands them out."""
+    from rolecircuits.edits.sweep import layer_task
     from rolecircuits.engines.work import Item
 
     count = min(count, n_layers)
     layers = sorted({int((i + 0.5) * n_layers / count) for i in range(count)})
-    return [
-        Item(f"layer {layer}", "rolecircuits.edits.sweep:layer_task", payload | {"layer": layer})
-        for layer in layers
-    ]
+    return [Item(f"layer {layer}", layer_task, payload | {"layer": layer}) for layer in layers]
 
 
 def cpu_seconds(engine):

@@ -1,13 +1,14 @@
-"""How much cheaper the all-heads sweep is than one whole forward pass for every head, measured in one process.
+"""How much cheaper the all-heads sweep is than one whole forward pass for every head.
 
-    ratio = seconds of the sweep / (heads x seconds of one plain batched forward pass over all prompts); goal 0.62
+    ratio = seconds of the sweep / (heads x seconds of one plain batched forward pass); goal 0.62
 
     python benchmarks/bench_sweep.py
-    python benchmarks/bench_sweep.py --layers 6      six layers, evenly spaced, stand for all (the cost is linear in depth)
+    python benchmarks/bench_sweep.py --layers 6      six layers, evenly spaced, stand for all
 
-The plain pass runs the same prompts in the same process, in batches of similar length, without hooks: once with logits for
-every token (what a plain call does) and once for the final token only (the stricter yardstick). Medians are compared. CPU
-seconds are printed too: on a shared machine they are the steadier measure.
+The plain pass runs the same prompts in the same process, in batches of similar length, without hooks:
+once with logits for every token (what a plain call does) and once for the final token only (the
+stricter yardstick). Medians are compared; the cost is linear in depth. CPU seconds are printed too: on
+a shared machine they are the steadier measure.
 """
 
 import statistics
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rolecircuits.inputs.arguments import add_model_arguments, check_model_arguments, positive_int  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import Setting
 
 GOAL = 0.62
 
@@ -40,18 +42,17 @@ def parse_args(argv=None):
 
 def run(args):
     check_model_arguments(args)
-    from rolecircuits.capture.instrument import load_model
-    from rolecircuits.inputs.specs import ModelSpec, PromptFormat
-
-    loaded = load_model(ModelSpec.of(args), args.seed)
-    import numpy as np
+    import numpy as np  # here and below: torch, after the arguments are checked
 
     from prompts import load_prompts
+    from rolecircuits.capture.instrument import load_model
     from rolecircuits.capture.tokens import tokenize_prompts
     from rolecircuits.edits.sweep import ROWS, Sweep
 
+    setting = Setting.of(args)
+    loaded = load_model(setting.model, setting.seed)
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     n_layers = loaded.n_layers
     count = min(args.layers or n_layers, n_layers)
     layers = sorted({int(i) for i in (np.arange(count) + 0.5) * n_layers / count})
@@ -71,8 +72,8 @@ def run(args):
             one = statistics.median(t[j] for t in runs)
             n_heads = n_layers * loaded.n_heads
             print(
-                f"{unit}: sweep of {n_heads} heads {whole:.1f}, plain pass ({name}) {one:.2f}, ratio "
-                f"{whole / (n_heads * one):.3f} (goal {GOAL})"
+                f"{unit}: sweep of {n_heads} heads {whole:.1f}, plain pass ({name}) {one:.2f}, "
+                f"ratio {whole / (n_heads * one):.3f} (goal {GOAL})"
             )
 
 
@@ -84,7 +85,7 @@ def clock(function, *arguments):
 
 
 def plain_pass(loaded, tokenized, batch_size, keep):
-    """One forward pass over all prompts without hooks; keep 0: logits of every token, 1: of the last one."""
+    """One pass over all prompts without hooks; keep 0: logits of every token, 1: of the last one."""
     import torch
 
     from rolecircuits.capture.batches import make_batches, pad_right

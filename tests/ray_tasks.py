@@ -18,12 +18,11 @@ def flags(**changes):
 def waits(log, n, seconds=0.4):
     """n items that take `seconds` each and leave a line in the log."""
     return [
-        Item(f"item {i}", "ray_tasks:wait", {"n": i, "seconds": seconds, "log": str(log)})
-        for i in range(n)
+        Item(f"item {i}", wait, {"n": i, "seconds": seconds, "log": str(log)}) for i in range(n)
     ]
 
 
-def wait(held, payload):
+def wait(state, payload):
     """Say who did it; every doing leaves a line in the log."""
     time.sleep(payload["seconds"])
     with open(payload["log"], "a") as log:
@@ -31,24 +30,24 @@ def wait(held, payload):
     return {"n": payload["n"], "pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
 
 
-def prepare(held, payload):
+def prepare(state, payload):
     """A state that later items need."""
-    held.state("prepared", lambda: payload["value"])
+    state.state("prepared", lambda: payload["value"])
     return {"identity": {"weights": payload["value"]}}
 
 
-def prepared(held, payload):
+def prepared(state, payload):
     """The state as this worker holds it; it must not have to be made."""
     time.sleep(0.2)
-    return {"state": held.state("prepared", lambda: "made late"), "pid": os.getpid()}
+    return {"state": state.state("prepared", lambda: "made late"), "pid": os.getpid()}
 
 
-def die(held, payload):
+def die(state, payload):
     """Kill the worker every time."""
     os._exit(1)
 
 
-def die_once(held, payload):
+def die_once(state, payload):
     """Kill the worker the first time."""
     mark = Path(payload["mark"])
     if not mark.exists():
@@ -57,7 +56,7 @@ def die_once(held, payload):
     return "alive"
 
 
-def refuse(held, payload):
+def refuse(state, payload):
     """Fail in the way that payload says."""
     print("about to fail")
     raise {"UserError": UserError, "RunFailed": RunFailed, "ValueError": ValueError}[
@@ -65,7 +64,7 @@ def refuse(held, payload):
     ](payload["text"])
 
 
-def prepare_slowly(held, payload):
+def prepare_slowly(state, payload):
     """A preparation that one worker still does when the run that asked for it is over."""
     time.sleep(payload["seconds"])
     return {"identity": {"weights": "slow"}}

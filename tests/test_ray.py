@@ -17,14 +17,15 @@ import pytest
 
 import activation_analysis
 import interventions
+import ray_tasks
 import run_pipeline
 from output_manager import load_run
 from prompts import select_prompts
 from ray_tasks import flags, waits
 from rolecircuits.edits.plan import parse_entries
-from rolecircuits.engines import open, ray_engine, work
+from rolecircuits.engines import open, ray_engine
 from rolecircuits.engines.open import check_engine_arguments, open_engine
-from rolecircuits.engines.work import Held, Item, LocalEngine, work_arguments
+from rolecircuits.engines.work import Item, LocalEngine, WorkerState, work_arguments
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.runs.npz import read_npz
@@ -55,7 +56,7 @@ def test_flags_that_cannot_work_are_refused(changes, message):
 
 
 def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setattr(work.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(open.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match="pip install -r requirements-distributed.txt -c constraints.txt"
     ):
@@ -80,24 +81,27 @@ def test_an_item_is_named_by_what_its_result_depends_on():
     )
     here = interventions.parse_args(["--seed", "1", "--output_dir", "b"])
     other = interventions.parse_args(["--seed", "2"])
-    name = [Item("x", "m:f", {"args": work_arguments(each)}).name for each in (args, here, other)]
+    name = [
+        Item("x", ray_tasks.wait, {"args": work_arguments(each)}).name
+        for each in (args, here, other)
+    ]
     assert name[0] == name[1] != name[2]
     assert (
-        Item("x", "m:f", {"a": 1, "b": 2}).name
-        == Item("y", "m:f", {"b": 2, "a": 1}).name
-        != Item("x", "m:g", {}).name
+        Item("x", ray_tasks.wait, {"a": 1, "b": 2}).name
+        == Item("y", ray_tasks.wait, {"b": 2, "a": 1}).name
+        != Item("x", ray_tasks.die, {}).name
     )
 
 
 def test_a_worker_holds_one_model_and_one_state():
-    held, made = Held(), []
+    state, made = WorkerState(), []
     make = lambda value: lambda: made.append(value) or value  # noqa: E731
     assert [
-        held.model("a", make("A")),
-        held.state("s", make("S")),
-        held.model("a", make("no")),
+        state.model("a", make("A")),
+        state.state("s", make("S")),
+        state.model("a", make("no")),
     ] == ["A", "S", "A"]
-    assert held.model("b", make("B")) == "B" and held.state("s", make("S of B")) == "S of B"
+    assert state.model("b", make("B")) == "B" and state.state("s", make("S of B")) == "S of B"
     assert made == ["A", "S", "B", "S of B"]
 
 
@@ -155,12 +159,10 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
 ):
     """One engine for several checks: starting workers is what costs time."""
     monkeypatch.setattr(ray_engine, "MAX_TRIES", 2)
-    assert engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"})) == {
+    assert engine.prepare(Item("state", ray_tasks.prepare, {"value": "made"})) == {
         "identity": {"weights": "made"}
     }
-    states = list(
-        engine.run([Item(f"state {i}", "ray_tasks:prepared", {"i": i}) for i in range(6)])
-    )
+    states = list(engine.run([Item(f"state {i}", ray_tasks.prepared, {"i": i}) for i in range(6)]))
     assert {value["state"] for _, value in states} == {"made"}
     assert len({value["pid"] for _, value in states}) == 2, "both workers work"
 
@@ -185,20 +187,18 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
         queue.extend(waits(tmp_path / "grown", 2, 0)[1:] if len(seen) == 1 else [])
     assert seen == ["item 0", "item 1"]
 
-    late = Item("late", "ray_tasks:prepare_slowly", {"seconds": 3})
+    late = Item("late", ray_tasks.prepare_slowly, {"seconds": 3})
     engine.preparation = (
         late  # of a run that is over: a worker still does it when the next one begins
     )
     engine._give(engine.workers[0], late, preparing=True)
-    engine.prepare(Item("state", "ray_tasks:prepare", {"value": "made"}))
+    engine.prepare(Item("state", ray_tasks.prepare, {"value": "made"}))
     assert [item.label for item, _ in engine.run(waits(tmp_path / "after", 14, 0.4))].count(
         "late"
     ) == 0
     assert engine.workers[0].prepared or engine.workers[1].prepared
 
-    [(_, value)] = engine.run(
-        [Item("once", "ray_tasks:die_once", {"mark": str(tmp_path / "mark")})]
-    )
+    [(_, value)] = engine.run([Item("once", ray_tasks.die_once, {"mark": str(tmp_path / "mark")})])
     assert value == "alive" and not engine.deaths
     for kind, text in (
         ("UserError", "--x 3: y is allowed"),
@@ -206,11 +206,11 @@ def test_killed_workers_lose_nothing_and_errors_are_the_tasks_own(
         ("ValueError", "a bug"),
     ):
         with pytest.raises(RunFailed if kind == "ValueError" else eval_kind(kind)) as caught:
-            list(engine.run([Item("bad", "ray_tasks:refuse", {"kind": kind, "text": text})]))
+            list(engine.run([Item("bad", ray_tasks.refuse, {"kind": kind, "text": text})]))
         assert str(caught.value) == (f"bad: ValueError: {text}" if kind == "ValueError" else text)
     assert "about to fail" in capsys.readouterr().out
     with pytest.raises(RunFailed, match="poison: 2 workers died with it"):
-        list(engine.run([Item("poison", "ray_tasks:die", {})]))
+        list(engine.run([Item("poison", ray_tasks.die, {})]))
 
 
 def eval_kind(name):

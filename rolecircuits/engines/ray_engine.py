@@ -18,7 +18,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 from deterministic import prepare_environment
-from rolecircuits.engines.work import Held, call_task, progress
+from rolecircuits.engines.work import WorkerState, progress
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ class WorkerBody:
             os.chdir(folder)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when a task first imports it
         prepare_environment()
-        self.held = Held()
+        self.state = WorkerState()
 
     def ready(self):
         """The first answer: {"node", "pid", "packages"}."""
@@ -49,7 +49,7 @@ class WorkerBody:
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
-                answer = {"value": call_task(task, payload, self.held)}
+                answer = {"value": task(self.state, payload)}
         except (UserError, RunFailed) as error:
             answer = {"refused": [type(error).__name__, str(error)]}
         return answer | {"said": printed.getvalue()}

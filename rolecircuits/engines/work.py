@@ -1,12 +1,12 @@
 """Run named pieces of work here, or on the workers of a Ray cluster, with the same results.
 
-    item = Item("sh_1_4_zero_out", "interventions:edit_task", {...plain data...})
+    item = Item("sh_1_4_zero_out", edit_task, {...plain data...})
     with open_engine(args) as engine:                    --engine local (default) or ray
         for item, result in engine.run(items, "interventions", "edit"):
             ...                                          in the order in which they finish; written by this process only
 
-A task is a function "module:name" of (held, payload): `held` keeps the worker's model from one item to the next, `payload`
-is JSON data and holds everything that the result depends on. An item is named by the hash of both, so doing it twice does
+A task is a function of (state, payload) at the top of a module: `state` keeps the worker's model from one item to the
+next, `payload` is JSON data and holds everything that the result depends on. An item is named by the hash of both, so doing it twice does
 no harm: when a worker or a machine dies, its item goes to another worker and a new worker takes the dead one's place.
 What a task refuses (UserError, RunFailed) stops the run with that one line.
 
@@ -15,10 +15,12 @@ travel through Ray inside the user's cluster; nothing pickled is written to a fi
 """
 
 import hashlib
-import importlib.util
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from rolecircuits.inputs.specs import ModelSpec
 
 RAY_FLAGS = ("ray_address", "num_workers", "worker_threads", "gpus_per_worker")
 NOT_WORK = (
@@ -31,25 +33,24 @@ NOT_WORK = (
     "prompts_per_category",
     "documents",
 )
-MODEL_ARGUMENTS = ("model_id", "revision", "dtype", "device", "device_map", "trust_remote_code")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: `task` is "module:function", `payload` JSON data, `label` what the user reads.
+    """One piece of work: `task` is a function (state, payload), `payload` JSON data, `label` what the user reads.
 
     Of several free workers the one that did the last item with the same `near` gets it: it holds that model.
     """
 
     label: str
-    task: str
+    task: Callable
     payload: dict
     near: str = ""
 
     @property
     def name(self):
         """Hash of task and payload: equal names, equal results."""
-        return content_hash([self.task, self.payload])
+        return content_hash([f"{self.task.__module__}:{self.task.__qualname__}", self.payload])
 
 
 def content_hash(value):
@@ -58,7 +59,7 @@ def content_hash(value):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Held:
+class WorkerState:
     """What a worker keeps from item to item: one model, and one state that was made with it (a clean pass, donors)."""
 
     def __init__(self):
@@ -79,12 +80,6 @@ class Held:
         return self._state[1]
 
 
-def call_task(task, payload, held):
-    """Import the task's module and call its function."""
-    module, _, function = task.partition(":")
-    return getattr(importlib.import_module(module), function)(held, payload)
-
-
 def work_arguments(args):
     """The flags that a result may depend on, as JSON data: not where it is computed and written, or read from."""
     return {name: value for name, value in vars(args).items() if name not in NOT_WORK}
@@ -92,7 +87,7 @@ def work_arguments(args):
 
 def model_key(args):
     """What identifies the model that these flags load."""
-    return tuple(getattr(args, name) for name in MODEL_ARGUMENTS)
+    return ModelSpec.of(args)
 
 
 def progress(total, title, unit):
@@ -106,14 +101,14 @@ class LocalEngine:
 
     name = "local"
 
-    def __init__(self, loaded=None, args=None, held=None):
-        self.held = held or Held()
+    def __init__(self, loaded=None, args=None, state=None):
+        self.state = state or WorkerState()
         if loaded is not None:
-            self.held.model(model_key(args), lambda: loaded)
+            self.state.model(model_key(args), lambda: loaded)
 
     def prepare(self, item):
         """The result of the item that makes a worker ready for the items to come."""
-        return call_task(item.task, item.payload, self.held)
+        return item.task(self.state, item.payload)
 
     def run(self, items, title=None, unit="item"):
         """Yield (item, result) of every item; a deque may be given and grow meanwhile."""
@@ -121,7 +116,7 @@ class LocalEngine:
         with progress(len(queue), title, unit) as bar:
             while queue:
                 item = queue.popleft()
-                yield item, call_task(item.task, item.payload, self.held)
+                yield item, item.task(self.state, item.payload)
                 bar.update()
 
     def facts(self):

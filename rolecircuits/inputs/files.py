@@ -18,24 +18,27 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def read_strict_json(path, flag):
-    """The JSON value in a file that the user named with `flag`; duplicate keys, NaN and bad encodings are refused."""
+def read_text(path, flag):
+    """The text of a UTF-8 file that the user named with `flag`, without a byte order mark."""
     try:
+        if path.is_dir():
+            raise UserError(f"{flag} {path}: is a folder")
         if not path.is_file():
-            why = (
-                "is a folder"
-                if path.is_dir()
-                else "is not a regular file"
-                if path.exists()
-                else "no such file"
-            )
+            why = "is not a regular file" if path.exists() else "no such file"
             raise UserError(f"{flag} {path}: {why}")
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
-    return parse_strict_json(text, f"{flag} {path}")
+
+
+def read_strict_json(path, flag):
+    """The JSON value in a file that the user named with `flag`.
+
+    Duplicate keys, NaN and other encodings than UTF-8 are refused.
+    """
+    return parse_strict_json(read_text(path, flag), f"{flag} {path}")
 
 
 def parse_strict_json(text, where, one_line=False):
