@@ -1,4 +1,4 @@
-"""Let the model answer the prompts, greedily, and again under each intervention: which answers change?
+"""Let the model answer the prompts, and again under each intervention: which answers change?
 
     one greedy answer a prompt (temperature 0, no sampling)
     -> results_activation_analysis/generation_<time>/generation_results.json

@@ -9,13 +9,14 @@
     python interventions.py --sweep heads --method zero_out
     python interventions.py --sweep heads --engine ray --num_workers 4
 
-Heads, patterns, MLPs and the residual can be edited; the default plan is targeted_interventions.json.
-effects.csv has one row an intervention and category: KL of the next token, change of the top token,
-change of surprisal of the unedited answer, change of the mean RFC and RSI of later layers (effects.py
-defines them), each with its interval and its test against the same edit on random other heads of the
-layer. A plan without controls gets them drawn here. --sweep heads ablates every head in turn and
-writes head_effects.npz [layer, head, category]; it can be interrupted and continued. The newest run
-is linked as latest_intervention, the newest sweep as latest_sweep.
+Heads, patterns, MLPs and the residual can be edited; plan.py lists how, and the default plan is
+targeted_interventions.json. effects.csv has one row an intervention and category: KL of the next
+token, change of the top token, change of surprisal of the unedited answer, change of the mean RFC
+and RSI of later layers (effects.py defines them), each with its interval and its test against the
+same edit on random other heads of the layer. A plan without controls gets them drawn here.
+--sweep heads ablates every head in turn and writes head_effects.npz [layer, head, category]; it can
+be interrupted and continued. The newest run is linked as latest_intervention, the newest sweep as
+latest_sweep.
 """
 
 import sys
@@ -135,8 +136,8 @@ def run_interventions(engine, prompts, plan, args):
             write_manifest(new.path / name)
     results.print_effects(rows, notes)
     print(
-        f"{len(entries)} interventions, {len(prompts)} prompts, capture {timings['capture_s']:.1f} s"
-        f" -> {printable(new.final)}"
+        f"{len(entries)} interventions, {len(prompts)} prompts, "
+        f"capture {timings['capture_s']:.1f} s -> {printable(new.final)}"
     )
     return new.final, rows
 

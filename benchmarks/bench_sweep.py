@@ -5,10 +5,10 @@
     python benchmarks/bench_sweep.py
     python benchmarks/bench_sweep.py --layers 6      six layers, evenly spaced, stand for all
 
-The plain pass runs the same prompts in the same process, in batches of similar length, without hooks:
-once with logits for every token (what a plain call does) and once for the final token only (the
-stricter yardstick). Medians are compared; the cost is linear in depth. CPU seconds are printed too: on
-a shared machine they are the steadier measure.
+The plain pass runs the same prompts in the same process, in batches of similar length, without
+hooks: once with logits for every token (what a plain call does) and once for the final token only
+(the stricter yardstick). Medians are compared; the cost is linear in depth. CPU seconds are printed
+too: on a shared machine they are the steadier measure.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rolecircuits.inputs.arguments import add_model_arguments, check_model_arguments, positive_int  # noqa: E402
+from rolecircuits.inputs import arguments  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import Setting
 
@@ -27,21 +27,24 @@ GOAL = 0.62
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    add_model_arguments(parser)
+    arguments.add_model_arguments(parser)
     parser.add_argument(
         "--layers",
-        type=positive_int,
+        type=arguments.positive_int,
         help="sweep only this many evenly spaced layers (default: all)",
     )
     parser.add_argument(
-        "--repeats", type=positive_int, default=5, help="plain passes to take the median of"
+        "--repeats",
+        type=arguments.positive_int,
+        default=5,
+        help="plain passes to take the median of",
     )
-    parser.add_argument("--rows", type=positive_int, help="ablations in one batch")
+    parser.add_argument("--rows", type=arguments.positive_int, help="ablations in one batch")
     return parser.parse_args(argv)
 
 
 def run(args):
-    check_model_arguments(args)
+    arguments.check_model_arguments(args)
     import numpy as np  # here and below: torch, after the arguments are checked
 
     from prompts import load_prompts
@@ -85,7 +88,7 @@ def clock(function, *arguments):
 
 
 def plain_pass(loaded, tokenized, batch_size, keep):
-    """One pass over all prompts without hooks; keep 0: logits of every token, 1: of the last one."""
+    """One pass over all prompts without hooks; logits of every token (keep 0) or the last (1)."""
     import torch
 
     from rolecircuits.capture.batches import make_batches, pad_right

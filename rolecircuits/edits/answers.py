@@ -78,7 +78,7 @@ def summarize_answers(rows):
 
 
 def compare_answers(name, baseline, edited):
-    """One row a prompt of one intervention: both texts, and the first token in which they differ."""
+    """One row a prompt of one intervention: both texts, the first token in which they differ."""
     rows = []
     for before, after in zip(baseline, edited, strict=True):
         place = first_difference(before["token_ids"], after["token_ids"])

@@ -17,10 +17,10 @@ here reads them.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
@@ -153,7 +153,6 @@ ENTRIES = {
     "patch": PatchEntry,
     "steer": SteerEntry,
 }
-ANY_ENTRY = TypeAdapter(Annotated[Union[tuple(ENTRIES.values())], Field(discriminator="type")])  # noqa: UP007
 
 
 def needed(entry, field, wanted, what):
@@ -232,7 +231,7 @@ def parse_entry(item, where):
                 f"has {', '.join(fields)}"
             )
     try:
-        entry = ANY_ENTRY.validate_python(item)
+        entry = ENTRIES[kind].model_validate(item)
     except ValidationError as error:
         raise UserError(f"{where}{describe_error(error.errors()[0], kind)}") from error
     problem = entry.problem()
@@ -247,7 +246,7 @@ def parse_entry(item, where):
 
 def describe_error(error, kind):
     """pydantic's first complaint as field, value and what is allowed."""
-    field = ".".join(str(part) for part in error["loc"][1:2])
+    field = str(error["loc"][0])
     if error["type"] == "missing":
         return f".{field} is missing; type {kind} needs it"
     value = f".{field} is {shown(error['input'])}"

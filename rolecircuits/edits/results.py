@@ -21,7 +21,7 @@ SAID = ("no measurable effect", "no intervals")
 
 
 def save_edit(folder, prompts, arrays, config):
-    """One edit (or the unedited pass) as a run folder inside the run; its manifest is written last."""
+    """An edit or the unedited pass as a run folder inside the run, less its manifest."""
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", prompts)
     write_npz(folder / "attention.npz", arrays)
@@ -44,7 +44,7 @@ def save_effects(folder, rows, notes, measured, config):
 
 
 def print_effects(rows, notes):
-    """The candidates' effects over all prompts beside their controls; the rest is in effects.csv."""
+    """The candidates' effects over all prompts beside their controls; effects.csv has the rest."""
     columns = [Column("intervention", no_wrap=True), "n", *SHOWN.values()]
     columns.insert(3, "top-1")
     cells = []

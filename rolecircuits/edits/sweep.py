@@ -195,11 +195,10 @@ def sweep_heads(engine, payload, base, folder):
 
 
 def finish_layers(engine, payload, base, paths):
-    """Yield (layer, what `Sweep.layer` gave) of all layers: those with a file first, then the others,
-    whose files are written.
+    """Yield (layer, what `Sweep.layer` gave): first the layers that have a file, then the others.
 
-    Late layers are cheap. Here they come first, so that an early end leaves many; on several workers
-    they come last, so that none of the costly ones is waited for at the end.
+    Late layers are cheap. In this process they come first, so that an early end leaves many; on
+    several workers they come last, so that no costly one is waited for at the end.
     """
     shapes, missing = layer_shapes(base["facts"], len(base["tokens"])), []
     for layer in range(len(paths)) if engine.name == "ray" else reversed(range(len(paths))):

@@ -6,8 +6,9 @@
             ...                                          in the order in which they finish; written by this process only
 
 A task is a function of (state, payload) at the top of a module: `state` keeps the worker's model from one item to the
-next, `payload` is JSON data and holds everything that the result depends on. An item is named by the hash of both, so doing it twice does
-no harm: when a worker or a machine dies, its item goes to another worker and a new worker takes the dead one's place.
+next, `payload` is JSON data and holds everything that the result depends on. An item is named by the hash of both, so
+doing it twice does no harm: when a worker or a machine dies, its item goes to another worker and a new worker takes the
+dead one's place.
 What a task refuses (UserError, RunFailed) stops the run with that one line.
 
 A cluster that we start here ends with the run; one that we connect to (--ray_address) is left running. Items and results
