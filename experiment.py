@@ -52,7 +52,7 @@ def run(args):
     check_output_dir(args.output_dir, link=LATEST)
     plan = []
     if args.config_file:
-        from rolecircuits.edits.plan import read_plan  # pydantic: after the arguments are checked
+        from rolecircuits.edits.plan import read_plan  # numpy: after the arguments are checked
 
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
@@ -74,7 +74,7 @@ def run(args):
     timings["generation_s"] = time.perf_counter() - started
     named = SimpleNamespace(failed=[], arrays={"category": [p.category for p in tokenized]})
     config = describe_run(loaded, prompts, named, args, timings, determinism)
-    entries = [entry.model_dump() for entry in plan]
+    entries = [entry.plain() for entry in plan]
     with create_run(args.output_dir, LATEST, "generation") as new:
         config |= {"script": "experiment.py", "interventions": entries}
         answers.save_answers(new.path, results, config)

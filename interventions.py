@@ -83,7 +83,7 @@ def run(args):
         )
     plan = None
     if not args.sweep:
-        from rolecircuits.edits.plan import read_plan  # pydantic: after the arguments are checked
+        from rolecircuits.edits.plan import read_plan  # numpy: after the arguments are checked
 
         plan = read_plan(args.config_file or DEFAULT_PLAN)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)

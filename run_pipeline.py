@@ -59,7 +59,7 @@ def analysis_item(family, stage_args):
 
 def intervention_item(family, plan, args):
     """The item that runs a plan on a family's base model, best on the worker that has just analysed it."""
-    payload = stage_payload(args) | {"plan": [entry.model_dump() for entry in plan]}
+    payload = stage_payload(args) | {"plan": [entry.plain() for entry in plan]}
     return Item(family, intervention_task, payload, near=family)
 
 

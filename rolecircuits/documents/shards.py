@@ -11,6 +11,8 @@ import numpy as np
 
 from rolecircuits.capture.attention import capture_attention
 from rolecircuits.capture.batches import BATCH_TOKENS
+from rolecircuits.documents.tokens import TokenizedDocument
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name
 from rolecircuits.stats import entropy, moments
 
@@ -19,7 +21,7 @@ SHARD_VERSION = 1
 VALUES = ("normalised", "sinkfree", "sink_mass")
 
 
-def shard_name(facts, document, method):
+def shard_name(facts, document: TokenizedDocument, method):
     """The file of a document's shard."""
     return piece_name(
         SHARD_VERSION,
@@ -32,7 +34,7 @@ def shard_name(facts, document, method):
     )
 
 
-def shard_shapes(facts, document):
+def shard_shapes(facts, document: TokenizedDocument):
     """{array: shape} of a document's shard."""
     n_turns, layers_heads = len(document.spans), (facts["n_layers"], facts["n_heads"])
     shapes = {"spans": (n_turns, 2), "n_tokens": ()}
@@ -43,7 +45,7 @@ def shard_shapes(facts, document):
     return shapes
 
 
-def capture_documents(loaded, documents, method, batch_size=64):
+def capture_documents(loaded: LoadedModel, documents, method, batch_size=64):
     """({id: arrays of its shard} of the captured documents, [(id, reason)] of the others)."""
     prompts = [document.prompt for document in documents]
     captured = capture_attention(

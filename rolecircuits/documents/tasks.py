@@ -44,7 +44,7 @@ class CapturedDocuments:
         return [self.documents[i] for i in kept], [self.arrays[i] for i in kept]
 
 
-def run_documents(engine, texts, setting, capture, folder):
+def run_documents(engine, texts: list[Document], setting: Setting, capture, folder):
     """CapturedDocuments of the Documents `texts`: shards in `folder` are read, the others are made.
 
     setting  a Setting; conversations take the chat template, so only its bos is used

@@ -10,6 +10,7 @@ from rolecircuits.capture.tokens import (
     check_special_tokens,
     tokenize_prompts,
 )
+from rolecircuits.documents.texts import Document
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import PromptFormat
@@ -33,7 +34,7 @@ class TokenizedDocument:
         return cls(**plain | {"prompt": TokenizedPrompt(**plain["prompt"])})
 
 
-def tokenize_document(document, tokenizer, bos="auto"):
+def tokenize_document(document: Document, tokenizer, bos="auto"):
     """A TokenizedDocument; refused where it is too long or the chat template changes it."""
     texts = [Prompt(document.id, document.category, -1, content) for _, content in document.turns]
     if not document.is_chat:

@@ -8,10 +8,11 @@ from rolecircuits.capture.generation import (
     stop_tokens,
 )
 from rolecircuits.drawing.tables import BOXED, WIDE, print_table
-from rolecircuits.edits.bench import load_source, notes_on
-from rolecircuits.edits.donors import collect_donors
+from rolecircuits.edits.bench import donors_for, notes_on
 from rolecircuits.edits.hooks import prepare_edit
 from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.specs import Setting
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.files import write_csv, write_json
 
 MEASURES = {
@@ -22,22 +23,14 @@ MEASURES = {
 }
 
 
-def answer_prompts(loaded, tokenized, plan, setting, max_tokens):
+def answer_prompts(loaded: LoadedModel, tokenized, plan, setting: Setting, max_tokens):
     """generation_results.json: answers, measures, and what each entry of the plan changed."""
     check_room(tokenized, max_tokens, loaded.facts["context"])
     notes_on(plan, tokenized, setting.seed)
-    batch_size = setting.batch_size
-    donors = collect_donors(
-        loaded,
-        tokenized,
-        plan,
-        setting.seed,
-        batch_size,
-        lambda source: load_source(source, setting.model),
-    )
+    donors, size = donors_for(loaded, tokenized, plan, setting), setting.batch_size
 
     def answer(name, prepare=None):
-        ids = generate_greedily(loaded, tokenized, max_tokens, batch_size, prepare, name)
+        ids = generate_greedily(loaded, tokenized, max_tokens, size, prepare, name)
         return describe_answers(loaded, tokenized, ids)
 
     baseline = answer("baseline")
@@ -55,7 +48,7 @@ def answer_prompts(loaded, tokenized, plan, setting, max_tokens):
     }
 
 
-def describe_answers(loaded, tokenized, answers):
+def describe_answers(loaded: LoadedModel, tokenized, answers):
     """One row a prompt: category, prompt, token ids, text and measures."""
     stop, rows = stop_tokens(loaded), []
     for prompt, ids in zip(tokenized, answers, strict=True):

@@ -1,7 +1,7 @@
 """A model, its unedited pass, and every edit of a plan measured against it."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,16 +11,23 @@ from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_attention, capture_clean
 from rolecircuits.capture.batches import Rows, make_batches
-from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
 from rolecircuits.edits.donors import collect_donors, edited_prompts
 from rolecircuits.edits.effects import BaseDistribution
 from rolecircuits.edits.hooks import prepare_edit
-from rolecircuits.edits.plan import check_against_model, controls_of, draw_controls, parse_entries
+from rolecircuits.edits.plan import (
+    Entry,
+    check_against_model,
+    controls_of,
+    draw_controls,
+    parse_entries,
+)
 from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.specs import ModelSpec, Setting, model_identity
+from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.architecture import check_architecture
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.source import locate_model, pin_revision, read_config
 from rolecircuits.runs.files import read_json
 from rolecircuits.stats.indices import layer_values
@@ -28,7 +35,7 @@ from rolecircuits.stats.indices import layer_values
 BASELINE = "baseline"
 
 
-def plan_payload(setting, prompts, plan, controls):
+def plan_payload(setting: Setting, prompts: list[Prompt], plan: list[Entry], controls):
     """The payload of both tasks, as JSON data.
 
     controls  random control heads a candidate, for a plan that has none
@@ -36,7 +43,7 @@ def plan_payload(setting, prompts, plan, controls):
     return {
         "setting": asdict(setting),
         "prompts": [asdict(prompt) for prompt in prompts],
-        "plan": [entry.model_dump() for entry in plan],
+        "plan": [entry.plain() for entry in plan],
         "controls": controls,
     }
 
@@ -48,7 +55,7 @@ def unedited_task(state, payload):
         "identity": model_identity(bench.loaded.facts),
         "facts": bench.loaded.facts,
         "prompts": [asdict(prompt) for prompt in bench.tokenized],
-        "entries": {entry.name: entry.model_dump() for entry in bench.entries},
+        "entries": {entry.name: entry.plain() for entry in bench.entries},
         "notes": bench.notes,
         "arrays": bench.clean.arrays,
         "determinism": bench.determinism,
@@ -73,7 +80,7 @@ def bench_of(state, payload):
     return state.state(key, make), timings
 
 
-def load_checked(plan, setting):
+def load_checked(plan: list[Entry], setting: Setting):
     """The model of a setting, once its config has shown that it has the plan's layers and heads."""
     spec = setting.model
     if plan:
@@ -84,7 +91,7 @@ def load_checked(plan, setting):
         text = config.get_text_config()
         check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, spec.model_id)
     for entry in plan:
-        if getattr(entry, "source", None):
+        if entry.source:
             resolve_source(entry.source)
     return instrument.load_model(spec, setting.seed)
 
@@ -96,29 +103,20 @@ class Bench:
     starts at its layer, where the architecture allows it.
     """
 
-    def __init__(self, loaded, prompts, plan, setting, controls=0):
+    def __init__(self, loaded: LoadedModel, prompts, plan, setting: Setting, controls=0):
         check_against_model(plan, loaded.n_layers, loaded.n_heads, setting.model.model_id)
         self.loaded, self.setting = loaded, setting
         self.determinism = set_determinism(setting.seed)
         self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
         self.entries, self.notes = add_controls(plan, loaded.n_heads, controls, setting.seed)
         self.notes += notes_on(self.entries, self.tokenized, setting.seed)
-        batch_size = setting.batch_size
-        self.donors = collect_donors(
-            loaded,
-            self.tokenized,
-            self.entries,
-            setting.seed,
-            batch_size,
-            lambda source: load_source(source, setting.model),
-        )
-        layers = sorted({entry.layer for entry in self.entries})
-        base, self.clean = capture_clean(loaded, self.tokenized, layers, batch_size, BASELINE)
+        self.donors = donors_for(loaded, self.tokenized, self.entries, setting)
+        layers, size = sorted({entry.layer for entry in self.entries}), setting.batch_size
+        base, self.clean = capture_clean(loaded, self.tokenized, layers, size, BASELINE)
         check_complete(base, BASELINE)
         self.distribution = BaseDistribution(base.logits)
-        self.starts_inside = starts_exactly(
-            loaded, self.tokenized, base, self.clean, layers[-1], batch_size
-        )
+        sides = base, self.clean
+        self.starts_inside = starts_exactly(loaded, self.tokenized, *sides, layers[-1], size)
 
     def measure(self, name):
         """One edit: {"arrays" of attention.npz, "measured"}.
@@ -143,19 +141,14 @@ class Bench:
         }
         is_candidate = entry.role == "candidate"
         controls = [c.name for c in controls_of(entry, self.entries)] if is_candidate else []
-        labels = {
-            "role": entry.role,
-            "type": entry.type,
-            "layer": entry.layer,
-            "head": " ".join(map(str, entry.head_list)),
-            "method": entry.method,
-            "controls": " ".join(controls),
-        }
+        labels = {"role": entry.role, "type": entry.type, "layer": entry.layer}
+        labels |= {"head": " ".join(map(str, entry.head_list)), "method": entry.method}
+        labels |= {"controls": " ".join(controls)}
         measured = {"effects": effects, "layer": entry.layer, "controls": controls}
         return {"arrays": captured.arrays, "measured": measured | {"labels": labels}}
 
 
-def add_controls(plan, n_heads, n_controls, seed):
+def add_controls(plan: list[Entry], n_heads, n_controls, seed):
     """(entries, notes): the plan, with drawn controls where it brings none."""
     if not n_controls or any(entry.role == "control" for entry in plan):
         return list(plan), []
@@ -166,7 +159,7 @@ def add_controls(plan, n_heads, n_controls, seed):
     return [*plan, *(entry for entry in drawn if entry.name not in taken)], [note]
 
 
-def notes_on(entries, tokenized, seed):
+def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed):
     """What a reader must know about a plan; an entry that would edit no prompt is refused."""
     notes, n_paired = [], sum(prompt.pair_id >= 0 for prompt in tokenized)
     for entry in entries:
@@ -189,12 +182,15 @@ def notes_on(entries, tokenized, seed):
     return notes
 
 
-def load_source(source, spec):
-    """The other model of a patch, loaded as `spec` says; `source` as in `resolve_source`."""
-    model_id, revision = resolve_source(source)
-    return instrument.load_model(
-        ModelSpec(model_id, revision, spec.dtype, spec.device, spec.device_map)
-    )
+def donors_for(loaded: LoadedModel, tokenized, entries, setting: Setting):
+    """The Donors of these entries; the other model of a patch runs where and as this one does."""
+
+    def load(source):
+        model_id, revision = resolve_source(source)
+        spec = replace(setting.model, model_id=model_id, revision=revision, trust_remote_code=False)
+        return instrument.load_model(spec)
+
+    return collect_donors(loaded, tokenized, entries, setting.seed, setting.batch_size, load)
 
 
 def resolve_source(source):
@@ -222,7 +218,7 @@ def edits_for(prepare, tokenized):
     return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
 
 
-def starts_exactly(loaded, tokenized, base, clean, layer, batch_size):
+def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_size):
     """True if a pass that starts at this layer gives the logits of the whole pass, bit for bit.
 
     False for an architecture whose blocks hand on more than the residual: every pass runs whole.

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rolecircuits.capture.activations import collect_activations
-from rolecircuits.edits.plan import FROM_OTHERS
+from rolecircuits.capture.tokens import TokenizedPrompt
+from rolecircuits.edits.plan import FROM_OTHERS, Entry
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.load import LoadedModel
 
 HOOKS = {
     "head": "blocks.{}.attn.hook_z",
@@ -27,19 +29,19 @@ class Donors:
     other        the same of other models, {source: activations}
     """
 
-    tokenized: list
+    tokenized: list[TokenizedPrompt]
     facts: dict
     seed: int
     activations: dict = field(default_factory=dict)
     other: dict = field(default_factory=dict)
 
 
-def edited_hook(entry):
+def edited_hook(entry: Entry):
     """The hook at which an entry edits; a pattern's has another name in each dtype."""
     return HOOKS[entry.component].format(entry.layer)
 
 
-def collect_donors(loaded, tokenized, entries, seed=0, batch_size=32, load_other=None):
+def collect_donors(loaded: LoadedModel, tokenized, entries, seed=0, batch_size=32, load_other=None):
     """Donors for these entries: one pass over the prompts for this model and each other model.
 
     load_other  function source -> LoadedModel, called once a source; its memory is freed before
@@ -48,7 +50,7 @@ def collect_donors(loaded, tokenized, entries, seed=0, batch_size=32, load_other
     donors, hooks = Donors(tokenized, loaded.facts, seed), {}
     for entry in entries:
         if entry.method in NEEDS_ACTIVATIONS:
-            hooks.setdefault(getattr(entry, "source", None), set()).add(edited_hook(entry))
+            hooks.setdefault(entry.source, set()).add(edited_hook(entry))
     for source, names in hooks.items():
         if source is None:
             donors.activations = collect_activations(loaded, tokenized, sorted(names), batch_size)
@@ -60,7 +62,7 @@ def collect_donors(loaded, tokenized, entries, seed=0, batch_size=32, load_other
     return donors
 
 
-def check_same_shape(loaded, other, source):
+def check_same_shape(loaded: LoadedModel, other: LoadedModel, source):
     """Refuse to patch from a model with other layers, heads, widths or tokens."""
     for key in ("n_layers", "n_heads", "tokenizer_sha256"):
         if loaded.facts[key] != other.facts[key]:
@@ -76,7 +78,7 @@ def check_same_shape(loaded, other, source):
         )
 
 
-def partners(entry, tokenized, seed):
+def partners(entry: Entry, tokenized: list[TokenizedPrompt], seed):
     """Who gives to whom: [prompt] int, -1 for a prompt without a partner, which stays unedited.
 
     paired       the other half of the pair, if both have the same number of tokens
@@ -101,7 +103,7 @@ def partners(entry, tokenized, seed):
     return out
 
 
-def edited_prompts(entry, tokenized, seed):
+def edited_prompts(entry: Entry, tokenized: list[TokenizedPrompt], seed):
     """Which prompts the entry changes at all: [prompt] bool."""
     if entry.method in FROM_OTHERS:
         return partners(entry, tokenized, seed) >= 0
@@ -115,9 +117,8 @@ def neutral_means(tokenized, values):
         raise UserError("method mean needs neutral prompts; this prompt set has none")
     lengths = np.array([len(tokenized[i].token_ids) for i in rows])
     used = np.arange(lengths.max()) < lengths[:, None]
-    totals = np.einsum(
-        "pq,pq...->q...", used.astype(values.dtype), values[rows][:, : lengths.max()]
-    )
+    neutral = values[rows][:, : lengths.max()]
+    totals = np.einsum("pq,pq...->q...", used.astype(values.dtype), neutral)
     return totals / used.sum(axis=0).reshape((-1,) + (1,) * (values.ndim - 2))
 
 

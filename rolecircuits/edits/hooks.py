@@ -21,15 +21,22 @@ Axes: prompt, layer, head, query, key.
 import numpy as np
 import torch
 
+from rolecircuits.capture.batches import Rows
 from rolecircuits.capture.patterns import pattern_hook_name
-from rolecircuits.edits.donors import edited_hook, neutral_means, partners, steering_direction
-from rolecircuits.edits.plan import FACTORS, FROM_OTHERS
+from rolecircuits.edits.donors import (
+    Donors,
+    edited_hook,
+    neutral_means,
+    partners,
+    steering_direction,
+)
+from rolecircuits.edits.plan import FACTORS, FROM_OTHERS, Entry
 from rolecircuits.inputs.errors import UserError
 
 HIDDEN_SCORE = -1e30
 
 
-def prepare_edit(entry, donors):
+def prepare_edit(entry: Entry, donors: Donors):
     """A function Rows -> [(hook name, hook)] that performs the entry of a plan."""
     if entry.type == "pattern":
         name = pattern_hook_name(entry.layer, donors.facts["dtype"])
@@ -40,7 +47,7 @@ def prepare_edit(entry, donors):
     return lambda rows: [(name, edit_rows(heads, change, rows))]
 
 
-def prepare_change(entry, donors, heads):
+def prepare_change(entry: Entry, donors: Donors, heads):
     """What the entry's method does to the values of these heads (None: they have no head axis).
 
     returns  a function (values [batch, query, ...], rows) -> (new values, [batch, query] bool of
@@ -71,7 +78,7 @@ def prepare_change(entry, donors, heads):
     raise ValueError(f"{entry.type} at layer {entry.layer}: no edit is called {method!r}")
 
 
-def edit_rows(heads, change, rows):
+def edit_rows(heads, change, rows: Rows):
     """The hook of a change to values [batch, query, unit] (heads None), or to these heads (a list
     or slice) of values [batch, query, head, d_head]."""
 
@@ -161,7 +168,7 @@ def project_out(direction):
     return change
 
 
-def replace_pattern(entry, donors, rows):
+def replace_pattern(entry: Entry, donors: Donors, rows: Rows):
     """Hook for the patterns of some heads, uniform or random over the visible keys.
 
     In the short dtypes the pattern is measured from the scores before the softmax, so there the

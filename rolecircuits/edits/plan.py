@@ -16,51 +16,96 @@ source, selection and note say where the plan came from; analyze_results.py writ
 here reads them.
 """
 
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rolecircuits.inputs.arguments import check_text
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 
 SCHEMA_VERSION = 1
 ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
-HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
+MAX_NAME = 200  # bytes; file systems take 255
 FACTORS = {"zero_out": 0.0, "half_out": 0.5}  # what a head's or an MLP's output is multiplied by
 FROM_OTHERS = ("resample", "paired", "other_model")  # activations of another prompt or model
-Index = Annotated[int, Field(ge=0, le=100_000)]
-Heads = Annotated[list[Index], Field(min_length=1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-MAX_NAME = 200  # bytes; file systems take 255
+
+INDEX, NUMBER, TEXT = "a whole number from 0", "a number", "a text"
+NAMES, HEADS = "a name or a list of names", "null or a list of whole numbers from 0"
+HEAD_OR_HEADS = f"{HEADS}, or one"
+# Of each field: the values that it may have, or words for them, and its default if it has one.
+ALL_TYPES = {
+    "layer": (INDEX,),
+    "role": (("candidate", "control"), "candidate"),
+    "control_for": (NAMES, None),
+    "note": (TEXT, None),
+}
+HEAD_METHODS = (("zero_out", "half_out", "scale", "mean", "resample"),)
+TYPES = {
+    "head": {"head": (INDEX,), "method": HEAD_METHODS, "factor": (NUMBER, None)},
+    "layer_heads": {"head": (HEADS,), "method": HEAD_METHODS, "factor": (NUMBER, None)},
+    "mlp": {"method": (("zero_out", "mean"),)},
+    "pattern": {"head": (HEAD_OR_HEADS,), "method": (("uniform", "random"),)},
+    "patch": {
+        "component": (("head", "layer", "mlp"), "head"),
+        "head": (HEAD_OR_HEADS, None),
+        "method": (("paired", "other_model"),),
+        "source": (TEXT, None),
+    },
+    "steer": {"method": (("add", "project_out"),), "alpha": (NUMBER, None)},
+}
+TYPES = {kind: ALL_TYPES | {"type": ((kind,),)} | own for kind, own in TYPES.items()}
+PREFIXES = {"head": "sh", "layer_heads": "ah"}  # of folders, where it is not the type itself
+COMPONENTS = {"head": "head", "layer_heads": "head", "mlp": "mlp", "steer": "layer"}
+# The methods that need a field, which no other method of the type takes, and what it holds.
+NEEDED = {
+    "factor": ("scale", "a number"),
+    "source": ("other_model", "a model id or a run folder"),
+    "alpha": ("add", "a number"),
+}
 
 
-class Entry(BaseModel):
-    """What every intervention has: the layer, what it is for, and a note that is only recorded."""
+@dataclass(frozen=True)
+class Entry:
+    """One intervention of a plan; a field that its type does not have is None."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    layer: Index
-    role: Literal["candidate", "control"] = "candidate"
-    control_for: str | list[str] | None = None
+    type: str
+    layer: int
+    method: str
+    head: int | list | None = None
+    component: str | None = None
+    factor: float | None = None
+    alpha: float | None = None
+    source: str | None = None
+    role: str = "candidate"
+    control_for: str | list | None = None
     note: str | None = None
+
+    def plain(self):
+        """The fields of its type as JSON data, from which `parse_entry` makes it again."""
+        return {name: getattr(self, name) for name in TYPES[self.type]}
 
     @property
     def head_list(self):
         """The heads that are named, [] where the edit takes all heads or no head."""
-        head = getattr(self, "head", None)
-        return [] if head is None else [head] if isinstance(head, int) else list(head)
+        return [] if self.head is None else [self.head] if type(self.head) is int else self.head
 
     @property
     def place(self):
         """<type>_<layer>_<head>: what is edited, without how."""
-        heads = "-".join(map(str, self.head_list))
-        return "_".join(part for part in (self.prefix, str(self.layer), heads) if part)
+        prefix = PREFIXES.get(self.type, self.type)
+        if self.type == "patch" and self.component != "head":
+            prefix += f"-{self.component}"
+        heads = ["-".join(map(str, self.head_list))] if self.head_list else []
+        return "_".join([prefix, str(self.layer), *heads])
 
     @property
     def change(self):
         """How it is edited: the method and its number."""
-        return self.method
+        number = {"scale": self.factor, "add": self.alpha}.get(self.method)
+        return self.method if number is None else f"{self.method}_{number:g}"
 
     @property
     def name(self):
@@ -71,96 +116,6 @@ class Entry(BaseModel):
     def targets(self):
         """The candidates that a control names; [] for one that is for every candidate."""
         return [self.control_for] if isinstance(self.control_for, str) else self.control_for or []
-
-    def problem(self):
-        """What is wrong between the fields, or None."""
-
-
-class HeadEntry(Entry):
-    type: Literal["head"]
-    head: Index
-    method: HEAD_METHODS
-    factor: Number | None = None
-    prefix: ClassVar[str] = "sh"
-    component: ClassVar[str] = "head"
-
-    @property
-    def change(self):
-        return f"scale_{self.factor:g}" if self.method == "scale" else self.method
-
-    def problem(self):
-        return needed(self, "factor", self.method == "scale", "a number")
-
-
-class LayerHeadsEntry(HeadEntry):
-    type: Literal["layer_heads"]
-    head: Heads | None
-    prefix: ClassVar[str] = "ah"
-
-
-class MlpEntry(Entry):
-    type: Literal["mlp"]
-    method: Literal["zero_out", "mean"]
-    prefix: ClassVar[str] = "mlp"
-    component: ClassVar[str] = "mlp"
-
-
-class PatternEntry(Entry):
-    type: Literal["pattern"]
-    head: Index | Heads | None
-    method: Literal["uniform", "random"]
-    prefix: ClassVar[str] = "pattern"
-
-
-class PatchEntry(Entry):
-    type: Literal["patch"]
-    component: Literal["head", "layer", "mlp"] = "head"
-    head: Index | Heads | None = None
-    method: Literal["paired", "other_model"]
-    source: Annotated[str, Field(min_length=1)] | None = None
-
-    @property
-    def prefix(self):
-        return "patch" if self.component == "head" else f"patch-{self.component}"
-
-    def problem(self):
-        if self.component != "head" and self.head is not None:
-            return f"head is {shown(self.head)}; component {self.component} takes no head"
-        what = "a model id or a run folder"
-        return needed(self, "source", self.method == "other_model", what)
-
-
-class SteerEntry(Entry):
-    type: Literal["steer"]
-    method: Literal["add", "project_out"]
-    alpha: Number | None = None
-    prefix: ClassVar[str] = "steer"
-    component: ClassVar[str] = "layer"
-
-    @property
-    def change(self):
-        return f"add_{self.alpha:g}" if self.method == "add" else self.method
-
-    def problem(self):
-        return needed(self, "alpha", self.method == "add", "a number")
-
-
-ENTRIES = {
-    "head": HeadEntry,
-    "layer_heads": LayerHeadsEntry,
-    "mlp": MlpEntry,
-    "pattern": PatternEntry,
-    "patch": PatchEntry,
-    "steer": SteerEntry,
-}
-
-
-def needed(entry, field, wanted, what):
-    """What is wrong if a field is there although the method takes none, or the other way round."""
-    given = getattr(entry, field) is not None
-    if given == wanted:
-        return None
-    return f"method {entry.method} " + (f"needs {field}, {what}" if wanted else f"takes no {field}")
 
 
 def read_plan(path, flag="--config_file"):
@@ -221,44 +176,70 @@ def parse_entry(item, where):
     if not isinstance(item, dict):
         raise UserError(f"{where} is {shown(item)}; it must be an object, groups cannot be nested")
     kind = item.get("type")
-    if not isinstance(kind, str) or kind not in ENTRIES:
-        raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
-    fields = ENTRIES[kind].model_fields
-    for key in item:  # not left to pydantic, which stops at half a surrogate pair
-        if key not in fields:
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(TYPES)}")
+    fields = TYPES[kind]
+    for name in item:
+        if name not in fields:
             raise UserError(
-                f"{where}: unknown key {printable(key)!r} (groups cannot be nested); type {kind} "
+                f"{where}: unknown key {printable(name)!r} (groups cannot be nested); type {kind} "
                 f"has {', '.join(fields)}"
             )
-    try:
-        entry = ENTRIES[kind].model_validate(item)
-    except ValidationError as error:
-        raise UserError(f"{where}{describe_error(error.errors()[0], kind)}") from error
-    problem = entry.problem()
-    if problem is None and entry.control_for is not None and entry.role != "control":
-        problem = "control_for is only for entries whose role is control"
-    if problem is None and len(set(entry.head_list)) < len(entry.head_list):
-        problem = f"head is {shown(entry.head_list)}; a head is listed twice"
-    if problem:
+    values = {"component": COMPONENTS.get(kind)}
+    for name, (allowed, *default) in fields.items():
+        if name not in item and not default:
+            raise UserError(f"{where}.{name} is missing; type {kind} needs it")
+        value = values[name] = item.get(name, *default)
+        if not (default and value is default[0]):
+            check_field(value, allowed, f"{where}.{name}")
+        if allowed == NUMBER and value is not None:
+            values[name] = float(value)
+    entry = Entry(**values)
+    if problem := problem_between_fields(entry):
         raise UserError(f"{where}: {problem}")
     return entry
 
 
-def describe_error(error, kind):
-    """pydantic's first complaint as field, value and what is allowed."""
-    field = str(error["loc"][0])
-    if error["type"] == "missing":
-        return f".{field} is missing; type {kind} needs it"
-    value = f".{field} is {shown(error['input'])}"
-    if "literal" in error["type"]:
-        allowed = get_args(ENTRIES[kind].model_fields[field].annotation)
-        return f"{value}; allowed are {', '.join(map(str, allowed))}"
-    if field == "layer" or (field == "head" and kind == "head"):
-        return f"{value}; it must be a whole number from 0"
-    if field == "head":
-        one = "" if kind == "layer_heads" else ", or one"
-        return f"{value}; it must be null or a list of whole numbers from 0{one}"
-    return f"{value}: {printable(error['msg'])}"
+def check_field(value, allowed, where):
+    """Refuse a value that is not among `allowed` or not what these words say."""
+    if isinstance(allowed, tuple):
+        if value not in allowed:
+            raise UserError(f"{where} is {shown(value)}; allowed are {', '.join(allowed)}")
+        return
+    heads = value is None or (isinstance(value, list) and value and all(map(is_index, value)))
+    fits = {
+        INDEX: is_index(value),
+        HEADS: heads,
+        HEAD_OR_HEADS: heads or is_index(value),
+        NUMBER: type(value) in (int, float) and abs(value) <= sys.float_info.max,
+        TEXT: isinstance(value, str),
+        NAMES: isinstance(value, str)
+        or (isinstance(value, list) and all(isinstance(name, str) for name in value)),
+    }
+    if not fits[allowed]:
+        raise UserError(f"{where} is {shown(value)}; it must be {allowed}")
+    if allowed == TEXT:
+        check_text(value, where)
+
+
+def is_index(value):
+    return type(value) is int and 0 <= value <= 100_000
+
+
+def problem_between_fields(entry: Entry):
+    """What is wrong about an entry whose fields are right one by one, or None."""
+    if entry.type == "patch" and entry.component != "head" and entry.head is not None:
+        return f"head is {shown(entry.head)}; component {entry.component} takes no head"
+    for field, (method, what) in NEEDED.items():
+        given = getattr(entry, field) is not None
+        if given != (entry.method == method):
+            takes = f"takes no {field}" if given else f"needs {field}, {what}"
+            return f"method {entry.method} {takes}"
+    if entry.control_for is not None and entry.role != "control":
+        return "control_for is only for entries whose role is control"
+    if len(set(entry.head_list)) < len(entry.head_list):
+        return f"head is {shown(entry.head_list)}; a head is listed twice"
+    return None
 
 
 def shown(value):
@@ -272,7 +253,7 @@ def shown(value):
     return repr(printable(value)[:60]) if isinstance(value, str) else str(value).lower()
 
 
-def names_candidate(control, target, candidate):
+def names_candidate(control: Entry, target, candidate: Entry):
     """True if `target`, one of a control's targets, means this candidate.
 
     It is the candidate's folder name, or that without the method (sh_29_26) where candidate and
@@ -284,7 +265,7 @@ def names_candidate(control, target, candidate):
     return target in (candidate.name, same)
 
 
-def controls_of(candidate, entries):
+def controls_of(candidate: Entry, entries: list[Entry]):
     """The controls of a candidate: those that name it, and unnamed ones of its type and method."""
     kind = (candidate.type, candidate.change)
     return [
@@ -298,7 +279,7 @@ def controls_of(candidate, entries):
     ]
 
 
-def check_against_model(entries, n_layers, n_heads, model_id):
+def check_against_model(entries: list[Entry], n_layers, n_heads, model_id):
     """Refuse the first entry whose layer or head the model lacks; no forward pass is needed."""
     for i, entry in enumerate(entries):
         head = next((head for head in entry.head_list if head >= n_heads), None)
@@ -311,7 +292,7 @@ def check_against_model(entries, n_layers, n_heads, model_id):
             )
 
 
-def draw_controls(entries, n_heads, per_candidate=2, seed=0):
+def draw_controls(entries: list[Entry], n_heads, per_candidate=2, seed=0):
     """Control entries for a plan without any: the candidates' edit on random heads of the layer.
 
     The same heads are controls of every method of a candidate (zero_out, half_out) and of its
@@ -330,9 +311,9 @@ def draw_controls(entries, n_heads, per_candidate=2, seed=0):
             heads = sorted(rng.choice(free, size, replace=False).tolist())
             if size == 1:
                 free.remove(heads[0])
-            changes = {"head": heads if isinstance(entry.head, list) else heads[0]}
-            changes |= {"role": "control", "control_for": [entry.name], "note": None}
-            control = entry.model_copy(update=changes)
+            head = heads if isinstance(entry.head, list) else heads[0]
+            new = {"head": head, "role": "control", "control_for": [entry.name], "note": None}
+            control = replace(entry, **new)
             shared = drawn.setdefault(control.name, control)
             if entry.name not in shared.control_for:
                 shared.control_for.append(entry.name)

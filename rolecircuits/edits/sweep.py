@@ -35,6 +35,7 @@ from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.categories import CATEGORIES, Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, write_piece
 from rolecircuits.stats.entropy import attention_entropy
 from rolecircuits.stats.resampling import bootstrap_counts, has_enough_prompts, percentile_interval
@@ -46,7 +47,7 @@ ROWS = 96
 RESAMPLES = 2000
 
 
-def sweep_payload(setting, prompts, method):
+def sweep_payload(setting: Setting, prompts: list[Prompt], method):
     """The payload of both tasks, as JSON data."""
     prompts = [asdict(prompt) for prompt in prompts]
     return {"setting": asdict(setting), "prompts": prompts, "method": method}
@@ -94,7 +95,7 @@ class Sweep:
     method  one of METHODS    rows  ablations in one batch
     """
 
-    def __init__(self, loaded, tokenized, method, batch_size=32, rows=ROWS):
+    def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=ROWS):
         self.loaded, self.tokenized, self.rows = loaded, tokenized, rows
         self.factor = None if method == "mean" else FACTORS[method]
         self.base, self.clean = capture_clean(
