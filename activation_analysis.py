@@ -16,12 +16,15 @@ own record and says whether attention.npz came back: exit code 0 bit-identical o
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from deterministic import set_determinism
 from prompts import load_prompts
+from rolecircuits.documents.texts import read_documents
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
+    LATEST_DOCUMENTS,
     LATEST_RUNS,
     add_model_arguments,
     add_verify_argument,
@@ -31,21 +34,13 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
-from rolecircuits.inputs.specs import ModelSpec, PromptFormat
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 
 WITHOUT = ("prompts", "prompts_per_category", "system_prompt")
 
 
 def run_documents(args):
     """Run the whole file and return the exit code: 0, or 3 if some documents failed."""
-
-    from output_manager import say_limits
-    from rolecircuits.documents.shards import SHARDS, stream_documents
-    from rolecircuits.documents.tables import save_documents
-    from rolecircuits.documents.tasks import batch_items, from_plain, ready_item
-    from rolecircuits.documents.texts import read_documents
-    from rolecircuits.runs.record import describe_documents, describe_run
-
     for name in WITHOUT:
         if getattr(args, name) is not None:
             raise UserError(
@@ -53,58 +48,46 @@ def run_documents(args):
             )
     if args.prompt_format != "raw":
         raise UserError(
-            "--prompt_format chat with --documents: messages take the chat template by themselves, text does not"
+            "--prompt_format chat with --documents: messages take the chat template by themselves, "
+            "text does not"
         )
     check_engine_arguments(args)
     if args.raw not in (None, "none"):
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
     documents = read_documents(args.documents)
+    from output_manager import (  # torch: after the arguments and the file are checked
+        create_run,
+        say_limits,
+    )
+    from rolecircuits.documents import shards, tables, tasks
+    from rolecircuits.runs.record import describe_documents, describe_run
+
     say_limits(args.output_dir)
-    from rolecircuits.capture.batches import BATCH_TOKENS
 
     with open_engine(args) as engine:
-        ready = engine.prepare(ready_item(documents, args))
-        facts, tokenized = ready["facts"], [from_plain(each) for each in ready["documents"]]
-        method, how, determinism = (
-            ready["method"],
-            ready["how"] | {"engine": engine.facts()},
-            ready["determinism"],
-        )
-        if ready["why"]:
-            print(ready["why"])
-
-        def capture_batches(batches):
-            items = batch_items(batches, ready["documents"], args, method, BATCH_TOKENS)
-            places = {item.name: batch for item, batch in zip(items, batches, strict=True)}
-            for item, found in engine.run(items):
-                yield places[item.name], found
-
-        started = time.perf_counter()
-        title = f"{printable(args.model_id)} documents"
-        shards = f"{args.output_dir}/{SHARDS}"
-        results, failed = stream_documents(
-            facts, tokenized, shards, method, capture_batches, args.batch_size, BATCH_TOKENS, title
-        )
-    seconds = time.perf_counter() - started
-    kept = [i for i, arrays in enumerate(results) if arrays is not None]
-    for document_id, reason in failed:
+        folder = Path(args.output_dir, shards.SHARDS)
+        done = tasks.run_documents(engine, documents, Setting.of(args), args.capture, folder)
+    kept, arrays = done.complete()
+    for document_id, reason in done.failed:
         print(f"failed: {printable(document_id)}: {reason}")
     if not kept:
         raise RunFailed(
-            f"all {len(documents)} documents failed: {failed[0][1]}; try --dtype bfloat16 or shorter documents"
+            f"all {len(documents)} documents failed: {done.failed[0][1]}; try --dtype bfloat16 or "
+            "shorter documents"
         )
-    fed = describe_documents(args, len(kept), failed)
-    script, timings = "activation_analysis.py --documents", {"capture_s": seconds}
-    config = describe_run(script, args, facts, fed, determinism, timings) | {"capture": how}
-    folder = save_documents(
-        args.output_dir, [tokenized[i] for i in kept], [results[i] for i in kept], config
-    )
-    n_tokens = sum(tokenized[i].n_tokens for i in kept)
+    fed, timings = describe_documents(args, len(kept), done.failed), {"capture_s": done.seconds}
+    script = "activation_analysis.py --documents"
+    config = describe_run(script, args, done.facts, fed, done.determinism, timings)
+    config |= {"capture": done.how}
+    with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
+        tables.save_documents(new.path, kept, arrays, config)
     print(
-        f"{len(kept)} documents done, {len(failed)} failed: {n_tokens} tokens, "
-        f"{sum(len(tokenized[i].spans) for i in kept)} turns, {method}, {seconds:.1f} s -> {printable(folder)}"
+        f"{len(kept)} documents done, {len(done.failed)} failed: "
+        f"{sum(document.n_tokens for document in kept)} tokens, "
+        f"{sum(len(document.spans) for document in kept)} turns, {done.how['method']}, "
+        f"{done.seconds:.1f} s -> {printable(new.final)}"
     )
-    return 3 if failed else 0
+    return 3 if done.failed else 0
 
 
 def build_parser():

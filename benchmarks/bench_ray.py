@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -48,7 +47,8 @@ def run(args):
     from prompts import load_prompts
     from rolecircuits.edits import sweep
     from rolecircuits.engines.open import check_engine_arguments, open_engine
-    from rolecircuits.engines.work import Item, work_arguments
+    from rolecircuits.engines.work import Item
+    from rolecircuits.inputs.specs import Setting
 
     flags = {
         "engine": "ray",
@@ -59,10 +59,7 @@ def run(args):
     }
     check_engine_arguments(Namespace(**flags, num_workers=2))
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    payload = {
-        "args": work_arguments(args) | {"method": "zero_out"},
-        "prompts": [asdict(p) for p in prompts],
-    }
+    payload = sweep.sweep_payload(Setting.of(args), prompts, "zero_out")
     cold, warm, cpu = {}, {1: [], 2: []}, {1: [], 2: []}
     for n in (1, 2):
         started = time.perf_counter()

@@ -1,13 +1,14 @@
-"""How much cheaper the all-heads sweep is than one whole forward pass for every head, measured in one process.
+"""How much cheaper the all-heads sweep is than one whole forward pass for every head.
 
-    ratio = seconds of the sweep / (heads x seconds of one plain batched forward pass over all prompts); goal 0.62
+    ratio = seconds of the sweep / (heads x seconds of one plain batched forward pass); goal 0.62
 
     python benchmarks/bench_sweep.py
-    python benchmarks/bench_sweep.py --layers 6      six layers, evenly spaced, stand for all (the cost is linear in depth)
+    python benchmarks/bench_sweep.py --layers 6      six layers, evenly spaced, stand for all
 
-The plain pass runs the same prompts in the same process, in batches of similar length, without hooks: once with logits for
-every token (what a plain call does) and once for the final token only (the stricter yardstick). Medians are compared. CPU
-seconds are printed too: on a shared machine they are the steadier measure.
+The plain pass runs the same prompts in the same process, in batches of similar length, without
+hooks: once with logits for every token (what a plain call does) and once for the final token only
+(the stricter yardstick). Medians are compared; the cost is linear in depth. CPU seconds are printed
+too: on a shared machine they are the steadier measure.
 """
 
 import statistics
@@ -17,41 +18,44 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rolecircuits.inputs.arguments import add_model_arguments, check_model_arguments, positive_int  # noqa: E402
+from rolecircuits.inputs import arguments  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.specs import Setting
 
 GOAL = 0.62
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    add_model_arguments(parser)
+    arguments.add_model_arguments(parser)
     parser.add_argument(
         "--layers",
-        type=positive_int,
+        type=arguments.positive_int,
         help="sweep only this many evenly spaced layers (default: all)",
     )
     parser.add_argument(
-        "--repeats", type=positive_int, default=5, help="plain passes to take the median of"
+        "--repeats",
+        type=arguments.positive_int,
+        default=5,
+        help="plain passes to take the median of",
     )
-    parser.add_argument("--rows", type=positive_int, help="ablations in one batch")
+    parser.add_argument("--rows", type=arguments.positive_int, help="ablations in one batch")
     return parser.parse_args(argv)
 
 
 def run(args):
-    check_model_arguments(args)
-    from rolecircuits.capture.instrument import load_model
-    from rolecircuits.inputs.specs import ModelSpec, PromptFormat
-
-    loaded = load_model(ModelSpec.of(args), args.seed)
-    import numpy as np
+    arguments.check_model_arguments(args)
+    import numpy as np  # here and below: torch, after the arguments are checked
 
     from prompts import load_prompts
+    from rolecircuits.capture.instrument import load_model
     from rolecircuits.capture.tokens import tokenize_prompts
     from rolecircuits.edits.sweep import ROWS, Sweep
 
+    setting = Setting.of(args)
+    loaded = load_model(setting.model, setting.seed)
     prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     n_layers = loaded.n_layers
     count = min(args.layers or n_layers, n_layers)
     layers = sorted({int(i) for i in (np.arange(count) + 0.5) * n_layers / count})
@@ -71,8 +75,8 @@ def run(args):
             one = statistics.median(t[j] for t in runs)
             n_heads = n_layers * loaded.n_heads
             print(
-                f"{unit}: sweep of {n_heads} heads {whole:.1f}, plain pass ({name}) {one:.2f}, ratio "
-                f"{whole / (n_heads * one):.3f} (goal {GOAL})"
+                f"{unit}: sweep of {n_heads} heads {whole:.1f}, plain pass ({name}) {one:.2f}, "
+                f"ratio {whole / (n_heads * one):.3f} (goal {GOAL})"
             )
 
 
@@ -84,7 +88,7 @@ def clock(function, *arguments):
 
 
 def plain_pass(loaded, tokenized, batch_size, keep):
-    """One forward pass over all prompts without hooks; keep 0: logits of every token, 1: of the last one."""
+    """One pass over all prompts without hooks; logits of every token (keep 0) or the last (1)."""
     import torch
 
     from rolecircuits.capture.batches import make_batches, pad_right

@@ -134,6 +134,15 @@ def test_blocks_below_the_start_are_not_executed(llama):
     assert not any("forward" in vars(block) for block in llama.bridge.blocks)
 
 
+@pytest.mark.parametrize("kind", ["head", "mlp", "patch", "steer", "pattern"])
+def test_an_edit_that_nobody_knows_is_refused_and_not_zeroed(llama, kind):
+    entry = SimpleNamespace(type=kind, method="double_out", layer=1, head_list=[1], name="x")
+    entry.component = {"mlp": "mlp", "steer": "layer"}.get(kind, "head")
+    donors = donors_module.Donors(tokenize(llama, 1), llama.facts, 0)
+    with pytest.raises(ValueError, match="no edit is called 'double_out'"):
+        hooks.prepare_edit(entry, donors)(rows_of(donors.tokenized, [0]))
+
+
 @pytest.mark.parametrize("factor, expected", [(0, 0.0), (0.5, 1.5), (2, 6.0)])
 def test_scale_touches_one_head_of_real_rows_and_leaves_its_input_alone(factor, expected):
     z = torch.full((2, 4, 3, 5), 3.0)

@@ -508,7 +508,7 @@ def test_more_heads_than_a_folder_name_holds():
 
 
 def test_a_key_that_is_half_a_character():
-    """Found by fuzzing: pydantic then names no field, and the message could not be made."""
+    """Found by fuzzing."""
     entry = {"type": "head", "layer": 1, "head": 1, "method": "zero_out", "\ud800": None}
     with pytest.raises(UserError, match=r"plan: interventions\[0\]: unknown key '\\\\ud800'"):
         parse_entries([entry], "plan")

@@ -17,7 +17,7 @@ from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.runs import arrays as arrays_module
-from rolecircuits.runs import npz
+from rolecircuits.runs import finished, npz
 from rolecircuits.stats import indices
 from tiny_models import load_checked, save_tiny
 
@@ -88,7 +88,7 @@ MESSAGE = {"role": "user", "content": "x"}
             {"id": "x", "messages": [{"role": "user", "content": None}]},
             r"line 2: messages\[0\].content",
         ),
-        ('{"id": "x", "text": "\\ud800"}', "line 2: text holds half a surrogate"),
+        ('{"id": "x", "text": "\\ud800"}', "line 2: text: holds .*half a surrogate pair"),
         (TEXT, "line 2: id 'a' is that of line 1"),
     ],
 )
@@ -153,23 +153,24 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
         for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
     ]
     results, failed = shard_files.capture_documents(tiny, tokenized, "streaming")
-    assert failed == []
+    assert failed == [] and list(results) == ["a", "b"]
     run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
     run = arrays_module.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
     for kind in ("normalised", "sinkfree"):
         expected = indices.prompt_values(run, kind)[0]
-        np.testing.assert_allclose(results[0][f"whole_{kind}"], expected, atol=1e-5)
-        np.testing.assert_allclose(results[0][f"turn_{kind}"][0], expected, atol=1e-5)
+        np.testing.assert_allclose(results["a"][f"whole_{kind}"], expected, atol=1e-5)
+        np.testing.assert_allclose(results["a"][f"turn_{kind}"][0], expected, atol=1e-5)
     lengths = [stop - start for start, stop in tokenized[1].spans]
-    pooled = np.average(results[1]["turn_sink_mass"], axis=0, weights=lengths)
-    np.testing.assert_allclose(results[1]["whole_sink_mass"], pooled, atol=1e-6)
+    pooled = np.average(results["b"]["turn_sink_mass"], axis=0, weights=lengths)
+    np.testing.assert_allclose(results["b"]["whole_sink_mass"], pooled, atol=1e-6)
     start, stop = tokenized[1].spans[2]
-    rows = results[1]["row_sink_mass"][:, start:stop].mean(axis=-1)
-    np.testing.assert_allclose(results[1]["turn_sink_mass"][2].mean(axis=-1), rows, atol=1e-6)
-    [alone], _ = shard_files.capture_documents(tiny, [tokenized[1]], "streaming")
-    assert set(alone) == set(shard_files.array_names())
+    rows = results["b"]["row_sink_mass"][:, start:stop].mean(axis=-1)
+    np.testing.assert_allclose(results["b"]["turn_sink_mass"][2].mean(axis=-1), rows, atol=1e-6)
+    alone = shard_files.capture_documents(tiny, [tokenized[1]], "streaming")[0]["b"]
+    shapes = shard_files.shard_shapes(tiny.facts, tokenized[1])
+    assert {name: values.shape for name, values in alone.items()} == shapes
     for name, values in alone.items():
-        np.testing.assert_allclose(results[1][name], values, atol=1e-5)
+        np.testing.assert_allclose(results["b"][name], values, atol=1e-5)
 
 
 def run_main(path, output, *flags):
@@ -219,6 +220,36 @@ def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch,
         len(captured) >= 4
     )  # the changed text; and the damaged shard where it is the conversation's
     assert len(read_table(folder / "turns.csv")) == 4
+
+
+def test_a_run_of_which_every_document_fails_has_failed(script, tmp_path, monkeypatch, capsys):
+    lost = lambda loaded, some, *rest: ({}, [(d.prompt.id, "out of memory") for d in some])  # noqa: E731
+    monkeypatch.setattr(shard_files, "capture_documents", lost)
+    assert script(write_lines(tmp_path / "d.jsonl", TEXT, TALK), tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "all 2 documents failed: out of memory" in said.err and "failed: b" in said.out
+    assert not (tmp_path / "out/latest_documents").exists()
+
+
+def test_a_finished_piece_is_whole_and_of_its_shape_or_done_again(tiny, tmp_path, capsys):
+    name = finished.piece_name(1, tiny.facts, layer=1)
+    changed = [tiny.facts | {key: "x"} for key in ("id", "weights_sha256", "dtype", "revision")]
+    others = [finished.piece_name(1, facts, layer=1) for facts in changed]
+    others += [finished.piece_name(2, tiny.facts, layer=1), finished.piece_name(1, tiny.facts)]
+    assert len({name, *others}) == 7
+    path, shapes = tmp_path / "pieces" / name, {"a": (2, 3)}
+    assert finished.read_piece(path, shapes) is None and capsys.readouterr().out == ""
+    finished.write_piece(path, {"a": np.ones((2, 3))})
+    assert finished.read_piece(path, shapes)["a"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    for wrong in ({"a": (3, 2)}, {"a": (2, 3), "b": ()}):
+        assert finished.read_piece(path, wrong) is None
+        assert "done again" in capsys.readouterr().out
+    other = path.with_name(others[0])
+    finished.write_piece(other, {"a": np.ones(1)})
+    finished.remove_pieces([path])
+    assert list(path.parent.iterdir()) == [other]
+    finished.remove_pieces([other, path])
+    assert not path.parent.exists()
 
 
 def test_tables_and_indices(script, tmp_path, capsys):

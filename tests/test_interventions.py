@@ -195,7 +195,7 @@ def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tm
         check_against_model(parse_entries([HEAD | {"head": 4}], "plan"), 3, 4, "tiny")
 
 
-def test_drawn_controls_are_other_heads_of_the_layer_and_serve_every_grade():
+def test_drawn_controls_are_other_heads_of_the_layer_for_every_method():
     plan = parse_entries([HEAD, HEAD | {"method": "half_out"}, HEAD | {"head": 2}], "plan")
     controls = draw_controls(plan, 6, 2, seed=5)
     assert [c.name for c in controls] == [c.name for c in draw_controls(plan, 6, 2, seed=5)]
@@ -357,8 +357,7 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
                 expected = sweep.distribution.effects(one.logits)
                 for metric in ("kl", "surprisal_change"):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
-                config = {"model": {"id": "x"}, "prompts": {"format": "raw"}}
-                values = bench.normalised_values(one.arrays, config)
+                values = bench.normalised_values(one.arrays)
                 np.testing.assert_allclose(
                     found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5
                 )
@@ -370,7 +369,7 @@ def interventions_donors(loaded, tokenized, entry):
     return collect_donors(loaded, tokenized, [entry])
 
 
-def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(
+def test_a_sweep_continues_where_it_stopped_and_takes_no_layers_of_others(
     folder, tmp_path, monkeypatch, capsys
 ):
     command = arguments(folder, tmp_path, "--sweep", "heads")
@@ -390,17 +389,25 @@ def test_a_sweep_continues_where_it_stopped_and_refuses_other_prompts(
     monkeypatch.setattr(
         sweep_module.Sweep, "layer", lambda self, layer: again.append(layer) or whole(self, layer)
     )
-    other = [*command[:-4], "--prompts_per_category", "3", *command[-2:]]
-    assert interventions.main(other) == 2
-    assert "unfinished sweep with another prompts" in capsys.readouterr().err
-    assert again == []
-    assert interventions.main(command) == 0 and again == [0]
+    pieces = sorted((tmp_path / sweep_module.FOLDER).iterdir())
+    assert len(pieces) == 2
+    for change in (["--prompts_per_category", "3"], ["--method", "half_out"], ["--bos", "never"]):
+        assert interventions.main([*command, *change]) == 0
+        assert again == [2, 1, 0], change
+        assert "were done before" not in capsys.readouterr().out
+        again.clear()
+    assert sorted((tmp_path / sweep_module.FOLDER).iterdir()) == pieces
+    pieces[0].write_bytes(b"PK damaged")
+    assert interventions.main(command) == 0 and len(again) == 2 and again[-1] == 0
+    out = capsys.readouterr().out
+    assert f"{pieces[0].name}: damaged" in out and "done again" in out
+    assert "1 of 3 layers were done before" in out
     arrays = read_npz(
         tmp_path / "latest_sweep" / "head_effects.npz", ["kl", "rfc_change", "category"]
     )
     assert arrays["kl"].shape == (3, 4, 4) and (arrays["kl"] > 0).all()
     assert np.isnan(arrays["rfc_change"][2]).all() and np.isfinite(arrays["rfc_change"][:2]).all()
-    assert not list(tmp_path.glob(".sweep*"))
+    assert not (tmp_path / sweep_module.FOLDER).exists()
 
 
 def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(folder, tmp_path):

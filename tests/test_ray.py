@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -25,8 +26,9 @@ from ray_tasks import flags, waits
 from rolecircuits.edits.plan import parse_entries
 from rolecircuits.engines import open, ray_engine
 from rolecircuits.engines.open import check_engine_arguments, open_engine
-from rolecircuits.engines.work import Item, WorkerState, folder_aside, work_arguments
+from rolecircuits.engines.work import Item, WorkerState, folder_aside
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.inputs.specs import Setting
 from rolecircuits.models import families as families_module
 from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
@@ -76,12 +78,10 @@ def test_engine_flags_are_refused_before_anything_is_loaded(tmp_path, capsys):
 
 
 def test_an_item_is_named_by_what_its_result_depends_on():
-    args = interventions.parse_args(
-        ["--seed", "1", "--output_dir", "a", "--engine", "ray", "--num_workers", "3"]
-    )
-    here = interventions.parse_args(["--seed", "1", "--output_dir", "b"])
-    other = interventions.parse_args(["--seed", "2"])
-    payloads = [{"args": work_arguments(each)} for each in (args, here, other)]
+    flags = ["--seed", "1", "--output_dir", "a", "--engine", "ray", "--num_workers", "3"]
+    here, other = ["--seed", "1", "--output_dir", "b"], ["--seed", "2"]
+    settings = [Setting.of(interventions.parse_args(each)) for each in (flags, here, other)]
+    payloads = [{"setting": asdict(setting)} for setting in settings]
     name = [Item("x", ray_tasks.wait, payload).name for payload in payloads]
     assert name[0] == name[1] != name[2]
     one, same, other = (

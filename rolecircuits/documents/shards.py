@@ -1,16 +1,19 @@
-"""A finished document is a file, <output_dir>/document_shards/<hash>.npz, named by what determines its numbers.
+"""What is kept of a captured document: a shard, <output_dir>/document_shards/<hash>.npz.
 
-The same command continues where it was stopped; a changed model, text or capture has another name.
+    turn_*  mean over the rows of a turn                 [turn, layer, head]
+    whole_* mean over the rows of all turns              [layer, head]
+    row_*   mean over heads of every row, template too   [layer, query]      NaN where undefined
+
+each for normalised and sinkfree entropy and the sink's mass, in float32.
 """
-
-import hashlib
-import json
-from pathlib import Path
 
 import numpy as np
 
-from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.runs.npz import read_npz, write_npz
+from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.batches import BATCH_TOKENS
+from rolecircuits.documents.tokens import TokenizedDocument
+from rolecircuits.models.load import LoadedModel
+from rolecircuits.runs.finished import piece_name
 from rolecircuits.stats import entropy, moments
 
 SHARDS = "document_shards"
@@ -18,47 +21,46 @@ SHARD_VERSION = 1
 VALUES = ("normalised", "sinkfree", "sink_mass")
 
 
-def shard_name(facts, document, method):
-    """The hash that names a document's shard: everything that determines its numbers."""
-    identity = {
-        "version": SHARD_VERSION,
-        "model": [
-            facts[key] for key in ("id", "revision", "weights_sha256", "tokenizer_sha256", "dtype")
-        ],
-        "capture": method,
-        "token_ids": document.prompt.token_ids,
-        "roles": document.roles,
-        "spans": document.spans,
-        "id": document.prompt.id,
-    }
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def capture_documents(loaded, documents, method, batch_size=64, batch_tokens=None):
-    """([arrays of each document, None where it failed], [(id, reason)]); the arrays are those of `document_arrays`."""
-    from rolecircuits.capture.attention import capture_attention
-
-    captured = capture_attention(
-        loaded,
-        [document.prompt for document in documents],
-        batch_size,
-        streaming=method == "streaming",
-        batch_tokens=batch_tokens,
+def shard_name(facts, document: TokenizedDocument, method):
+    """The file of a document's shard."""
+    return piece_name(
+        SHARD_VERSION,
+        facts,
+        capture=method,
+        token_ids=document.prompt.token_ids,
+        roles=document.roles,
+        spans=document.spans,
+        id=document.prompt.id,
     )
-    rows = {prompt_id: i for i, prompt_id in enumerate(captured.arrays["prompt_id"].tolist())}
-    results = [
-        document_arrays(captured.arrays, rows[d.prompt.id], d) if d.prompt.id in rows else None
-        for d in documents
-    ]
-    return results, captured.failed
 
 
-def document_arrays(arrays, i, document):
-    """What is kept of a document: {"turn_*" [turn, layer, head], "whole_*" [layer, head], "row_*" [layer, query]} float32.
+def shard_shapes(facts, document: TokenizedDocument):
+    """{array: shape} of a document's shard."""
+    n_turns, layers_heads = len(document.spans), (facts["n_layers"], facts["n_heads"])
+    shapes = {"spans": (n_turns, 2), "n_tokens": ()}
+    for name in VALUES:
+        shapes[f"turn_{name}"] = (n_turns, *layers_heads)
+        shapes[f"whole_{name}"] = layers_heads
+        shapes[f"row_{name}"] = (facts["n_layers"], document.n_tokens)
+    return shapes
 
-    turn   mean over the rows of a turn          whole  mean over the rows of all turns
-    row    mean over heads of every row of the document, template tokens too; NaN where undefined
-    """
+
+def capture_documents(loaded: LoadedModel, documents, method, batch_size=64):
+    """({id: arrays of its shard} of the captured documents, [(id, reason)] of the others)."""
+    prompts = [document.prompt for document in documents]
+    captured = capture_attention(
+        loaded, prompts, batch_size, streaming=method == "streaming", batch_tokens=BATCH_TOKENS
+    )
+    by_id = {document.prompt.id: document for document in documents}
+    shards = {
+        name: shard_arrays(captured.arrays, i, by_id[name])
+        for i, name in enumerate(captured.arrays["prompt_id"].tolist())
+    }
+    return shards, captured.failed
+
+
+def shard_arrays(arrays, i, document):
+    """The arrays of a shard, from those of a capture in which the document is prompt i."""
     n = document.n_tokens
     visible = arrays["visible_keys"][:, :n]
     keys, keys_free = visible[:, None], entropy.sinkfree_keys(visible)[:, None]
@@ -77,66 +79,3 @@ def document_arrays(arrays, i, document):
         kept[f"row_{name}"] = moments.defined_mean(np.moveaxis(values, 1, -1))
     kept = {name: values.astype(np.float32) for name, values in kept.items()}
     return kept | {"spans": np.array(document.spans, np.int64), "n_tokens": np.array(n, np.int64)}
-
-
-def array_names():
-    return [f"{part}_{name}" for part in ("turn", "whole", "row") for name in VALUES] + [
-        "spans",
-        "n_tokens",
-    ]
-
-
-def read_shard(path, document, facts):
-    """The arrays of a finished document, or None where there is none or it is damaged (said, and done again)."""
-    if not path.is_file():
-        return None
-    try:
-        arrays = read_npz(path, array_names())
-    except UserError as error:
-        print(f"note: {printable(error)}; done again")
-        return None
-    shape = (len(document.spans), facts["n_layers"], facts["n_heads"])
-    if (
-        arrays["turn_normalised"].shape != shape
-        or arrays["row_sink_mass"].shape[-1] != document.n_tokens
-    ):
-        print(f"note: {printable(path)}: does not fit its document; done again")
-        return None
-    return arrays
-
-
-def stream_documents(
-    facts, documents, folder, method, capture_batches, batch_size=64, batch_tokens=None, title=None
-):
-    """([arrays or None of each document], failed): finished shards are read, the others are captured and written.
-
-    capture_batches  function of a list of batches (positions of documents) that yields (batch, what capture_documents
-                     gives) in any order
-    """
-    from tqdm import tqdm
-
-    from rolecircuits.capture.batches import make_batches
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{shard_name(facts, d, method)}.npz" for d in documents]
-    results = [read_shard(path, d, facts) for path, d in zip(paths, documents, strict=True)]
-    todo = [i for i, arrays in enumerate(results) if arrays is None]
-    if len(todo) < len(documents):
-        print(
-            f"{len(documents) - len(todo)} of {len(documents)} documents were finished before, in {printable(folder)}"
-        )
-    failed = []
-    batches = make_batches([documents[i].n_tokens for i in todo], batch_size, batch_tokens)
-    total = sum(documents[i].n_tokens for i in todo)
-    with tqdm(
-        total=total, desc=title, unit="token", unit_scale=True, disable=title is None, leave=False
-    ) as bar:
-        for batch, (done, lost) in capture_batches([[todo[j] for j in each] for each in batches]):
-            failed += lost
-            for i, arrays in zip(batch, done, strict=True):
-                results[i] = arrays
-                if arrays is not None:
-                    write_npz(paths[i], arrays)
-            bar.update(sum(documents[i].n_tokens for i in batch))
-    return results, failed

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from output_manager import create_run
 from rolecircuits.documents.shards import VALUES, shard_name
-from rolecircuits.inputs.arguments import LATEST_DOCUMENTS
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.runs.files import write_csv, write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
@@ -13,7 +11,7 @@ from rolecircuits.stats.indices import index_values
 
 
 def document_rows(documents, results):
-    """(rows of documents.csv, rows of turns.csv): means over layers and heads; layers and heads are in documents.npz."""
+    """(rows of documents.csv, rows of turns.csv): means over layers and heads."""
     whole, turns = [], []
     for document, arrays in zip(documents, results, strict=True):
         name = {"id": document.prompt.id, "category": document.prompt.category}
@@ -26,11 +24,11 @@ def document_rows(documents, results):
 
 
 def _mean(values):
-    return float(moments.defined_mean(np.asarray(values, np.float64).reshape(-1)))
+    return float(moments.mean_rows(np.asarray(values, np.float64).reshape(-1), np.True_))
 
 
 def stacked_arrays(documents, results):
-    """documents.npz: labels, "whole_*" [document, layer, head], "turn_*" [turn, layer, head], turn_document [turn]."""
+    """documents.npz: labels, "whole_*" [document, layer, head], "turn_*" [turn, layer, head]."""
     count = [len(document.spans) for document in documents]
     arrays = {
         "document_id": np.array([d.prompt.id for d in documents]),
@@ -47,51 +45,48 @@ def stacked_arrays(documents, results):
 
 
 def index_rows(arrays):
-    """Rows of indices.csv: RFC and RSI over documents, layer by layer; none unless both needed categories are there."""
+    """Rows of indices.csv: RFC and RSI over documents, layer by layer.
+
+    None unless there are self-referent and neutral documents.
+    """
     if not all((arrays["category"] == name).any() for name in REQUIRED):
         return []
     rows = []
     for kind in ("normalised", "sinkfree"):
-        indices = index_values(
-            arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1), arrays["category"]
-        )
-        for layer in range(arrays[f"whole_{kind}"].shape[1]):
-            rows.append(
-                {"layer": layer, "kind": kind}
-                | {name: values[layer] for name, values in indices.items()}
-            )
+        layers = arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1)
+        indices = index_values(layers, arrays["category"])
+        for layer in range(layers.shape[1]):
+            values = {name: by_layer[layer] for name, by_layer in indices.items()}
+            rows.append({"layer": layer, "kind": kind} | values)
     return rows
 
 
-def save_documents(output_dir, documents, results, config):
-    """Publish the tables of the documents that were captured; returns the folder."""
+def save_documents(folder, documents, results, config):
+    """Write the tables of TokenizedDocuments and the arrays of their shards into a run's folder."""
     arrays = stacked_arrays(documents, results)
     whole, turns = document_rows(documents, results)
-    indices = index_rows(arrays)
-    if not indices:
+    write_csv(folder / "documents.csv", whole)
+    write_csv(folder / "turns.csv", turns)
+    write_npz(folder / "documents.npz", arrays)
+    if indices := index_rows(arrays):
+        write_csv(folder / "indices.csv", indices)
+    else:
         print(
-            "note: RFC and RSI need documents of the categories self_referent and neutral; indices.csv is left out"
+            "note: RFC and RSI need documents of the categories self_referent and neutral; "
+            "indices.csv is left out"
         )
-    with create_run(output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
-        write_csv(new.path / "documents.csv", whole)
-        write_csv(new.path / "turns.csv", turns)
-        write_npz(new.path / "documents.npz", arrays)
-        if indices:
-            write_csv(new.path / "indices.csv", indices)
-        facts, method = config["model"], config["capture"]["method"]
-        rows = [
-            {
-                "id": d.prompt.id,
-                "category": d.prompt.category,
-                "n_tokens": d.n_tokens,
-                "turns": [
-                    {"role": role, "span": span}
-                    for role, span in zip(d.roles, d.spans, strict=True)
-                ],
-                "shard": shard_name(facts, d, method) + ".npz",
-            }
-            for d in documents
-        ]
-        write_prompts(new.path / "documents.jsonl", rows)
-        write_json(new.path / "experiment_config.json", config)
-    return new.final
+    facts, method = config["model"], config["capture"]["method"]
+    rows = [
+        {
+            "id": d.prompt.id,
+            "category": d.prompt.category,
+            "n_tokens": d.n_tokens,
+            "turns": [
+                {"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)
+            ],
+            "shard": shard_name(facts, d, method),
+        }
+        for d in documents
+    ]
+    write_prompts(folder / "documents.jsonl", rows)
+    write_json(folder / "experiment_config.json", config)

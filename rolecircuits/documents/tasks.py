@@ -1,83 +1,134 @@
-"""Documents as work_engine tasks: the worker tokenises and captures, the driver names, writes and publishes the shards."""
+"""Documents on an engine: workers tokenise and capture; the driver keeps a shard of each document.
 
-from argparse import Namespace
-from dataclasses import asdict
+The same command continues with the documents that have no shard yet.
+"""
 
-from rolecircuits.capture.instrument import load_model
+import time
+from dataclasses import asdict, dataclass
+
+from tqdm import tqdm
+
+from deterministic import set_determinism
+from rolecircuits.capture import instrument
+from rolecircuits.capture.attention import choose_capture
+from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
-from rolecircuits.engines.work import Item, content_hash, work_arguments
+from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable
-from rolecircuits.inputs.specs import ModelSpec, model_identity
+from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.runs.finished import read_piece, write_piece
 
 
-def ready_item(texts, args):
-    """The item that makes a worker ready: model, tokens of all documents, choice and check of the capture."""
-    plain = [asdict(document) for document in texts]
-    return Item("documents", ready_task, {"args": work_arguments(args), "documents": plain})
+@dataclass
+class CapturedDocuments:
+    """All documents of a file, in its order.
+
+    facts      of the model                   how     the capture, as the config records it
+    documents  TokenizedDocuments             arrays  of their shards, None where one failed
+    failed     [(id, reason)]                 seconds of capture, loading not counted
+    """
+
+    facts: dict
+    how: dict
+    determinism: dict
+    documents: list
+    arrays: list
+    failed: list
+    seconds: float
+
+    def complete(self):
+        """(documents, arrays) of those that were captured."""
+        kept = [i for i, arrays in enumerate(self.arrays) if arrays is not None]
+        return [self.documents[i] for i in kept], [self.arrays[i] for i in kept]
 
 
-def batch_items(batches, plain, args, method, batch_tokens):
-    """One item a batch of positions; it carries its documents' tokens (`plain` as ready_task gives them)."""
-    payload = {"args": work_arguments(args), "method": method, "batch_tokens": batch_tokens}
-    parts = [[plain[i] for i in batch] for batch in batches]
-    labels = [
-        f"documents {printable(part[0]['prompt']['id'])} and {len(part) - 1} more" for part in parts
+def run_documents(engine, texts: list[Document], setting: Setting, capture, folder):
+    """CapturedDocuments of the Documents `texts`: shards in `folder` are read, the others are made.
+
+    setting  a Setting; conversations take the chat template, so only its bos is used
+    capture  auto, patterns or streaming
+    """
+    payload = {"setting": asdict(setting), "capture": capture}
+    plain = {"documents": [asdict(text) for text in texts]}
+    ready = engine.prepare(Item("documents", ready_task, payload | plain))
+    facts, documents, method = ready["facts"], ready["documents"], ready["how"]["method"]
+    if ready["why"]:
+        print(ready["why"])
+    paths = [folder / shards.shard_name(facts, document, method) for document in documents]
+    arrays = [
+        read_piece(path, shards.shard_shapes(facts, document))
+        for path, document in zip(paths, documents, strict=True)
     ]
-    return [
-        Item(label, batch_task, payload | {"documents": part})
-        for label, part in zip(labels, parts, strict=True)
-    ]
+    todo = [i for i, shard in enumerate(arrays) if shard is None]
+    if len(todo) < len(texts):
+        n = len(texts) - len(todo)
+        print(f"{n} of {len(texts)} documents were finished before, in {printable(folder)}")
+    lengths = [documents[i].n_tokens for i in todo]
+    batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS)
+    items = [batch_item([documents[todo[i]] for i in batch], payload, method) for batch in batches]
+    started = time.perf_counter()
+    place, failed = {document.prompt.id: i for i, document in enumerate(documents)}, []
+    bar = {"desc": f"{printable(setting.model.model_id)} documents", "unit": "token"}
+    with tqdm(total=sum(lengths), unit_scale=True, leave=False, **bar) as progress:
+        for item, (captured, lost) in engine.run(items):
+            failed += lost
+            for name, shard in captured.items():
+                arrays[place[name]] = shard
+                write_piece(paths[place[name]], shard)
+            progress.update(sum(len(d["prompt"]["token_ids"]) for d in item.payload["documents"]))
+    how, seconds = ready["how"] | {"engine": engine.facts()}, time.perf_counter() - started
+    return CapturedDocuments(facts, how, ready["determinism"], documents, arrays, failed, seconds)
 
 
-def ready_task(held, payload):
-    """{"identity", "facts", "documents", "method", "how", "why", "determinism"}; see `ready_item`."""
-    from deterministic import set_determinism
-    from rolecircuits.capture.attention import choose_capture
-    from rolecircuits.capture.instrument import check_streaming
+def batch_item(documents, payload, method):
+    """The Item that captures a batch of TokenizedDocuments."""
+    label = f"documents {printable(documents[0].prompt.id)} and {len(documents) - 1} more"
+    plain = [asdict(document) for document in documents]
+    return Item(label, batch_task, payload | {"capture": method, "documents": plain})
 
-    args = Namespace(**payload["args"])
-    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
+
+def ready_task(state, payload):
+    """{"identity", "facts", "documents", "how", "why", "determinism"}, kept by the worker.
+
+    documents  TokenizedDocuments    how  the capture that was chosen and its check    why  or None
+    """
+    setting = Setting.from_plain(payload["setting"])
+    loaded = model_of(state, setting)
 
     def make():
         texts = [
-            Document(d["id"], d["category"], tuple(map(tuple, d["turns"])))
-            for d in payload["documents"]
+            Document(plain["id"], plain["category"], tuple(map(tuple, plain["turns"])))
+            for plain in payload["documents"]
         ]
-        tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in texts]
-        prompts = [document.prompt for document in tokenized]
+        documents = [tokenize_document(text, loaded.tokenizer, setting.form.bos) for text in texts]
+        prompts = [document.prompt for document in documents]
         method, _, why = choose_capture(
-            args.capture, "none", prompts, loaded.facts, args.batch_size
+            payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
-        how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
-        answer = {
+        checked = instrument.check_streaming(loaded) if method == "streaming" else {}
+        return {
             "identity": model_identity(loaded.facts),
             "facts": loaded.facts,
-            "method": method,
-            "how": how,
+            "documents": documents,
+            "how": {"method": method} | checked,
             "why": why,
+            "determinism": set_determinism(setting.seed),
         }
-        plain = [asdict(document) for document in tokenized]
-        return answer | {"documents": plain, "determinism": set_determinism(args.seed)}
 
-    return held.state(content_hash(payload), make)
+    return state.state(content_hash(payload), make)
 
 
-def batch_task(held, payload):
-    """(arrays of each document or None, [(id, reason)] of those that failed), as documents.capture_documents gives them."""
-    from deterministic import set_determinism
-    from rolecircuits.capture.tokens import TokenizedPrompt
-
-    args = Namespace(**payload["args"])
-    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
-    some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
-    set_determinism(args.seed)
-    return shards.capture_documents(
-        loaded, some, payload["method"], args.batch_size, payload["batch_tokens"]
-    )
+def batch_task(state, payload):
+    """What `shards.capture_documents` gives for the documents of the payload."""
+    setting = Setting.from_plain(payload["setting"])
+    loaded = model_of(state, setting)
+    documents = [TokenizedDocument.from_plain(plain) for plain in payload["documents"]]
+    set_determinism(setting.seed)
+    return shards.capture_documents(loaded, documents, payload["capture"], setting.batch_size)
 
 
-def from_plain(plain, kind=Namespace):
-    """A TokenizedDocument of what ready_task gave; the driver, which imports no torch for it, needs no TokenizedPrompt."""
-    return TokenizedDocument(kind(**plain["prompt"]), plain["roles"], plain["spans"])
+def model_of(state, setting):
+    """The worker's LoadedModel, loaded where it holds another."""
+    return state.model(setting.model, lambda: instrument.load_model(setting.model, setting.seed))

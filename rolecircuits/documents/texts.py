@@ -1,15 +1,10 @@
-"""Stream long texts and conversations through a model: entropies of each document and of each of its turns.
+"""Long texts and conversations from a file, checked before a model is loaded. No torch.
 
-    {"id": "d1", "category": "neutral", "text": "..."}                                  a text, fed raw (BOS as --bos says)
-    {"id": "c1", "messages": [{"role": "user", "content": "..."}, ...]}                 a conversation, in the chat template
+    {"id": "d1", "category": "neutral", "text": "..."}
+    {"id": "c1", "messages": [{"role": "user", "content": "..."}, ...]}
 
-One JSON object a line; `category` (one of the four) is optional, and RFC and RSI over documents need it. The rows of a turn are
-those of its own content; the rows of a document are those of all of its turns. Values are means over rows, then over heads:
-
-    normalised  H / ln(visible keys)     sinkfree  the same without key 0     sink_mass  attention on key 0
-
-Every finished document is a shard, <output_dir>/document_shards/<hash>.npz, named by what determines its numbers: model,
-dtype, capture, tokens and turns. The same command continues where it was stopped; a changed model or text has another name.
+One JSON object a line. A text is fed raw (BOS as --bos says), a conversation in the chat template.
+`category` (one of the four) is optional; RFC and RSI over documents need it.
 
     python activation_analysis.py --documents FILE.jsonl --capture streaming
 """
@@ -17,16 +12,17 @@ dtype, capture, tokens and turns. The same command continues where it was stoppe
 from dataclasses import dataclass
 from pathlib import Path
 
+from rolecircuits.inputs.arguments import check_text
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.files import parse_strict_json
+from rolecircuits.inputs.files import parse_strict_json, read_text
 
 FIELDS = ("id", "category", "text", "messages")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One line of the file: `turns` is ((role, content), ...); a text is one turn with the role "text"."""
+    """One line of the file: turns ((role, content), ...); a text is one turn of role "text"."""
 
     id: str
     category: str
@@ -40,21 +36,7 @@ class Document:
 def read_documents(path):
     """Documents of a JSONL file, checked; a UserError names file, line and field."""
     path, flag = Path(path), "--documents"
-    try:
-        if not path.is_file():
-            why = (
-                "is a folder"
-                if path.is_dir()
-                else "is not a regular file"
-                if path.exists()
-                else "no such file"
-            )
-            raise UserError(f"{flag} {path}: {why}")
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"{flag} {str(path)[:200]}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}") from error
+    lines = read_text(path, flag).split("\n")
     documents, seen = [], {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -75,7 +57,8 @@ def read_documents(path):
 def _read_document(value, where):
     if not isinstance(value, dict):
         raise UserError(
-            f"{where}: is a {type(value).__name__}; it must be an object with id and text or messages"
+            f"{where}: is a {type(value).__name__}; it must be an object with id and text or "
+            "messages"
         )
     for name in value:
         if name not in FIELDS:
@@ -86,7 +69,8 @@ def _read_document(value, where):
     category = value.get("category", "")
     if "category" in value and category not in CATEGORIES:
         raise UserError(
-            f"{where}: category {printable(category)!r}; allowed are {', '.join(CATEGORIES)}, or none"
+            f"{where}: category {printable(category)!r}; allowed are {', '.join(CATEGORIES)}, or "
+            "none"
         )
     if ("text" in value) == ("messages" in value):
         raise UserError(f"{where}: must have either text or messages")
@@ -111,5 +95,4 @@ def _read_document(value, where):
 def _check_text(text, where):
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where} must be a text that is not empty")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise UserError(f"{where} holds half a surrogate pair, which is not a character")
+    check_text(text, where)

@@ -1,242 +1,244 @@
 """A model, its unedited pass, and every edit of a plan measured against it."""
 
 import time
-from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
 
 from deterministic import prepare_environment, set_determinism
-from rolecircuits.capture.instrument import load_model
+from rolecircuits.capture import instrument
+from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.batches import Rows, make_batches
+from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
+from rolecircuits.edits.donors import collect_donors, edited_prompts
+from rolecircuits.edits.effects import BaseDistribution
+from rolecircuits.edits.hooks import prepare_edit
+from rolecircuits.edits.plan import (
+    Entry,
+    check_against_model,
+    controls_of,
+    draw_controls,
+    parse_entries,
+)
 from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import collector_paused
-from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
+from rolecircuits.inputs.files import follow_links
+from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.models.architecture import check_architecture
+from rolecircuits.models.load import LoadedModel
+from rolecircuits.models.source import locate_model, pin_revision, read_config
+from rolecircuits.runs.files import read_json
+from rolecircuits.stats.indices import layer_values
 
 BASELINE = "baseline"
 
 
-def load_checked(plan, args):
-    """The model that the flags name, after its config has shown that it has the layers and heads of the plan."""
-    if plan:
-        prepare_environment()
-        with collector_paused():
-            from rolecircuits.edits.plan import check_against_model
-            from rolecircuits.models.architecture import check_architecture
-            from rolecircuits.models.source import locate_model, pin_revision, read_config
+def plan_payload(setting: Setting, prompts: list[Prompt], plan: list[Entry], controls):
+    """The payload of both tasks, as JSON data.
 
-        source = locate_model(args.model_id)
-        config = read_config(source, pin_revision(source, args.revision), args.trust_remote_code)
-        check_architecture(args.model_id, config)
-        text = config.get_text_config()
-        check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, args.model_id)
-        for each in plan:
-            if getattr(each, "source", None):
-                resolve_source(each.source)
-    return load_model(ModelSpec.of(args), args.seed)
+    controls  random control heads a candidate, for a plan that has none
+    """
+    return {
+        "setting": asdict(setting),
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "plan": [entry.model_dump() for entry in plan],
+        "controls": controls,
+    }
 
 
-def unedited_task(held, payload):
-    """work_engine task: the unedited pass and all that the driver must know of the model, as plain data."""
-    bench = hold_bench(held, payload)
+def unedited_task(state, payload):
+    """The unedited pass, and all that the driver must know of the model, as plain data."""
+    bench, timings = bench_of(state, payload)
     return {
         "identity": model_identity(bench.loaded.facts),
         "facts": bench.loaded.facts,
-        "prompts": [asdict(p) for p in bench.tokenized],
+        "prompts": [asdict(prompt) for prompt in bench.tokenized],
         "entries": {entry.name: entry.model_dump() for entry in bench.entries},
         "notes": bench.notes,
         "arrays": bench.clean.arrays,
         "determinism": bench.determinism,
-        "timings": bench.timings,
+        "timings": timings,
     }
 
 
-def edit_task(held, payload):
-    """work_engine task: the entry that payload["entry"] names, by its folder."""
-    return hold_bench(held, payload).measure(payload["entry"])
+def edit_task(state, payload):
+    """What `Bench.measure` gives for the entry whose name is payload["entry"]."""
+    return bench_of(state, payload)[0].measure(payload["entry"])
 
 
-def hold_bench(held, payload):
-    """The Bench of a payload, made where the worker does not hold it yet."""
-    from rolecircuits.edits.plan import parse_entries
-
-    args, plan = Namespace(**payload["args"]), parse_entries(payload["plan"], "plan")
-    started = time.perf_counter()
-    loaded = held.model(ModelSpec.of(args), lambda: load_checked(plan, args))
+def bench_of(state, payload):
+    """(Bench of a payload, {"load_s": seconds}), made where the worker has another."""
+    setting = Setting.from_plain(payload["setting"])
+    plan, started = parse_entries(payload["plan"], "plan"), time.perf_counter()
+    loaded = state.model(setting.model, lambda: load_checked(plan, setting))
     timings = {"load_s": time.perf_counter() - started}
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
-    key = content_hash([payload[name] for name in ("args", "prompts", "plan")])
-    return held.state(key, lambda: Bench(loaded, prompts, plan, args, timings))
+    key = content_hash({name: payload[name] for name in payload if name != "entry"})
+    make = lambda: Bench(loaded, prompts, plan, setting, payload["controls"])  # noqa: E731
+    return state.state(key, make), timings
+
+
+def load_checked(plan: list[Entry], setting: Setting):
+    """The model of a setting, once its config has shown that it has the plan's layers and heads."""
+    spec = setting.model
+    if plan:
+        prepare_environment()
+        source = locate_model(spec.model_id)
+        config = read_config(source, pin_revision(source, spec.revision), spec.trust_remote_code)
+        check_architecture(spec.model_id, config)
+        text = config.get_text_config()
+        check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, spec.model_id)
+    for entry in plan:
+        if source := getattr(entry, "source", None):
+            resolve_source(source)
+    return instrument.load_model(spec, setting.seed)
 
 
 class Bench:
     """A loaded model, its unedited pass, and what the edits of a plan are made of.
 
-    The blocks below an edited layer give what they gave in the unedited pass, so an edited pass starts at its layer.
+    The blocks below an edited layer give what they gave in the unedited pass, so an edited pass
+    starts at its layer, where the architecture allows it.
     """
 
-    def __init__(self, loaded, prompts, plan, args, timings=None):
-        from rolecircuits.capture.attention import capture_clean
-        from rolecircuits.capture.tokens import tokenize_prompts
-        from rolecircuits.edits.donors import collect_donors
-        from rolecircuits.edits.effects import BaseDistribution
-        from rolecircuits.edits.plan import check_against_model
-
-        self.loaded, self.args, self.timings = loaded, args, dict(timings or {})
-        check_against_model(plan, loaded.n_layers, loaded.n_heads, args.model_id)
-        self.determinism = set_determinism(args.seed)
-        self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
-        self.entries, self.notes = complete_plan(plan, loaded, self.tokenized, args)
-        other = lambda source: load_source(source, args)  # noqa: E731
-        self.donors = collect_donors(
-            loaded, self.tokenized, self.entries, args.seed, args.batch_size, other
-        )
-        layers = sorted({entry.layer for entry in self.entries})
-        base, self.clean = capture_clean(loaded, self.tokenized, layers, args.batch_size, BASELINE)
+    def __init__(self, loaded: LoadedModel, prompts, plan, setting: Setting, controls=0):
+        check_against_model(plan, loaded.n_layers, loaded.n_heads, setting.model.model_id)
+        self.loaded, self.setting = loaded, setting
+        self.determinism = set_determinism(setting.seed)
+        self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
+        self.entries, self.notes = add_controls(plan, loaded.n_heads, controls, setting.seed)
+        self.notes += notes_on(self.entries, self.tokenized, setting.seed)
+        self.donors = donors_for(loaded, self.tokenized, self.entries, setting)
+        layers, size = sorted({entry.layer for entry in self.entries}), setting.batch_size
+        base, self.clean = capture_clean(loaded, self.tokenized, layers, size, BASELINE)
         check_complete(base, BASELINE)
-        self.resumes = resumes_exactly(
-            loaded, self.tokenized, base, self.clean, layers[-1:], args.batch_size
-        )
         self.distribution = BaseDistribution(base.logits)
+        sides = base, self.clean
+        self.starts_inside = starts_exactly(loaded, self.tokenized, *sides, layers[-1], size)
 
     def measure(self, name):
-        """One edit: {"arrays" of attention.npz, "measured": what effects.effect_rows takes, less its values}."""
-        from rolecircuits.capture.attention import capture_attention
-        from rolecircuits.edits.donors import edited_prompts
-        from rolecircuits.edits.hooks import prepare_edit
-        from rolecircuits.edits.plan import controls_of
+        """One edit: {"arrays" of attention.npz, "measured"}.
 
+        measured  what effects.effect_rows takes, less its values
+        """
         entry = next(entry for entry in self.entries if entry.name == name)
-        edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
-        start = (entry.layer, self.clean) if self.resumes else None
-        batch = self.args.batch_size
+        start = (entry.layer, self.clean) if self.starts_inside else None
         captured = capture_attention(
-            self.loaded, self.tokenized, batch, edits, want_logits=True, start=start
+            self.loaded,
+            self.tokenized,
+            self.setting.batch_size,
+            edits_for(prepare_edit(entry, self.donors), self.tokenized),
+            want_logits=True,
+            start=start,
         )
         check_complete(captured, name)
-        edited = edited_prompts(entry, self.tokenized, self.args.seed)
-        controls = (
-            [control.name for control in controls_of(entry, self.entries)]
-            if entry.role == "candidate"
-            else []
-        )
-        labels = {
-            "role": entry.role,
-            "type": entry.type,
-            "layer": entry.layer,
-            "head": " ".join(map(str, entry.head_list)),
-            "method": entry.method,
-            "controls": " ".join(controls),
+        edited = edited_prompts(entry, self.tokenized, self.setting.seed)
+        effects = {
+            metric: np.where(edited, values, np.nan)  # NaN for prompts that it does not touch
+            for metric, values in self.distribution.effects(captured.logits).items()
         }
-        effects = effects_of(self.distribution, captured.logits, edited)
-        measured = {
-            "effects": effects,
-            "layer": entry.layer,
-            "controls": controls,
-            "labels": labels,
-        }
-        return {"arrays": captured.arrays, "measured": measured}
+        is_candidate = entry.role == "candidate"
+        controls = [c.name for c in controls_of(entry, self.entries)] if is_candidate else []
+        labels = {"role": entry.role, "type": entry.type, "layer": entry.layer}
+        labels |= {"head": " ".join(map(str, entry.head_list)), "method": entry.method}
+        labels |= {"controls": " ".join(controls)}
+        measured = {"effects": effects, "layer": entry.layer, "controls": controls}
+        return {"arrays": captured.arrays, "measured": measured | {"labels": labels}}
 
 
-def complete_plan(plan, loaded, tokenized, args):
-    """(entries, notes): the plan with controls, and what a reader must know about it."""
-    from rolecircuits.edits.donors import edited_prompts
-    from rolecircuits.edits.plan import controls_of, draw_controls
+def add_controls(plan: list[Entry], n_heads, n_controls, seed):
+    """(entries, notes): the plan, with drawn controls where it brings none."""
+    if not n_controls or any(entry.role == "control" for entry in plan):
+        return list(plan), []
+    drawn, taken = draw_controls(plan, n_heads, n_controls, seed), {e.name for e in plan}
+    note = (
+        f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {seed}"
+    )
+    return [*plan, *(entry for entry in drawn if entry.name not in taken)], [note]
 
-    entries, notes = list(plan), []
-    if args.controls and not any(entry.role == "control" for entry in plan):
-        drawn = draw_controls(plan, loaded.n_heads, args.controls, args.seed)
-        taken = {entry.name for entry in plan}
-        entries += [entry for entry in drawn if entry.name not in taken]
-        notes.append(
-            f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {args.seed}"
-        )
+
+def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed):
+    """What a reader must know about a plan; an entry that would edit no prompt is refused."""
+    notes, n_paired = [], sum(prompt.pair_id >= 0 for prompt in tokenized)
     for entry in entries:
-        edited = edited_prompts(entry, tokenized, args.seed)
+        edited = edited_prompts(entry, tokenized, seed)
         if not edited.any():
             raise UserError(
-                f"{entry.name}: no prompt has a partner of the same length; there is nothing to patch from"
+                f"{entry.name}: no prompt has a partner of the same length; there is nothing to "
+                "patch from"
             )
-        if entry.method == "resample" and not edited.all():
+        alone, unequal = (~edited).sum(), n_paired - edited.sum()
+        if entry.method == "resample" and alone:
             notes.append(
-                f"{entry.name}: {(~edited).sum()} prompts have no other of their length and stay unedited"
+                f"{entry.name}: {alone} prompts have no other of their length and stay unedited"
             )
-        if entry.method == "paired":
-            paired = sum(p.pair_id >= 0 for p in tokenized)
-            if edited.sum() < paired:
-                notes.append(
-                    f"{entry.name}: {paired - edited.sum()} prompts of unequal pairs stay unedited"
-                )
-    alone = [e.name for e in entries if e.role == "candidate" and not controls_of(e, entries)]
-    if alone:
-        notes.append(f"without matched controls (no p-value): {', '.join(alone)}")
-    return entries, notes
+        if entry.method == "paired" and unequal > 0:
+            notes.append(f"{entry.name}: {unequal} prompts of unequal pairs stay unedited")
+    lonely = [e.name for e in entries if e.role == "candidate" and not controls_of(e, entries)]
+    if lonely:
+        notes.append(f"without matched controls (no p-value): {', '.join(lonely)}")
+    return notes
 
 
-def load_source(source, args):
-    """The other model of a patch: a model id or folder, or a run folder whose config names the model."""
-    model_id, revision = resolve_source(source)
-    return load_model(ModelSpec(model_id, revision, args.dtype, args.device, args.device_map))
+def donors_for(loaded: LoadedModel, tokenized, entries, setting: Setting):
+    """The Donors of these entries; the other model of a patch runs where and as this one does."""
+
+    def load(source):
+        model_id, revision = resolve_source(source)
+        spec = replace(setting.model, model_id=model_id, revision=revision, trust_remote_code=False)
+        return instrument.load_model(spec)
+
+    return collect_donors(loaded, tokenized, entries, setting.seed, setting.batch_size, load)
 
 
 def resolve_source(source):
-    """(model id, revision) of a patch's source; refused where a run folder names no model, or the model is not there."""
-    from rolecircuits.inputs.files import follow_links
-    from rolecircuits.models.source import locate_model, pin_revision
-    from rolecircuits.runs.files import read_json
-
+    """(model id, revision) of a patch's source: a model, or a run folder whose config names one."""
+    where, config = (
+        f"source {printable(source)[:200]}",
+        follow_links(source) / "experiment_config.json",
+    )
     model_id, revision = source, None
     try:
-        config = follow_links(source) / "experiment_config.json"
         if config.is_file():
             facts = read_json(config)["model"]
             model_id, revision = facts["id"], facts.get("revision")
         named = isinstance(model_id, str) and isinstance(revision, str | None)
-    except (UserError, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         named = False
     if not named:
-        raise UserError(
-            f"source {printable(source)[:200]}: is no model, and no experiment_config.json in it names one"
-        )
+        raise UserError(f"{where}: is no model, and no experiment_config.json in it names one")
     try:
         pin_revision(locate_model(model_id), revision)
     except UserError as error:
-        raise UserError(f"source {printable(source)[:200]}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     return model_id, revision
 
 
 def edits_for(prepare, tokenized):
     """A function of a batch's prompt positions for `capture_attention`."""
-    from rolecircuits.capture.batches import Rows
-
     return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
 
 
-def resumes_exactly(loaded, tokenized, base, clean, layers, batch_size):
-    """True if a pass that starts at these layers gives the logits of the whole pass, bit for bit.
+def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_size):
+    """True if a pass that starts at this layer gives the logits of the whole pass, bit for bit.
 
-    False for an architecture whose blocks hand on more than the residual: then every pass runs whole.
+    False for an architecture whose blocks hand on more than the residual: every pass runs whole.
     """
-    import numpy as np
-
-    from rolecircuits.capture.attention import capture_attention
-    from rolecircuits.capture.batches import make_batches
-
     chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
+    part = type(clean)(
+        {name: a if name == "visible_keys" else a[chosen] for name, a in clean.arrays.items()},
+        {layer: clean.residuals[layer][chosen]},
+        clean.as_tuple,
+    )
     few = [tokenized[i] for i in chosen]
-    for layer in layers:
-        part = type(clean)(
-            {name: a if name == "visible_keys" else a[chosen] for name, a in clean.arrays.items()},
-            {layer: clean.residuals[layer][chosen]},
-            clean.as_tuple,
-        )
-        again = capture_attention(loaded, few, batch_size, want_logits=True, start=(layer, part))
-        if not np.array_equal(again.logits, base.logits[chosen]):
-            return False
-    return True
+    again = capture_attention(loaded, few, batch_size, want_logits=True, start=(layer, part))
+    return np.array_equal(again.logits, base.logits[chosen])
 
 
 def check_complete(captured, name):
-    """Every prompt must be measured in every run, or the runs cannot be compared prompt by prompt."""
+    """Every prompt must be measured in every run, or they cannot be compared prompt by prompt."""
     if captured.failed:
         prompt_id, reason = captured.failed[0]
         raise RunFailed(
@@ -244,19 +246,21 @@ def check_complete(captured, name):
         )
 
 
-def normalised_values(arrays, config):
-    """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer]."""
-    from rolecircuits.runs.arrays import Run
-    from rolecircuits.stats.indices import layer_values
+@dataclass
+class MeasuredRows:
+    """What the normalised value of a prompt needs of a run; see stats.indices.prompt_values."""
 
-    return layer_values(Run(path=None, config=config, **arrays), "normalised")
+    entropy: np.ndarray
+    visible_keys: np.ndarray
+    n_tokens: np.ndarray
+    span: np.ndarray
+    prompt_format: ClassVar[str] = "raw"  # of no account: normalised values take no other rows
 
 
-def effects_of(distribution, logits, edited):
-    """`BaseDistribution.effects`, NaN for prompts that the edit does not touch (edited [prompt] bool)."""
-    import numpy as np
+def normalised_values(arrays):
+    """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer].
 
-    return {
-        metric: np.where(edited, values, np.nan)
-        for metric, values in distribution.effects(logits).items()
-    }
+    arrays  entropy, visible_keys, n_tokens and span, as in attention.npz
+    """
+    names = ("entropy", "visible_keys", "n_tokens", "span")
+    return layer_values(MeasuredRows(*(arrays[name] for name in names)), "normalised")

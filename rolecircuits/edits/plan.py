@@ -1,23 +1,25 @@
 """What may be done to a model: the interventions of a plan file, checked before a model is touched.
 
-    {"schema_version": 1, "source": {...}, "selection": [...],
-     "interventions": [{"type": "head", "layer": 29, "head": 26, "method": "zero_out", "role": "candidate"}, ...]}
+    {"schema_version": 1, "source": {...}, "selection": [...], "interventions": [
+      {"type": "head", "layer": 29, "head": 26, "method": "zero_out", "role": "candidate"}, ...]}
 
     type         method                                       folder
     head         zero_out half_out scale mean resample        sh_29_26_zero_out
     layer_heads  the same; head: null (all) or a list         ah_12_mean, ah_12_3-5_mean
     mlp          zero_out mean                                mlp_3_zero_out
     pattern      uniform random; head: one, a list or null    pattern_5_2_uniform, pattern_5_uniform
-    patch        paired other_model; component head layer mlp patch_5_2_paired, patch-mlp_5_paired, patch-layer_5_paired
+    patch        paired other_model; component head, mlp or   patch_5_2_paired, patch-mlp_5_paired,
+                 layer                                        patch-layer_5_paired
     steer        add project_out                              steer_12_add_4, steer_12_project_out
 
-source, selection and note say where the plan came from; analyze_results.py writes them, nothing here reads them.
+source, selection and note say where the plan came from; analyze_results.py writes them, nothing
+here reads them.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Union, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rolecircuits.edits.candidates import draw_control_heads
 from rolecircuits.inputs.errors import UserError, printable
@@ -26,7 +28,8 @@ from rolecircuits.inputs.files import read_strict_json
 SCHEMA_VERSION = 1
 ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
 HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
-FACTORS = {"zero_out": 0.0, "half_out": 0.5}
+FACTORS = {"zero_out": 0.0, "half_out": 0.5}  # what a head's or an MLP's output is multiplied by
+FROM_OTHERS = ("resample", "paired", "other_model")  # activations of another prompt or model
 Index = Annotated[int, Field(ge=0, le=100_000)]
 Heads = Annotated[list[Index], Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -49,27 +52,28 @@ class Entry(BaseModel):
         return [] if head is None else [head] if isinstance(head, int) else list(head)
 
     @property
-    def stem(self):
+    def place(self):
         """<type>_<layer>_<head>: what is edited, without how."""
         heads = "-".join(map(str, self.head_list))
         return "_".join(part for part in (self.prefix, str(self.layer), heads) if part)
 
     @property
-    def grade(self):
+    def change(self):
         """How it is edited: the method and its number."""
-        return "_".join(part for part in (self.method, self.suffix) if part)
+        return self.method
 
     @property
     def name(self):
         """The folder: <type>_<layer>_<head>_<method>."""
-        return f"{self.stem}_{self.grade}"
+        return f"{self.place}_{self.change}"
 
     @property
-    def suffix(self):
-        return ""
+    def targets(self):
+        """The candidates that a control names; [] for one that is for every candidate."""
+        return [self.control_for] if isinstance(self.control_for, str) else self.control_for or []
 
     def problem(self):
-        """What is wrong between fields; nothing here."""
+        """What is wrong between the fields, or None."""
 
 
 class HeadEntry(Entry):
@@ -78,22 +82,14 @@ class HeadEntry(Entry):
     method: HEAD_METHODS
     factor: Number | None = None
     prefix: ClassVar[str] = "sh"
+    component: ClassVar[str] = "head"
 
     @property
-    def suffix(self):
-        return f"{self.factor:g}" if self.method == "scale" else ""
-
-    @property
-    def scale(self):
-        """What the head's output is multiplied by; None for mean and resample."""
-        return self.factor if self.method == "scale" else FACTORS.get(self.method)
+    def change(self):
+        return f"scale_{self.factor:g}" if self.method == "scale" else self.method
 
     def problem(self):
-        if (self.method == "scale") != (self.factor is not None):
-            return f"method {self.method} " + (
-                "needs factor, a number" if self.factor is None else "takes no factor"
-            )
-        return None
+        return needed(self, "factor", self.method == "scale", "a number")
 
 
 class LayerHeadsEntry(HeadEntry):
@@ -106,6 +102,7 @@ class MlpEntry(Entry):
     type: Literal["mlp"]
     method: Literal["zero_out", "mean"]
     prefix: ClassVar[str] = "mlp"
+    component: ClassVar[str] = "mlp"
 
 
 class PatternEntry(Entry):
@@ -129,14 +126,8 @@ class PatchEntry(Entry):
     def problem(self):
         if self.component != "head" and self.head is not None:
             return f"head is {shown(self.head)}; component {self.component} takes no head"
-        if (self.method == "other_model") != (self.source is not None):
-            needs = (
-                "needs source, a model id or a run folder"
-                if self.source is None
-                else "takes no source"
-            )
-            return f"method {self.method} {needs}"
-        return None
+        what = "a model id or a run folder"
+        return needed(self, "source", self.method == "other_model", what)
 
 
 class SteerEntry(Entry):
@@ -144,30 +135,36 @@ class SteerEntry(Entry):
     method: Literal["add", "project_out"]
     alpha: Number | None = None
     prefix: ClassVar[str] = "steer"
+    component: ClassVar[str] = "layer"
 
     @property
-    def suffix(self):
-        return f"{self.alpha:g}" if self.method == "add" else ""
+    def change(self):
+        return f"add_{self.alpha:g}" if self.method == "add" else self.method
 
     def problem(self):
-        if (self.method == "add") != (self.alpha is not None):
-            return f"method {self.method} " + (
-                "needs alpha, a number" if self.alpha is None else "takes no alpha"
-            )
+        return needed(self, "alpha", self.method == "add", "a number")
+
+
+ENTRIES = {
+    "head": HeadEntry,
+    "layer_heads": LayerHeadsEntry,
+    "mlp": MlpEntry,
+    "pattern": PatternEntry,
+    "patch": PatchEntry,
+    "steer": SteerEntry,
+}
+
+
+def needed(entry, field, wanted, what):
+    """What is wrong if a field is there although the method takes none, or the other way round."""
+    given = getattr(entry, field) is not None
+    if given == wanted:
         return None
-
-
-ENTRIES = {"head": HeadEntry, "layer_heads": LayerHeadsEntry, "mlp": MlpEntry}
-
-
-ENTRIES |= {"pattern": PatternEntry, "patch": PatchEntry, "steer": SteerEntry}
-
-
-ANY_ENTRY = TypeAdapter(Annotated[Union[tuple(ENTRIES.values())], Field(discriminator="type")])  # noqa: UP007
+    return f"method {entry.method} " + (f"needs {field}, {what}" if wanted else f"takes no {field}")
 
 
 def read_plan(path, flag="--config_file"):
-    """The entries of a plan file, each valid by itself and different from the others; UserError says what is not."""
+    """The entries of a plan file, each valid by itself and different from the others."""
     path = Path(path)
     root = read_strict_json(path, flag)
     where = f"{flag} {path}"
@@ -182,7 +179,8 @@ def read_plan(path, flag="--config_file"):
             )
     if type(root.get("schema_version")) is not int or root["schema_version"] != SCHEMA_VERSION:
         raise UserError(
-            f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads 1"
+            f"{where}: schema_version is {shown(root.get('schema_version'))}; this version reads "
+            f"{SCHEMA_VERSION}"
         )
     if root.get("interventions") == [] and isinstance(root.get("note"), str):
         raise UserError(
@@ -199,23 +197,21 @@ def parse_entries(items, where):
         )
     entries = [parse_entry(item, f"{where}: interventions[{i}]") for i, item in enumerate(items)]
     names = [entry.name for entry in entries]
-    for i, name in enumerate(names):
+    for i, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        place = f"{where}: interventions[{i}]"
         if name in names[:i]:
+            raise UserError(f"{place} and [{names.index(name)}] are both {name}; keep one of them")
+        if len(name) > MAX_NAME:
             raise UserError(
-                f"{where}: interventions[{i}] and [{names.index(name)}] are both {name}; keep one of them"
+                f"{place}.head lists {len(entry.head_list)} heads, too many for the name of a "
+                "folder; head: null takes all heads of the layer"
             )
-    for i, entry in enumerate(entries):
-        if len(entry.name) > MAX_NAME:
-            raise UserError(
-                f"{where}: interventions[{i}].head lists {len(entry.head_list)} heads, too many for the name of a folder; "
-                "head: null takes all heads of the layer"
-            )
-        for target in control_targets(entry):
-            if not any(serves(entry, target, other) for other in entries):
+        for target in entry.targets:
+            if not any(names_candidate(entry, target, other) for other in entries):
                 known = ", ".join(e.name for e in entries if e.role == "candidate")
                 raise UserError(
-                    f"{where}: interventions[{i}].control_for is {shown(target)}: no candidate of this plan has that name "
-                    f"and method {entry.grade}; its candidates are {known or 'none'}"
+                    f"{place}.control_for is {shown(target)}: no candidate of this plan has that "
+                    f"name and method {entry.change}; its candidates are {known or 'none'}"
                 )
     return entries
 
@@ -228,15 +224,14 @@ def parse_entry(item, where):
     if not isinstance(kind, str) or kind not in ENTRIES:
         raise UserError(f"{where}.type is {shown(kind)}; allowed are {', '.join(ENTRIES)}")
     fields = ENTRIES[kind].model_fields
-    unknown = next(
-        (key for key in item if key not in fields), None
-    )  # here: pydantic stops at half a surrogate pair
-    if unknown is not None:
-        raise UserError(
-            f"{where}: unknown key {printable(unknown)!r} (groups cannot be nested); type {kind} has {', '.join(fields)}"
-        )
+    for key in item:  # not left to pydantic, which stops at half a surrogate pair
+        if key not in fields:
+            raise UserError(
+                f"{where}: unknown key {printable(key)!r} (groups cannot be nested); type {kind} "
+                f"has {', '.join(fields)}"
+            )
     try:
-        entry = ANY_ENTRY.validate_python(item)
+        entry = ENTRIES[kind].model_validate(item)
     except ValidationError as error:
         raise UserError(f"{where}{describe_error(error.errors()[0], kind)}") from error
     problem = entry.problem()
@@ -251,21 +246,19 @@ def parse_entry(item, where):
 
 def describe_error(error, kind):
     """pydantic's first complaint as field, value and what is allowed."""
-    field = ".".join(str(part) for part in error["loc"][1:2])
-    fields = ENTRIES[kind].model_fields
+    field = str(error["loc"][0])
     if error["type"] == "missing":
         return f".{field} is missing; type {kind} needs it"
-    allowed = get_args(fields[field].annotation)
+    value = f".{field} is {shown(error['input'])}"
     if "literal" in error["type"]:
-        return f".{field} is {shown(error['input'])}; allowed are {', '.join(map(str, allowed))}"
-    if field in ("layer", "head"):
-        what = "a whole number from 0"
-        if kind in ("layer_heads", "pattern", "patch") and field == "head":
-            what = "null or a list of whole numbers from 0" + (
-                ", or one" if kind != "layer_heads" else ""
-            )
-        return f".{field} is {shown(error['input'])}; it must be {what}"
-    return f".{field} is {shown(error['input'])}: {printable(error['msg'])}"
+        allowed = get_args(ENTRIES[kind].model_fields[field].annotation)
+        return f"{value}; allowed are {', '.join(map(str, allowed))}"
+    if field == "layer" or (field == "head" and kind == "head"):
+        return f"{value}; it must be a whole number from 0"
+    if field == "head":
+        one = "" if kind == "layer_heads" else ", or one"
+        return f"{value}; it must be null or a list of whole numbers from 0{one}"
+    return f"{value}: {printable(error['msg'])}"
 
 
 def shown(value):
@@ -279,45 +272,42 @@ def shown(value):
     return repr(printable(value)[:60]) if isinstance(value, str) else str(value).lower()
 
 
-def control_targets(entry):
-    """The candidates that a control names; [] for one that serves every candidate."""
-    return (
-        [entry.control_for] if isinstance(entry.control_for, str) else list(entry.control_for or [])
-    )
+def names_candidate(control, target, candidate):
+    """True if `target`, one of a control's targets, means this candidate.
 
-
-def serves(control, target, candidate):
-    """True if `target` of a control's control_for means this candidate: its folder name, or that without the method
-    (sh_29_26) where candidate and control are edited in the same way."""
+    It is the candidate's folder name, or that without the method (sh_29_26) where candidate and
+    control are edited in the same way.
+    """
     if candidate.role != "candidate":
         return False
-    return target == candidate.name or (
-        target == candidate.stem and control.grade == candidate.grade
-    )
+    same = candidate.place if control.change == candidate.change else candidate.name
+    return target in (candidate.name, same)
 
 
 def controls_of(candidate, entries):
-    """The control entries of a candidate: those that name it, and unnamed ones of the same type and method."""
-    found = []
-    for entry in entries:
-        targets = control_targets(entry)
-        unnamed = not targets and (entry.type, entry.grade) == (candidate.type, candidate.grade)
-        if entry.role == "control" and (
-            unnamed or any(serves(entry, target, candidate) for target in targets)
-        ):
-            found.append(entry)
-    return found
+    """The controls of a candidate: those that name it, and unnamed ones of its type and method."""
+    kind = (candidate.type, candidate.change)
+    return [
+        entry
+        for entry in entries
+        if entry.role == "control"
+        and (
+            any(names_candidate(entry, target, candidate) for target in entry.targets)
+            or (not entry.targets and (entry.type, entry.change) == kind)
+        )
+    ]
 
 
 def check_against_model(entries, n_layers, n_heads, model_id):
-    """Refuse the first entry whose layer or head this model does not have; no forward pass is needed."""
+    """Refuse the first entry whose layer or head the model lacks; no forward pass is needed."""
     for i, entry in enumerate(entries):
         head = next((head for head in entry.head_list if head >= n_heads), None)
         if entry.layer >= n_layers or head is not None:
             what = f"layer is {entry.layer}" if entry.layer >= n_layers else f"head is {head}"
             raise UserError(
-                f"interventions[{i}].{what}: {printable(model_id)} has layers 0 to {n_layers - 1} and heads 0 to "
-                f"{n_heads - 1}; analyze_results.py writes ablation_candidates.json with this model's own heads"
+                f"interventions[{i}].{what}: {printable(model_id)} has layers 0 to {n_layers - 1} "
+                f"and heads 0 to {n_heads - 1}; analyze_results.py writes "
+                "ablation_candidates.json with this model's own heads"
             )
 
 

@@ -1,163 +1,106 @@
-"""Ablate every head in turn: 270 interventions of a small model for the price of half as many forward passes.
+"""Ablate every head in turn: 270 edits of a small model for the price of half as many passes.
 
-    effect of (layer, head) on the next token and on the normalised RFC and RSI of later layers, as effects.py defines them
+    effect of (layer, head) on the next token and on the normalised RFC and RSI of later layers,
+    as effects.py defines them
 
-What makes it cheap: prompts of one length are batched without padding, many ablations share a batch (its rows differ in the
-head they lose), the blocks below the ablated layer are not executed (the clean residual is put in their place), and
-logits are computed for the final token only. Proved equal to one ablation at a time in tests/test_interventions.py.
+What makes it cheap: prompts of one length are batched without padding, many ablations share a batch
+(its rows differ in the head they lose), the blocks below the ablated layer are not executed (the
+clean residual is put in their place), and logits are computed for the final token only.
 
-Finished layers are kept in <output_dir>/.sweep_heads_<method>/ until the sweep is complete; the same command continues.
+Every finished layer is a piece in <output_dir>/.sweep_heads/ until the sweep is published; the same
+command goes on with them. Remove the folder to give unfinished sweeps up.
 
 Axes: layer, head, prompt (or category).
 """
 
-import contextlib
-import fcntl
-import json
-import os
-import shutil
 import time
 from dataclasses import asdict
-from types import SimpleNamespace as Namespace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from deterministic import set_determinism
+from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
 from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
-from rolecircuits.edits.donors import SITES, neutral_means
+from rolecircuits.edits.bench import check_complete, normalised_values
+from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.hooks import edit_own_head
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
-from rolecircuits.inputs.categories import CATEGORIES, Prompt, prompt_set_sha256
-from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
-from rolecircuits.runs.files import temporary_name, write_json
-from rolecircuits.runs.npz import read_npz, write_npz
-from rolecircuits.runs.record import portable
-from rolecircuits.stats import indices
+from rolecircuits.inputs.categories import CATEGORIES, Prompt
+from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.models.load import LoadedModel
+from rolecircuits.runs.finished import piece_name, read_piece, write_piece
 from rolecircuits.stats.entropy import attention_entropy
 
+METHODS = ("zero_out", "half_out", "mean")
+FOLDER = ".sweep_heads"
+PIECE_VERSION = 1
 ROWS = 96
 RESAMPLES = 2000
-LAYER_ARRAYS = (*effects.PROMPT_METRICS, "values")
-FINGERPRINT = (
-    "id",
-    "revision",
-    "weights_sha256",
-    "tokenizer_sha256",
-    "dtype",
-    "n_layers",
-    "n_heads",
-)
 
 
-def clean_task(held, payload):
-    """work_engine task: the clean pass of a sweep, and what the driver must know of the model, as plain data."""
+def sweep_payload(setting: Setting, prompts: list[Prompt], method):
+    """The payload of both tasks, as JSON data."""
+    prompts = [asdict(prompt) for prompt in prompts]
+    return {"setting": asdict(setting), "prompts": prompts, "method": method}
 
-    sweep, determinism, timings = hold_sweep(held, payload)
-    sweep.check_resuming()
-    answer = {
+
+def clean_task(state, payload):
+    """The clean pass of a sweep, and what the driver must know of the model, as plain data."""
+    sweep, determinism, timings = sweep_of(state, payload)
+    sweep.check_start()
+    return {
         "identity": model_identity(sweep.loaded.facts),
         "facts": sweep.loaded.facts,
+        "tokens": [[p.id, p.category, p.token_ids, p.span] for p in sweep.tokenized],
         "arrays": sweep.arrays,
+        "determinism": determinism,
+        "timings": timings,
     }
-    return answer | {"determinism": determinism, "timings": timings}
 
 
-def layer_task(held, payload):
-    """work_engine task: every head of payload["layer"] ablated, as `Sweep.layer` returns it."""
-    return hold_sweep(held, payload)[0].layer(payload["layer"])
+def layer_task(state, payload):
+    """Every head of payload["layer"] ablated, as `Sweep.layer` returns it."""
+    return sweep_of(state, payload)[0].layer(payload["layer"])
 
 
-def hold_sweep(held, payload):
-    """(Sweep, record of determinism, timings) of a payload, made where the worker does not hold it yet."""
-    from deterministic import set_determinism
-    from rolecircuits.capture.instrument import load_model
-
-    args, started = Namespace(**payload["args"]), time.perf_counter()
-    loaded = held.model(ModelSpec.of(args), lambda: load_model(ModelSpec.of(args), args.seed))
+def sweep_of(state, payload):
+    """(Sweep, record of determinism, timings) of a payload, made where the worker has another."""
+    setting, started = Setting.from_plain(payload["setting"]), time.perf_counter()
+    loaded = state.model(setting.model, lambda: instrument.load_model(setting.model, setting.seed))
     timings = {"load_s": time.perf_counter() - started}
 
     def make():
-        determinism = set_determinism(args.seed)
+        determinism = set_determinism(setting.seed)
         prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
-        tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
-        return Sweep(loaded, tokenized, args.method, args.batch_size), determinism, timings
+        tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
+        sweep = Sweep(loaded, tokenized, payload["method"], setting.batch_size)
+        return sweep, determinism, timings
 
-    return held.state(content_hash(["sweep", payload["args"], payload["prompts"]]), make)
-
-
-def fingerprint(facts, prompts, args, method):
-    """What an unfinished sweep must share with the one that continues it."""
-    return portable(
-        {
-            "model": {name: facts[name] for name in FINGERPRINT},
-            "prompts": prompt_set_sha256(prompts),
-            "format": asdict(PromptFormat.of(args)),
-            "method": method,
-        }
-    )
-
-
-@contextlib.contextmanager
-def work_folder(root, method, key):
-    """The folder of finished layers; refuses one that another model, prompt set or format has begun, or that is in use."""
-    folder = root / f".sweep_heads_{method}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another sweep is running there; wait for it or name another --output_dir"
-            ) from error
-        begun = folder / "key.json"
-        if begun.is_file():
-            try:
-                old = json.loads(begun.read_text(encoding="utf-8"))
-            except (ValueError, UnicodeDecodeError) as error:
-                raise UserError(f"{begun}: damaged; remove {folder} and begin again") from error
-            changed = (
-                [name for name in key if old.get(name) != key[name]]
-                if isinstance(old, dict)
-                else list(key)
-            )
-            if changed:
-                raise UserError(
-                    f"{folder}: holds an unfinished sweep with another {', '.join(changed)}; finish it with its own "
-                    "command, remove the folder, or name another --output_dir"
-                )
-        else:
-            for nameless in folder.glob("layer_*.npz"):  # nobody knows what they are layers of
-                nameless.unlink()
-            write_json(begun, key)
-        yield folder
-
-
-def remove_work(folder):
-    """Remove a finished work folder, renamed first: a kill in between must not leave its layers without their key."""
-    gone = folder.with_name(temporary_name())
-    os.rename(folder, gone)
-    shutil.rmtree(gone)
+    key = content_hash({name: payload[name] for name in payload if name != "layer"})
+    return state.state(key, make)
 
 
 class Sweep:
-    """The clean pass of a model and what every layer of the sweep shares with it."""
+    """The clean pass of a model and what every layer of the sweep shares with it.
 
-    def __init__(self, loaded, tokenized, method, batch_size=32, rows=ROWS):
+    method  one of METHODS    rows  ablations in one batch
+    """
+
+    def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=ROWS):
         self.loaded, self.tokenized, self.rows = loaded, tokenized, rows
-        self.method, self.factor, self.means = method, FACTORS.get(method), None
+        self.factor = None if method == "mean" else FACTORS[method]
         self.base, self.clean = capture_clean(
             loaded, tokenized, range(loaded.n_layers), batch_size, "clean pass"
         )
-        if self.base.failed:
-            raise RunFailed(
-                f"clean pass: prompt {self.base.failed[0][0]}: {self.base.failed[0][1]}"
-            )
+        check_complete(self.base, "clean pass")
         self.arrays = self.base.arrays
         self.distribution = effects.BaseDistribution(self.base.logits)
         self.batch_size = batch_size
@@ -166,22 +109,22 @@ class Sweep:
             self.lengths.setdefault(len(prompt.token_ids), []).append(i)
 
     def batches(self):
-        """(heads [row], prompts [row]) of every batch: all heads times all prompts of one length, `rows` at a time."""
+        """(heads [row], prompts [row]) of every batch: all heads, all prompts of one length."""
         for positions in self.lengths.values():
             pairs = [(head, i) for head in range(self.loaded.n_heads) for i in positions]
-            n_batches = -(-len(pairs) // self.rows)
-            for part in np.array_split(np.array(pairs), n_batches):
+            for part in np.array_split(np.array(pairs), -(-len(pairs) // self.rows)):
                 yield part[:, 0], part[:, 1]
 
-    def check_resuming(self):
-        """Stop unless a pass that starts in the middle gives the clean logits: another architecture might not."""
-        n_tokens, positions = max(self.lengths.items(), key=lambda item: len(item[1]))
-        positions = np.array(positions[:4])
-        logits, _ = self._run(self.loaded.n_layers // 2, positions, n_tokens, [])
-        gap = float(np.abs(logits - self.base.logits[positions]).max())
-        if gap > 1e-3 * max(1.0, float(np.abs(self.base.logits[positions]).max())):
+    def check_start(self):
+        """Stop unless a pass that starts in the middle gives the clean logits."""
+        positions = np.array(max(self.lengths.values(), key=len)[:4])
+        logits, _ = self.run_batch(self.loaded.n_layers // 2, positions, [])
+        clean = self.base.logits[positions]
+        gap = float(np.abs(logits - clean).max())
+        if gap > 1e-3 * max(1.0, float(np.abs(clean).max())):
             raise RunFailed(
-                f"a pass that starts in the middle differs by {gap:.2g} in the logits; this model cannot be swept"
+                f"a pass that starts in the middle differs by {gap:.2g} in the logits; this model "
+                "cannot be swept"
             )
 
     def layer(self, layer):
@@ -189,28 +132,27 @@ class Sweep:
 
         values  normalised entropy, mean over heads, of the later layers; NaN up to the ablated one
         """
-        n_layers, n_heads, n = self.loaded.n_layers, self.loaded.n_heads, len(self.tokenized)
-        site = SITES["head"].format(layer)
+        site, means = HOOKS["head"].format(layer), None
         if self.factor is None:
             donor = collect_activations(self.loaded, self.tokenized, [site], self.batch_size)[site]
-            self.means = torch.tensor(neutral_means(self.tokenized, donor))
-            self.means = torch.cat(
-                [self.means, self.means[-1:].expand(donor.shape[1] - len(self.means), -1, -1)]
-            )
-        out = {metric: np.full((n_heads, n), np.nan) for metric in effects.PROMPT_METRICS}
-        out["values"] = np.full((n_heads, n, n_layers), np.nan)
+            means = torch.tensor(neutral_means(self.tokenized, donor))
+        shapes = layer_shapes(self.loaded.facts, len(self.tokenized))
+        out = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
         for heads, prompts in self.batches():
-            edit = (site, edit_own_head(heads, self.factor, self.means))
-            logits, values = self._run(layer, prompts, self.arrays["n_tokens"][prompts[0]], [edit])
-            found = self.distribution.effects(logits, prompts)
+            edit = (site, edit_own_head(heads, self.factor, means))
+            logits, values = self.run_batch(layer, prompts, [edit])
+            measured = self.distribution.effects(logits, prompts)
             for metric in effects.PROMPT_METRICS:
-                out[metric][heads, prompts] = found[metric]
+                out[metric][heads, prompts] = measured[metric]
             out["values"][heads, prompts, layer + 1 :] = values
         return out
 
-    def _run(self, layer, prompts, n_tokens, edits):
-        """(final logits [row, vocabulary], values [row, later layer]) of one batch that starts at `layer`."""
-        n_layers, entropy = self.loaded.n_layers, []
+    def run_batch(self, layer, prompts, edits):
+        """A pass over prompts of one length that starts at `layer`.
+
+        returns  (final logits [row, vocabulary], values [row, later layer])
+        """
+        n_tokens, entropy = len(self.tokenized[prompts[0]].token_ids), []
 
         def on_layer(number, pattern):
             if number > layer:
@@ -218,83 +160,95 @@ class Sweep:
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
-        ids, dtype = [self.tokenized[i].token_ids for i in prompts], self.loaded.facts["dtype"]
-        resume = (layer, hidden, self.clean.as_tuple)
-        logits = (
-            run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume)
-            .cpu()
-            .numpy()
+        logits = run_layers(
+            self.loaded.bridge,
+            [self.tokenized[i].token_ids for i in prompts],
+            self.loaded.n_layers,
+            self.loaded.facts["dtype"],
+            on_layer,
+            edits,
+            True,
+            (layer, hidden, self.clean.as_tuple),
         )
+        logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
-        run = Namespace(
-            entropy=np.stack(entropy, axis=1),
-            visible_keys=self.arrays["visible_keys"][layer + 1 :, :n_tokens],
-            n_tokens=self.arrays["n_tokens"][prompts],
-            span=self.arrays["span"][prompts],
-            prompt_format=None,
-        )
-        return logits, indices.layer_values(run, "normalised")
+        later = {
+            "entropy": np.stack(entropy, axis=1),
+            "visible_keys": self.arrays["visible_keys"][layer + 1 :, :n_tokens],
+            "n_tokens": self.arrays["n_tokens"][prompts],
+            "span": self.arrays["span"][prompts],
+        }
+        return logits, normalised_values(later)
 
 
-def sweep_layers(engine, payload, n_layers, n_heads, work):
-    """Do the layers that the work folder does not hold: here the cheap ones (late layers) first, so that an early end
-    leaves many; on several workers the costly ones first, so that none is waited for at the end.
+def sweep_heads(engine, payload, base, folder):
+    """(arrays of head_effects.npz, files of the layers, which may go once they are published).
+
+    base    what `clean_task` gave    folder  where finished layers are kept
     """
-    from tqdm import tqdm
+    facts, what = base["facts"], {"method": payload["method"], "prompts": base["tokens"]}
+    layers = range(facts["n_layers"])
+    paths = [folder / piece_name(PIECE_VERSION, facts, **what, layer=i) for i in layers]
+    done = finish_layers(engine, payload, base, paths)
+    return combine_layers(done, base, payload["setting"]["seed"]), paths
 
-    order = range(n_layers) if engine.name == "ray" else reversed(range(n_layers))
-    missing = [layer for layer in order if not (work / layer_file(layer)).is_file()]
-    if len(missing) < n_layers:
-        print(f"{n_layers - len(missing)} of {n_layers} layers were done before")
+
+def finish_layers(engine, payload, base, paths):
+    """Yield (layer, what `Sweep.layer` gave): first the layers that have a file, then the others.
+
+    Late layers are cheap. In this process they come first, so that an early end leaves many; on
+    several workers they come last, so that no costly one is waited for at the end.
+    """
+    shapes, missing = layer_shapes(base["facts"], len(base["tokens"])), []
+    for layer in range(len(paths)) if engine.name == "ray" else reversed(range(len(paths))):
+        if (arrays := read_piece(paths[layer], shapes)) is None:
+            missing.append(layer)
+        else:
+            yield layer, arrays
+    if len(missing) < len(paths):
+        print(f"{len(paths) - len(missing)} of {len(paths)} layers were done before")
     items = [Item(f"layer {layer}", layer_task, payload | {"layer": layer}) for layer in missing]
+    n_heads = base["facts"]["n_heads"]
     with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
         for item, arrays in engine.run(items):
-            write_npz(work / layer_file(item.payload["layer"]), arrays)
+            write_piece(paths[item.payload["layer"]], arrays)
             bar.update(n_heads)
+            yield item.payload["layer"], arrays
 
 
-def layer_file(layer):
-    return f"layer_{layer:03d}.npz"
+def layer_shapes(facts, n_prompts):
+    """{array: shape} of what is kept of a layer."""
+    by_prompt = (facts["n_heads"], n_prompts)
+    shapes = dict.fromkeys(effects.PROMPT_METRICS, by_prompt)
+    return shapes | {"values": (*by_prompt, facts["n_layers"])}
 
 
-def combine_layers(work, arrays, n_layers, n_heads, seed):
-    """head_effects.npz: means [layer, head, category], index changes [layer, head] with intervals, values per prompt.
+def combine_layers(done, base, seed):
+    """The arrays of head_effects.npz from what `finish_layers` yields.
 
-    arrays  of the clean pass, as in attention.npz
+    <metric>_by_prompt [layer, head, prompt], <metric> its means [layer, head, category];
+    index changes, their _low and _high [layer, head]
     """
-    category, pair_id = arrays["category"], arrays["pair_id"]
-    base = indices.layer_values(Namespace(**arrays, prompt_format=None), "normalised")
-    names = [name for name in CATEGORIES if (category == name).any()]
-    out = {
-        f"{m}_by_prompt": np.zeros((n_layers, n_heads, len(category)))
-        for m in effects.PROMPT_METRICS
-    }
-    for metric in effects.INDEX_METRICS:
-        out |= {
-            metric + part: np.full((n_layers, n_heads), np.nan) for part in ("", "_low", "_high")
-        }
-    for layer in range(n_layers):
-        done = read_npz(work / layer_file(layer), LAYER_ARRAYS)
+    category, values = base["arrays"]["category"], normalised_values(base["arrays"])
+    labels = (category, base["arrays"]["pair_id"])
+    shape = (base["facts"]["n_layers"], base["facts"]["n_heads"])
+    by_prompt = [f"{metric}_by_prompt" for metric in effects.PROMPT_METRICS]
+    parts = [metric + part for metric in effects.INDEX_METRICS for part in ("", "_low", "_high")]
+    out = {name: np.zeros((*shape, len(category)), np.float32) for name in by_prompt}
+    out |= {name: np.full(shape, np.nan, np.float32) for name in parts}
+    for layer, arrays in done:
         for metric in effects.PROMPT_METRICS:
-            out[f"{metric}_by_prompt"][layer] = done[metric]
-        for head in range(n_heads if layer + 1 < n_layers else 0):
-            sides = base[:, layer + 1 :], done["values"][head, :, layer + 1 :]
-            changes = effects.infer_index_changes(
-                *sides, (category, pair_id), seed, n_resamples=RESAMPLES
-            )
+            out[f"{metric}_by_prompt"][layer] = arrays[metric]
+        for head, edited in enumerate(arrays["values"] if layer + 1 < shape[0] else []):
+            sides = values[:, layer + 1 :], edited[:, layer + 1 :]
+            changes = effects.infer_index_changes(*sides, labels, seed, n_resamples=RESAMPLES)
             for metric, change in changes.items():
                 for part, number in zip(("", "_low", "_high"), change[:3], strict=True):
                     out[metric + part][layer, head] = number
-    for metric in effects.PROMPT_METRICS:
-        values = out[f"{metric}_by_prompt"].astype(np.float32)
-        out[metric] = np.stack(
-            [values[:, :, category == name].mean(axis=-1) for name in names], axis=-1
-        )
-        out[f"{metric}_by_prompt"] = values
-    labels = {
-        "category": np.array(names),
-        "prompt_category": category,
-        "prompt_id": arrays["prompt_id"],
-    }
-    return {name: a.astype(np.float32) for name, a in out.items()} | labels
+    names = [name for name in CATEGORIES if (category == name).any()]
+    for metric, name in zip(effects.PROMPT_METRICS, by_prompt, strict=True):
+        means = [out[name][:, :, category == group].mean(axis=-1) for group in names]
+        out[metric] = np.stack(means, axis=-1)
+    named = {"category": np.array(names), "prompt_category": category}
+    return out | named | {"prompt_id": base["arrays"]["prompt_id"]}

@@ -107,15 +107,3 @@ def folder_aside():
             for line in printed.getvalue().splitlines():
                 if aside not in line:
                     print(line)
-
-
-# What follows goes when tasks take facts in place of flags.
-NOT_WORK = (
-    *("engine", "ray_address", "num_workers", "worker_threads", "gpus_per_worker", "verbose"),
-    *("output_dir", "config_file", "prompts", "prompts_per_category", "documents"),
-)
-
-
-def work_arguments(args):
-    """The flags that a result may depend on, as JSON data: not where it is computed and written."""
-    return {name: value for name, value in vars(args).items() if name not in NOT_WORK}

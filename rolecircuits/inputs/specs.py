@@ -36,6 +36,27 @@ class PromptFormat(_FromArguments):
     bos: str = "auto"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What every pass over texts needs: the model, how texts become tokens, batch size and seed."""
+
+    model: ModelSpec
+    form: PromptFormat
+    batch_size: int = 64
+    seed: int = 123
+
+    @classmethod
+    def of(cls, args):
+        """The setting that these parsed arguments name."""
+        return cls(ModelSpec.of(args), PromptFormat.of(args), args.batch_size, args.seed)
+
+    @classmethod
+    def from_plain(cls, plain):
+        """The setting of which `plain` is dataclasses.asdict."""
+        parts = {"model": ModelSpec(**plain["model"]), "form": PromptFormat(**plain["form"])}
+        return cls(**plain | parts)
+
+
 def model_identity(facts):
     """What must be equal wherever a model of these facts (model in experiment_config.json) is loaded."""
     return {name: facts[name] for name in IDENTITY}

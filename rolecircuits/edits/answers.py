@@ -1,0 +1,111 @@
+"""Greedy answers of the unedited model and under each entry of a plan, side by side."""
+
+from rolecircuits.capture.generation import (
+    check_room,
+    first_difference,
+    generate_greedily,
+    measure_answer,
+    stop_tokens,
+)
+from rolecircuits.drawing.tables import BOXED, WIDE, print_table
+from rolecircuits.edits.bench import donors_for, notes_on
+from rolecircuits.edits.hooks import prepare_edit
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.specs import Setting
+from rolecircuits.models.load import LoadedModel
+from rolecircuits.runs.files import write_csv, write_json
+
+MEASURES = {
+    "first_person": "first person",
+    "self_naming": "names itself",
+    "n_tokens": "tokens",
+    "repetition": "repetition",
+}
+
+
+def answer_prompts(loaded: LoadedModel, tokenized, plan, setting: Setting, max_tokens):
+    """generation_results.json: answers, measures, and what each entry of the plan changed."""
+    check_room(tokenized, max_tokens, loaded.facts["context"])
+    notes_on(plan, tokenized, setting.seed)
+    donors, size = donors_for(loaded, tokenized, plan, setting), setting.batch_size
+
+    def answer(name, prepare=None):
+        ids = generate_greedily(loaded, tokenized, max_tokens, size, prepare, name)
+        return describe_answers(loaded, tokenized, ids)
+
+    baseline = answer("baseline")
+    edited = {entry.name: answer(entry.name, prepare_edit(entry, donors)) for entry in plan}
+    everything = {"baseline": baseline} | edited
+    return {
+        "schema_version": 1,
+        "max_tokens": max_tokens,
+        "baseline": baseline,
+        "summary": {name: summarize_answers(rows) for name, rows in everything.items()},
+        "interventions": edited,
+        "changes": [
+            row for name, rows in edited.items() for row in compare_answers(name, baseline, rows)
+        ],
+    }
+
+
+def describe_answers(loaded: LoadedModel, tokenized, answers):
+    """One row a prompt: category, prompt, token ids, text and measures."""
+    stop, rows = stop_tokens(loaded), []
+    for prompt, ids in zip(tokenized, answers, strict=True):
+        text = loaded.tokenizer.hf.decode(ids, skip_special_tokens=True)
+        row = {"id": prompt.id, "category": prompt.category, "prompt": prompt.text}
+        measures = measure_answer(ids, text, bool(ids) and ids[-1] in stop)
+        rows.append(row | {"token_ids": ids, "text": text, "measures": measures})
+    return rows
+
+
+def summarize_answers(rows):
+    """Means of the measures: {category: {"n": prompts, measure: mean}}."""
+    summary = {}
+    for name in CATEGORIES:
+        chosen = [row["measures"] for row in rows if row["category"] == name]
+        if chosen:
+            means = {m: sum(row[m] for row in chosen) / len(chosen) for m in MEASURES}
+            summary[name] = {"n": len(chosen)} | means
+    return summary
+
+
+def compare_answers(name, baseline, edited):
+    """One row a prompt of one intervention: both texts, the first token in which they differ."""
+    rows = []
+    for before, after in zip(baseline, edited, strict=True):
+        place = first_difference(before["token_ids"], after["token_ids"])
+        labels = {"intervention": name} | {key: before[key] for key in ("id", "category", "prompt")}
+        texts = {"baseline": before["text"], "edited": after["text"]}
+        rows.append(labels | {"changed": place is not None, "first_difference": place} | texts)
+    return rows
+
+
+def save_answers(folder, results, config):
+    """generation_results.json, answer_changes.csv and experiment_config.json of a run."""
+    write_json(folder / "generation_results.json", results)
+    rows = [dict(row) for row in results["changes"]]
+    for row in rows:
+        if not row["changed"]:
+            row["first_difference"] = ""
+    if rows:
+        write_csv(folder / "answer_changes.csv", rows)
+    write_json(folder / "experiment_config.json", config)
+
+
+def print_answers(results):
+    """Measures by category, and how many answers each intervention changed."""
+    summary, cells = results["summary"]["baseline"], []
+    for name, means in summary.items():
+        values = (f"{means[m]:.{1 if m == 'n_tokens' else 3}f}" for m in MEASURES)
+        cells.append([name, means["n"], *values])
+    look = {"file_width": WIDE, **BOXED}
+    print_table(["category", "n", *MEASURES.values()], cells, "unedited answers", **look)
+    if not results["changes"]:
+        return
+    cells = []
+    for intervention in results["interventions"]:
+        rows = [row for row in results["changes"] if row["intervention"] == intervention]
+        changed = [[row["changed"] for row in rows if row["category"] == name] for name in summary]
+        cells.append([intervention, *(f"{sum(own)} of {len(own)}" for own in changed)])
+    print_table(["intervention", *summary], cells, "answers changed", **look)
