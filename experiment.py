@@ -61,7 +61,7 @@ def run(args):
     for note in notes:
         print(f"note: {note}")
     started = time.perf_counter()
-    loaded = load_checked(plan, args)
+    loaded = load_checked(plan, args, prompts)
     run_generation(loaded, prompts, plan, args, {"load_s": time.perf_counter() - started})
 
 

@@ -36,15 +36,13 @@ def shard_name(facts, document, method):
 
 def capture_documents(loaded, documents, method, batch_size=64, batch_tokens=None):
     """([arrays of each document, None where it failed], [(id, reason)]); the arrays are those of `document_arrays`."""
-    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.attention import capture_patterns, capture_streaming
 
-    captured = capture_attention(
-        loaded,
-        [document.prompt for document in documents],
-        batch_size,
-        streaming=method == "streaming",
-        batch_tokens=batch_tokens,
-    )
+    prompts = [document.prompt for document in documents]
+    if method == "streaming":
+        captured = capture_streaming(loaded, prompts, batch_size, batch_tokens)
+    else:  # the documents are one batch already
+        captured = capture_patterns(loaded, prompts, batch_size)
     rows = {prompt_id: i for i, prompt_id in enumerate(captured.arrays["prompt_id"].tolist())}
     results = [
         document_arrays(captured.arrays, rows[d.prompt.id], d) if d.prompt.id in rows else None

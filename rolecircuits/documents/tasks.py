@@ -3,7 +3,7 @@
 from argparse import Namespace
 from dataclasses import asdict
 
-from rolecircuits.capture.instrument import load_model
+from rolecircuits.capture import instrument
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
@@ -39,22 +39,30 @@ def ready_task(held, payload):
     """{"identity", "facts", "documents", "method", "how", "why", "determinism"}; see `ready_item`."""
     from deterministic import set_determinism
     from rolecircuits.capture.attention import choose_capture
-    from rolecircuits.capture.instrument import check_streaming
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    texts = [
+        Document(d["id"], d["category"], tuple(map(tuple, d["turns"])))
+        for d in payload["documents"]
+    ]
+
+    def tokenize(tokenizer):
+        return [tokenize_document(document, tokenizer, args.bos) for document in texts]
+
+    def load():
+        return instrument.load_model(ModelSpec.of(args), args.seed, tokenize)
+
+    loaded = held.model(model_key(args), load)
 
     def make():
-        texts = [
-            Document(d["id"], d["category"], tuple(map(tuple, d["turns"])))
-            for d in payload["documents"]
-        ]
-        tokenized = [tokenize_document(document, loaded.tokenizer, args.bos) for document in texts]
+        tokenized = tokenize(loaded.tokenizer)
         prompts = [document.prompt for document in tokenized]
         method, _, why = choose_capture(
             args.capture, "none", prompts, loaded.facts, args.batch_size
         )
-        how = {"method": method} | (check_streaming(loaded) if method == "streaming" else {})
+        how = {"method": method} | (
+            instrument.check_streaming(loaded) if method == "streaming" else {}
+        )
         answer = {
             "identity": model_identity(loaded.facts),
             "facts": loaded.facts,
@@ -74,7 +82,9 @@ def batch_task(held, payload):
     from rolecircuits.capture.tokens import TokenizedPrompt
 
     args = Namespace(**payload["args"])
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    loaded = held.model(
+        model_key(args), lambda: instrument.load_model(ModelSpec.of(args), args.seed)
+    )
     some = [from_plain(document, TokenizedPrompt) for document in payload["documents"]]
     set_determinism(args.seed)
     return shards.capture_documents(

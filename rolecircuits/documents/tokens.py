@@ -39,11 +39,6 @@ def tokenize_document(document, tokenizer, bos="auto"):
     rendered, places = render_turns(document, hf)
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
     tokenizer.check_ids(encoded.input_ids, f"document {printable(document.id)}")
-    if len(encoded.input_ids) > tokenizer.context:
-        raise UserError(
-            f"document {printable(document.id)} has {len(encoded.input_ids)} tokens, the model's context holds "
-            f"{tokenizer.context}; it is not truncated"
-        )
     left, right = np.array(encoded.offset_mapping).T
     spans = []
     for start, stop in places:

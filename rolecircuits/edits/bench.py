@@ -3,10 +3,12 @@
 import time
 from argparse import Namespace
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture.instrument import load_model
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.engines.work import content_hash, model_key
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
@@ -16,8 +18,10 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
 BASELINE = "baseline"
 
 
-def load_checked(plan, args):
-    """The model that the flags name, after its config has shown that it has the layers and heads of the plan."""
+def load_checked(plan, args, prompts=()):
+    """The model that the flags name, refused before its weights are read where it lacks the layers
+    and heads of the plan, or cannot be fed the prompts.
+    """
     if plan:
         prepare_environment()
         with collector_paused():
@@ -33,7 +37,8 @@ def load_checked(plan, args):
         for each in plan:
             if getattr(each, "source", None):
                 resolve_source(each.source)
-    return load_model(ModelSpec.of(args), args.seed)
+    check = partial(tokenize_prompts, prompts, form=PromptFormat.of(args))
+    return load_model(ModelSpec.of(args), args.seed, check)
 
 
 def unedited_task(held, payload):
@@ -61,10 +66,9 @@ def hold_bench(held, payload):
     from rolecircuits.edits.plan import parse_entries
 
     args, plan = Namespace(**payload["args"]), parse_entries(payload["plan"], "plan")
-    started = time.perf_counter()
-    loaded = held.model(model_key(args), lambda: load_checked(plan, args))
+    prompts, started = [Prompt(**p) for p in payload["prompts"]], time.perf_counter()
+    loaded = held.model(model_key(args), lambda: load_checked(plan, args, prompts))
     timings = {"load_s": time.perf_counter() - started}
-    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
     key = content_hash([payload[name] for name in ("args", "prompts", "plan")])
     return held.state(key, lambda: Bench(loaded, prompts, plan, args, timings))
 
@@ -77,7 +81,6 @@ class Bench:
 
     def __init__(self, loaded, prompts, plan, args, timings=None):
         from rolecircuits.capture.attention import capture_clean
-        from rolecircuits.capture.tokens import tokenize_prompts
         from rolecircuits.edits.donors import collect_donors
         from rolecircuits.edits.effects import BaseDistribution
         from rolecircuits.edits.plan import check_against_model
@@ -101,7 +104,7 @@ class Bench:
 
     def measure(self, name):
         """One edit: {"arrays" of attention.npz, "measured": what effects.effect_rows takes, less its values}."""
-        from rolecircuits.capture.attention import capture_attention
+        from rolecircuits.capture.attention import capture_edited
         from rolecircuits.edits.donors import edited_prompts
         from rolecircuits.edits.hooks import prepare_edit
         from rolecircuits.edits.plan import controls_of
@@ -110,9 +113,7 @@ class Bench:
         edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
         start = (entry.layer, self.clean) if self.resumes else None
         batch = self.args.batch_size
-        captured = capture_attention(
-            self.loaded, self.tokenized, batch, edits, want_logits=True, start=start
-        )
+        captured = capture_edited(self.loaded, self.tokenized, edits, batch, start)
         check_complete(captured, name)
         edited = edited_prompts(entry, self.tokenized, self.args.seed)
         controls = (
@@ -206,7 +207,7 @@ def resolve_source(source):
 
 
 def edits_for(prepare, tokenized):
-    """A function of a batch's prompt positions for `capture_attention`."""
+    """A function of a batch's prompt positions for `capture_edited`."""
     from rolecircuits.capture.batches import Rows
 
     return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
@@ -219,7 +220,7 @@ def resumes_exactly(loaded, tokenized, base, clean, layers, batch_size):
     """
     import numpy as np
 
-    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.attention import capture_edited
     from rolecircuits.capture.batches import make_batches
 
     chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
@@ -230,7 +231,7 @@ def resumes_exactly(loaded, tokenized, base, clean, layers, batch_size):
             {layer: clean.residuals[layer][chosen]},
             clean.as_tuple,
         )
-        again = capture_attention(loaded, few, batch_size, want_logits=True, start=(layer, part))
+        again = capture_edited(loaded, few, lambda batch: [], batch_size, start=(layer, part))
         if not np.array_equal(again.logits, base.logits[chosen]):
             return False
     return True

@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace as Namespace
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
-from rolecircuits.capture.patterns import run_layers
+from rolecircuits.capture.patterns import Resume, run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import SITES, neutral_means
@@ -80,12 +81,13 @@ def hold_sweep(held, payload):
     from rolecircuits.capture.instrument import load_model
 
     args, started = Namespace(**payload["args"]), time.perf_counter()
-    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed))
+    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+    check = partial(tokenize_prompts, prompts, form=PromptFormat.of(args))
+    loaded = held.model(model_key(args), lambda: load_model(ModelSpec.of(args), args.seed, check))
     timings = {"load_s": time.perf_counter() - started}
 
     def make():
         determinism = set_determinism(args.seed)
-        prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
         tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
         return Sweep(loaded, tokenized, args.method, args.batch_size), determinism, timings
 
@@ -211,7 +213,7 @@ class Sweep:
 
     def _run(self, layer, prompts, n_tokens, edits):
         """(final logits [row, vocabulary], values [row, later layer]) of one batch that starts at `layer`."""
-        n_layers, entropy = self.loaded.n_layers, []
+        entropy = []
 
         def on_layer(number, pattern):
             if number > layer:
@@ -219,13 +221,9 @@ class Sweep:
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
-        ids, dtype = [self.tokenized[i].token_ids for i in prompts], self.loaded.facts["dtype"]
-        resume = (layer, hidden, self.clean.as_tuple)
-        logits = (
-            run_layers(self.loaded.bridge, ids, n_layers, dtype, on_layer, edits, True, resume)
-            .cpu()
-            .numpy()
-        )
+        ids = [self.tokenized[i].token_ids for i in prompts]
+        resume = Resume(layer, hidden, self.clean.as_tuple)
+        logits = run_layers(self.loaded, ids, on_layer, edits, True, resume).cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
         run = Namespace(

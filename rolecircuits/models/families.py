@@ -12,13 +12,13 @@ FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
 
 
 def load_family(path, name):
-    """One family of a families file, checked: {"base": {...}, "instruct": {...}, "note": optional}."""
+    """One family of a families file: {"base": {...}, "instruct": {...}, "note": optional}."""
     families = read_strict_json(Path(path), "--families_file")
-    if not isinstance(families, dict) or not all(
-        re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families
-    ):
+    named = re.compile(r"[A-Za-z0-9][\w.-]*")
+    if not isinstance(families, dict) or not all(named.fullmatch(key) for key in families):
         raise UserError(
-            f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' and '-'"
+            f"--families_file {path}: must be an object whose keys are letters, digits, '_', '.' "
+            "and '-'"
         )
     if name not in families:
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
@@ -26,7 +26,7 @@ def load_family(path, name):
     for key in family if isinstance(family, dict) else ():
         if key not in (*SIDES, "note"):
             raise UserError(
-                f"{path}: {name}.{printable(key)}: unknown; a family has {', '.join(SIDES)} and note"
+                f"{path}: {name}.{printable(key)}: unknown; a family has base, instruct and note"
             )
     for side in SIDES:
         entry = family.get(side) if isinstance(family, dict) else None
@@ -35,7 +35,8 @@ def load_family(path, name):
         for key, value in entry.items():
             if key not in FAMILY_KEYS or not isinstance(value, str):
                 raise UserError(
-                    f"{path}: {name}.{side}.{printable(key)}: allowed are texts for {', '.join(FAMILY_KEYS)}"
+                    f"{path}: {name}.{side}.{printable(key)}: allowed are texts for "
+                    f"{', '.join(FAMILY_KEYS)}"
                 )
         if entry.get("prompt_format", "raw") not in ("raw", "chat"):
             raise UserError(f"{path}: {name}.{side}.prompt_format must be raw or chat")
