@@ -64,7 +64,7 @@ def run(args):
 
     say_limits(args.output_dir)
     setting, started = Setting.of(args), time.perf_counter()
-    loaded = bench.load_checked(plan, setting)
+    loaded = bench.load_checked(plan, setting, prompts)
     timings = {"load_s": time.perf_counter() - started}
     determinism = set_determinism(args.seed)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)

@@ -1,7 +1,7 @@
-"""What capture costs: the 120 prompts through `capture_attention` against a plain forward pass of the same prompts.
+"""What capture costs: the 120 prompts through `capture_patterns` against a plain forward pass of the same prompts.
 
     plain     Hugging Face with SDPA, all prompts in one right-padded batch with its mask, nothing captured
-    capture   every pattern of every layer reduced to arrays, hooks checked (attention_capture.capture_attention)
+    capture   every pattern of every layer reduced to arrays, hooks checked (capture.attention)
 
 Both in this process, in turn, so that a machine whose speed drifts cannot favour one. Prints medians and their ratio.
 
@@ -32,7 +32,7 @@ def run(args):
     from transformers import AutoModelForCausalLM
 
     from prompts import select_prompts
-    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.attention import capture_patterns
     from rolecircuits.capture.batches import pad_right
     from rolecircuits.capture.instrument import load_model
     from rolecircuits.capture.tokens import tokenize_prompts
@@ -53,7 +53,7 @@ def run(args):
             plain_model(ids, attention_mask=mask)
 
     def capture():
-        capture_attention(loaded, tokenized)
+        capture_patterns(loaded, tokenized)
 
     seconds = {"plain": [], "capture": []}
     for turn in range(args.rounds + 1):

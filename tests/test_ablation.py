@@ -11,7 +11,14 @@ from transformers import AutoModelForCausalLM
 from prompts import select_prompts
 from rolecircuits.capture import batches
 from rolecircuits.capture.activations import collect_activations
-from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.attention import (
+    Capture,
+    PatternPass,
+    capture_clean,
+    capture_edited,
+    empty_arrays,
+    empty_patterns,
+)
 from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import donors as donors_module
@@ -48,14 +55,17 @@ def make(**fields):
     return parse_entry(fields, "plan[0]")
 
 
-def run_edited(loaded, tokenized, entry=None, batch_size=5, **options):
-    edits = None
+def run_edited(loaded, tokenized, entry=None, batch_size=5, keep_patterns=False, start=None):
+    edits = lambda batch: []  # noqa: E731
     if entry is not None:
         prepare = hooks.prepare_edit(
             entry, donors_module.collect_donors(loaded, tokenized, [entry], seed=1)
         )
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
-    return capture_attention(loaded, tokenized, batch_size, edits, want_logits=True, **options)
+    if keep_patterns:
+        empty = [blank(tokenized, loaded.facts) for blank in (empty_arrays, empty_patterns)]
+        return PatternPass(loaded, tokenized, Capture(*empty), edits).run(batch_size, None)
+    return capture_edited(loaded, tokenized, edits, batch_size, start)
 
 
 def rows_of(tokenized, batch):
@@ -77,7 +87,7 @@ def test_an_edit_that_changes_nothing_is_bit_identical(model, kind):
             model, tokenized, make(type="layer_heads", layer=1, head=None, method="scale", factor=1)
         )
     elif kind == "no edits":
-        same = capture_attention(model, tokenized, 5, lambda batch: [], want_logits=True)
+        same, _ = capture_clean(model, tokenized, batch_size=5)
     else:
         entry = make(
             type="patch", component="layer", layer=1, method="other_model", source="itself"
@@ -87,7 +97,7 @@ def test_an_edit_that_changes_nothing_is_bit_identical(model, kind):
         )
         prepare = hooks.prepare_edit(entry, donors)
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
-        same = capture_attention(model, tokenized, 5, edits, want_logits=True)
+        same = capture_edited(model, tokenized, edits, 5)
     assert_same(clean, same)
 
 
@@ -127,7 +137,7 @@ def test_blocks_below_the_start_are_not_executed(llama):
         block.ln1.register_forward_hook(partial(lambda i, *_: executed.append(i), i))
         for i, block in enumerate(llama.bridge.blocks)
     ]
-    capture_attention(llama, tokenized, 100, start=(2, clean))
+    capture_edited(llama, tokenized, lambda batch: [], 100, start=(2, clean))
     for handle in handles:
         handle.remove()
     assert executed == [2]
@@ -255,14 +265,7 @@ def test_zeroing_every_mlp_row_removes_its_contribution(llama):
     names = ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
     watch = [(n, lambda t, hook, n=n: seen.__setitem__(n, t.clone())) for n in names]
     ids = [p.token_ids for p in tokenized[:1]]
-    run_layers(
-        llama.bridge,
-        ids,
-        3,
-        "float32",
-        lambda layer, pattern: None,
-        [*prepare(rows_of(tokenized, [0])), *watch],
-    )
+    run_layers(llama, ids, lambda layer, pattern: None, [*prepare(rows_of(tokenized, [0])), *watch])
     torch.testing.assert_close(seen[names[0]], seen[names[1]])
 
 
@@ -291,9 +294,7 @@ def test_steering_adds_alpha_times_the_direction_to_the_residual(llama):
     prepare = hooks.prepare_edit(entry, donors_module.collect_donors(llama, tokenized, [entry]))
     seen = []
     edits = [*prepare(rows_of(tokenized, [0])), (site, lambda t, hook: seen.append(t.clone()))]
-    run_layers(
-        llama.bridge, [tokenized[0].token_ids], 3, "float32", lambda layer, pattern: None, edits
-    )
+    run_layers(llama, [tokenized[0].token_ids], lambda layer, pattern: None, edits)
     n, direction = len(tokenized[0].token_ids), donors_module.steering_direction(tokenized, before)
     np.testing.assert_allclose(
         seen[0][0] - before[0, :n], np.tile(2.5 * direction, (n, 1)), atol=1e-4

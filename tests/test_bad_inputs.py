@@ -318,7 +318,7 @@ CONFIGS = {
     "more layers": ({"num_hidden_layers": 5}, "weights lack 18 parameters"),
     "other vocabulary": (
         {"vocab_size": 100},
-        "is [49152, 32] in the weights, its config.json asks for [100, 32]",
+        "has token id 10576, the model has embeddings for 100 tokens",
     ),
     "other heads": ({"num_attention_heads": 8}, "config.json asks for"),
 }
@@ -344,6 +344,13 @@ def test_parameters_that_are_missing_are_not_invented(model, capsys):
     with pytest.raises(
         UserError, match=r"weights lack 1 parameters .*layers\.2\.self_attn\.q_proj"
     ):
+        load_checked(str(model), device="cpu")
+
+
+def test_parameters_of_another_size_are_not_invented(model):
+    edit_json(model / "config.json", vocab_size=100)
+    said = r"is \[49152, 32\] in the weights, its config.json asks for \[100, 32\]"
+    with pytest.raises(UserError, match=said):
         load_checked(str(model), device="cpu")
 
 
@@ -869,14 +876,14 @@ def test_half_a_surrogate_pair_survives_json(tmp_path):
 
 
 def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys, monkeypatch):
-    real = attention._capture_batch
+    real = attention.PatternPass.run_batch
 
-    def refuse_one(loaded, tokenized, batch, *rest):
-        if any(tokenized[i].id == "neutral_01" for i in batch):
+    def refuse_one(self, batch):
+        if any(self.tokenized[i].id == "neutral_01" for i in batch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(loaded, tokenized, batch, *rest)
+        return real(self, batch)
 
-    monkeypatch.setattr(attention, "_capture_batch", refuse_one)
+    monkeypatch.setattr(attention.PatternPass, "run_batch", refuse_one)
     assert activation_analysis.main(["--model_id", tiny, "--prompts_per_category", "2"]) == 3
     assert "failed: neutral_01: out of memory" in capsys.readouterr().out
     run = om.load_run("results_activation_analysis/latest_run")

@@ -1,20 +1,22 @@
-"""Capture against the model itself: patterns equal Hugging Face's, batches equal single prompts, faults stop the run."""
+"""Capture against the model itself: patterns are Hugging Face's, batches are single prompts."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import activation_analysis
 from prompts import select_prompts
-from rolecircuits.capture import attention
+from rolecircuits.capture import activations, attention, generation, instrument
 from rolecircuits.capture import batches as batches_module
-from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.attention import capture_clean, capture_patterns
 from rolecircuits.capture.batches import make_batches
 from rolecircuits.capture.patterns import check_patterns, reduce_pattern
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import PAIRED, Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.inputs.specs import PromptFormat
+from rolecircuits.models import devices
 from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.models.source import BUNDLED, bundled_folder
 from rolecircuits.stats import entropy as entropies
@@ -33,7 +35,7 @@ def tiny(request, tmp_path_factory):
 
 
 def eager_patterns(folder, prompts):
-    """[layer][prompt, head, query, key] of one right-padded batch from Hugging Face's own eager attention."""
+    """[layer][prompt, head, query, key] of one right-padded batch from Hugging Face's attention."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     ids, mask = batches_module.pad_right([p.token_ids for p in prompts])
     with torch.inference_mode():
@@ -53,7 +55,7 @@ def largest_difference(captured, prompts, expected):
 
 def test_patterns_equal_hugging_face_on_the_bundled_model(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=3), bundled.tokenizer)
-    captured = capture_attention(bundled, tokenized, batch_size=12, keep_patterns=True)
+    captured = capture_patterns(bundled, tokenized, batch_size=12, keep_patterns=True)
     in_order = batches_module.make_batches([len(p.token_ids) for p in tokenized], 12)[0]
     expected = eager_patterns(bundled_folder(), [tokenized[i] for i in in_order])
     back = np.argsort(in_order)
@@ -69,7 +71,7 @@ def test_tiny_architectures_match_hugging_face(tiny):
     name, folder, loaded = tiny
     assert loaded.facts["sliding_windows"] == WINDOWS[name]
     tokenized = tokenize_prompts(select_prompts(per_category=3), loaded.tokenizer)
-    captured = capture_attention(loaded, tokenized, keep_patterns=True)
+    captured = capture_patterns(loaded, tokenized, keep_patterns=True)
     expected = eager_patterns(folder, tokenized)
     assert largest_difference(captured, tokenized, expected) <= 1e-6
     assert max(len(p.token_ids) for p in tokenized) > WINDOW + 1
@@ -82,9 +84,9 @@ def test_tiny_architectures_match_hugging_face(tiny):
 
 def test_a_batch_gives_what_single_prompts_give(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=3), bundled.tokenizer)
-    together = capture_attention(bundled, tokenized, batch_size=12)
+    together = capture_patterns(bundled, tokenized, batch_size=12)
     for i, prompt in enumerate(tokenized):
-        alone = capture_attention(bundled, [prompt])
+        alone = capture_patterns(bundled, [prompt])
         n = len(prompt.token_ids)
         for name in ("entropy", "entropy_sinkfree", "sink_mass"):
             np.testing.assert_allclose(
@@ -97,7 +99,7 @@ def test_a_batch_gives_what_single_prompts_give(bundled):
 
 def test_arrays_follow_from_the_patterns(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
-    captured = capture_attention(bundled, tokenized, keep_patterns=True)
+    captured = capture_patterns(bundled, tokenized, keep_patterns=True)
     pattern = captured.patterns[4].astype(np.float64)
     for i, prompt in enumerate(tokenized):
         n = len(prompt.token_ids)
@@ -115,7 +117,7 @@ def test_arrays_follow_from_the_patterns(bundled):
 
 def test_final_logits_are_those_of_the_last_real_token(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
-    captured = capture_attention(bundled, tokenized, want_logits=True)
+    captured, _ = capture_clean(bundled, tokenized)
     model = AutoModelForCausalLM.from_pretrained(bundled_folder()).eval()
     for i in (0, 2, 5):
         with torch.inference_mode():
@@ -128,11 +130,11 @@ def test_short_dtypes_take_the_softmax_in_float32(tmp_path):
     full = load_checked(folder, device="cpu")
     short = load_checked(folder, device="cpu", dtype="bfloat16")
     tokenized = tokenize_prompts(select_prompts(per_category=2), full.tokenizer)
-    rows = capture_attention(short, tokenized, keep_patterns=True).patterns[0]
+    rows = capture_patterns(short, tokenized, keep_patterns=True).patterns[0]
     sums = rows[0, :, : len(tokenized[0].token_ids)].sum(axis=-1)
     assert abs(sums - 1).max() < 1e-6
-    entropy = capture_attention(full, tokenized).arrays["entropy"]
-    rounded = capture_attention(short, tokenized).arrays["entropy"]
+    entropy = capture_patterns(full, tokenized).arrays["entropy"]
+    rounded = capture_patterns(short, tokenized).arrays["entropy"]
     assert np.nanmax(abs(entropy - rounded)) < 0.2
 
 
@@ -239,22 +241,130 @@ def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
     real, sizes = attention.run_layers, []
 
-    def scarce(bridge, token_ids, *rest):
+    def scarce(loaded, token_ids, *rest):
         sizes.append(len(token_ids))
         if len(token_ids) > 2 or token_ids[0] == tokenized[3].token_ids:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(bridge, token_ids, *rest)
+        return real(loaded, token_ids, *rest)
 
     monkeypatch.setattr(attention, "run_layers", scarce)
-    captured = capture_attention(bundled, tokenized, batch_size=8, keep_patterns=True)
+    captured = capture_patterns(bundled, tokenized, batch_size=8, keep_patterns=True)
     assert captured.failed == [(tokenized[3].id, "out of memory with a batch of one")]
-    assert sizes[:2] == [8, 4]
+    assert sizes[:2] == [8, 4] and captured.batch_size == 1
     assert captured.arrays["prompt_id"].tolist() == [
         p.id for i, p in enumerate(tokenized) if i != 3
     ]
     assert len(captured.patterns[0]) == 7
     clean = np.isfinite(captured.arrays["entropy"]).sum(axis=(1, 2, 3))
     assert (clean == captured.arrays["n_tokens"] * bundled.n_layers * bundled.n_heads).all()
+
+
+def fails_above(function, size, count):
+    """`function`, which runs out of memory where count(*args) is above `size`; and the counts."""
+    counts = []
+
+    def scarce(*args, **kwargs):
+        counts.append(count(*args, **kwargs))
+        if counts[-1] > size:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 8.75 GB)")
+        return function(*args, **kwargs)
+
+    return scarce, counts
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.75 GB)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+        (MemoryError("Unable to allocate 20.0 GiB for an array"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_out_of_memory_is_recognised(error, expected):
+    assert batches_module.is_out_of_memory(error) is expected
+
+
+def test_other_errors_pass_the_batch_loop():
+    def work(batch):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        batches_module.run_batches([3, 3], work, 2)
+
+
+def test_the_batch_loop_halves_for_good_and_says_what_is_left(capsys):
+    done, sizes = [], []
+
+    def work(batch):
+        sizes.append(len(batch))
+        if len(batch) > 3 or 7 in batch:
+            raise MemoryError
+        done.extend(batch)
+
+    assert batches_module.run_batches([5] * 9, work, 8) == ([7], 1)
+    assert sorted(done) == [0, 1, 2, 3, 4, 5, 6, 8] and sizes[:3] == [8, 4, 2]
+    assert capsys.readouterr().out.count("halved") == 3
+    assert batches_module.run_batches([5] * 9, done.extend, 8) == ([], 8)
+    equal = make_batches([5, 6, 5, 6, 6], 2, equal=True)
+    assert equal == [[0, 2], [1, 3], [4]]
+
+
+def test_activations_are_collected_in_halves(bundled, monkeypatch):
+    tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
+    names = ["blocks.3.mlp.hook_post", "hook_embed"]
+    whole = activations.collect_activations(bundled, tokenized, names, 3)
+    real = bundled.bridge.run_with_hooks
+    scarce, sizes = fails_above(real, 3, lambda ids, **kwargs: len(ids))
+    monkeypatch.setattr(bundled.bridge, "run_with_hooks", scarce)
+    halved = activations.collect_activations(bundled, tokenized, names, 6)
+    assert sizes[:2] == [6, 3]
+    for name in names:
+        np.testing.assert_allclose(halved[name], whole[name], atol=1e-4)
+    scarce, _ = fails_above(real, 0, lambda ids, **kwargs: len(ids))
+    monkeypatch.setattr(bundled.bridge, "run_with_hooks", scarce)
+    with pytest.raises(
+        RunFailed, match="activations: prompt .*: out of memory with a batch of one"
+    ):
+        activations.collect_activations(bundled, tokenized, names, 6)
+
+
+def test_answers_are_generated_in_halves(bundled, monkeypatch):
+    tokenized = tokenize_prompts(select_prompts(per_category=8), bundled.tokenizer)
+    whole = generation.generate_greedily(bundled, tokenized, 2, 2)
+    count = lambda loaded, ids, *rest: len(ids)  # noqa: E731
+    scarce, sizes = fails_above(generation._continue_batch, 2, count)
+    monkeypatch.setattr(generation, "_continue_batch", scarce)
+    assert generation.generate_greedily(bundled, tokenized, 2, 8) == whole
+    assert max(sizes) > 2 >= sizes[-1]
+    scarce, _ = fails_above(generation._continue_batch, 0, count)
+    monkeypatch.setattr(generation, "_continue_batch", scarce)
+    with pytest.raises(RunFailed, match="baseline: prompt .*: out of memory with a batch of one"):
+        generation.generate_greedily(bundled, tokenized, 2, 8, title="baseline")
+
+
+def test_raw_that_does_not_fit_is_refused_before_anything_is_run(bundled, monkeypatch):
+    tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
+    longest, cfg = max(len(p.token_ids) for p in tokenized), bundled.bridge.cfg
+    patterns = 30 * len(tokenized) * 9 * longest**2 * 4
+    units = len(tokenized) * longest * (30 * cfg.d_mlp + 2 * cfg.d_model) * 4
+    whole = activations.collect_activations(bundled, tokenized, list(activations.raw_files(30)))
+    assert sum(values.nbytes for values in whole.values()) == units
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * (patterns + units) - 2)
+    activations.check_raw(bundled, tokenized, "none")
+    activations.check_raw(bundled, tokenized, "patterns")
+    said = rf"--raw full of 8 prompts of up to {longest} tokens needs .* use --raw patterns"
+    with pytest.raises(UserError, match=said):
+        activations.check_raw(bundled, tokenized, "full")
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * patterns - 2)
+    with pytest.raises(UserError, match="--raw patterns of 8 prompts .* use --raw none"):
+        activations.check_raw(bundled, tokenized, "patterns")
+    monkeypatch.setattr(attention, "run_layers", None)
+    monkeypatch.setattr(instrument, "load_model", lambda *_: bundled)
+    assert activation_analysis.main(["--raw", "full", "--prompts_per_category", "2"]) == 2
 
 
 def test_batches_hold_every_prompt_once_and_similar_lengths():
@@ -266,7 +376,7 @@ def test_batches_hold_every_prompt_once_and_similar_lengths():
 
 def test_normalised_values_are_bounded(bundled):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
-    arrays = capture_attention(bundled, tokenized).arrays
+    arrays = capture_patterns(bundled, tokenized).arrays
     values = entropies.normalise_entropy(
         arrays["entropy"], arrays["visible_keys"][None, :, None, :]
     )

@@ -11,7 +11,7 @@ import deterministic
 from conftest import PROJECT
 from deterministic import ROUNDING_TOLERANCE, prepare_environment, set_determinism
 from prompts import select_prompts
-from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.runs.repeat import CLOSE, IDENTICAL, compare_arrays
 from tiny_models import load_checked, save_tiny
@@ -25,7 +25,7 @@ def captured(tmp_path_factory):
     tokenized = tokenize_prompts(select_prompts(), loaded.tokenizer)
     assert len(tokenized) == 120
     return {
-        name: capture_attention(loaded, tokenized, size).arrays
+        name: capture_patterns(loaded, tokenized, size).arrays
         for name, size in {"1": 1, "7": 7, "120": 120, "7 again": 7}.items()
     }
 

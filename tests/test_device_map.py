@@ -1,4 +1,4 @@
-"""A model split over two places gives the numbers of the whole model: half in memory, half read from disk in its turn."""
+"""A model split over memory and disk gives the numbers of the whole model."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prompts import select_prompts
-from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.instrument import check_streaming
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import UserError
@@ -29,16 +29,13 @@ def folder(tmp_path_factory):
 
 def captured(loaded):
     prompts = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
-    whole = capture_attention(loaded, prompts, want_logits=True)
-    _, clean = capture_clean(loaded, prompts, [1, 2])
+    whole, clean = capture_clean(loaded, prompts, [1, 2])
 
     def zero(z, hook):
         return z * 0
 
     edits = [("blocks.2.attn.hook_z", zero)]
-    resumed = capture_attention(
-        loaded, prompts, edits_for=lambda batch: edits, want_logits=True, start=(2, clean)
-    )
+    resumed = capture_edited(loaded, prompts, lambda batch: edits, start=(2, clean))
     return whole, resumed
 
 

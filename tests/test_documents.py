@@ -9,7 +9,7 @@ import pytest
 
 import activation_analysis
 from rolecircuits.capture import instrument
-from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.documents import shards as shard_files
 from rolecircuits.documents.texts import Document, read_documents
 from rolecircuits.documents.tokens import tokenize_document
@@ -154,7 +154,7 @@ def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     ]
     results, failed = shard_files.capture_documents(tiny, tokenized, "streaming")
     assert failed == [] and list(results) == ["a", "b"]
-    run_arrays = capture_attention(tiny, [d.prompt for d in tokenized]).arrays
+    run_arrays = capture_patterns(tiny, [d.prompt for d in tokenized]).arrays
     run = arrays_module.Run(path=None, config={"prompts": {"format": "raw"}}, **run_arrays)
     for kind in ("normalised", "sinkfree"):
         expected = indices.prompt_values(run, kind)[0]

@@ -338,7 +338,7 @@ def test_effects_table(finished):
 
 
 def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
-    from rolecircuits.capture.attention import capture_attention
+    from rolecircuits.capture.attention import capture_edited
     from rolecircuits.capture.tokens import tokenize_prompts
     from rolecircuits.edits.hooks import prepare_edit
 
@@ -353,7 +353,7 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
                 )
                 donors = interventions_donors(loaded, tokenized, entry)
                 edits = bench.edits_for(prepare_edit(entry, donors), tokenized)
-                one = capture_attention(loaded, tokenized, 3, edits, want_logits=True)
+                one = capture_edited(loaded, tokenized, edits, 3)
                 expected = sweep.distribution.effects(one.logits)
                 for metric in ("kl", "surprisal_change"):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)

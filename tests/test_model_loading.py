@@ -1,4 +1,4 @@
-"""The loader: what it accepts, what it refuses before weights are read, and the instrument check that must fail."""
+"""The loader: what it accepts, what it refuses before weights are read, the instrument check."""
 
 import hashlib
 import json
@@ -6,26 +6,41 @@ import os
 import shutil
 import socket
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
+import psutil
 import pytest
 import torch
 from huggingface_hub import errors
-from transformers import BertConfig, LlamaConfig, MambaConfig, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+    MambaConfig,
+    T5Config,
+)
 
+import activation_analysis
+import experiment
+import interventions
 from rolecircuits.capture import batches, patterns
 from rolecircuits.capture.instrument import check_instrument
 from rolecircuits.inputs import files
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.models import source
+from rolecircuits.models import devices, source
 from rolecircuits.models.architecture import check_architecture, sliding_windows
 from rolecircuits.models.devices import check_memory, resolve_device
 from rolecircuits.models.load import load_tokenizer
 from rolecircuits.models.source import (
     BUNDLED,
     bundled_folder,
+    count_parameters,
     locate_model,
-    parameter_bytes,
     pin_revision,
     weight_files,
 )
@@ -75,7 +90,7 @@ def test_bundled_model_missing_says_how_to_install(monkeypatch):
 
 def test_tokenizer_alone_agrees_with_the_loaded_model(llama):
     loaded, alone = load_checked(str(llama), device="cpu"), load_tokenizer(str(llama))
-    assert alone.prepends_bos == loaded.tokenizer.prepends_bos
+    assert alone.prepends_bos == loaded.bridge.cfg.default_prepend_bos
     assert alone.context == loaded.tokenizer.context == SHAPE["max_position_embeddings"]
 
 
@@ -136,6 +151,122 @@ def test_hub_folder_layout_in_the_cache_loads_offline(llama, tmp_path, monkeypat
     loaded = load_checked("someone/tiny", device="cpu")
     assert (loaded.n_layers, loaded.n_heads) == (3, 4)
     assert loaded.facts["revision"] == commit
+    assert loaded.facts["weights_sha256"] == load_checked(str(llama)).facts["weights_sha256"]
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10_000)
+    with pytest.raises(UserError, match="someone/tiny: reading its weights needs"):
+        load_checked("someone/tiny", device="cpu")
+
+
+@pytest.fixture
+def hub(llama, tmp_path, monkeypatch):
+    """A hub with one model, someone/tiny, whose weights are downloaded when they are read."""
+    commit, read = "b" * 40, AutoModelForCausalLM.from_pretrained
+    snapshot = Path(shutil.copytree(llama, tmp_path / "snapshots" / commit))
+    weights = (snapshot / "model.safetensors").rename(tmp_path / "on_the_hub")
+    fake = SimpleNamespace(snapshot=snapshot, asked=[], downloads=[], names=["model.safetensors"])
+
+    def model_info(source, revision, expand):
+        fake.asked.append((source, revision))
+        files = [SimpleNamespace(rfilename=name) for name in fake.names]
+        return SimpleNamespace(siblings=files, safetensors=SimpleNamespace(total=fake.total))
+
+    def from_pretrained(source, **options):
+        fake.downloads.append(source)
+        shutil.copy(weights, snapshot / "model.safetensors")
+        return read(snapshot, **options | {"revision": None})
+
+    fake.total = count_parameters([weights])
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda _, name, revision: snapshot / name
+    )
+    monkeypatch.setattr("huggingface_hub.model_info", model_info)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+
+    def from_cache(real, source, **options):
+        if source == "someone/tiny":
+            source, options = snapshot, options | {"revision": None}
+        return real(source, **options)
+
+    for kind in (AutoConfig, AutoTokenizer):
+        cached = partial(from_cache, kind.from_pretrained)
+        monkeypatch.setattr(kind, "from_pretrained", cached)
+    return fake
+
+
+def test_a_hub_model_is_estimated_before_and_hashed_after_it_is_downloaded(hub, monkeypatch):
+    free = [4 * hub.total - 1]
+    monkeypatch.setattr(devices, "free_bytes", lambda device: free[0])
+    with pytest.raises(UserError, match="someone/tiny: reading its weights needs"):
+        load_checked("someone/tiny", device="cpu")
+    assert hub.downloads == [] and hub.asked == [("someone/tiny", "b" * 40)]
+    free = [4 * hub.total]
+    loaded = load_checked("someone/tiny", device="cpu")
+    assert hub.downloads == ["someone/tiny"] and loaded.facts["revision"] == "b" * 40
+    content = (hub.snapshot / "model.safetensors").read_bytes()
+    expected = hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()
+    assert loaded.facts["weights_sha256"] == expected
+    load_checked("someone/tiny", device="cpu")
+    assert len(hub.asked) == 2, "what is in the cache is not asked for"
+
+
+def test_a_hub_model_without_safetensors_is_refused_before_its_download(hub):
+    hub.names = ["pytorch_model.bin"]
+    with pytest.raises(
+        UserError, match=r"someone/tiny: only pickled weights \(pytorch_model.bin\)"
+    ):
+        load_checked("someone/tiny", device="cpu")
+    assert hub.downloads == []
+
+
+def test_a_hub_that_went_away_before_the_weights(hub, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise httpx2.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
+    with pytest.raises(UserError, match="someone/tiny: the hub cannot be reached and the model is"):
+        load_checked("someone/tiny", device="cpu")
+
+
+def test_prompts_that_cannot_be_fed_are_refused_before_weights_are_read(llama, tmp_path, capsys):
+    """The weights lack two layers, which only reading them shows."""
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    for file in llama.glob("*.jinja"):
+        file.unlink()
+    settings = json.loads((llama / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (llama / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ["--model_id", str(llama), "--prompts_per_category", "1", "--prompt_format", "chat"]
+    flags += ["--output_dir", str(tmp_path / "out")]
+    plan = tmp_path / "plan.json"
+    entry = {"type": "head", "layer": 1, "head": 0, "method": "zero_out"}
+    plan.write_text(json.dumps({"schema_version": 1, "interventions": [entry]}))
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text('{"id": "c", "messages": [{"role": "user", "content": "hello"}]}\n')
+    documents = [*flags[:2], *flags[-2:], "--documents", str(talk)]
+    for main, argv in (
+        (activation_analysis.main, flags),
+        (activation_analysis.main, documents),
+        (interventions.main, [*flags, "--config_file", str(plan)]),
+        (interventions.main, [*flags, "--sweep", "heads"]),
+        (experiment.main, flags),
+    ):
+        assert main(argv) == 2
+        assert "no chat template" in capsys.readouterr().err
+    assert activation_analysis.main([*flags, "--prompt_format", "raw"]) == 2
+    assert "weights lack" in capsys.readouterr().err, "the weights would have been refused"
+
+
+def test_memory_that_ends_while_loading_or_checking_is_one_line(llama, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+
+    monkeypatch.setattr(patterns, "collect_patterns", full)
+    with pytest.raises(RunFailed, match="instrument check: out of memory; try a smaller model"):
+        load_checked(str(llama), device="cpu")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(RunFailed, match="loading the model: out of memory; try a smaller model"):
+        load_checked(str(llama), device="cpu")
 
 
 def test_weights_that_are_missing_pickled_or_damaged(llama):
@@ -202,12 +333,17 @@ def test_memory_is_estimated_from_headers_alone(llama, monkeypatch):
     stored = {name for name, _ in loaded.bridge.original_model.named_parameters()}
     assert stored
     expected = (llama / "model.safetensors").stat().st_size
-    assert abs(parameter_bytes(weight_files(llama), "float32") - expected) < 10_000
-    assert parameter_bytes(weight_files(llama), "bfloat16") * 2 == parameter_bytes(
-        weight_files(llama), "float32"
-    )
-    with pytest.raises(UserError, match=r"need 1024\.0 GiB, [0-9.]+ GiB"):
-        check_memory("big/model", 2**40, "cpu")
+    assert abs(4 * count_parameters(weight_files(llama)) - expected) < 10_000
+    with pytest.raises(UserError, match=r"it needs 1024\.0 GiB, [0-9.]+ GiB are free; wait"):
+        check_memory(2**40, "it", "wait", "cpu")
+    limit = psutil.virtual_memory().available // 2
+    with pytest.raises(UserError, match=r"GiB are free, of which 10% may be used; wait"):
+        check_memory(limit, "it", "wait", share=0.1)
+    needed = 4 * count_parameters(weight_files(llama))
+    monkeypatch.setattr(devices, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(UserError, match="reading its weights needs"):
+        load_checked(str(llama), device="cpu")
+    assert load_checked(str(llama), device="cpu", dtype="bfloat16").facts["dtype"] == "bfloat16"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -231,7 +367,7 @@ def test_windows_come_from_layer_types_or_from_the_whole_model():
 def test_instrument_check_fails_when_edits_are_ignored(llama, monkeypatch):
     loaded = load_checked(str(llama), device="cpu")
     real = patterns.collect_patterns
-    monkeypatch.setattr(patterns, "collect_patterns", lambda *args: real(*args[:4]))
+    monkeypatch.setattr(patterns, "collect_patterns", lambda *args: real(*args[:2]))
     with pytest.raises(RunFailed, match="edits are ignored"):
         check_instrument(loaded)
 
@@ -273,8 +409,9 @@ def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
 def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     begun, end = threading.Event(), threading.Event()
     monkeypatch.setattr(source, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
-    (llama / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="no readable tokenizer"):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(UserError, match="weights lack"):
         load_checked(str(llama))
     assert begun.wait(60) and not end.is_set()
     end.set()

@@ -181,13 +181,13 @@ def test_changed_weights_are_said_before_the_run_and_found_after_it(
     weights[name] = weights[name] * 1.5
     save_file(weights, changed / "model.safetensors", {"format": "pt"})
     said = []
-    capture = attention.capture_attention
+    capture = attention.capture_patterns
 
     def listen(*args, **kwargs):
         said.append(capsys.readouterr().out)
         return capture(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "capture_attention", listen)
+    monkeypatch.setattr(attention, "capture_patterns", listen)
     assert repeat(copied, "--model_id", changed) == 1
     assert "changed: model weights: was " in said[0] and "tokenizer" not in said[0]
     found, _ = report(copied.parent)

@@ -55,7 +55,7 @@ def test_the_formulas_count_a_real_model(scale):
     assert sum(p.numel() for p in model.parameters()) == scale.parameters(shape)
     prompt = TokenizedPrompt("p", "neutral", -1, "x", "x", [1] * 5, ["x"] * 5, (1, 5))
     facts = {"n_layers": shape.L, "n_heads": shape.H, "sliding_windows": [None] * shape.L}
-    arrays = empty_arrays([prompt], facts, 5)
+    arrays = empty_arrays([prompt], facts)
     assert sum(a.nbytes for name, a in arrays.items() if name not in LABELS) == scale.arrays(
         shape, 5
     )

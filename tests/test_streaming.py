@@ -1,7 +1,8 @@
-"""Streaming against patterns: the same arrays without a pattern, on every architecture and where digits are easily lost."""
+"""Streaming against patterns: the same arrays, on every architecture and where digits are lost."""
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import output_manager
 from prompts import select_prompts
 from rolecircuits.capture import attention, instrument, streaming
 from rolecircuits.capture import tokens as prompt_tokens
-from rolecircuits.capture.attention import capture_attention
+from rolecircuits.capture.attention import capture_clean, capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
 from rolecircuits.capture.streaming import (
     LayerRecorder,
+    Scoring,
     check_rows,
     chunked_rest,
     flash_rest,
@@ -73,8 +75,8 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
     monkeypatch.setattr(streaming, "BLOCK", block)
     tiny = models(name)
     tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
-    patterns = capture_attention(tiny, tokenized).arrays
-    streamed = capture_attention(tiny, tokenized, streaming=True).arrays
+    patterns = capture_patterns(tiny, tokenized).arrays
+    streamed = capture_streaming(tiny, tokenized).arrays
     assert patterns["n_tokens"].max() > 10 * WINDOW
     assert_same_arrays(streamed, patterns, 1e-5)
 
@@ -103,7 +105,7 @@ def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
 
 
 def make_scores(n_query, sink, groups=2, seed=0):
-    """Queries and keys [1, head, query, 8] whose scores with key 0 exceed the others by about `sink`."""
+    """Queries and keys [1, head, query, 8]; scores with key 0 exceed the others by about `sink`."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(1, 2 * groups, n_query, 8, generator=generator)
     key = torch.randn(1, 2, n_query, 8, generator=generator)
@@ -141,10 +143,9 @@ def exact_rows(query, key, scale, window, softcap=None):
 def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", 16)
     query, key = make_scores(37, 2.0)
+    how = Scoring(0.5, window)
     expected, visible = exact_rows(query, key, 0.5, window)
-    found = [
-        part.numpy() for part in (sink_scores(query, key, 0.5), *rest(query, key, 0.5, window))
-    ]
+    found = [part.numpy() for part in (sink_scores(query, key, how), *rest(query, key, how))]
     for name, values in join_sink(*found, visible).items():
         np.testing.assert_allclose(values, expected[name], atol=3e-6, rtol=0, err_msg=name)
 
@@ -156,11 +157,10 @@ def test_the_output_is_that_of_the_patterns(window, monkeypatch):
     for width in (8, 12):  # a value may be wider than a key
         value = torch.randn(1, 2, 37, width, generator=torch.Generator().manual_seed(1))
         whole = (0, 37)
-        pattern = streaming.block_scores(query, key, whole, whole, 0.5, window, None).softmax(
-            dim=-1
-        )
+        how = Scoring(0.5, window)
+        pattern = streaming.block_scores(query, key, whole, whole, how).softmax(dim=-1)
         expected = pattern @ value.repeat_interleave(2, 1)
-        out = streaming.plain_output(query, key, value, 0.5, window)
+        out = streaming.plain_output(query, key, value, how)
         np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
 
 
@@ -168,9 +168,8 @@ def test_the_output_is_that_of_the_patterns(window, monkeypatch):
 def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
     query, key = make_scores(50, sink)
     expected, visible = exact_rows(query, key, 1.0, None)
-    found = [
-        part.numpy() for part in (sink_scores(query, key, 1.0), *flash_rest(query, key, 1.0, None))
-    ]
+    how = Scoring(1.0)
+    found = [part.numpy() for part in (sink_scores(query, key, how), *flash_rest(query, key, how))]
     got = join_sink(*found, visible)
     if sink == 20.0:
         assert (
@@ -200,10 +199,8 @@ def test_two_equal_keys_give_ln_2_and_the_window_drops_the_sink():
 def test_softcapped_scores_equal_float64_patterns():
     query, key = make_scores(30, 6.0)
     expected, visible = exact_rows(query, key, 1.0, 7, softcap=2.0)
-    found = [
-        p.numpy()
-        for p in (sink_scores(query, key, 1.0, 2.0), *chunked_rest(query, key, 1.0, 7, 2.0))
-    ]
+    how = Scoring(1.0, 7, 2.0)
+    found = [p.numpy() for p in (sink_scores(query, key, how), *chunked_rest(query, key, how))]
     np.testing.assert_allclose(
         join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
     )
@@ -218,9 +215,8 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
     query, key = make_scores(50, 4.0)
     query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
     expected, visible = exact_rows(query, key, 0.3, None)
-    found = [
-        part.numpy() for part in (sink_scores(query, key, 0.3), *flash_rest(query, key, 0.3, None))
-    ]
+    how = Scoring(0.3)
+    found = [p.numpy() for p in (sink_scores(query, key, how), *flash_rest(query, key, how))]
     np.testing.assert_allclose(
         join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
     )
@@ -264,18 +260,28 @@ def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     assert instrument.check_streaming(loaded)["path_gap"] < 1e-5
     right = streaming.flash_rest
     monkeypatch.setattr(
-        streaming, "flash_rest", lambda q, k, scale, *rest: right(q, k, scale * 1.01, *rest)
+        streaming, "flash_rest", lambda q, k, how: right(q, k, replace(how, scale=how.scale * 1.01))
     )
     with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):
         instrument.check_streaming(loaded)
 
 
+def test_every_check_of_streaming_begins_anew(models):
+    """Two checks at once, or one that stopped in the middle, must not share their largest gap."""
+    facts = {"n_layers": 1, "n_heads": 4, "sliding_windows": [None]}
+    first, second = (instrument.CheckedRecorder(facts, [3], [[0, 3]], None) for _ in range(2))
+    first.largest = 1.0
+    assert second.largest == 0.0
+    assert instrument.check_streaming(models("llama"))["kernel_gap"] < 1e-5
+    assert first.largest == 1.0
+
+
 def test_streaming_shares_the_weights_and_leaves_the_bridge_alone(models):
     loaded = models("llama")
     tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
-    before = capture_attention(loaded, tokenized, want_logits=True).logits
-    capture_attention(loaded, tokenized, streaming=True)
-    assert np.array_equal(capture_attention(loaded, tokenized, want_logits=True).logits, before)
+    before = capture_clean(loaded, tokenized)[0].logits
+    capture_streaming(loaded, tokenized)
+    assert np.array_equal(capture_clean(loaded, tokenized)[0].logits, before)
     addresses = {p.data_ptr() for p in loaded.bridge.original_model.parameters()}
     assert {p.data_ptr() for p in loaded.plain.parameters()} <= addresses
 
@@ -331,9 +337,9 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
         return real(model, ids, *rest)
 
     monkeypatch.setattr(attention, "stream_layers", scarce)
-    captured = capture_attention(loaded, tokenized, batch_size=8, streaming=True)
+    captured = capture_streaming(loaded, tokenized, batch_size=8)
     assert sizes[0] == 8
-    assert max(sizes[1:]) <= 4
+    assert max(sizes[1:]) <= 4 and captured.batch_size == 4
     assert np.isfinite(captured.arrays["entropy"][..., 0]).all()
 
 
@@ -356,7 +362,7 @@ def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, mon
     recorded = json.loads((tmp_path / "streaming/latest_run/experiment_config.json").read_text())[
         "capture"
     ]
-    assert recorded["method"] == "streaming"
+    assert recorded["method"] == "streaming" and recorded["batch_size"] == 64
     assert 0 < recorded["kernel_gap"] < recorded["kernel_tolerance"] == 1e-4
     assert 0 < recorded["path_gap"] < recorded["path_tolerance"] == 1e-4
     assert not list((tmp_path / "streaming/latest_run").resolve().glob("raw_*"))

@@ -1,6 +1,6 @@
-"""The CUDA kernel without a graphics card: its numbers by Triton's interpreter, its code by Triton's compiler.
+"""The CUDA kernel without a graphics card: its numbers by Triton's interpreter, its code compiled.
 
-The interpreter multiplies bfloat16 as integers (triton 3.7), so float16 stands for the short dtypes here.
+The interpreter multiplies bfloat16 as integers (triton 3.7): float16 stands for the short dtypes.
 """
 
 import json
@@ -15,8 +15,8 @@ import torch
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
 from rolecircuits.capture import streaming, triton_kernel
-from rolecircuits.capture.attention import capture_attention
-from rolecircuits.capture.streaming import chunked_output, chunked_rest
+from rolecircuits.capture.attention import capture_patterns, capture_streaming
+from rolecircuits.capture.streaming import Scoring, chunked_output, chunked_rest
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.categories import Prompt
 from tiny_models import WINDOW, load_checked, save_tiny
@@ -26,9 +26,9 @@ SMALLEST_SHARED = (
 )  # bytes a block may have on consumer cards of compute capability 8.6 and 8.9
 
 
-def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
-    """Queries, keys and values as a model hands them over: transposed views, key 0 favoured by `sink`."""
-    generator = torch.Generator().manual_seed(0)
+def tensors(n_rows, heads, kv_heads, widths, dtype, sink):
+    """Queries, keys and values as a model hands them over: transposed views, key 0 favoured."""
+    generator, (width, value_width) = torch.Generator().manual_seed(0), widths
     shapes = ((heads, width), (kv_heads, width), (kv_heads, value_width))
     query, key, value = (
         torch.randn(2, n_rows, *shape, generator=generator).to(dtype).transpose(1, 2)
@@ -39,28 +39,28 @@ def tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink):
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "heads", "kv_heads", "width", "value_width", "window", "softcap", "dtype", "sink"),
-    [
-        (37, 4, 2, 8, 8, None, None, torch.float32, 0.0),
-        (1, 2, 1, 16, 16, None, None, torch.float32, 0.0),
-        (130, 4, 2, 16, 12, 5, None, torch.float32, 0.0),
-        (130, 2, 1, 24, 24, 70, None, torch.float32, 2.0),
-        (70, 2, 1, 64, 64, 1, None, torch.float32, 0.0),
-        (70, 2, 1, 64, 64, None, 3.0, torch.float32, 0.0),
-        (130, 4, 1, 128, 128, None, None, torch.float32, 8.0),
-        (130, 2, 1, 64, 64, 40, None, torch.float16, 2.0),
+    ("shape", "window", "softcap", "dtype", "sink"),
+    [  # shape: rows, heads, key heads, (width of keys, of values)
+        ((37, 4, 2, (8, 8)), None, None, torch.float32, 0.0),
+        ((1, 2, 1, (16, 16)), None, None, torch.float32, 0.0),
+        ((130, 4, 2, (16, 12)), 5, None, torch.float32, 0.0),
+        ((130, 2, 1, (24, 24)), 70, None, torch.float32, 2.0),
+        ((70, 2, 1, (64, 64)), 1, None, torch.float32, 0.0),
+        ((70, 2, 1, (64, 64)), None, 3.0, torch.float32, 0.0),
+        ((130, 4, 1, (128, 128)), None, None, torch.float32, 8.0),
+        ((130, 2, 1, (64, 64)), 40, None, torch.float16, 2.0),
     ],
 )
-def test_the_kernel_equals_blocks_of_scores(
-    n_rows, heads, kv_heads, width, value_width, window, softcap, dtype, sink
-):
-    query, key, value = tensors(n_rows, heads, kv_heads, width, value_width, dtype, sink)
-    scale = width**-0.5
-    out, log_sum, entropy = triton_kernel.rest_and_output(query, key, value, scale, window, softcap)
-    expected = chunked_rest(query, key, scale, window, softcap)
+def test_the_kernel_equals_blocks_of_scores(shape, window, softcap, dtype, sink):
+    query, key, value = tensors(*shape, dtype, sink)
+    how = Scoring(shape[3][0] ** -0.5, window, softcap)
+    out, log_sum, entropy = triton_kernel.rest_and_output(
+        query, key, value, how.scale, window, softcap
+    )
+    expected = chunked_rest(query, key, how)
     torch.testing.assert_close(log_sum, expected[0], atol=5e-6, rtol=0)
     torch.testing.assert_close(entropy, expected[1], atol=5e-6, rtol=0)
-    whole = chunked_output(query.float(), key.float(), value.float(), scale, window, softcap)
+    whole = chunked_output(query.float(), key.float(), value.float(), how)
     assert out.dtype == dtype
     torch.testing.assert_close(
         out.float(), whole, atol=5e-6 if dtype == torch.float32 else 2e-3, rtol=0
@@ -75,12 +75,12 @@ def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
     tokenized = tokenize_prompts(
         [Prompt(f"p{i}", "neutral", -1, t) for i, t in enumerate(texts)], tiny.tokenizer
     )
-    expected = capture_attention(tiny, tokenized).arrays
+    expected = capture_patterns(tiny, tokenized).arrays
     used = []
     monkeypatch.setattr(
         streaming, "cuda_kernel", lambda *parts: used.append(parts) or triton_kernel
     )
-    found = capture_attention(tiny, tokenized, streaming=True).arrays
+    found = capture_streaming(tiny, tokenized).arrays
     assert used
     for row in ("entropy", "entropy_sinkfree", "sink_mass"):
         torch.testing.assert_close(

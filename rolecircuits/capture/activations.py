@@ -1,36 +1,38 @@
-"""Activations at named hooks of all prompts."""
+"""Activations at named hooks of all prompts, and the files that --raw full saves them in."""
 
 from functools import partial
 
 import numpy as np
 import torch
 
-from rolecircuits.capture.batches import make_batches, pad_right
+from rolecircuits.capture.attention import pattern_bytes
+from rolecircuits.capture.batches import check_all_ran, pad_right, run_batches
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models.devices import check_memory
+from rolecircuits.runs.npz import write_npz
 
 
 def collect_activations(loaded, tokenized, names, batch_size=64):
-    """Activations at named hooks: {name: [prompt, query, ...] float32}, zero beyond a prompt's tokens.
+    """Activations at named hooks: {name: [prompt, query, ...] float32}, 0 beyond a prompt's tokens.
 
-    raises  UserError for a name that the model has no hook for, RunFailed for one that does not fire once a batch
+    raises  UserError for a name that the model has no hook for, RunFailed for a hook that does not
+            fire once a batch, or a prompt that does not fit the memory
     """
-    missing = [name for name in names if name not in loaded.bridge.hook_dict]
-    if missing:
-        raise UserError(f"this model has no hook {missing[0]}; use --raw patterns")
+    check_hooks(loaded, names)
     lengths = [len(p.token_ids) for p in tokenized]
+    device = next(loaded.bridge.original_model.parameters()).device
     out = {}
-    for batch in make_batches(lengths, batch_size):
-        ids, mask = pad_right([tokenized[i].token_ids for i in batch])
-        device = next(loaded.bridge.original_model.parameters()).device
-        seen = []
 
-        def store(tensor, hook, name, batch=batch, mask=mask, seen=seen):
-            seen.append(name)
+    def run_batch(batch):
+        ids, mask = pad_right([tokenized[i].token_ids for i in batch])
+        fired = []
+
+        def store(tensor, hook, name):
+            fired.append(name)
             values = tensor.detach().to("cpu", torch.float32).numpy()
             values = values * mask.numpy().reshape(mask.shape + (1,) * (values.ndim - 2))
-            whole = out.setdefault(
-                name, np.zeros((len(tokenized), max(lengths), *values.shape[2:]), np.float32)
-            )
+            shape = (len(tokenized), max(lengths), *values.shape[2:])
+            whole = out.setdefault(name, np.zeros(shape, np.float32))
             whole[batch, : values.shape[1]] = values
 
         hooks = [(name, partial(store, name=name)) for name in names]
@@ -38,7 +40,45 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             loaded.bridge.run_with_hooks(
                 ids.to(device), attention_mask=mask.to(device), fwd_hooks=hooks, logits_to_keep=1
             )
-        if sorted(seen) != sorted(names):
-            wrong = next(name for name in names if seen.count(name) != 1)
-            raise RunFailed(f"hook {wrong} fired {seen.count(wrong)} times, not once")
+        if sorted(fired) != sorted(names):
+            wrong = next(name for name in names if fired.count(name) != 1)
+            raise RunFailed(f"hook {wrong} fired {fired.count(wrong)} times, not once")
+
+    failed, _ = run_batches(lengths, run_batch, batch_size)
+    check_all_ran(failed, tokenized, "activations")
     return out
+
+
+def check_hooks(loaded, names):
+    """Refuse names that the model has no hook for."""
+    missing = [name for name in names if name not in loaded.bridge.hook_dict]
+    if missing:
+        raise UserError(f"this model has no hook {missing[0]}; use --raw patterns")
+
+
+def raw_files(n_layers):
+    """What --raw full saves beside the patterns: {hook name: file name}."""
+    files = {f"blocks.{i}.mlp.hook_post": f"raw_blocks_{i}_mlp_post" for i in range(n_layers)}
+    return files | {"hook_embed": "raw_embed", "ln_final.hook_normalized": "raw_ln_final"}
+
+
+def check_raw(loaded, tokenized, raw):
+    """Refuse, before anything is run, a --raw whose arrays exceed half of the free memory."""
+    if raw == "none":
+        return
+    longest = max(len(p.token_ids) for p in tokenized)
+    needed, less = pattern_bytes(loaded.facts, len(tokenized), longest), "none"
+    if raw == "full":
+        check_hooks(loaded, raw_files(loaded.n_layers))
+        cfg = loaded.bridge.cfg
+        units = loaded.n_layers * cfg.d_mlp + 2 * cfg.d_model
+        needed, less = needed + len(tokenized) * longest * units * 4, "patterns or --raw none"
+    what = f"--raw {raw} of {len(tokenized)} prompts of up to {longest} tokens"
+    check_memory(needed, what, f"use --raw {less}", share=0.5)
+
+
+def save_raw(loaded, tokenized, batch_size, folder):
+    """The files of `raw_files`: values [prompt, query, unit], zero-padded, and n_tokens."""
+    files, n_tokens = raw_files(loaded.n_layers), [len(p.token_ids) for p in tokenized]
+    for name, values in collect_activations(loaded, tokenized, list(files), batch_size).items():
+        write_npz(folder / f"{files[name]}.npz", {"values": values, "n_tokens": n_tokens})

@@ -1,98 +1,48 @@
-"""Run prompts through a model and reduce every attention pattern to arrays, layer by layer, inside the hook.
+"""Run all prompts through a model and reduce their attention to arrays, layer by layer.
 
-    tokenise (raw text or chat template) -> batches of similar length, padded right, always with the attention mask
-    -> one forward pass a batch -> entropies, sink mass, final-query masses; patterns themselves only if asked for
+    capture_patterns    every pattern, reduced inside its hook; kept whole only if asked for
+    capture_streaming   the same arrays without a pattern
+    capture_clean       the unedited pass, with logits and the residuals that edits start from
+    capture_edited      the same pass with edits, from the layer that they begin at
 
-Right padding with a mask gives patterns identical to unpadded prompts; left padding without a mask is silently wrong.
-In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by up to 0.045 nats, so
-there the pattern is the float32 softmax of hook_attn_scores.
-
-Axes: prompt, layer, head, query, key.
+Right padding with a mask gives patterns identical to unpadded prompts; left padding without a mask
+is silently wrong. Axes: prompt, layer, head, query, key.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from rolecircuits.capture.batches import is_out_of_memory, make_batches, pad_right
-from rolecircuits.capture.patterns import check_patterns, reduce_pattern, run_layers
-from rolecircuits.capture.streaming import stream_layers
-from rolecircuits.inputs.errors import UserError
+from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
+from rolecircuits.capture.patterns import Resume, check_patterns, reduce_pattern, run_layers
+from rolecircuits.capture.streaming import LayerRecorder, stream_layers
+from rolecircuits.models.devices import free_bytes
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.stats import entropy
 
 AUTO_TOKENS = 512
 PATTERN_COPIES = 4  # scores, softmax, float32 copy and its logarithm live at once
-
-
-def choose_capture(capture, raw, tokenized, facts, batch_size):
-    """What to do: ("patterns" or "streaming", the --raw that goes with it, a line that says why auto chose streaming or None)."""
-    import psutil
-
-    if capture != "auto":
-        return capture, raw or ("none" if capture == "streaming" else "patterns"), None
-    if raw not in (None, "none"):
-        return (
-            "patterns",
-            raw,
-            None,
-        )  # they were asked for; check_pattern_memory refuses what does not fit
-    longest, free = max(len(p.token_ids) for p in tokenized), psutil.virtual_memory().available
-    at_once = PATTERN_COPIES * min(batch_size, len(tokenized)) * facts["n_heads"] * longest**2 * 4
-    kept = (
-        0
-        if raw == "none"
-        else len(tokenized) * facts["n_layers"] * facts["n_heads"] * longest**2 * 4
-    )
-    lost = "" if raw == "none" else "; patterns are not saved"
-    if longest > AUTO_TOKENS:
-        return (
-            "streaming",
-            "none",
-            f"capture: streaming, a prompt has {longest} tokens (more than {AUTO_TOKENS}){lost}",
-        )
-    if max(at_once, kept) > free / 2:
-        size = max(at_once, kept) / 2**30
-        why = f"patterns would take {size:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        return "streaming", "none", f"capture: streaming, {why}{lost}"
-    return "patterns", raw or "patterns", None
-
-
-def empty_arrays(tokenized, facts, n_query):
-    """The arrays of attention.npz before anything is measured: NaN or 0 everywhere, labels and lengths filled in."""
-    n, layers, heads = len(tokenized), facts["n_layers"], facts["n_heads"]
-    rows, masses = (n, layers, heads, n_query), (n, layers, heads)
-    return {
-        "category": np.array([p.category for p in tokenized]),
-        "prompt_id": np.array([p.id for p in tokenized]),
-        "pair_id": np.array([p.pair_id for p in tokenized], dtype=np.int64),
-        "n_tokens": np.array([len(p.token_ids) for p in tokenized], dtype=np.int64),
-        "span": np.array([p.span for p in tokenized], dtype=np.int64).reshape(n, 2),
-        "entropy": np.full(rows, np.nan, np.float32),
-        "entropy_sinkfree": np.full(rows, np.nan, np.float32),
-        "sink_mass": np.full(rows, np.nan, np.float32),
-        "visible_keys": entropy.visible_keys(n_query, facts["sliding_windows"]).astype(np.int64),
-        "first_mass": np.zeros(masses, np.float32),
-        "last_mass": np.zeros(masses, np.float32),
-        "edge_mass": np.zeros((*masses, 2), np.float32),
-        "edge_tokens": np.zeros(n, np.int64),
-    }
+ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
 
 
 @dataclass
 class Capture:
-    """What a pass over all prompts gave, in the order of the prompt axis; prompts that failed are not in it.
+    """What a pass over all prompts gave, in the order of the prompt axis, without failed prompts.
 
-    arrays    the arrays of attention.npz                    patterns  {layer: [prompt, head, query, key]}, {} unless kept
-    logits    [prompt, vocabulary] float32 or None           failed    [(prompt id, reason)]
+    arrays      the arrays of attention.npz
+    patterns    {layer: [prompt, head, query, key]}, {} unless kept
+    logits      [prompt, vocabulary] float32 of the final token, None unless wanted
+    failed      [(prompt id, reason)]
     batch_size  prompts that a forward pass may hold: as given, or what the last halving left
     """
 
     arrays: dict
-    patterns: dict
-    logits: np.ndarray
-    failed: list
+    patterns: dict = field(default_factory=dict)
+    logits: np.ndarray | None = None
+    failed: list = field(default_factory=list)
     batch_size: int | None = None
 
 
@@ -100,7 +50,9 @@ class Capture:
 class CleanRun:
     """What an edited pass needs of the unedited one in order to start at the layer that it edits.
 
-    arrays  as in Capture    residuals  {layer: [prompt, query, unit] on the model's device}    as_tuple  see skipped_blocks
+    arrays     as in Capture
+    residuals  {layer: [prompt, query, unit] on the model's device}
+    as_tuple   the blocks of this architecture return a tuple
     """
 
     arrays: dict
@@ -108,191 +60,198 @@ class CleanRun:
     as_tuple: bool
 
 
-def capture_clean(loaded, tokenized, layers, batch_size=64, title=None):
-    """(Capture with logits, CleanRun): the unedited pass, keeping the residual that enters each of `layers`."""
+def choose_capture(capture, raw, tokenized, facts, batch_size):
+    """(method, the --raw that goes with it, why auto chose streaming or None) of the flags.
+
+    method  "patterns" or "streaming"
+    """
+    if capture != "auto":
+        return capture, raw or ("none" if capture == "streaming" else "patterns"), None
+    if raw in ("patterns", "full"):  # asked for; activations.check_raw refuses what does not fit
+        return "patterns", raw, None
+    n, longest = len(tokenized), max(len(p.token_ids) for p in tokenized)
+    one_layer = pattern_bytes(facts, min(batch_size, n), longest) / facts["n_layers"]
+    kept = 0 if raw == "none" else pattern_bytes(facts, n, longest)
+    needed, free = max(PATTERN_COPIES * one_layer, kept), free_bytes()
+    if longest > AUTO_TOKENS:
+        why = f"a prompt has {longest} tokens (more than {AUTO_TOKENS})"
+    elif needed > free / 2:
+        why = f"patterns would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    else:
+        return "patterns", raw or "patterns", None
+    lost = "" if raw == "none" else "; patterns are not saved"
+    return "streaming", "none", f"capture: streaming, {why}{lost}"
+
+
+def pattern_bytes(facts, n_prompts, longest):
+    """Bytes of the float32 patterns of all layers of so many prompts, padded to the longest."""
+    return facts["n_layers"] * n_prompts * facts["n_heads"] * longest**2 * 4
+
+
+def empty_arrays(tokenized, facts):
+    """The arrays of attention.npz before anything is measured: labels and lengths, NaN or 0."""
+    n_tokens = np.array([len(p.token_ids) for p in tokenized], dtype=np.int64)
+    masses = (len(tokenized), facts["n_layers"], facts["n_heads"])
+    rows = (*masses, n_tokens.max())
+    return {
+        "category": np.array([p.category for p in tokenized]),
+        "prompt_id": np.array([p.id for p in tokenized]),
+        "pair_id": np.array([p.pair_id for p in tokenized], dtype=np.int64),
+        "n_tokens": n_tokens,
+        "span": np.array([p.span for p in tokenized], dtype=np.int64).reshape(-1, 2),
+        **{name: np.full(rows, np.nan, np.float32) for name in ROWS},
+        "visible_keys": entropy.visible_keys(rows[-1], facts["sliding_windows"]).astype(np.int64),
+        "first_mass": np.zeros(masses, np.float32),
+        "last_mass": np.zeros(masses, np.float32),
+        "edge_mass": np.zeros((*masses, 2), np.float32),
+        "edge_tokens": np.zeros(len(tokenized), np.int64),
+    }
+
+
+def empty_patterns(tokenized, facts):
+    """Zeros for the patterns of every layer: {layer: [prompt, head, query, key]}."""
+    longest = max(len(p.token_ids) for p in tokenized)
+    shape = (len(tokenized), facts["n_heads"], longest, longest)
+    return {layer: np.zeros(shape, np.float32) for layer in range(facts["n_layers"])}
+
+
+def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, title=None):
+    """The Capture of an unedited pass; keep_patterns: all of them, zero-padded to the longest."""
+    kept = empty_patterns(tokenized, loaded.facts) if keep_patterns else {}
+    captured = Capture(empty_arrays(tokenized, loaded.facts), kept)
+    return PatternPass(loaded, tokenized, captured).run(batch_size, title)
+
+
+def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
+    """(Capture with logits, CleanRun with the residual that enters each of `layers`)."""
     residuals, tuples = {}, set()
+    shape = (len(tokenized), max(len(p.token_ids) for p in tokenized))
 
     def keep(hidden, hook, layer, batch):
-        shape = (len(tokenized), max(len(p.token_ids) for p in tokenized), hidden.shape[-1])
-        whole = residuals.setdefault(
-            layer, torch.zeros(shape, dtype=hidden.dtype, device=hidden.device)
-        )
+        whole = residuals.setdefault(layer, hidden.new_zeros((*shape, hidden.shape[-1])))
         whole[torch.tensor(batch, device=hidden.device), : hidden.shape[1]] = hidden.detach()
 
-    def edits_for(batch):
-        return [
-            (f"blocks.{layer}.hook_in", partial(keep, layer=layer, batch=batch)) for layer in layers
-        ]
+    def keep_residuals(batch):
+        names = {layer: f"blocks.{layer}.hook_in" for layer in layers}
+        return [(name, partial(keep, layer=i, batch=batch)) for i, name in names.items()]
 
     handle = loaded.bridge.blocks[0].register_forward_hook(
         lambda module, args, out: tuples.add(isinstance(out, tuple))
     )
     try:
-        captured = capture_attention(
-            loaded, tokenized, batch_size, edits_for, want_logits=True, title=title
-        )
+        captured = capture_edited(loaded, tokenized, keep_residuals, batch_size, title=title)
     finally:
         handle.remove()
     return captured, CleanRun(captured.arrays, residuals, tuples == {True})
 
 
-def capture_attention(
-    loaded,
-    tokenized,
-    batch_size=64,
-    edits_for=None,
-    keep_patterns=False,
-    want_logits=False,
-    title=None,
-    start=None,
-    streaming=False,
-    batch_tokens=None,
-):
-    """Run every prompt once and reduce its attention: a Capture.
+def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, title=None):
+    """The Capture, with logits, of a pass with edits.
 
-    edits_for      function of the batch's prompt positions (list of int) -> [(hook name, hook)], None for a clean run
-    keep_patterns  also keep the patterns of all layers, zero-padded to the longest prompt
-    title          text of the progress bar, None for no bar
-    start          (layer, CleanRun): edits begin at that layer, so the layers below are taken from the clean run; None
-                   runs everything. Not with keep_patterns.
-    streaming      rows without patterns, from the model without its bridge: no edits, patterns or logits
-    batch_tokens   at most so many tokens in a batch, padding counted; halved for good after an out-of-memory error
+    edits_for  function of the batch's prompt positions (list of int) -> [(hook name, hook)]
+    start      (layer, CleanRun): nothing is edited below that layer, so the layers below it are
+               not run again and their values are those of the clean run; None runs everything
     """
-    from tqdm import tqdm
-
-    lengths = [len(p.token_ids) for p in tokenized]
-    arrays = (
-        empty_arrays(tokenized, loaded.facts, max(lengths))
-        if start is None
-        else copy_arrays(start[1].arrays)
-    )
-    patterns = {}
-    if keep_patterns:
-        shape = (len(tokenized), loaded.n_heads, max(lengths), max(lengths))
-        check_pattern_memory(loaded.n_layers, shape)
-        patterns = {layer: np.zeros(shape, np.float32) for layer in range(loaded.n_layers)}
-    logits, failed = {}, []
-    queue = make_batches(lengths, batch_size, batch_tokens)
-    with tqdm(
-        total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False
-    ) as bar:
-        while queue:
-            batch = queue.pop(0)
-            try:
-                if streaming:
-                    final = _stream_batch(loaded, tokenized, batch, arrays)
-                else:
-                    final = _capture_batch(
-                        loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start
-                    )
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    failed.append((tokenized[batch[0]].id, "out of memory with a batch of one"))
-                else:
-                    longest = max(lengths[i] for i in batch)
-                    tqdm.write(
-                        f"out of memory with {len(batch)} prompts of {longest} tokens: halved"
-                    )
-                    left = [i for later in (batch, *queue) for i in later]
-                    half = [len(batch) // 2, len(batch) * longest // 2]
-                    batch_size = half[0]
-                    queue = [
-                        [left[i] for i in later]
-                        for later in make_batches([lengths[i] for i in left], *half)
-                    ]
-                    continue
-            else:
-                logits.update(zip(batch, final, strict=True))
-            bar.update(len(batch))
-    lost = {prompt_id for prompt_id, _ in failed}
-    kept = [i for i, p in enumerate(tokenized) if p.id not in lost]
-    if failed:
-        arrays = {name: a if name == "visible_keys" else a[kept] for name, a in arrays.items()}
-        patterns = {layer: values[kept] for layer, values in patterns.items()}
-    return Capture(
-        arrays,
-        patterns,
-        np.stack([logits[i] for i in kept]) if want_logits and kept else None,
-        failed,
-        batch_size,
-    )
+    arrays = empty_arrays(tokenized, loaded.facts) if start is None else start[1].arrays
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    return PatternPass(loaded, tokenized, Capture(arrays), edits_for, start).run(batch_size, title)
 
 
-def copy_arrays(arrays):
-    return {name: array.copy() for name, array in arrays.items()}
+@dataclass
+class PatternPass:
+    """A pass over all prompts through hooks, written into `captured` batch by batch.
 
+    edits_for, start  as `capture_edited` takes them; without edits_for no logits are computed
+    """
 
-def _capture_batch(loaded, tokenized, batch, arrays, patterns, edits_for, want_logits, start):
-    """Run one batch and write its rows into `arrays` (and `patterns`) in place; returns final logits or Nones."""
-    prompts = [tokenized[i] for i in batch]
-    n_tokens, span = arrays["n_tokens"][batch], arrays["span"][batch]
-    width = int(n_tokens.max())
+    loaded: LoadedModel
+    tokenized: list
+    captured: Capture
+    edits_for: Callable | None = None
+    start: tuple | None = None
 
-    def on_layer(layer, pattern):
-        check_patterns(pattern, n_tokens, layer, loaded.facts)
-        if layer in patterns:
-            real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
-            patterns[layer][batch, :, :width, :width] = np.where(real, pattern, 0.0)
-        _store_layer(
-            arrays,
-            batch,
-            layer,
-            reduce_pattern(pattern, n_tokens, span, arrays["visible_keys"][layer, :width]),
-        )
+    def run(self, batch_size, title):
+        lengths = self.captured.arrays["n_tokens"].tolist()
+        failed, batch_size = run_batches(lengths, self.run_batch, batch_size, title=title)
+        return without_failed(self.captured, failed, batch_size)
 
-    edits = [] if edits_for is None else edits_for(batch)
-    resume = None
-    if start is not None:
-        layer, clean = start
+    def run_batch(self, batch):
+        captured, arrays, width = self.captured, self.captured.arrays, self._width(batch)
+        n_tokens, span = arrays["n_tokens"][batch], arrays["span"][batch]
+        real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
+
+        def on_layer(layer, pattern):
+            check_patterns(pattern, n_tokens, layer, self.loaded.facts)
+            if layer in captured.patterns:
+                kept = np.where(real, pattern, 0.0)
+                captured.patterns[layer][batch, :, :width, :width] = kept
+            visible = arrays["visible_keys"][layer, :width]
+            store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, visible))
+
+        edits = [] if self.edits_for is None else self.edits_for(batch)
+        ids = [self.tokenized[i].token_ids for i in batch]
+        want_logits, resume = self.edits_for is not None, self._resume(batch)
+        logits = run_layers(self.loaded, ids, on_layer, edits, want_logits, resume)
+        if want_logits:
+            if captured.logits is None:
+                shape = (len(self.tokenized), logits.shape[-1])
+                captured.logits = np.zeros(shape, np.float32)
+            captured.logits[batch] = logits.cpu().numpy()
+
+    def _width(self, batch):
+        return int(self.captured.arrays["n_tokens"][batch].max())
+
+    def _resume(self, batch):
+        if self.start is None:
+            return None
+        layer, clean = self.start
         hidden = clean.residuals[layer]
-        resume = (layer, hidden[torch.tensor(batch, device=hidden.device), :width], clean.as_tuple)
-    ids, dtype = [p.token_ids for p in prompts], loaded.facts["dtype"]
-    logits = run_layers(
-        loaded.bridge, ids, loaded.n_layers, dtype, on_layer, edits, want_logits, resume
-    )
-    return [None] * len(batch) if logits is None else list(logits.cpu().numpy())
+        rows = torch.tensor(batch, device=hidden.device)
+        return Resume(layer, hidden[rows, : self._width(batch)], clean.as_tuple)
 
 
-def _stream_batch(loaded, tokenized, batch, arrays):
-    """As `_capture_batch`, without a pattern."""
-    ids, mask = pad_right([tokenized[i].token_ids for i in batch])
+def capture_streaming(loaded, tokenized, batch_size=64, batch_tokens=BATCH_TOKENS, title=None):
+    """The Capture of a pass without patterns, through the model without its bridge."""
+    arrays = empty_arrays(tokenized, loaded.facts)
 
-    def on_layer(layer, reduced):
-        _store_layer(arrays, batch, layer, reduced)
+    def run_batch(batch):
+        recorder = LayerRecorder(
+            loaded.facts,
+            arrays["n_tokens"][batch],
+            arrays["span"][batch],
+            lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
+        )
+        ids, mask = pad_right([tokenized[i].token_ids for i in batch])
+        stream_layers(loaded.plain, ids, mask, recorder)
 
-    stream_layers(
-        loaded.plain,
-        ids,
-        mask,
-        arrays["n_tokens"][batch],
-        arrays["span"][batch],
-        loaded.facts,
-        on_layer,
-    )
-    return [None] * len(batch)
+    lengths = arrays["n_tokens"].tolist()
+    failed, batch_size = run_batches(lengths, run_batch, batch_size, batch_tokens, title)
+    return without_failed(Capture(arrays), failed, batch_size)
 
 
-def _store_layer(arrays, batch, layer, reduced):
+def store_layer(arrays, batch, layer, reduced):
     """Write what one layer of one batch gave into the arrays of the run."""
     width = reduced["entropy"].shape[-1]
     for name, values in reduced.items():
         if name == "edge_tokens":
             arrays[name][batch] = values
-        elif name in ("entropy", "entropy_sinkfree", "sink_mass"):
+        elif name in ROWS:
             arrays[name][batch, layer, :, :width] = values
         else:
             arrays[name][batch, layer] = values
 
 
-def check_pattern_memory(n_layers, shape):
-    """Refuse to keep patterns that would not fit into half of the free memory, with the numbers."""
-    import psutil
-
-    needed, free = n_layers * int(np.prod(shape)) * 4, psutil.virtual_memory().available
-    if needed > free / 2:
-        raise UserError(
-            f"--raw patterns needs {needed / 2**30:.1f} GiB for prompts of up to {shape[-1]} tokens, {free / 2**30:.1f} GiB "
-            "are free; use --raw none"
-        )
+def without_failed(captured, failed, batch_size):
+    """The Capture of a finished pass, without the prompts (positions) that did not fit alone."""
+    captured = replace(captured, batch_size=batch_size)
+    if not failed:
+        return captured
+    ids, arrays = captured.arrays["prompt_id"], captured.arrays
+    kept = np.setdiff1d(np.arange(len(ids)), failed)
+    return replace(
+        captured,
+        arrays={name: a if name == "visible_keys" else a[kept] for name, a in arrays.items()},
+        patterns={layer: values[kept] for layer, values in captured.patterns.items()},
+        logits=captured.logits[kept] if captured.logits is not None and len(kept) else None,
+        failed=[(str(ids[i]), ALONE) for i in failed],
+    )

@@ -1,29 +1,31 @@
-"""Greedy generation in batches that hold no padding, with a KV cache, and simple measures of the answers.
+"""Greedy generation in batches without padding, with a KV cache, and measures of the answers.
 
-Prompts of one length share a batch, so every token stands where it would stand alone: no padding side, no position ids to
-mend, and edits see the same positions as in a plain forward pass. Each step is the argmax of the logits, as
-`generate(do_sample=False)` does without logit processors (a repetition penalty in a model's generation_config, say, is
-not applied: it would be one more intervention).
+Prompts of one length share a batch, so every token stands where it would stand alone: no padding
+side, no position ids to mend, and edits see the same positions as in a plain forward pass. Each
+step is the argmax of the logits, as `generate(do_sample=False)` does without logit processors (a
+repetition penalty in a model's generation_config, say, is not applied: it would be one more
+intervention).
 """
 
 import re
 
 import torch
+from transformers import DynamicCache
 
-from rolecircuits.capture.batches import Rows, equal_length_batches
+from rolecircuits.capture.batches import Rows, check_all_ran, run_batches
 from rolecircuits.inputs.errors import UserError
 
 FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "i'm", "i've", "i'd", "i'll"])
 SELF_NAMES = re.compile(
-    r"\b(?:AI|A\.I\.|artificial intelligence|(?:language|AI) model|LLM|chat ?bot|(?:virtual |AI )?assistant|SmolLM\w*|"
-    r"Mistral|Qwen|Llama|Gemma|ChatGPT|GPT-?\d*)\b",
+    r"\b(?:AI|A\.I\.|artificial intelligence|(?:language|AI) model|LLM|chat ?bot|"
+    r"(?:virtual |AI )?assistant|SmolLM\w*|Mistral|Qwen|Llama|Gemma|ChatGPT|GPT-?\d*)\b",
     re.IGNORECASE,
 )
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def stop_tokens(loaded):
-    """The token ids that end an answer, as the model's generation config and tokenizer name them."""
+    """The token ids that end an answer, by the model's generation config or its tokenizer."""
     named = getattr(loaded.bridge.original_model.generation_config, "eos_token_id", None)
     named = [] if named is None else [named] if isinstance(named, int) else list(named)
     own = loaded.tokenizer.hf.eos_token_id
@@ -35,38 +37,32 @@ def check_room(tokenized, max_tokens, context):
     longest = max(tokenized, key=lambda p: len(p.token_ids))
     if len(longest.token_ids) + max_tokens > context:
         raise UserError(
-            f"--max_tokens {max_tokens}: prompt {longest.id} has {len(longest.token_ids)} tokens and the context holds "
-            f"{context}; at most {context - len(longest.token_ids)} are left"
+            f"--max_tokens {max_tokens}: prompt {longest.id} has {len(longest.token_ids)} tokens, "
+            f"the context holds {context}; at most {context - len(longest.token_ids)} are left"
         )
 
 
 def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None, title=None):
-    """Generated token ids of every prompt (the stop token included, where one came): list of lists, in prompt order.
+    """Generated token ids of every prompt, the stop token included: list of lists, in prompt order.
 
-    prepare  None, or a function Rows -> [(hook name, hook)] (`ablation.prepare_edit`): the edit acts at every step
+    prepare  None, or a function Rows -> [(hook name, hook)]: the edit acts at every step
     """
-    from tqdm import tqdm
+    answers, lengths = {}, [len(p.token_ids) for p in tokenized]
 
-    answers = [None] * len(tokenized)
-    with tqdm(
-        total=len(tokenized), desc=title, unit="prompt", disable=title is None, leave=False
-    ) as bar:
-        for batch in equal_length_batches(tokenized, batch_size):
-            ids = torch.tensor([tokenized[i].token_ids for i in batch])
-            rows = Rows(batch, [ids.shape[1]] * len(batch), growing=True)
-            edits = [] if prepare is None else prepare(rows)
-            for i, answer in zip(
-                batch, _continue_batch(loaded, ids, max_tokens, rows, edits), strict=True
-            ):
-                answers[i] = answer
-            bar.update(len(batch))
-    return answers
+    def run_batch(batch):
+        ids = torch.tensor([tokenized[i].token_ids for i in batch])
+        rows = Rows(batch, [ids.shape[1]] * len(batch), growing=True)
+        edits = [] if prepare is None else prepare(rows)
+        texts = _continue_batch(loaded, ids, max_tokens, rows, edits)
+        answers.update(zip(batch, texts, strict=True))
+
+    failed, _ = run_batches(lengths, run_batch, batch_size, title=title, equal=True)
+    check_all_ran(failed, tokenized, title or "generation")
+    return [answers[i] for i in range(len(tokenized))]
 
 
 def _continue_batch(loaded, ids, max_tokens, rows, edits):
-    """One batch [row, query] of equal length; a row that has stopped runs along unread until all have."""
-    from transformers import DynamicCache
-
+    """One batch [row, query] of equal length; a row that has stopped runs along until all have."""
     model, stop = loaded.bridge.original_model, stop_tokens(loaded)
     ids = ids.to(next(model.parameters()).device)
     cache = DynamicCache(config=model.config)
@@ -89,8 +85,10 @@ def _continue_batch(loaded, ids, max_tokens, rows, edits):
 def measure_answer(token_ids, text, stopped):
     """Simple measures of one answer.
 
-    n_tokens      generated tokens, the stop token not counted     stopped       the model ended the answer itself
-    first_person  share of words that are I, me, my, mine, ...     self_naming   1 if it names itself an AI, a model, ...
+    n_tokens      generated tokens, the stop token not counted
+    stopped       the model ended the answer itself
+    first_person  share of words that are I, me, my, mine, ...
+    self_naming   1 if it names itself an AI, a model, ...
     repetition    share of token trigrams that occurred before; 0 for fewer than three tokens
     """
     ids = token_ids[:-1] if stopped else token_ids

@@ -1,11 +1,12 @@
-"""One forward pass whose attention patterns are checked and reduced inside the hooks, layer by layer.
+"""One forward pass whose attention patterns are checked and reduced inside the hooks.
 
-In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by up to 0.045 nats, so
-there the pattern is the float32 softmax of hook_attn_scores.
+In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by
+up to 0.045 nats, so there the pattern is the float32 softmax of hook_attn_scores.
 """
 
 import contextlib
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +18,20 @@ from rolecircuits.stats import entropy
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
 
+class Resume(NamedTuple):
+    """Where a forward pass starts: at block `layer`, with the residual `hidden` that enters it.
+
+    hidden  [batch, query, unit]    as_tuple  the blocks of this architecture return a tuple
+    """
+
+    layer: int = 0
+    hidden: Any = None
+    as_tuple: bool = False
+
+
 def pattern_hook_name(layer, dtype):
-    """Where the pattern of a layer is taken: after the softmax in float32, before it in the short dtypes."""
-    return (
-        f"blocks.{layer}.attn.hook_pattern"
-        if dtype == "float32"
-        else f"blocks.{layer}.attn.hook_attn_scores"
-    )
+    """Where a layer's pattern is taken: after the softmax in float32, before it in short dtypes."""
+    return f"blocks.{layer}.attn.{'hook_pattern' if dtype == 'float32' else 'hook_attn_scores'}"
 
 
 def to_pattern(tensor, dtype):
@@ -34,23 +42,22 @@ def to_pattern(tensor, dtype):
 
 
 @contextlib.contextmanager
-def skipped_blocks(bridge, first, hidden, as_tuple=False):
-    """Inside this context a forward pass starts at block `first` with the residual `hidden` [batch, query, unit].
+def skipped_blocks(bridge, resume):
+    """Inside this context a forward pass starts where `resume` says.
 
-    Blocks below it are not executed: each hands `hidden` on. Everything else (masks, rotary angles, final norm, logit
-    soft cap) stays the model's own code, so that nothing is rebuilt here. TransformerBridge's start_at_layer gives the
-    same numbers but executes the blocks below. as_tuple: blocks of this architecture return a tuple.
+    Blocks below are not executed: each hands the residual on. Everything else (masks, rotary
+    angles, final norm, logit soft cap) stays the model's own code, so that nothing is rebuilt here.
+    TransformerBridge's start_at_layer gives the same numbers but executes the blocks below.
     """
 
     def hand_on(*args, **kwargs):
-        return (hidden,) if as_tuple else hidden
+        return (resume.hidden,) if resume.as_tuple else resume.hidden
 
-    below = list(bridge.blocks[:first])
+    below = list(bridge.blocks[: resume.layer])
     own = [vars(block).get("forward") for block in below]  # accelerate keeps a wrapper here
     for block in below:
-        vars(block)["forward"] = (
-            hand_on  # not setattr: a bridge passes attributes on to the module it wraps
-        )
+        # not setattr: a bridge passes attributes on to the module it wraps
+        vars(block)["forward"] = hand_on
     try:
         yield
     finally:
@@ -60,19 +67,18 @@ def skipped_blocks(bridge, first, hidden, as_tuple=False):
                 vars(block)["forward"] = forward
 
 
-def run_layers(
-    bridge, token_ids, n_layers, dtype, on_layer, edits=(), want_logits=False, resume=None
-):
-    """One forward pass of a right-padded batch; `on_layer(layer, pattern)` is called once per layer, in order.
+def run_layers(loaded, token_ids, on_layer, edits=(), want_logits=False, resume=None):
+    """One forward pass of a right-padded batch; on_layer(layer, pattern) is called once per layer.
 
     token_ids  list of lists of int
-    edits      (hook name, function) pairs that change activations; they are attached before anything that measures
-    resume     (layer, hidden, as_tuple): start there, as `skipped_blocks` says; `on_layer` is called from that layer on
-    returns    logits of each prompt's final token [prompt, vocabulary] float32 if want_logits, else None
+    edits      (hook name, function) pairs that change activations; they are attached before
+               anything that measures
+    resume     a Resume: `on_layer` is called from its layer on
+    returns    logits of each prompt's final token [prompt, vocabulary] float32 if want_logits; the
+               projection to the vocabulary is computed for no other position
     raises     RunFailed if a hook fires more or less than once
-
-    The output projection to the vocabulary is computed for the final positions only: nothing else reads it.
     """
+    bridge, dtype, resume = loaded.bridge, loaded.facts["dtype"], resume or Resume()
     ids, mask = pad_right(token_ids)
     final = torch.tensor([len(row) - 1 for row in token_ids])
     device = next(bridge.original_model.parameters()).device
@@ -83,10 +89,9 @@ def run_layers(
         fired.append(layer)
         on_layer(layer, to_pattern(tensor, dtype))
 
-    first, hidden, as_tuple = resume or (0, None, False)
-    layers = list(range(first, n_layers))
+    layers = list(range(resume.layer, loaded.n_layers))
     hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
-    with torch.inference_mode(), skipped_blocks(bridge, first, hidden, as_tuple):
+    with torch.inference_mode(), skipped_blocks(bridge, resume):
         logits = bridge.run_with_hooks(
             ids.to(device),
             attention_mask=mask.to(device),
@@ -98,16 +103,16 @@ def run_layers(
         raise RunFailed(
             f"the attention hook of layer {wrong} fired {fired.count(wrong)} times, not once"
         )
-    return (
-        logits[torch.arange(len(final)), column.to(logits.device)].float() if want_logits else None
-    )
+    if not want_logits:
+        return None
+    return logits[torch.arange(len(final)), column.to(logits.device)].float()
 
 
 def kept_logits(model, final, width, device):
     """(what the model is told to keep, the column of each prompt's final token [prompt] in it).
 
-    One device: the final positions themselves. Several: a number of last positions, which takes a few more columns,
-    because an index tensor would have to lie on the device of the last layer.
+    One device: the final positions themselves. Several: a number of last positions, which takes a
+    few more columns, because an index tensor would have to lie on the device of the last layer.
     """
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         count = width - int(final.min())
@@ -116,19 +121,18 @@ def kept_logits(model, final, width, device):
     return kept.to(device), column
 
 
-def collect_patterns(bridge, token_ids, n_layers, dtype, edits=()):
-    """(patterns, final logits) of one batch: patterns[layer] is [prompt, head, query, key] float32 numpy."""
+def collect_patterns(loaded, token_ids, edits=()):
+    """(patterns, final logits) of one batch: patterns[layer] is [prompt, head, query, key]."""
     patterns = {}
-    logits = run_layers(
-        bridge, token_ids, n_layers, dtype, patterns.__setitem__, edits, want_logits=True
-    )
+    logits = run_layers(loaded, token_ids, patterns.__setitem__, edits, want_logits=True)
     return patterns, logits
 
 
 def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TOLERANCE):
-    """Stop with layer and head unless every real row is a probability distribution over keys it may see.
+    """Stop with layer and head unless every real row is a distribution over keys it may see.
 
-    pattern  [prompt, head, query, key]    n_tokens  [prompt]    facts  needs n_heads and sliding_windows
+    pattern  [prompt, head, query, key]    n_tokens  [prompt]
+    facts    needs n_heads and sliding_windows
     """
     n_tokens = np.asarray(n_tokens)
     if pattern.ndim != 4 or pattern.shape[:2] != (len(n_tokens), facts["n_heads"]):
@@ -151,15 +155,17 @@ def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TO
             prompt, head, row = np.argwhere(wrong & real)[0]
             total = pattern[prompt, head, row].sum()
             raise RunFailed(
-                f"layer {layer} head {head}: query row {row} {what} (sum {total:.6g}); nothing was saved"
+                f"layer {layer} head {head}: query row {row} {what} (sum {total:.6g}); nothing was "
+                "saved"
             )
 
 
 def reduce_pattern(pattern, n_tokens, span, visible):
     """The arrays of one layer of one batch; rows beyond a prompt's tokens are NaN.
 
-    pattern [prompt, head, query, key]   n_tokens [prompt]   span [prompt, 2]   visible [query] keys a row can see
-    returns entropy, entropy_sinkfree, sink_mass [prompt, head, query] and the masses of `final_query_masses`
+    pattern [prompt, head, query, key]    n_tokens [prompt]    span [prompt, 2]
+    visible [query] keys a row can see
+    returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`
     """
     n_prompts, n_heads, n_query, _ = pattern.shape
     real = np.arange(n_query) < n_tokens[:, None]

@@ -7,15 +7,10 @@ from jinja2.exceptions import TemplateError
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import PromptFormat
 
-# A chat template is a program of the model's maker; it may divide by zero or call itself without end.
+# A chat template is a program of the model's maker; it may divide by zero or call itself forever.
 TEMPLATE_ERRORS = (
-    TemplateError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
+    *(TemplateError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
 )
 
 RAW = PromptFormat()
@@ -23,7 +18,7 @@ RAW = PromptFormat()
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the model sees it; `span` is the first and one-past-last token of the prompt's own text."""
+    """A prompt as the model sees it; `span` is the first and one-past-last token of its text."""
 
     id: str
     category: str
@@ -38,8 +33,9 @@ class TokenizedPrompt:
 def tokenize_prompts(prompts, tokenizer, form=RAW):
     """TokenizedPrompts of `prompts` for a ModelTokenizer, in a PromptFormat.
 
-    raw   the text alone, after the BOS token if bos says so (auto: as TransformerLens does for this model)
-    chat  the model's own chat template with the generation prompt, tokenised once; the span from the offsets
+    raw   the text alone, after the BOS token if bos says so (auto: as TransformerLens does)
+    chat  the model's own chat template with the generation prompt, tokenised once; the span from
+          the offsets
     """
     hf = tokenizer.hf
     if form.bos == "always" and hf.bos_token_id is None:
@@ -57,11 +53,6 @@ def tokenize_prompts(prompts, tokenizer, form=RAW):
     else:
         tokenized = [_tokenize_raw(prompt, hf, with_bos) for prompt in prompts]
     for prompt in tokenized:
-        if len(prompt.token_ids) > tokenizer.context:
-            raise UserError(
-                f"prompt {prompt.id} has {len(prompt.token_ids)} tokens, the model's context holds {tokenizer.context}; "
-                "it is not truncated"
-            )
         tokenizer.check_ids(prompt.token_ids, f"prompt {prompt.id}")
         if prompt.span[0] == prompt.span[1]:
             raise UserError(
@@ -71,34 +62,31 @@ def tokenize_prompts(prompts, tokenizer, form=RAW):
 
 
 def check_special_tokens(prompts, hf):
-    """Refuse prompts that contain the text of a special token, which would be read as that token."""
+    """Refuse prompts that hold the text of a special token, which would be read as that token."""
     specials = [token for token in hf.all_special_tokens if token.strip()]
     specials += [str(token) for token in hf.added_tokens_decoder.values() if token.special]
     for prompt in prompts:
         for token in specials:
             if token in prompt.text:
+                shown = printable(token)
                 raise UserError(
-                    f"prompt {prompt.id} contains the special token {printable(token)!r}; take it out"
+                    f"prompt {prompt.id} contains the special token {shown!r}; take it out"
                 )
 
 
 def _tokenize_raw(prompt, hf, with_bos):
     ids = hf(prompt.text, add_special_tokens=False).input_ids
     ids = [hf.bos_token_id, *ids] if with_bos else list(ids)
-    return TokenizedPrompt(
-        prompt.id,
-        prompt.category,
-        prompt.pair_id,
-        prompt.text,
-        prompt.text,
-        ids,
-        hf.convert_ids_to_tokens(ids),
-        (int(with_bos), len(ids)),
-    )
+    return _tokenized(prompt, prompt.text, ids, hf, (int(with_bos), len(ids)))
+
+
+def _tokenized(prompt, rendered, ids, hf, span):
+    labels = (prompt.id, prompt.category, prompt.pair_id, prompt.text)
+    return TokenizedPrompt(*labels, rendered, ids, hf.convert_ids_to_tokens(ids), span)
 
 
 def render_chat(hf, text, system_prompt=None):
-    """`text` as the user's turn in the model's chat template, generation prompt added; one line if it refuses."""
+    """`text` as the user's turn in the model's chat template, with the generation prompt."""
     messages = [{"role": "user", "content": text}]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
@@ -109,31 +97,21 @@ def render_chat(hf, text, system_prompt=None):
 
 
 def _tokenize_chat(prompt, hf, system_prompt):
-    """The span is found by rendering a marker in the text's place: the text itself may also occur in the system text."""
+    """The span is found by rendering a marker in the text's place: the text itself may also stand
+    in the system text.
+    """
     rendered = render_chat(hf, prompt.text, system_prompt)
     marker = "\u2603" * 8
     start = render_chat(hf, marker, system_prompt).find(marker)
-    text = (
-        prompt.text
-        if rendered[start : start + len(prompt.text)] == prompt.text
-        else prompt.text.strip()
-    )
+    as_it_is = rendered[start : start + len(prompt.text)] == prompt.text
+    text = prompt.text if as_it_is else prompt.text.strip()
     stop = start + len(text)
     if start < 0 or rendered[start:stop] != text:
         raise UserError(
             f"prompt {prompt.id}: the chat template changes the text, so its tokens cannot be found"
         )
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    inside = [
-        i for i, (left, right) in enumerate(encoded.offset_mapping) if right > start and left < stop
-    ]
-    return TokenizedPrompt(
-        prompt.id,
-        prompt.category,
-        prompt.pair_id,
-        prompt.text,
-        rendered,
-        list(encoded.input_ids),
-        hf.convert_ids_to_tokens(encoded.input_ids),
-        (inside[0], inside[-1] + 1) if inside else (0, 0),
-    )
+    offsets = enumerate(encoded.offset_mapping)
+    inside = [i for i, (left, right) in offsets if right > start and left < stop]
+    span = (inside[0], inside[-1] + 1) if inside else (0, 0)
+    return _tokenized(prompt, rendered, list(encoded.input_ids), hf, span)

@@ -1,16 +1,19 @@
-"""Attention output and exact row entropies in one CUDA kernel (Triton), without a pattern and without rounding of the scores.
+"""Attention output and exact row entropies in one CUDA kernel (Triton), without a pattern.
 
-As streaming_attention.py, the kernel keeps key 0 (the attention sink) apart. For every query row it walks over the keys other
-than key 0 with the running softmax of FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 1) and carries one more sum,
+As in streaming.py, key 0 (the attention sink) is kept apart. For every query row the kernel walks
+over the keys other than key 0 with the running softmax of FlashAttention (Dao et al. 2022,
+arXiv:2205.14135, algorithm 1) and carries one more sum,
 
-    t = sum_{j>0} e^(s_j - m) (s_j - m)          m the running maximum; when m grows by g:  t <- e^-g (t - g l),  l <- e^-g l
+    t = sum_{j>0} e^(s_j - m) (s_j - m)       m the running maximum
+                                              when m grows by g:  t <- e^-g (t - g l),  l <- e^-g l
 
-so that at the end L' = m + ln l and H' = ln l - t / l. Products of queries and keys are accumulated in float32, and so are l, t
-and the output, whatever dtype the model has: nothing that enters an entropy is rounded to bfloat16 (a float32 model's dots are
-three TF32 products each, Triton's "tf32x3"). Key 0 joins the output last, with the weights r = 1 / (1 + e^(s_0 - L')) and 1 - r.
+so that at the end L' = m + ln l and H' = ln l - t / l. Products of queries and keys are accumulated
+in float32, and so are l, t and the output, whatever dtype the model has: nothing that enters an
+entropy is rounded to bfloat16 (a float32 model's dots are three TF32 products each, Triton's
+"tf32x3"). Key 0 joins the output last, with the weights r = 1 / (1 + e^(s_0 - L')) and 1 - r.
 
-`rest_and_output` launches it; there is no backward pass. With TRITON_INTERPRET=1 the kernel runs on the CPU, which is how the
-tests hold it against blocks of scores in public operations.
+`rest_and_output` launches it; there is no backward pass. With TRITON_INTERPRET=1 the kernel runs on
+the CPU, which is how the tests hold it against blocks of scores in public operations.
 """
 
 import torch
@@ -22,7 +25,7 @@ LARGEST_WIDTH = 256  # wider heads do not fit the shared memory beside their key
 
 
 @triton.jit
-def _scores(query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr):
+def _scores(query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr):  # noqa: PLR0913  (a kernel takes tensors and numbers, no objects)
     """Float32 scores of a tile, -inf where a key is hidden: [ROWS, KEYS]."""
     scores = tl.dot(query, keys, input_precision="tf32x3") * scale
     if CAPPED:
@@ -36,16 +39,18 @@ def _scores(query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: 
 
 
 @triton.jit
-def _attention(
+def _attention(  # noqa: PLR0913  (a kernel takes pointers, strides and numbers, no objects)
     query_ptr, key_ptr, value_ptr, out_ptr, log_sum_ptr, entropy_ptr,
-    query_prompt, query_head, query_row, key_prompt, key_head, key_row, value_prompt, value_head, value_row,
+    query_prompt, query_head, query_row, key_prompt, key_head, key_row,
+    value_prompt, value_head, value_row,
     n_rows, n_heads, group, scale, softcap, window,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows of one head of one prompt; grid (row blocks, prompts * heads). Strides are in elements, last axis 1.
+    """One block of rows of one head of one prompt; grid (row blocks, prompts * heads).
 
     window  keys that a row sees, itself included; n_rows where attention is full
+    Strides are in elements, that of the last axis is 1.
     """
     block, prompt, head = tl.program_id(0), tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
     prompt = prompt.to(tl.int64)
@@ -72,9 +77,8 @@ def _attention(
         )
         scores = _scores(query, keys, rows, at, low, n_rows, scale, softcap, CAPPED)
         higher = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(
-            higher == float("-inf"), 0.0, higher
-        )  # rows that have seen no key yet stay at 0
+        # rows that have seen no key yet stay at 0
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
         growth = tl.where(best == float("-inf"), 0.0, safe - best)
         shrink = tl.exp(-growth)
         above = tl.where(scores == float("-inf"), 0.0, scores - safe[:, None])
@@ -100,7 +104,7 @@ def _attention(
     sink = tl.sum(query.to(tl.float32) * first_key[None, :], 1) * scale
     if CAPPED:
         sink = softcap * (1.0 - 2.0 / (tl.exp(2.0 * sink / softcap) + 1.0))
-    # 1 / (1 + e^d) overflows nowhere: an infinite e^d gives 0, and a row without other keys has d = -inf
+    # 1 / (1 + e^d) overflows nowhere: an infinite e^d gives 0, and without other keys d is -inf
     sink_mass = tl.where(rows < window, 1.0 / (1.0 + tl.exp(log_sum - sink)), 0.0)
     first_value = tl.load(value_ptr + value_width, mask=value_width < VALUE_WIDTH, other=0.0).to(
         tl.float32
@@ -127,9 +131,9 @@ def fits(query, value):
 
 
 def rest_and_output(query, key, value, scale, window=None, softcap=None):
-    """(output [prompt, head, query, d] in the model's dtype; L', H' of rows 1 and later in float32).
+    """(output [prompt, head, query, d] in the model's dtype; float32 L', H' of rows 1 and later).
 
-    query [prompt, head, query, d]   key, value [prompt, kv head, key, d], as many keys as queries, causal
+    query [prompt, head, query, d]   key, value [prompt, kv head, key, d], as many keys as queries
     """
     query, key, value = (
         part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)
@@ -145,15 +149,19 @@ def rest_and_output(query, key, value, scale, window=None, softcap=None):
         _attention[(triton.cdiv(n_rows, tile), n_prompts * n_heads)](
             query, key, value, out, log_sum, entropy,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-            n_rows, n_heads, n_heads // key.shape[1], float(scale), float(softcap or 0.0), min(window or n_rows, n_rows),
-            WIDTH=width, VALUE_WIDTH=value_width, PADDED=_padded(width), VALUE_PADDED=_padded(value_width),
+            n_rows, n_heads, n_heads // key.shape[1],
+            float(scale), float(softcap or 0.0), min(window or n_rows, n_rows),
+            WIDTH=width, VALUE_WIDTH=value_width,
+            PADDED=_padded(width), VALUE_PADDED=_padded(value_width),
             ROWS=tile, KEYS=tile, CAPPED=softcap is not None, num_warps=warps, num_stages=2,
         )  # fmt: skip
     return out, log_sum[..., 1:], entropy[..., 1:]
 
 
 def _tile(width, item_size):
-    """(rows and keys of a tile, warps): what compiles for compute capability 8.0 and 9.0 without spilling the accumulators."""
+    """(rows and keys of a tile, warps): what compiles for compute capability 8.0 and 9.0 without
+    spilling the accumulators.
+    """
     if item_size == 2 and width <= 128:
         return 64, 4
     return 32, 8 if item_size == 4 and width > 64 else 4

@@ -9,8 +9,7 @@ each for normalised and sinkfree entropy and the sink's mass, in float32.
 
 import numpy as np
 
-from rolecircuits.capture.attention import capture_attention
-from rolecircuits.capture.batches import BATCH_TOKENS
+from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.documents.tokens import TokenizedDocument
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name
@@ -48,9 +47,8 @@ def shard_shapes(facts, document: TokenizedDocument):
 def capture_documents(loaded: LoadedModel, documents, method, batch_size=64):
     """({id: arrays of its shard} of the captured documents, [(id, reason)] of the others)."""
     prompts = [document.prompt for document in documents]
-    captured = capture_attention(
-        loaded, prompts, batch_size, streaming=method == "streaming", batch_tokens=BATCH_TOKENS
-    )
+    capture = capture_streaming if method == "streaming" else capture_patterns
+    captured = capture(loaded, prompts, batch_size)
     by_id = {document.prompt.id: document for document in documents}
     shards = {
         name: shard_arrays(captured.arrays, i, by_id[name])

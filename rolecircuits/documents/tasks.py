@@ -5,6 +5,7 @@ The same command continues with the documents that have no shard yet.
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from tqdm import tqdm
 
@@ -95,14 +96,18 @@ def ready_task(state, payload):
     documents  TokenizedDocuments    how  the capture that was chosen and its check    why  or None
     """
     setting = Setting.from_plain(payload["setting"])
-    loaded = model_of(state, setting)
+    texts = [
+        Document(plain["id"], plain["category"], tuple(map(tuple, plain["turns"])))
+        for plain in payload["documents"]
+    ]
+
+    def tokenize(tokenizer):
+        return [tokenize_document(text, tokenizer, setting.form.bos) for text in texts]
+
+    loaded = model_of(state, setting, check=tokenize)
 
     def make():
-        texts = [
-            Document(plain["id"], plain["category"], tuple(map(tuple, plain["turns"])))
-            for plain in payload["documents"]
-        ]
-        documents = [tokenize_document(text, loaded.tokenizer, setting.form.bos) for text in texts]
+        documents = tokenize(loaded.tokenizer)
         prompts = [document.prompt for document in documents]
         method, _, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
@@ -129,6 +134,7 @@ def batch_task(state, payload):
     return shards.capture_documents(loaded, documents, payload["capture"], setting.batch_size)
 
 
-def model_of(state, setting):
-    """The worker's LoadedModel, loaded where it holds another."""
-    return state.model(setting.model, lambda: instrument.load_model(setting.model, setting.seed))
+def model_of(state, setting, check=None):
+    """The worker's LoadedModel, loaded where it has another; `check` is that of `load_model`."""
+    load = partial(instrument.load_model, setting.model, setting.seed, check)
+    return state.model(setting.model, load)

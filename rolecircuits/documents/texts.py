@@ -33,6 +33,22 @@ class Document:
         return self.turns[0][0] != "text"
 
 
+def check_document_arguments(args):
+    """Refuse flags that say something of prompts, or ask for what documents do not give."""
+    for name in ("prompts", "prompts_per_category", "system_prompt"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name} with --documents: the documents are the texts; give one of them"
+            )
+    if args.prompt_format != "raw":
+        raise UserError(
+            "--prompt_format chat with --documents: messages take the chat template by themselves, "
+            "text does not"
+        )
+    if args.raw not in (None, "none"):
+        raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
+
+
 def read_documents(path):
     """Documents of a JSONL file, checked; a UserError names file, line and field."""
     path, flag = Path(path), "--documents"

@@ -48,11 +48,6 @@ def tokenize_document(document: Document, tokenizer, bos="auto"):
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded.input_ids)
     tokenizer.check_ids(ids, where)
-    if len(ids) > tokenizer.context:
-        raise UserError(
-            f"{where} has {len(ids)} tokens, the model's context holds {tokenizer.context}; it is "
-            "not truncated"
-        )
     left, right = np.array(encoded.offset_mapping).T
     spans = []
     for start, stop in places:

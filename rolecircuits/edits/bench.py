@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
-from rolecircuits.capture.attention import capture_attention, capture_clean
+from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.batches import Rows, make_batches
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
 from rolecircuits.edits.donors import collect_donors, edited_prompts
@@ -72,16 +73,18 @@ def bench_of(state, payload):
     """(Bench of a payload, {"load_s": seconds}), made where the worker has another."""
     setting = Setting.from_plain(payload["setting"])
     plan, started = parse_entries(payload["plan"], "plan"), time.perf_counter()
-    loaded = state.model(setting.model, lambda: load_checked(plan, setting))
-    timings = {"load_s": time.perf_counter() - started}
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+    loaded = state.model(setting.model, lambda: load_checked(plan, setting, prompts))
+    timings = {"load_s": time.perf_counter() - started}
     key = content_hash({name: payload[name] for name in payload if name != "entry"})
     make = lambda: Bench(loaded, prompts, plan, setting, payload["controls"])  # noqa: E731
     return state.state(key, make), timings
 
 
-def load_checked(plan: list[Entry], setting: Setting):
-    """The model of a setting, once its config has shown that it has the plan's layers and heads."""
+def load_checked(plan: list[Entry], setting: Setting, prompts):
+    """The model of a setting; refused before its weights are read where it lacks the layers and
+    heads of the plan, or cannot be fed the prompts.
+    """
     spec = setting.model
     if plan:
         prepare_environment()
@@ -93,7 +96,8 @@ def load_checked(plan: list[Entry], setting: Setting):
     for entry in plan:
         if source := getattr(entry, "source", None):
             resolve_source(source)
-    return instrument.load_model(spec, setting.seed)
+    check = partial(tokenize_prompts, prompts, form=setting.form)
+    return instrument.load_model(spec, setting.seed, check)
 
 
 class Bench:
@@ -125,14 +129,9 @@ class Bench:
         """
         entry = next(entry for entry in self.entries if entry.name == name)
         start = (entry.layer, self.clean) if self.starts_inside else None
-        captured = capture_attention(
-            self.loaded,
-            self.tokenized,
-            self.setting.batch_size,
-            edits_for(prepare_edit(entry, self.donors), self.tokenized),
-            want_logits=True,
-            start=start,
-        )
+        edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
+        size = self.setting.batch_size
+        captured = capture_edited(self.loaded, self.tokenized, edits, size, start)
         check_complete(captured, name)
         edited = edited_prompts(entry, self.tokenized, self.setting.seed)
         effects = {
@@ -217,7 +216,7 @@ def resolve_source(source):
 
 
 def edits_for(prepare, tokenized):
-    """A function of a batch's prompt positions for `capture_attention`."""
+    """A function of a batch's prompt positions for `capture_edited`."""
     return lambda batch: prepare(Rows(list(batch), [len(tokenized[i].token_ids) for i in batch]))
 
 
@@ -233,7 +232,7 @@ def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_siz
         clean.as_tuple,
     )
     few = [tokenized[i] for i in chosen]
-    again = capture_attention(loaded, few, batch_size, want_logits=True, start=(layer, part))
+    again = capture_edited(loaded, few, lambda batch: [], batch_size, (layer, part))
     return np.array_equal(again.logits, base.logits[chosen])
 
 

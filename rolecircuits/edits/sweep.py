@@ -15,6 +15,7 @@ Axes: layer, head, prompt (or category).
 
 import time
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
-from rolecircuits.capture.patterns import run_layers
+from rolecircuits.capture.patterns import Resume, run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
 from rolecircuits.edits.bench import check_complete, normalised_values
@@ -74,12 +75,14 @@ def layer_task(state, payload):
 def sweep_of(state, payload):
     """(Sweep, record of determinism, timings) of a payload, made where the worker has another."""
     setting, started = Setting.from_plain(payload["setting"]), time.perf_counter()
-    loaded = state.model(setting.model, lambda: instrument.load_model(setting.model, setting.seed))
+    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
+    check = partial(tokenize_prompts, prompts, form=setting.form)
+    load = partial(instrument.load_model, setting.model, setting.seed, check)
+    loaded = state.model(setting.model, load)
     timings = {"load_s": time.perf_counter() - started}
 
     def make():
         determinism = set_determinism(setting.seed)
-        prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
         tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
         sweep = Sweep(loaded, tokenized, payload["method"], setting.batch_size)
         return sweep, determinism, timings
@@ -160,17 +163,9 @@ class Sweep:
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
-        logits = run_layers(
-            self.loaded.bridge,
-            [self.tokenized[i].token_ids for i in prompts],
-            self.loaded.n_layers,
-            self.loaded.facts["dtype"],
-            on_layer,
-            edits,
-            True,
-            (layer, hidden, self.clean.as_tuple),
-        )
-        logits = logits.cpu().numpy()
+        token_ids = [self.tokenized[i].token_ids for i in prompts]
+        resume = Resume(layer, hidden, self.clean.as_tuple)
+        logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume).cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
         later = {

@@ -1,1 +1,1 @@
-"""Find a model, refuse what cannot be measured, and read it: source, architecture, device, weights."""
+"""Find a model, refuse what cannot be measured, and read it."""

