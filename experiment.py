@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 from deterministic import set_determinism
 from prompts import load_prompts
+from rolecircuits.edits.plan import read_plan
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
     add_model_arguments,
@@ -50,11 +51,7 @@ def run(args):
     """Answer the prompts; what can be refused is refused before the weights are read."""
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LATEST)
-    plan = []
-    if args.config_file:
-        from rolecircuits.edits.plan import read_plan  # numpy: after the arguments are checked
-
-        plan = read_plan(args.config_file)
+    plan = read_plan(args.config_file) if args.config_file else []
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -62,7 +59,7 @@ def run(args):
         from output_manager import create_run
         from rolecircuits.capture.tokens import tokenize_prompts
         from rolecircuits.edits import answers, bench
-        from rolecircuits.runs.record import describe_run
+        from rolecircuits.runs.record import describe_run, portable
 
     setting, started = Setting.of(args), time.perf_counter()
     loaded = bench.load_checked(plan, setting)
@@ -74,7 +71,7 @@ def run(args):
     timings["generation_s"] = time.perf_counter() - started
     named = SimpleNamespace(failed=[], arrays={"category": [p.category for p in tokenized]})
     config = describe_run(loaded, prompts, named, args, timings, determinism)
-    entries = [entry.plain() for entry in plan]
+    entries = portable([entry.plain() for entry in plan])
     with create_run(args.output_dir, LATEST, "generation") as new:
         config |= {"script": "experiment.py", "interventions": entries}
         answers.save_answers(new.path, results, config)

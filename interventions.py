@@ -25,6 +25,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from prompts import load_prompts
+from rolecircuits.edits.plan import read_plan
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item
 from rolecircuits.inputs.arguments import (
@@ -81,11 +82,7 @@ def run(args):
         raise UserError(
             f"--method {args.method} needs --sweep heads; a plan names a method for each entry"
         )
-    plan = None
-    if not args.sweep:
-        from rolecircuits.edits.plan import read_plan  # numpy: after the arguments are checked
-
-        plan = read_plan(args.config_file or DEFAULT_PLAN)
+    plan = None if args.sweep else read_plan(args.config_file or DEFAULT_PLAN)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -104,12 +101,14 @@ def run_interventions(engine, prompts, plan, args):
     with collector_paused():  # torch: after the arguments are checked
         from output_manager import create_run, write_manifest
         from rolecircuits.edits import bench, effects, results
+        from rolecircuits.runs.record import portable
 
     payload = bench.plan_payload(Setting.of(args), prompts, plan, args.controls)
     base = engine.prepare(Item(bench.BASELINE, bench.unedited_task, payload))
     for note in base["notes"]:
         print(f"note: {printable(note)}")
-    entries, timings, started = base["entries"], base["timings"], time.perf_counter()
+    timings, started = base["timings"], time.perf_counter()
+    entries = portable(base["entries"])  # the source of a patch may be a path
     items = [Item(name, bench.edit_task, payload | {"entry": name}) for name in entries]
     config, measured = describe(engine, base, prompts, args), {}
     with create_run(args.output_dir, LATEST, "intervention") as new:

@@ -20,8 +20,6 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from rolecircuits.inputs.arguments import check_text
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
@@ -299,6 +297,8 @@ def draw_controls(entries: list[Entry], n_heads, per_candidate=2, seed=0):
     neighbours; no candidate of the layer is drawn. An edit of a whole layer, an MLP or the
     residual has no matched control.
     """
+    import numpy as np  # here: scripts import this module before they answer --help
+
     drawn = {}
     for entry in entries:
         size = len(entry.head_list)
