@@ -154,10 +154,10 @@ def recorded_words(parser, config):
     `--capture auto` would choose by the memory that is free today, and a run that ran out of memory
     went on with smaller batches than it was asked for.
     """
-    recorded, done = dict(config["arguments"]), config.get("capture")
+    recorded, done = dict(config["arguments"]), config.get("capture") or {}
     words, notes = [], []
     for flag, name in CHOSEN.items():
-        if isinstance(done, dict) and name in done:
+        if isinstance(done, dict) and done.get(name) is not None:
             recorded[flag] = done[name]
         else:
             notes.append(
@@ -228,8 +228,7 @@ def environment_changes(before, after):
 
 def batch_size_of(config):
     """Prompts in the largest batch of a run; of an older run, what --batch_size allowed."""
-    capture = config.get("capture") or {}
-    return capture.get("batch_size") or config["arguments"].get("batch_size")
+    return config.get("capture", {}).get("batch_size") or config["arguments"].get("batch_size")
 
 
 def list_changes(what, before, after, names):
