@@ -1,9 +1,12 @@
-"""What capture costs: the 120 prompts through `capture_patterns` against a plain forward pass of the same prompts.
+"""What capture costs: the 120 prompts through `capture_patterns` against a plain forward pass of
+the same prompts.
 
-    plain     Hugging Face with SDPA, all prompts in one right-padded batch with its mask, nothing captured
+    plain     Hugging Face with SDPA, all prompts in one right-padded batch with its mask, nothing
+              captured
     capture   every pattern of every layer reduced to arrays, hooks checked (capture.attention)
 
-Both in this process, in turn, so that a machine whose speed drifts cannot favour one. Prints medians and their ratio.
+Both in this process, in turn, so that a machine whose speed drifts cannot favour one. Prints
+medians and their ratio.
 
     python benchmarks/bench_capture.py --rounds 7
 """
@@ -64,11 +67,13 @@ def run(args):
                 seconds[name].append(time.perf_counter() - started)
     ratios = [c / p for c, p in zip(seconds["capture"], seconds["plain"], strict=True)]
     print(
-        f"{len(tokenized)} {args.prompt_format} prompts, {ids.shape[1]} tokens at most, {torch.get_num_threads()} threads"
+        f"{len(tokenized)} {args.prompt_format} prompts, {ids.shape[1]} tokens at most, "
+        f"{torch.get_num_threads()} threads"
     )
     for name, values in seconds.items():
         print(
-            f"{name:8} {statistics.median(values):6.2f} s   (min {min(values):.2f}, max {max(values):.2f})"
+            f"{name:8} {statistics.median(values):6.2f} s   "
+            f"(min {min(values):.2f}, max {max(values):.2f})"
         )
     print(f"capture / plain, median of {args.rounds} pairs: {statistics.median(ratios):.2f}")
 

@@ -1,23 +1,29 @@
-"""Time and peak memory of exact attention entropies on long contexts, beside the plain forward pass and the usual tools.
+"""Time and peak memory of exact attention entropies on long contexts, beside the plain forward pass
+and the usual tools.
 
     plain       Hugging Face, SDPA, base model without logits, nothing captured: the yardstick
-    streaming   entropy, sink-free entropy, sink mass and final-query masses of every row, without patterns
+    streaming   entropy, sink-free entropy, sink mass and final-query masses of every row, without
+                patterns
     hf_eager    Hugging Face, eager, output_attentions=True, entropies from the patterns it returns
     tl_hooks    TransformerLens run_with_hooks, every pattern reduced to entropies inside its hook
     tl_cache    TransformerLens run_with_cache of all patterns, then entropies
 
-Every measurement is a process of its own, so that peak memory is its own: the highest resident memory during the passes less
-the resident memory before the first one (the model is loaded by then). Time is the median of --repeats passes after one that
-warms up (a single pass is not warmed up); on a shared machine processor seconds are the steadier measure. With --device cuda
-peak memory is torch.cuda's. What would not fit the free memory, or has more than --max_tokens tokens where patterns are built,
-is skipped and said.
+Every measurement is a process of its own, so that peak memory is its own: the highest resident
+memory during the passes less the resident memory before the first one (the model is loaded by
+then). Time is the median of --repeats passes after one that warms up (a single pass is not warmed
+up); on a shared machine processor seconds are the steadier measure. With --device cuda peak memory
+is torch.cuda's. What would not fit the free memory, or has more than --max_tokens tokens where
+patterns are built, is skipped and said.
 
---pairs N compares the time of plain and streaming alone, in one process and in turn, which a drifting machine cannot favour.
+--pairs N compares the time of plain and streaming alone, in one process and in turn, which a
+drifting machine cannot favour.
 
     python benchmarks/bench_long_context.py
     python benchmarks/bench_long_context.py --tokens 4096 --ways plain streaming --repeats 5
     python benchmarks/bench_long_context.py --tokens 4096 --pairs 9
-    python benchmarks/bench_long_context.py --device cuda --model_id mistral-7b-shape      random weights, bfloat16
+    python benchmarks/bench_long_context.py --device cuda --model_id mistral-7b-shape
+
+(mistral-7b-shape: random weights, bfloat16)
 """
 
 import json
@@ -36,7 +42,8 @@ from rolecircuits.inputs.parser import Parser, run_script
 
 WAYS = ("plain", "streaming", "hf_eager", "tl_hooks", "tl_cache")
 RANDOM_SHAPE = "mistral-7b-shape"
-# copies of a [head, query, key] float32 pattern that are alive at the peak: (of one layer, of every layer)
+# copies of a [head, query, key] float32 pattern that are alive at the peak: (of one layer, of every
+# layer)
 ALIVE = {
     "plain": (0, 0),
     "streaming": (0, 0),
@@ -91,7 +98,8 @@ def run(args):
 
 
 def print_pairs(args, tokens):
-    """Wall and processor time of streaming / plain: the median over pairs, and the least of each over the least of the other."""
+    """Wall and processor time of streaming / plain: the median over pairs, and the least of each
+    over the least of the other."""
     import numpy as np
     import torch
 
@@ -103,8 +111,9 @@ def print_pairs(args, tokens):
     for name, (plain, streaming) in zip(("wall", "CPU"), times.transpose(2, 1, 0), strict=True):
         ratios = streaming / plain
         print(
-            f"{tokens:6} tokens, {args.pairs} pairs, {name:4}: plain {np.median(plain):.2f} s, streaming "
-            f"{np.median(streaming):.2f} s, ratio {np.median(ratios):.3f} ({ratios.min():.2f} to {ratios.max():.2f}), "
+            f"{tokens:6} tokens, {args.pairs} pairs, {name:4}: plain {np.median(plain):.2f} s, "
+            f"streaming {np.median(streaming):.2f} s, ratio {np.median(ratios):.3f} "
+            f"({ratios.min():.2f} to {ratios.max():.2f}), "
             f"least / least {streaming.min() / plain.min():.3f}",
             flush=True,
         )
@@ -126,7 +135,8 @@ def describe(row):
 
 
 def one_row(args, way, tokens):
-    """The measurement of one way at one length, in a process of its own: a dict with `note` where it was skipped."""
+    """The measurement of one way at one length, in a process of its own: a dict with `note` where
+    it was skipped."""
     row = {"tokens": tokens, "way": way, "note": "", "seconds": None, "cpu": None, "mib": None}
     if sum(ALIVE[way]) and tokens > args.max_tokens:
         return row | {"note": f"skipped: more than --max_tokens {args.max_tokens}"}
@@ -172,7 +182,8 @@ def free_gib(device):
 
 
 def measure(args, way, tokens):
-    """{"seconds", "cpu", "mib"} of one way: median time, median processor time, peak memory above the model."""
+    """{"seconds", "cpu", "mib"} of one way: median time, median processor time, peak memory above
+    the model."""
     import torch
 
     work = make_work(args, way, tokens)
@@ -190,7 +201,8 @@ def measure(args, way, tokens):
 class PeakMemory:
     """Peak memory while the block runs, above what there was when it began; `mib` afterwards.
 
-    Resident memory is sampled every 5 ms: the kernel's own high-water mark also counts what loading the model needed.
+    Resident memory is sampled every 5 ms: the kernel's own high-water mark also counts what loading
+    the model needed.
     """
 
     def __init__(self, device):
@@ -287,7 +299,8 @@ def make_work(args, way, tokens):
 
 
 def read_weights(model):
-    """Touch every weight: a mapped file becomes resident when it is first read, and would count as the pass's memory."""
+    """Touch every weight: a mapped file becomes resident when it is first read, and would count as
+    the pass's memory."""
     for parameter in model.parameters():
         parameter.sum()
 

@@ -3,8 +3,8 @@
     python benchmarks/scale.py
     python benchmarks/scale.py --tokens 4096
 
-L layers, H query heads, K key heads, h width of a head, d width, f width of the MLP, V vocabulary (input and output
-embeddings untied); N prompts of T tokens, batches of B. GB = 1e9 bytes.
+L layers, H query heads, K key heads, h width of a head, d width, f width of the MLP, V vocabulary
+(input and output embeddings untied); N prompts of T tokens, batches of B. GB = 1e9 bytes.
 """
 
 import math
@@ -43,7 +43,8 @@ SHAPES = (
 
 
 def parameters(s):
-    """Embeddings 2Vd, and in each layer q and o 2dHh, k and v 2dKh, the MLP 3df, two norms 2d; a last norm d."""
+    """Embeddings 2Vd, and in each layer q and o 2dHh, k and v 2dKh, the MLP 3df, two norms 2d; a
+    last norm d."""
     return (
         2 * s.V * s.d
         + s.L * (2 * s.d * s.H * s.h + 2 * s.d * s.K * s.h + 3 * s.d * s.f + 2 * s.d)
@@ -62,12 +63,14 @@ def gpus(s, gb):
 
 
 def activations(s, B, T):
-    """Bytes of one layer at work: residual and two MLP products 2B T(d + 2f), scores 2BHT^2 and float32 softmax 4BHT^2."""
+    """Bytes of one layer at work: residual and two MLP products 2B T(d + 2f), scores 2BHT^2 and
+    float32 softmax 4BHT^2."""
     return 2 * B * T * (s.d + 2 * s.f) + 6 * B * s.H * T**2
 
 
 def arrays(s, T):
-    """Bytes of attention.npz a prompt, uncompressed: three row arrays 12LHT, four masses of a head 16LH."""
+    """Bytes of attention.npz a prompt, uncompressed: three row arrays 12LHT, four masses of a head
+    16LH."""
     return 12 * s.L * s.H * T + 16 * s.L * s.H
 
 
@@ -82,7 +85,8 @@ def residuals(s, N, T):
 
 
 def distributions(s, N):
-    """Bytes of the unedited next-token distributions, float32 logits and float64 probabilities: 12NV."""
+    """Bytes of the unedited next-token distributions, float32 logits and float64 probabilities:
+    12NV."""
     return 12 * N * s.V
 
 
@@ -130,7 +134,8 @@ def run(args):
         sep="\n",
     )
     print(
-        "\n| model | T | activations | attention.npz | raw patterns | residuals of a sweep | distributions |"
+        "\n| model | T | activations | attention.npz | raw patterns | residuals of a sweep "
+        "| distributions |"
     )
     print(*prompt_rows(args.tokens, args.prompts, args.batch_size), sep="\n")
 

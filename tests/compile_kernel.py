@@ -1,6 +1,8 @@
-"""Compiles the CUDA kernel for graphics cards that need not be there and prints what it takes (test_triton.py).
+"""Compiles the CUDA kernel for graphics cards that need not be there and prints what it takes
+(test_triton.py).
 
-python tests/compile_kernel.py bf16 128 90        dtype, width of a head, compute capability times ten
+python tests/compile_kernel.py bf16 128 90        dtype, width of a head, compute capability times
+                                                  ten
 """
 
 import json

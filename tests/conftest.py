@@ -12,7 +12,7 @@ os.environ.setdefault(
     "TRITON_INTERPRET", "1"
 )  # read when triton is imported: its kernels then run on the CPU
 
-from rolecircuits.inputs import parser  # noqa: E402, F401  (sets the thread policy before anything imports torch)
+import rolecircuits  # noqa: E402, F401  (the thread policy, before anything imports torch)
 
 # `nohup make test &` ignores SIGINT, and the scripts that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,13 +1,17 @@
-"""Runs stages in forked children and lets them die: torch is imported and the tiny model built once, not once a death.
+"""Runs stages in forked children and lets them die: torch is imported and the tiny model built
+once, not once a death.
 
-    python tests/fault_server.py MODEL_FOLDER      requests as JSON lines on stdin, answers as JSON lines on stdout
+    python tests/fault_server.py MODEL_FOLDER      requests as JSON lines on stdin, answers as JSON
+                                                   lines on stdout
 
-A request is a list of children that run at once, each {"script": module or conversion, "argv": [...], "cwd": folder,
-"root": folder} with at most one fault:
-    at, signal    send the signal when the child is about to make its `at`-th file-system call under `root`
+A request is a list of children that run at once, each {"script": module or conversion, "argv":
+[...], "cwd": folder, "root": folder} with at most one fault:
+    at, signal    send the signal when the child is about to make its `at`-th file-system call under
+                  `root`
     after         kill -9 after so many seconds
     max_bytes     no file may grow beyond this (the file system is full)
-The answer is a list of {"code": exit code, negative for a signal; "calls": file-system calls under root; "seconds"; "out"; "err"}
+The answer is a list of {"code": exit code, negative for a signal; "calls": file-system calls under
+root; "seconds"; "out"; "err"}
 """
 
 import argparse
@@ -40,7 +44,8 @@ CALLS = {
 
 
 class Calls:
-    """Counts the file-system calls of this process under a folder and sends itself a signal before one of them."""
+    """Counts the file-system calls of this process under a folder and sends itself a signal before
+    one of them."""
 
     def __init__(self, root, at, number):
         self.root, self.at, self.number, self.count = str(root), at, number, 0
@@ -54,7 +59,8 @@ class Calls:
             os.kill(os.getpid(), self.number)
 
     def concerns(self, event, target):
-        """True for a path under the root, for a name relative to an open folder (rmtree), and for a lock."""
+        """True for a path under the root, for a name relative to an open folder (rmtree), and for a
+        lock."""
         if event == "fcntl.flock":
             return True
         if not isinstance(target, (str, os.PathLike)):
@@ -66,10 +72,11 @@ class Calls:
 
 
 def run_child(request, out, err):
-    """In the child: redirect, set the fault, run main(argv), and end without the parent's clean-up."""
+    """In the child: redirect, set the fault, run main(argv), end without the parent's clean-up."""
     os.dup2(out, 1)
     os.dup2(err, 2)
-    sys.stdout, sys.stderr = (open(end, "w", encoding="utf-8", closefd=False) for end in (1, 2))  # noqa: SIM115
+    text = {"mode": "w", "encoding": "utf-8", "closefd": False}
+    sys.stdout, sys.stderr = (open(end, **text) for end in (1, 2))  # noqa: SIM115
     os.chdir(request["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.get("max_bytes") is not None:
@@ -88,7 +95,8 @@ def run_child(request, out, err):
 
 
 def convert(argv):
-    """The bundled model's conversion into a cache folder, with a tiny model in the place of the 540 MB one."""
+    """The bundled model's conversion into a cache folder, with a tiny model in the place of the 540
+    MB one."""
     from rolecircuits.inputs import parser
     from rolecircuits.models import load, source
     from tiny_models import CONFIGS, SHAPE
@@ -105,14 +113,15 @@ def convert(argv):
 
 
 def start(request):
-    """Fork a child: (process id, its output pipes, start). Pipes, because a file-size limit would hold for files."""
+    """Fork a child: (process id, its output pipes, start). Pipes, because a file-size limit would
+    hold for files."""
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         code = 99
         try:
             code = run_child(request, out_end, err_end)
-        except BaseException as error:  # noqa: BLE001  (it is reported, as a code that no script has)
+        except BaseException as error:  # reported, as a code that no script has
             os.write(err_end, f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(code)

@@ -1,4 +1,5 @@
-"""Write tests/data/long.jsonl: one text of about 8,000 SmolLM2 tokens and a short conversation, the same every time.
+"""Write tests/data/long.jsonl: one text of about 8,000 SmolLM2 tokens and a short conversation, the
+same every time.
 
 python tests/make_long_document.py
 """
@@ -8,8 +9,9 @@ import random
 from pathlib import Path
 
 SUBJECTS = (
-    "the miller", "a tall woman from the harbour", "my neighbour", "the old teacher", "one of the sailors",
-    "the engineer", "a boy with a red cap", "the night watchman", "her sister", "the clockmaker",
+    "the miller", "a tall woman from the harbour", "my neighbour", "the old teacher",
+    "one of the sailors", "the engineer", "a boy with a red cap", "the night watchman",
+    "her sister", "the clockmaker",
 )  # fmt: skip
 VERBS = (
     "carried",
@@ -24,16 +26,19 @@ VERBS = (
     "drew",
 )
 OBJECTS = (
-    "a copper kettle", "the map of the valley", "two broken lamps", "a letter without a name", "the bridge's last plank",
-    "a basket of green apples", "the bell of the school", "a book about tides", "seven glass marbles", "an empty boat",
+    "a copper kettle", "the map of the valley", "two broken lamps", "a letter without a name",
+    "the bridge's last plank", "a basket of green apples", "the bell of the school",
+    "a book about tides", "seven glass marbles", "an empty boat",
 )  # fmt: skip
 PLACES = (
-    "behind the mill", "near the river", "on the market square", "under the lighthouse", "in the long corridor",
-    "at the edge of the forest", "beside the railway", "above the bakery", "inside the library", "across the frozen lake",
+    "behind the mill", "near the river", "on the market square", "under the lighthouse",
+    "in the long corridor", "at the edge of the forest", "beside the railway", "above the bakery",
+    "inside the library", "across the frozen lake",
 )  # fmt: skip
 ENDS = (
-    "while the rain went on.", "and nobody asked why.", "before the first train left.", "as if it had always been so.",
-    "which surprised the whole street.", "and wrote the date on the wall.", "long after the lamps were out.",
+    "while the rain went on.", "and nobody asked why.", "before the first train left.",
+    "as if it had always been so.", "which surprised the whole street.",
+    "and wrote the date on the wall.", "long after the lamps were out.",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""Runs made of numbers, for tests and for looking at figures: no model, no torch, every truth known.
+"""Runs made of numbers, for tests and for looking at figures: no model, no torch, every truth
+known.
 
-make_run(n_layers=4, n_heads=3, effect=0.2)   a Run whose self-referent rows are `effect` less entropic
+make_run(n_layers=4, n_heads=3, effect=0.2)   a Run whose self-referent rows are `effect` less
+                                              entropic
 save_run(run, output_dir)                     the same as a complete run folder
 """
 
@@ -22,7 +24,8 @@ def make_run(
     model_id="synthetic",
     prompt_format="raw",
 ):
-    """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens self-referent rows."""
+    """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens
+    self-referent rows."""
     rng = np.random.default_rng(seed)
     prompts = select_prompts(per_category=per_category)
     words = np.array([len(p.text.split()) for p in prompts])

@@ -1,4 +1,4 @@
-"""Every edit does what its formula says, to real rows only, and never to the tensor it was given."""
+"""Every edit does what its formula says, to real rows only, never to the tensor it was given."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,7 +1,8 @@
-"""What a careless or hostile user may give a script, and the one line that comes back: what, where, what is allowed.
+"""What a careless or hostile user may give a script, and the one line that comes back: what, where,
+what is allowed.
 
-Rows of the table of bad inputs that other test files do not prove. Exit code 2, one line on stderr that is safe for a
-terminal, nothing written; where the input is only odd, the script runs.
+Rows of the table of bad inputs that other test files do not prove. Exit code 2, one line on stderr
+that is safe for a terminal, nothing written; where the input is only odd, the script runs.
 """
 
 import json
@@ -56,7 +57,8 @@ def here(tmp_path, monkeypatch):
 
 
 def refused(capsys, main, argv, *said):
-    """The script ends with 2 and one line that holds every part of `said` and nothing that moves a terminal."""
+    """The script ends with 2 and one line that holds every part of `said` and nothing that moves a
+    terminal."""
     try:
         code = main(argv)
     except SystemExit as stop:
@@ -255,7 +257,8 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
 
 
 def test_a_reader_that_goes_away_is_one_line():
-    code = "import os, sys, prompts; os.close(1); os.dup2(os.open('/dev/full', os.O_WRONLY), 1); sys.exit(prompts.main([]))"
+    code = "import os, sys, prompts; os.close(1); os.dup2(os.open('/dev/full', os.O_WRONLY), 1); "
+    code += "sys.exit(prompts.main([]))"
     full = python("-c", code)
     assert (
         full.returncode == 1 and full.stderr.count(b"\n") == 1 and b"No space left" in full.stderr
@@ -337,7 +340,8 @@ def test_a_model_config_that_makes_no_sense_is_one_line(model, name, capsys):
 
 
 def test_parameters_that_are_missing_are_not_invented(model, capsys):
-    """transformers fills them with random numbers and only warns: a run of noise that looked like a run."""
+    """transformers fills them with random numbers and only warns: a run of noise that looked like a
+    run."""
     weights = safetensors.torch.load_file(model / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "layers.2.self_attn.q" not in name}
     safetensors.torch.save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
@@ -489,7 +493,8 @@ def test_a_chat_template_that_fails_is_one_line(tokenizer, template, monkeypatch
 
 
 def test_odd_names_do_not_lose_a_finished_run(tiny, here, capsys):
-    """A file name that is not UTF-8 ended the run after all the work: its record could not be written."""
+    """A file name that is not UTF-8 ended the run after all the work: its record could not be
+    written."""
     odd = "o\udcff\x1b[31m"
     assert (
         activation_analysis.main(
@@ -667,7 +672,8 @@ def test_headers_that_pythons_parser_refuses(tmp_path, header):
 
 
 def test_a_bomb_is_refused_by_the_size_it_declares(tmp_path, monkeypatch):
-    """16 MiB of zeros in 16 kB, with an honest header: what counts is the memory that it would take."""
+    """16 MiB of zeros in 16 kB, with an honest header: what counts is the memory that it would
+    take."""
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**21))
     assert (tmp_path / "a.npz").stat().st_size < 20_000
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**24 - 1))
@@ -775,7 +781,8 @@ SWEPT = {
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_a_sweep_is_drawn_only_beside_interventions_on_the_same_model(tmp_path, capsys, name):
-    """latest_sweep may be another model's: it is left out with a note, and refused where it is asked for."""
+    """latest_sweep may be another model's: it is left out with a note, and refused where it is
+    asked for."""
     changed, reason = SWEPT[name]
     model = {"weights_sha256": "1"} if "weights_sha256" in changed.get("model", {}) else {}
     config = CONFIG | {"model": CONFIG["model"] | model}
@@ -799,7 +806,8 @@ def test_a_sweep_is_drawn_only_beside_interventions_on_the_same_model(tmp_path, 
 
 @pytest.mark.parametrize(("layers", "heads", "each"), [(1, 1, 1), (80, 64, 1)])
 def test_one_prompt_and_large_models_through_every_reader(here, layers, heads, each):
-    """80 layers x 64 heads and 1 x 1; one prompt a category gives values without intervals. (Figures: test_figures.py.)
+    """80 layers x 64 heads and 1 x 1; one prompt a category gives values without intervals.
+    (Figures: test_figures.py.)
 
     Every head of 80 x 64 is not tested here: that takes half a minute.
     """
@@ -910,7 +918,8 @@ def test_when_everything_fails_the_request_was_not_wrong(
 
 
 def test_a_user_without_a_home(monkeypatch):
-    """A container that runs as a number no user has: Path.home() raises RuntimeError, which ended a finished run."""
+    """A container that runs as a number no user has: Path.home() raises RuntimeError, which ended a
+    finished run."""
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")

@@ -1,4 +1,5 @@
-"""Documents: strict reading, spans of turns, shards that survive a kill, and values that follow from the prompts' own path."""
+"""Documents: strict reading, spans of turns, shards that survive a kill, and values that follow
+from the prompts' own path."""
 
 import csv
 import json
@@ -223,7 +224,9 @@ def test_a_killed_run_continues_with_what_is_left(script, tmp_path, monkeypatch,
 
 
 def test_a_run_of_which_every_document_fails_has_failed(script, tmp_path, monkeypatch, capsys):
-    lost = lambda loaded, some, *rest: ({}, [(d.prompt.id, "out of memory") for d in some])  # noqa: E731
+    def lost(loaded, some, *rest):
+        return {}, [(document.prompt.id, "out of memory") for document in some]
+
     monkeypatch.setattr(shard_files, "capture_documents", lost)
     assert script(write_lines(tmp_path / "d.jsonl", TEXT, TALK), tmp_path / "out") == 1
     said = capsys.readouterr()

@@ -1,7 +1,9 @@
-"""A stage may die, be interrupted or run out of disk at any moment: what was whole stays whole, and the next run succeeds.
+"""A stage may die, be interrupted or run out of disk at any moment: what was whole stays whole, and
+the next run succeeds.
 
-The stages run in forked children of tests/fault_server.py, which kills them before their k-th file-system call (every moment
-at which a folder can be half-done, the same in every run of these tests) or after a seeded time (everything in between).
+The stages run in forked children of tests/fault_server.py, which kills them before their k-th
+file-system call (every moment at which a folder can be half-done, the same in every run of these
+tests) or after a seeded time (everything in between).
 """
 
 import json
@@ -49,7 +51,8 @@ class Server:
 
 
 class Stage:
-    """One command that can be run whole or with a fault; `root` is the folder in which its file-system calls count."""
+    """One command that can be run whole or with a fault; `root` is the folder in which its
+    file-system calls count."""
 
     def __init__(self, server, cwd, script, root, *argv):
         self.server, self.root = server, Path(root)
@@ -137,7 +140,8 @@ def left_over(root):
 
 
 def check_results(root, link):
-    """The link names a whole run, so does every run_* folder; nothing temporary is read as a run, nor anything in it."""
+    """The link names a whole run, so does every run_* folder; nothing temporary is read as a run,
+    nor anything in it."""
     assert om.load_run(root / link).n_layers == 3
     for folder in root.glob("run_*"):
         om.load_run(folder)
@@ -247,7 +251,7 @@ def test_a_disk_that_is_really_full(server, tiny, tmp_path):
 
 
 def test_a_read_only_folder_is_refused_and_stays_as_it_is(server, tiny, tmp_path):
-    """/proc takes no files from anybody, not even from root, for whom permission bits do not count."""
+    """/proc takes no files, not even from root, for whom permission bits do not count."""
     place = "/proc/self/results"
     done = Stage(
         server, tmp_path, "activation_analysis", place, "--model_id", tiny, "--output_dir", place

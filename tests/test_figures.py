@@ -1,4 +1,5 @@
-"""The nine figures: what they draw equals what role_metrics and resampling compute, and they stay legible and honest."""
+"""The nine figures: what they draw equals what role_metrics and resampling compute, and they stay
+legible and honest."""
 
 import csv
 import dataclasses
@@ -20,7 +21,8 @@ from rolecircuits.stats import indices, role_tests
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(run_figures.FIGURES, start=1))
-LONG_ID = r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
+LONG_ID = r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] "
+LONG_ID += "Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,8 @@ def take(run, keep):
 
 
 def resize(run, n_layers, n_heads):
-    """The run with its layers and heads repeated until there are so many: a large model, without the wait."""
+    """The run with its layers and heads repeated until there are so many: a large model, without
+    the wait."""
     sizes = {"layer": np.arange(n_layers) % run.n_layers, "head": np.arange(n_heads) % run.n_heads}
     arrays = {}
     for name, (_, axes) in ARRAYS.items():
@@ -386,7 +389,8 @@ def test_help_needs_no_numbers_library():
     command = (
         "import sys, visualize_results as v\n"
         "try: v.parse_args(['--help'])\n"
-        "except SystemExit: print(sorted({'numpy', 'matplotlib', 'seaborn', 'torch'} & set(sys.modules)))"
+        "except SystemExit:\n"
+        "    print(sorted({'numpy', 'matplotlib', 'seaborn', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True

@@ -1,8 +1,10 @@
-"""Damaged and hostile files: nothing but the project's own error comes out, nothing in them runs, no output changes.
+"""Damaged and hostile files: nothing but the project's own error comes out, nothing in them runs,
+no output changes.
 
-Every example is a valid file after a mutation (bytes cut, flipped, overwritten; JSON values replaced, added, removed; arrays
-of other dtypes, shapes, values and headers), read in-process. Run folders are read with the manifest as it was and with a
-manifest made again, so that the checks behind the checksum are reached. Derandomised: the same examples on every run.
+Every example is a valid file after a mutation (bytes cut, flipped, overwritten; JSON values
+replaced, added, removed; arrays of other dtypes, shapes, values and headers), read in-process. Run
+folders are read with the manifest as it was and with a manifest made again, so that the checks
+behind the checksum are reached. Derandomised: the same examples on every run.
 """
 
 import contextlib
@@ -92,7 +94,8 @@ values = st.recursive(
 
 
 def run_examples(name, strategy, check, least=3):
-    """`check` every example of a strategy; fails if fewer than planned were tried, or if fewer than `least` were accepted.
+    """`check` every example of a strategy; fails if fewer than planned were tried, or if fewer than
+    `least` were accepted.
 
     check(example)  returns True where the example was accepted and used
     """
@@ -162,7 +165,7 @@ def as_lines(content):
 
 @st.composite
 def damaged_bytes(draw, content):
-    """Bytes cut short, flipped, overwritten or repeated; `content` is bytes or a strategy of bytes."""
+    """Bytes cut short, flipped, overwritten or repeated; `content`: bytes or a strategy of them."""
     data = bytearray(content if isinstance(content, bytes) else draw(content))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -426,7 +429,8 @@ class Reader:
         self.folder, self.saved, self.box = Path(shutil.copytree(saved, box / "run")), saved, box
 
     def read(self, name, content, again):
-        """Replace file `name`, read the run, put the file back; `again`: make the manifest agree with it."""
+        """Replace file `name`, read the run, put the file back; `again`: make the manifest agree
+        with it."""
         (self.folder / name).write_bytes(content)
         if again and name != "manifest.json":
             om.write_manifest(self.folder)
@@ -556,7 +560,7 @@ def other_arrays(draw, arrays):
 
 
 def test_the_trap_works(box):
-    pickle.loads(pickle.dumps(Trap())).close()  # noqa: S301 (proves that reading an object array would be seen)
+    pickle.loads(pickle.dumps(Trap())).close()  # noqa: S301 (so it would be seen)
     assert (box / "trap").exists()
 
 

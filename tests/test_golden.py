@@ -1,12 +1,16 @@
-"""The nine figures and the two of the comparison against stored ones: every number, every text, and the picture.
+"""The nine figures and the two of the comparison against stored ones: every number, every text, and
+the picture.
 
-    python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones; look at them, then commit
+    python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones;
+    look at them, then commit
 
-Runs are synthetic (tests/synthetic.py): no model, always the same numbers. Numbers are compared as they are in the CSV files,
-texts exactly, numbers to RELATIVE of their size, because builds of numpy add up in another order: without AVX2 no bit of
-any number changed, with OpenBLAS's kernels for another processor (Nehalem) one bound of an interval by 3e-9, 9e-7 of its size.
-Pictures are compared without their texts by the root mean square of the differences of their pixels (0 to 255): 0 where
-matplotlib is the pinned one, at most 1.9 with another font or hinting, 3.6 and more for the mistakes in MISTAKES.
+Runs are synthetic (tests/synthetic.py): no model, always the same numbers. Numbers are compared as
+they are in the CSV files, texts exactly, numbers to RELATIVE of their size, because builds of numpy
+add up in another order: without AVX2 no bit of any number changed, with OpenBLAS's kernels for
+another processor (Nehalem) one bound of an interval by 3e-9, 9e-7 of its size. Pictures are
+compared without their texts by the root mean square of the differences of their pixels (0 to 255):
+0 where matplotlib is the pinned one, at most 1.9 with another font or hinting, 3.6 and more for the
+mistakes in MISTAKES.
 """
 
 import csv
@@ -80,7 +84,8 @@ NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES]
 
 
 def hide_texts(figure):
-    """The figure without its texts, whose rendering depends on the FreeType at hand; `test_texts` compares them as texts."""
+    """The figure without its texts, whose rendering depends on the FreeType at hand; `test_texts`
+    compares them as texts."""
     for axes in figure.findobj(Axes):
         axes.tick_params(labelleft=False, labelright=False, labelbottom=False, labeltop=False)
     for text in figure.findobj(Text):
@@ -95,7 +100,8 @@ def test_picture(name, study, pair):
 
 
 def list_texts(figure):
-    """Every text of a figure that has words, sorted; wrapped lines are joined, because wrapping depends on fonts."""
+    """Every text of a figure that has words, sorted; wrapped lines are joined, because wrapping
+    depends on fonts."""
     found = (" ".join(text.get_text().split()) for text in figure.findobj(Text))
     return sorted(text for text in found if re.search(r"[^\W\d]{2}", text))
 

@@ -1,6 +1,8 @@
-"""The rules of the house: which file may import which, how large a file may be, and that README draws what is there.
+"""The rules of the house: which file may import which, how large a file may be, and that README
+draws what is there.
 
-`make lint` checks imports and style; here each of its rules is broken once, in a copy, to see that it would fail.
+`make lint` checks imports and style; here each of its rules is broken once, in a copy, to see that
+it would fail.
 """
 
 import ast

@@ -85,7 +85,7 @@ def temporary(root):
 
 
 def forge(folder, name, content):
-    """Replace a file of a run and make the manifest agree, as a run that was tampered with would."""
+    """Replace a file of a run and make the manifest agree, as in a run that was tampered with."""
     (folder / name).write_bytes(content)
     om.write_manifest(folder)
 

@@ -1,4 +1,5 @@
-"""The built-in set keeps its promises, and a user's file is either understood or refused in one line."""
+"""The built-in set keeps its promises, and a user's file is either understood or refused in one
+line."""
 
 import json
 import math
@@ -12,23 +13,34 @@ from rolecircuits.inputs.categories import CATEGORIES, prompt_set_sha256
 from rolecircuits.inputs.errors import UserError
 
 PROMPTS = built_in_texts()
-SHA256 = "3e6f430b423b5de5fd1937280f3c8049230abfb0dc622dc41e1d9948ac8260ef"  # as every earlier run records it
+# as every earlier run records it
+SHA256 = "3e6f430b423b5de5fd1937280f3c8049230abfb0dc622dc41e1d9948ac8260ef"
 FIRST_TEN = {
-    "self_referent": "Who created you? | What are you? | Describe yourself. | What is your purpose? | How do you work? | "
-    "Are you conscious? | Do you have feelings? | What are your capabilities? | What are your limits? | Can you think?",
-    "confounder": "How tall am I? | What should I eat? | Where do I live? | When is my birthday? | "
-    "What language do I speak? | How old am I? | What color are my eyes? | Where was I born? | What is my name? | "
-    "Do I have siblings?",
-    "neutral": "What is photosynthesis? | How do planes fly? | What causes rain? | Explain gravity. | What is DNA? | "
-    "How does the internet work? | What are black holes? | Describe the water cycle. | What is democracy? | "
-    "How do vaccines work?",
-    "third_person": "How tall is she? | What should he eat? | Where does she live? | When is his birthday? | "
-    "What language does she speak? | How old is he? | What color are her eyes? | Where was he born? | "
-    "What is her name? | Does he have siblings?",
+    "self_referent": (
+        "Who created you? | What are you? | Describe yourself. | What is your purpose? | How do "
+        "you work? | Are you conscious? | Do you have feelings? | What are your capabilities? | "
+        "What are your limits? | Can you think?"
+    ),
+    "confounder": (
+        "How tall am I? | What should I eat? | Where do I live? | When is my birthday? | What "
+        "language do I speak? | How old am I? | What color are my eyes? | Where was I born? | What "
+        "is my name? | Do I have siblings?"
+    ),
+    "neutral": (
+        "What is photosynthesis? | How do planes fly? | What causes rain? | Explain gravity. | "
+        "What is DNA? | How does the internet work? | What are black holes? | Describe the "
+        "water cycle. | What is democracy? | How do vaccines work?"
+    ),
+    "third_person": (
+        "How tall is she? | What should he eat? | Where does she live? | When is his birthday? | "
+        "What language does she speak? | How old is he? | What color are her eyes? | Where was he "
+        "born? | What is her name? | Does he have siblings?"
+    ),
 }
 PEOPLE = set(
-    "i me my mine myself you your yours yourself he him his himself she her hers herself we us our ours they them their "
-    "who whom whose person people human humans man men woman women child children someone anyone everyone".split()
+    "i me my mine myself you your yours yourself he him his himself she her hers herself we "
+    "us our ours they them their who whom whose person people human humans man men woman "
+    "women child children someone anyone everyone".split()
 )
 FIRST_PERSON, THIRD_PERSON = {"i", "my", "me"}, {"he", "she", "his", "her"}
 MINIMAL = '{"self_referent": ["Who are you?"], "neutral": ["What is rain?"]'

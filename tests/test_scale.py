@@ -1,4 +1,5 @@
-"""The arithmetic of docs/SCALE.md: its tables are those the formulas give, and the formulas count a real model right."""
+"""The arithmetic of docs/SCALE.md: its tables are those the formulas give, and the formulas count a
+real model right."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Nothing in the tree can run what a file says: no pickle, no eval, no shell; and hostile files are refused unread."""
+"""Nothing in the tree can run what a file says: no pickle, no eval, no shell; and hostile files are
+refused unread."""
 
 import ast
 import pickle

@@ -1,4 +1,5 @@
-"""Tiny random models in hub format, so that every architecture's path through the loader and the hooks is tested.
+"""Tiny random models in hub format, so that every architecture's path through the loader and the
+hooks is tested.
 
 save_tiny("mistral", folder)   config.json, model.safetensors and the bundled model's tokenizer
 """
@@ -53,7 +54,8 @@ WINDOWS = {
 
 
 def save_tiny(name, folder, **changes):
-    """Save a random model of one architecture with the bundled tokenizer; returns the folder as text."""
+    """Save a random model of one architecture with the bundled tokenizer; returns the folder as
+    text."""
     kind, extra = CONFIGS[name]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(kind(**(SHAPE | extra | changes)))

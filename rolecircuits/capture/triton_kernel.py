@@ -25,7 +25,9 @@ LARGEST_WIDTH = 256  # wider heads do not fit the shared memory beside their key
 
 
 @triton.jit
-def _scores(query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr):  # noqa: PLR0913  (a kernel takes tensors and numbers, no objects)
+def _scores(  # noqa: PLR0913  (a kernel takes tensors and numbers, no objects)
+    query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr
+):  # fmt: skip
     """Float32 scores of a tile, -inf where a key is hidden: [ROWS, KEYS]."""
     scores = tl.dot(query, keys, input_precision="tf32x3") * scale
     if CAPPED:
@@ -44,7 +46,8 @@ def _attention(  # noqa: PLR0913  (a kernel takes pointers, strides and numbers,
     query_prompt, query_head, query_row, key_prompt, key_head, key_row,
     value_prompt, value_head, value_row,
     n_rows, n_heads, group, scale, softcap, window,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """One block of rows of one head of one prompt; grid (row blocks, prompts * heads).

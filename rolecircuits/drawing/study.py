@@ -61,7 +61,7 @@ class Study:
 
 
 def study_run(run: Run, n_resamples=N_RESAMPLES):
-    """Reduce the entropies and test every head once for all figures, with the seed of the tables."""
+    """Reduce the entropies and test every head once for all figures, with the tables' seed."""
     values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, DEFAULT_SEED
     tests = {
         pair: compare_categories(

@@ -312,10 +312,12 @@ def check_against_model(entries, n_layers, n_heads, model_id):
 
 
 def draw_controls(entries, n_heads, per_candidate=2, seed=0):
-    """Control entries for a plan without any: the candidates' edit on random other heads of the same layer.
+    """Control entries for a plan without any: the candidates' edit on random other heads of the
+    same layer.
 
-    The same heads serve all edits of a candidate (zero_out, half_out) and may serve its neighbours; no candidate of the
-    layer is drawn. An edit of a whole layer, an MLP or the residual has no matched control.
+    The same heads serve all edits of a candidate (zero_out, half_out) and may serve its neighbours;
+    no candidate of the layer is drawn. An edit of a whole layer, an MLP or the residual has no
+    matched control.
     """
     sites = list(dict.fromkeys((entry.layer, tuple(entry.head_list)) for entry in entries))
     drawn, controls = draw_control_heads(sites, n_heads, per_candidate, seed), {}

@@ -17,7 +17,7 @@ class _FromArguments:
 
 @dataclass(frozen=True)
 class ModelSpec(_FromArguments):
-    """A model to load: a hub id, local folder or bundled:..., and where and in which dtype it runs."""
+    """A model to load: a hub id, local folder or bundled:..., and where and how it runs."""
 
     model_id: str
     revision: str | None = None
@@ -29,7 +29,8 @@ class ModelSpec(_FromArguments):
 
 @dataclass(frozen=True)
 class PromptFormat(_FromArguments):
-    """How a prompt becomes tokens: as raw text, after a BOS or not, or in the model's chat template."""
+    """How a prompt becomes tokens: as raw text, after a BOS or not, or in the model's chat
+    template."""
 
     prompt_format: str = "raw"
     system_prompt: str | None = None
@@ -58,12 +59,13 @@ class Setting:
 
 
 def model_identity(facts):
-    """What must be equal wherever a model of these facts (model in experiment_config.json) is loaded."""
+    """What must be equal wherever a model of these facts (model in experiment_config.json) is
+    loaded."""
     return {name: facts[name] for name in IDENTITY}
 
 
 def same_weights(facts, others):
-    """True for the same weights: the same hash, or where one is unknown the same id and revision."""
+    """True for the same hash, or where one is unknown for the same id and revision."""
     hashes = [model.get("weights_sha256") for model in (facts, others)]
     if all(hashes):
         return hashes[0] == hashes[1]
