@@ -1,15 +1,18 @@
-"""Do the intervals cover and the tests hold their level? Simulated runs of known truth, shaped like real ones.
+"""Do the intervals cover and the tests hold their level? Simulated runs of known truth.
 
-    coverage   share of 95 % intervals that hold the true RFC, RSI or difference of two runs     should be 0.93 to 0.97
-    level      share of true nulls with p < 0.05                                                should be 0.035 to 0.065
-    FWER, FDR  chance of one false finding in a family, share of false findings among all       should be at most 0.06
+    coverage   share of 95 % intervals that hold the true value          should be 0.93 to 0.97
+    level      share of true nulls with p < 0.05                         should be 0.035 to 0.065
+    FWER, FDR  chance of one false finding in a family, share of false
+               findings among all                                        should be at most 0.06
     power      share of planted effects found with n = 30 prompts a category
 
-Shapes taken from SmolLM2-135M-Instruct (30 layers, 9 heads) on the built-in prompts: log-normal heads whose log spread is
-0.05 to 0.35 over prompts, a quarter of them sinks with small means and log spread 0.4 to 1.2; common factors of both
-signs between heads; token counts as in the built-in prompts, and entropies that depend on them; neutral prompts 1.3 times as
-variable as self-referent ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
-against one large sample before anything else. Monte-Carlo errors count a data set once, however many layers it has.
+Shapes taken from SmolLM2-135M-Instruct (30 layers, 9 heads) on the built-in prompts: log-normal
+heads whose log spread is 0.05 to 0.35 over prompts, a quarter of them sinks with small means and
+log spread 0.4 to 1.2; common factors of both signs between heads; token counts as in the built-in
+prompts, and entropies that depend on them; neutral prompts 1.3 times as variable as self-referent
+ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
+against one large sample before anything else. Monte-Carlo errors count a data set once, however
+many layers it has.
 
     python benchmarks/calibration.py            some minutes on two cores
     python benchmarks/calibration.py --quick    a tenth of the data sets
@@ -25,22 +28,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402  (the modules lie one folder up)
-from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices  # noqa: E402
+from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate  # noqa: E402
+from simulated_runs import true_indices  # noqa: E402
 
 from rolecircuits.inputs.arguments import positive_int, seed_value  # noqa: E402
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED  # noqa: E402
-from rolecircuits.inputs.errors import RunFailed
-from rolecircuits.inputs.parser import Parser, run_script
-from rolecircuits.stats import (
-    contrasts,
-    entropy,
-    resampling,  # noqa: E402
-)
-from rolecircuits.stats.indices import (
+from rolecircuits.inputs.errors import RunFailed  # noqa: E402
+from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
+from rolecircuits.stats import contrasts, entropy, permutation, resampling  # noqa: E402
+from rolecircuits.stats.indices import (  # noqa: E402
     INDICES,
     indices_of_means,
     position_matched_values,
-    position_weights,  # noqa: E402
+    position_weights,
 )
 
 BLOCK = 20
@@ -69,7 +69,7 @@ def parse_args(argv=None):
 
 
 def check_truth(rng):
-    """Largest gap, in standard errors, between the analytic category means and those of one large sample."""
+    """Largest gap, in standard errors, between analytic category means and one large sample's."""
     world, n = draw_world(rng, 4, 8), 50_000
     values = simulate(rng, world, n, 1)[0][:, 0]
     gaps = []
@@ -81,12 +81,26 @@ def check_truth(rng):
     return float(np.max(gaps))
 
 
+def resampled_indices(values, category, counts):
+    """RFC and RSI of every resample: {index: [resample, ...]} from values [prompt, ...]."""
+
+    def means(name):
+        chosen = category == name
+        weight = counts[:, chosen] / counts[:, chosen].sum(axis=1, keepdims=True)
+        return np.tensordot(weight, values[chosen], axes=1)
+
+    return indices_of_means(means)
+
+
 def bca_interval(category, counts, runs):
-    """Bias-corrected accelerated interval (Efron 1987; jackknife over all prompts, as scipy): {index: (low, high)}."""
+    """Bias-corrected accelerated interval (Efron 1987): {index: (low, high)}.
+
+    The jackknife is over all prompts, as scipy's.
+    """
     from scipy.stats import norm
 
     def indices(weight):
-        found = [resampling.resampled_indices(run, category, weight) for run in runs]
+        found = [resampled_indices(run, category, weight) for run in runs]
         return {k: found[0][k] - found[1][k] if len(found) == 2 else found[0][k] for k in INDICES}
 
     draws, jackknife, estimate = (
@@ -116,7 +130,7 @@ def bca_interval(category, counts, runs):
 
 
 def intervals_by_method(runs, n, seed):
-    """{method: {index: (low, high)}} of flat runs [prompt, column]; the project's own method is `bootstrap-t`."""
+    """{method: {index: (low, high)}} of flat runs [prompt, column]; ours is `bootstrap-t`."""
     category, pair_id = labels(n)
     counts = resampling.bootstrap_counts(category, pair_id, DRAWS, seed)
     base = runs[1] if len(runs) == 2 else None
@@ -125,20 +139,20 @@ def intervals_by_method(runs, n, seed):
         "bootstrap-t": {k: own[k][1:3] for k in own},
         "BCa": bca_interval(category, counts, runs),
     }
-    draws = [resampling.resampled_indices(run, category, counts) for run in runs]
+    draws = [resampled_indices(run, category, counts) for run in runs]
     out["percentile"], out["equal-tailed t"] = {}, {}
     for name, (estimate, shift, error) in resampling.studentised_indices(
         runs, category, resampling.draw_weights(counts)
     ).items():
         both = draws[0][name] - draws[1][name] if len(runs) == 2 else draws[0][name]
-        out["percentile"][name] = resampling.percentile_interval(both)
+        out["percentile"][name] = tuple(np.quantile(both, [0.025, 0.975], axis=0))
         low, high = np.quantile(shift[:, 1:] / error[:, 1:], [0.025, 0.975], axis=1)
         out["equal-tailed t"][name] = (estimate - high * error[:, 0], estimate - low * error[:, 0])
     return out
 
 
 def coverage_rows(rng, n, n_datasets, n_runs):
-    """Coverage of every interval method for layers (means of 8 heads) and single heads: rows of the table."""
+    """Coverage of every interval method for layers (means of 8 heads) and single heads."""
     hits = {}
     effects = (EFFECT, {**EFFECT, "self_referent": 0.9})[:n_runs]
     for block in range(0, n_datasets, BLOCK):
@@ -162,8 +176,44 @@ def coverage_rows(rng, n, n_datasets, n_runs):
     ]
 
 
+def mean_rows(rng, n, n_datasets):
+    """Coverage for a mean of 20 layers, difference of two runs, and for a mean of skewed values."""
+    hits, (category, pair_id) = {}, labels(n)
+    effects = (EFFECT, {**EFFECT, "self_referent": 0.9})
+    third, half = category == PAIRED[1], category == PAIRED[0]
+    for i in range(n_datasets):
+        if i % BLOCK == 0:
+            world = draw_world(rng, 20, 8)
+            data = simulate(rng, world, n, BLOCK, effects)
+            truths = [true_indices(world, effect) for effect in effects]
+        base, instruct = (run[:, i % BLOCK].mean(axis=-1) for run in data)
+        counts = resampling.bootstrap_counts(category, pair_id, DRAWS, i)
+        drawn = [resampled_indices(run, category, counts) for run in (base, instruct)]
+        own = resampling.infer_mean_indices(instruct, category, pair_id, base, DRAWS, i)
+        for index in INDICES:
+            truth = (truths[1][index] - truths[0][index]).mean()
+            what = f"mean of layers, {index.upper()} difference"
+            draws = (drawn[1][index] - drawn[0][index]).mean(axis=-1)
+            low, high = np.quantile(draws, [0.025, 0.975])
+            hits.setdefault((what, "percentile"), []).append(low <= truth <= high)
+            low, high = own[index][1:3]
+            hits.setdefault((what, "bootstrap-t"), []).append(low <= truth <= high)
+        z = rng.normal(size=len(category))
+        z[third] = 0.7 * z[half] + np.sqrt(0.51) * z[third]
+        level = np.repeat([0.1, 0.12, 0.2, 0.15], n)
+        values = level * np.exp(0.5 * z - 0.125)
+        draws = counts @ values / len(values)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        what = "mean of all prompts, log spread 0.5"
+        hits.setdefault((what, "percentile"), []).append(low <= level.mean() <= high)
+        interval = resampling.stratified_mean_interval(values[:, None], category, pair_id, DRAWS, i)
+        low, high = (end[0] for end in interval[1:])
+        hits.setdefault((what, "bootstrap-t"), []).append(low <= level.mean() <= high)
+    return [row(what, n, method, x, "coverage") for (what, method), x in hits.items()]
+
+
 def level_rows(rng, n, n_datasets):
-    """Rejections of true nulls by the tests in use, one layer at a time and as families: rows of the table."""
+    """Rejections of true nulls by the tests in use, one layer at a time and as families."""
     category = labels(n)[0]
     flat_effect = dict.fromkeys(CATEGORIES, 1.0)
     alone, family = {}, {}
@@ -180,10 +230,10 @@ def level_rows(rng, n, n_datasets):
         for size, values in (("30 layers", layers[0]), ("270 heads", heads)):
             by = {c: values[category == c] for c in CATEGORIES}
             name = f"label permutation, {size}"
-            tests[name] = resampling.permutation_test(
+            tests[name] = permutation.permutation_test(
                 by["self_referent"], by["neutral"], FAMILY_DRAWS, i
             )
-            tests[f"sign flips, {size}"] = resampling.sign_flip_test(
+            tests[f"sign flips, {size}"] = permutation.sign_flip_test(
                 by[PAIRED[0]] - by[PAIRED[1]], FAMILY_DRAWS, i
             )
         for name, test in tests.items():
@@ -195,7 +245,7 @@ def level_rows(rng, n, n_datasets):
 
 
 def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
-    """Heads of which the first `share` have self-referent entropies raised by g standard deviations, additively."""
+    """Heads of which a share have self-referent entropies raised by g standard deviations."""
     world = draw_world(rng, n_layers, n_heads)
     large = simulate(np.random.default_rng(1), world, 500, 1, (dict.fromkeys(CATEGORIES, 1.0),))[0][
         :, 0
@@ -214,7 +264,7 @@ def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
 
 
 def discovery_rows(rng, n, n_datasets):
-    """False discovery rate of BH with 10 % true effects of several sizes, and how often a true effect of each is found."""
+    """False discovery rate of BH with 10 % true effects, and how often each size is found."""
     category = labels(n)[0]
     false, power = [], {}
     for g in EFFECT_SIZES:
@@ -223,7 +273,7 @@ def discovery_rows(rng, n, n_datasets):
                 values, true = planted(rng, n, 5, g, 0.1)
             part = values[:, i % 5].reshape(len(values), -1)
             groups = part[category == "self_referent"], part[category == "neutral"]
-            test = resampling.permutation_test(*groups, FAMILY_DRAWS, i)
+            test = permutation.permutation_test(*groups, FAMILY_DRAWS, i)
             rejected = contrasts.q_values(test.p) < 0.05
             false.append((rejected & ~true).sum() / max(1, rejected.sum()))
             found = {
@@ -240,7 +290,7 @@ def discovery_rows(rng, n, n_datasets):
 
 
 def change_rows(rng, n, n_datasets):
-    """How often a change of RFC between base and instruct is found in a layer (mean of 8 heads), by its size."""
+    """How often a change of RFC between runs is found in a layer (mean of 8 heads), by its size."""
     category, flat = labels(n)[0], dict.fromkeys(CATEGORIES, 1.0)
     rows = []
     for change in (0.05, 0.1, 0.15, 0.2):
@@ -264,7 +314,10 @@ def change_rows(rng, n, n_datasets):
 
 
 def position_rows(rng, n, n_datasets):
-    """Coverage of the position-matched indices: rows of unequal texts whose level depends on position and category."""
+    """Coverage of the position-matched indices.
+
+    Rows of unequal texts whose level depends on position and category.
+    """
     hits = {"rfc": [], "rsi": []}
     category, pair_id = labels(n)
     keys, n_query = entropy.visible_keys(9, [None] * 10), 9
@@ -286,15 +339,17 @@ def position_rows(rng, n, n_datasets):
         )
         seen = np.arange(n_query) < n_tokens[:, None, None, None]
         run = SimpleNamespace(
-            entropy=np.where(seen, rows * np.log(keys)[None, :, None], np.nan), visible_keys=keys, category=category,
-            n_tokens=n_tokens, span=np.stack([np.ones_like(n_tokens), n_tokens], axis=1),
-        )  # fmt: skip
+            entropy=np.where(seen, rows * np.log(keys)[None, :, None], np.nan),
+            visible_keys=keys,
+            category=category,
+            n_tokens=n_tokens,
+            span=np.stack([np.ones_like(n_tokens), n_tokens], axis=1),
+        )
         weight = np.nan_to_num(position_weights(run))
         truth = indices_of_means(lambda c: (weight * 0.7 * tilt[c]).sum(axis=-1))  # noqa: B023
-        found = resampling.index_intervals(
-            position_matched_values(run), category, pair_id, DRAWS, i
-        )
-        for index, (_, low, high) in found.items():
+        values = position_matched_values(run)
+        inferred = resampling.infer_indices(values, category, pair_id, None, DRAWS, i)
+        for index, (_, low, high, *_) in inferred.items():
             hits[index].append(((low <= truth[index]) & (truth[index] <= high)).mean())
     return [
         row(f"position-matched {index.upper()}", n, "bootstrap-t", x, "coverage")
@@ -303,7 +358,7 @@ def position_rows(rng, n, n_datasets):
 
 
 def effect_size_rows(rng, n, n_datasets):
-    """Coverage of the interval of Hedges g, normal and log-normal values, unpaired and paired, true g = 0.8."""
+    """Coverage of the interval of Hedges g, true g = 0.8: two shapes, unpaired and paired."""
     rows = []
     for shape in ("normal", "log-normal 0.3"):
         for paired in (False, True):
@@ -321,7 +376,10 @@ def effect_size_rows(rng, n, n_datasets):
 
 
 def row(what, n, method, observed, kind):
-    """One line of the table: the rate, its Monte-Carlo standard error over data sets, the verdict (error: three of them)."""
+    """One line of the table: the rate, its Monte-Carlo standard error over data sets, the verdict.
+
+    "within error": outside its bound by at most three of those errors
+    """
     observed = np.asarray(observed, dtype=np.float64)
     rate, spread = observed.mean(), observed.std()
     if not spread:
@@ -351,7 +409,7 @@ def judged(found):
 
 
 def needed_effects(found):
-    """{test: g that is found 80 % of the time}, interpolated in the power rows; NaN beyond the sizes tried."""
+    """{test: g that is found 80 % of the time}, interpolated; NaN beyond the sizes tried."""
     curves = {}
     for what, _, method, rate, _, kind, _ in found:
         if kind == "power" and method.startswith("g ="):
@@ -373,7 +431,7 @@ def run_stage(task):
 
 
 def plan_stages(seed, n_datasets):
-    """The stages as tasks, the longest first; families cost more, so they get half or a tenth of the data sets."""
+    """The stages as tasks, the longest first; families get half or a tenth of the data sets."""
     half, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 10))
     stages = [(discovery_rows, 30, tenth, ())]
     for n in (30, 10):
@@ -384,6 +442,7 @@ def plan_stages(seed, n_datasets):
         ]
         stages += [(position_rows, n, n_datasets, ()), (effect_size_rows, n, n_datasets, ())]
     stages.append((change_rows, 30, tenth, ()))
+    stages += [(mean_rows, n, n_datasets, ()) for n in (30, 10)]  # behind: streams go by place
     seeds = np.random.SeedSequence(seed).spawn(len(stages))
     return [(stage, child, *rest) for (stage, *rest), child in zip(stages, seeds, strict=True)]
 
@@ -394,9 +453,8 @@ def run(args):
     )
     print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
     gap = check_truth(np.random.default_rng(args.seed))
-    print(
-        f"analytic truth against 50,000 prompts a category: largest of 128 gaps is {gap:.2f} standard errors"
-    )
+    largest = f"largest of 128 gaps is {gap:.2f} standard errors"
+    print(f"analytic truth against 50,000 prompts a category: {largest}")
     found = []
     with ProcessPoolExecutor(args.workers) as pool:
         for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
@@ -409,15 +467,14 @@ def run(args):
             found += rows
     for what, g in needed_effects(found).items():
         print(f"80 % power at n = 30: {what}: g = {g:.2f}")
-    broken = [r for r in judged(found) if r[-1] == "OUTSIDE"]
+    rows = judged(found)
+    broken = [r for r in rows if r[-1] == "OUTSIDE"]
     if broken:
-        raise RunFailed(
-            f"{len(broken)} of {len(judged(found))} rows at n = 30 are outside their bounds: {broken[0][0]}"
-        )
-    near = sum(r[-1] == "within error" for r in judged(found))
-    print(
-        f"{len(judged(found)) - near} of {len(judged(found))} rows of the methods in use at n = 30 are inside their bounds"
-    )
+        outside = f"{len(broken)} of {len(rows)} rows at n = 30 are outside their bounds"
+        raise RunFailed(f"{outside}: {broken[0][0]}")
+    near = sum(r[-1] == "within error" for r in rows)
+    inside = f"{len(rows) - near} of {len(rows)} rows of the methods in use at n = 30"
+    print(f"{inside} are inside their bounds")
     print(f"{near} are within three Monte-Carlo errors of them, none is further out")
 
 

@@ -1,11 +1,11 @@
-"""Made-up models whose category means are known exactly, shaped like a real one: what calibration.py draws from.
+"""Made-up models whose category means are known exactly, shaped like a real one.
 
     world = draw_world(rng, n_layers=3, n_heads=8)
     values, = simulate(rng, world, n=30, n_data=20)          [prompt, data set, layer, head]
     true_indices(world, EFFECT)["rfc"]                       [layer], analytic
 
-A value is level * effect * exp(spread * z - spread^2 / 2) * exp(slope * tokens) / E exp(slope * tokens), z standard
-normal: its expectation is level * effect whatever the spread and the lengths are.
+A value is level * effect * exp(spread * z - spread^2 / 2) * exp(slope * tokens) / E exp(slope *
+tokens), z standard normal: its expectation is level * effect whatever spread and lengths are.
 """
 
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ TOKENS = {  # counts of prompts with 4, 5, ... 9 tokens
 
 
 def draw_world(rng, n_layers, n_heads):
-    """Heads of a made-up model: level, log spread, factor loading and length slope, each [layer, head]."""
+    """Heads of a made-up model: level, log spread, loading and length slope, each [layer, head]."""
     shape = (n_layers, n_heads)
     sink = rng.random(shape) < 0.25
     level = np.where(sink, 10 ** rng.uniform(-3, -1, shape), rng.uniform(0.3, 0.8, shape))
@@ -48,9 +48,10 @@ def labels(n):
 
 
 def simulate(rng, world, n, n_data, effects=(EFFECT,)):
-    """One array [prompt, data set, layer, head] a run: E of category c is level * effects[run][c], exactly.
+    """One array [prompt, data set, layer, head] a run: category c has E = level * effects[run][c].
 
-    Runs share prompts, lengths and half of the randomness; later runs have 0.6 times the level and 1.5 times the spread.
+    Runs share prompts, lengths and half of the randomness; later runs have 0.6 times the level and
+    1.5 times the spread.
     """
     factor, own = (
         rng.normal(size=(4 * n, n_data, 1, 1)),

@@ -1,9 +1,9 @@
-"""Which heads to ablate: chosen on one half of the prompts, measured on the other, with random control heads.
+"""Which heads to ablate: chosen on one half of the prompts, measured on the other, and controls.
 
-Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many noisy g is
-too large.
+Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many
+noisy g is too large.
 
-    plan = select_candidates(run, top_k=10)      what ablation_candidates.json holds, readable by interventions.py
+    plan = select_candidates(run, top_k=10)      ablation_candidates.json, for interventions.py
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ CONTROLS_PER_CANDIDATE = 2
 
 
 def select_candidates(run, top_k, seed=DEFAULT_SEED):
-    """The top_k heads by |g| on one half, measured on the other, and controls: ablation_candidates.json.
+    """ablation_candidates.json: the top_k heads by |g| of one half, measured on the other.
 
     Where a half has too few prompts, `interventions` is empty and `note` says why.
     """
@@ -40,7 +40,7 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED):
 
 
 def _measure_held_out(held_out, pair, heads, g, seed):
-    """The `selection` block: g [layer, head] of the half that chose, and g, p and q of the half that did not."""
+    """Rows of `selection`: g [layer, head] of the half that chose beside the other half's tests."""
     layers, columns = (np.array([head[i] for head in heads], dtype=int) for i in (0, 1))
     values = prompt_values(held_out, "normalised")[:, layers, columns]
     tests = compare_categories(values, held_out.category, held_out.pair_id, pair, seed=seed)
@@ -65,7 +65,7 @@ def _source(run, contrast, seed):
 
 
 def _plan_ablations(heads, n_heads, seed):
-    """Each candidate followed by its controls as entries of a plan, and notes on controls that are missing."""
+    """(candidates, each followed by its controls, as entries of a plan; notes on missing ones)."""
     sites = [(layer, (head,)) for layer, head in heads]
     drawn = draw_control_heads(sites, n_heads, CONTROLS_PER_CANDIDATE, seed, shared=False)
     entries, notes = [], []
@@ -82,12 +82,12 @@ def _plan_ablations(heads, n_heads, seed):
 
 
 def draw_control_heads(sites, n_heads, per_site, seed, shared=True):
-    """Random other heads of the same layer for every edited site: {site: [heads of a control, ...]}.
+    """Random other heads of the same layer for every edited site: {site: [heads of a control]}.
 
-    sites   [(layer, (head, ...)), ...] without repetition; a control has as many heads as its site
+    sites   [(layer, (head, ...)), ...], each once; a control has as many heads as its site
     shared  whether a head may be a control of several sites; no head of a site is ever drawn
 
-    Controls of one site are different heads as far as there are enough; sites of no head have none.
+    Controls of one site are different heads while there are enough; sites without heads have none.
     """
     rng = np.random.default_rng(seed)
     taken = {(layer, head) for layer, heads in sites for head in heads}

@@ -1,18 +1,18 @@
-"""What an edit did: formulas for the effect of an intervention on the next token and on later attention.
+"""What an edit did to the next token and to later attention.
 
-    KL(l)          = sum_v p(v) ln(p(v) / q(v))     p: next-token distribution unedited, q: edited
+    KL(l)          = sum_v p(v) ln(p(v) / q(v))   p: next token, unedited; q: edited
     top-1 change   = 1 if argmax p != argmax q
-    surprisal      = ln p(a) - ln q(a)              a: the unedited model's greedy answer token;
-                                                    > 0: a became less likely
+    surprisal      = ln p(a) - ln q(a)            a: the unedited model's greedy answer token;
+                                                  > 0: a became less likely
     RFC, RSI       edited - unedited, normalised, mean over the layers after the edited one
 
-All at the final token, in nats. The entropy of an ablated head is no effect: it is what was edited, so
-only later layers count; an edit of the last layer has none, and its RFC and RSI changes are undefined (NaN).
+All at the final token, in nats. The entropy of an ablated head is no effect: it is what was edited,
+so only later layers count; an edit of the last layer has none, and its RFC and RSI changes are
+undefined (NaN).
 
-Intervals are 95 % bootstrap-t intervals over prompts. "Differs from controls" tests the candidate against
-the mean of the same edit on random other heads of the same layer, on the same prompts: for the next token
-the signs of the prompts' differences are flipped, for RFC and RSI the bootstrap-t of the difference is
-used. q-values are Benjamini-Hochberg.
+Intervals are 95 % bootstrap-t intervals over prompts. p tests the candidate against the mean of the
+same edit on random other heads of the layer, on the same prompts: by sign flips for the next token,
+by the bootstrap-t of the difference for RFC and RSI. q-values are Benjamini-Hochberg.
 """
 
 import numpy as np
@@ -47,8 +47,9 @@ def log_probabilities(logits):
 def kl_divergence(base_logits, edited_logits):
     """KL(base || edited) in nats: two [vocabulary] -> float >= 0.
 
-    With d the change of the logits and c = sum p d, KL = ln sum p exp(d - c). The textbook sum of p (ln p - ln q)
-    cancels; this form keeps its relative precision for the smallest effects and is exactly 0 where no logit changes.
+    With d the change of the logits and c = sum p d, KL = ln sum p exp(d - c). The textbook sum of
+    p (ln p - ln q) cancels; this form keeps its relative precision for the smallest effects and is
+    exactly 0 where no logit changes.
     """
     change = np.asarray(edited_logits, np.float64) - base_logits
     return kl_of_change(np.exp(log_probabilities(base_logits)), change)[0]
@@ -62,7 +63,7 @@ def kl_of_change(p, change):
 
 
 class BaseDistribution:
-    """The unedited next-token distributions, kept so that many edits are compared with them: logits [prompt, vocabulary]."""
+    """The unedited next-token distributions, to compare edits with: logits [prompt, vocabulary]."""
 
     def __init__(self, logits):
         self.logits = np.asarray(logits, dtype=np.float32)
@@ -70,9 +71,9 @@ class BaseDistribution:
         self.p = np.exp(log_probabilities(self.logits))  # [prompt, vocabulary] float64
 
     def effects(self, edited_logits, prompts=None):
-        """Effects of one edit on these prompts (all if None), in the order of edited_logits [row, vocabulary].
+        """Effects of one edit on these prompts (all if None): edited_logits [row, vocabulary].
 
-        returns  {metric of PROMPT_METRICS: [row] float64, "logit_change": [row] the largest |change|}
+        returns  {metric of PROMPT_METRICS: [row] float64, "logit_change": [row] largest |change|}
         """
         prompts = range(len(self.answer)) if prompts is None else prompts
         rows = [self._row(edited, i) for edited, i in zip(edited_logits, prompts, strict=True)]
@@ -94,7 +95,7 @@ class BaseDistribution:
 
 
 def infer_index_changes(base, edited, labels, seed, **draws):
-    """Change of the mean RFC and RSI of later layers: {"rfc_change": Inference, "rsi_change": Inference}.
+    """Change of the mean RFC and RSI of later layers: {"rfc_change": Inference, "rsi_change": ...}.
 
     base, edited  [prompt, layer] normalised values of the layers after the edited one
     labels        (category [prompt], pair_id [prompt])
@@ -104,11 +105,12 @@ def infer_index_changes(base, edited, labels, seed, **draws):
 
 
 def effect_rows(measured, base_values, category, pair_id, seed):
-    """One row an intervention and category: value, interval, mean of the controls, p and q of every metric.
+    """One row an intervention and category: value, interval, controls, p and q of every metric.
 
     measured     {name: {"effects": {metric: [prompt]}, "values": [prompt, layer], "layer": l,
-                 "controls": [names], "labels": {column: text}}}; prompts that an edit does not touch are NaN
-    base_values  [prompt, layer] normalised values of the unedited run    category, pair_id  [prompt]
+                 "controls": [names], "labels": {column: text}}}; NaN in the effects of prompts
+                 that an edit does not touch
+    base_values  [prompt, layer] of the unedited run    category, pair_id  [prompt]
     """
     labels = np.asarray(category), np.asarray(pair_id)
     of_prompts = {
@@ -138,7 +140,7 @@ def row_columns(labels):
 
 
 def _prompt_cells(measured, labels, group, seed):
-    """{intervention: n and the cells of PROMPT_METRICS} over the prompts of a category, or of ALL."""
+    """{intervention: n and cells of PROMPT_METRICS} over the prompts of a category, or of ALL."""
     chosen = np.ones(len(labels[0]), bool) if group == ALL else labels[0] == group
     if not chosen.any():
         return {}

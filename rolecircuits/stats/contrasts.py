@@ -17,7 +17,7 @@ CONTRASTS = {
 
 
 def available_contrasts(category):
-    """The CONTRASTS whose two categories are both present; the first is the one that ranks heads."""
+    """The CONTRASTS whose categories are both present; the first one ranks heads."""
     present = set(np.asarray(category).tolist())
     return {name: pair for name, pair in CONTRASTS.items() if present.issuperset(pair)}
 
@@ -48,10 +48,11 @@ def compare_categories(
 def q_values(p):
     """Benjamini-Hochberg adjusted p-values over all defined entries: [...] -> [...].
 
-        q of the k-th smallest of m = min over j >= k of m p_(j) / j, at most 1  (Benjamini and Hochberg 1995)
+        q of the k-th smallest of m = min over j >= k of m p_(j) / j, at most 1
+        (Benjamini and Hochberg 1995)
 
-    NaN stays NaN and counts for nothing. The tests hold it against scipy.stats.false_discovery_control,
-    whose import takes longer than a whole comparison.
+    NaN stays NaN and counts for nothing. Not scipy.stats.false_discovery_control, whose import
+    takes longer than a whole comparison; the tests hold it against that.
     """
     p = np.asarray(p, dtype=np.float64)
     q, defined = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
@@ -62,10 +63,12 @@ def q_values(p):
 
 
 def hedges_g(a, b, paired=False):
-    """Standardised mean difference (a - b) / s without its small-sample bias: [prompt, ...] twice -> [...].
+    """Standardised mean difference without small-sample bias: [prompt, ...] twice -> [...].
 
-    s pools both variances; g = J(df) (a - b) / s, J = 1 - 3 / (4 df - 1)  (Hedges 1981; Hedges, Olkin 1985)
-    df = n_a + n_b - 2, and 2 (n - 1) / (1 + r^2) for pairs that correlate with r, the pooled spread's own df
+        g = J(df) (mean a - mean b) / s, s pools both variances, J = 1 - 3 / (4 df - 1)
+        (Hedges 1981; Hedges and Olkin 1985)
+
+    df = n_a + n_b - 2; for pairs that correlate with r 2 (n - 1) / (1 + r^2), the pooled spread's
     NaN where a group has fewer than two defined values or nothing varies
     """
     return _effect_size(a, b, paired)[0]
@@ -75,8 +78,8 @@ def hedges_g_interval(a, b, paired=False):
     """(low, high) of `hedges_g` at 95 %, from a variance that supposes nearly normal values.
 
     unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + g^2 / (2 (n_a + n_b)), normal quantile
-    paired    Bonett (2008), t quantile; Borenstein et al. (2009) treat the correlation as known: 88 %
-              coverage at n = 10
+    paired    Bonett (2008), t quantile; Borenstein et al. (2009) treat the correlation as known:
+              88 % coverage at n = 10
     """
     g, variance, df = _effect_size(a, b, paired)
     quantile = stdtrit(df, (1 + CONFIDENCE) / 2) if paired else ndtri((1 + CONFIDENCE) / 2)
@@ -85,7 +88,7 @@ def hedges_g_interval(a, b, paired=False):
 
 
 def _effect_size(a, b, paired):
-    """(g, its variance, degrees of freedom of its interval), each [...]; pairs with an undefined side are left out."""
+    """(g, its variance, df of its interval), each [...]; half-defined pairs are left out."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if paired:
         broken = np.isnan(a) | np.isnan(b)

@@ -19,7 +19,7 @@ def attention_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
     returns    [..., query] float64, between 0 and ln(visible keys)
     raises     ValueError with the offending sum: an all-zero row is an error, not an entropy of 0
 
-    Adding an epsilon before the logarithm, as the original did, gives a zeroed head the entropy ln(keys).
+    An epsilon before the logarithm, as in the original, gives a zeroed head the entropy ln(keys).
     """
     pattern = np.asarray(pattern, dtype=np.float64)
     sums = pattern.sum(axis=-1)
@@ -70,22 +70,18 @@ def visible_keys(n_query, windows):
 
 
 def sinkfree_keys(visible):
-    """Keys left in each row once key 0 is dropped; rows whose window has moved past key 0 lose none.
-
-    visible  [layer, query] int    returns  [layer, query] int
-    """
+    """Keys left once key 0 is dropped, [layer, query]: none lost by a window that is past it."""
     return np.where(visible == np.arange(1, visible.shape[-1] + 1), visible - 1, visible)
 
 
 def normalise_entropy(entropy, keys):
-    """Entropy divided by ln(keys); NaN for rows that see fewer than two keys, where it is undefined.
+    """Entropy divided by ln(keys), in [0, 1]; NaN for rows that see fewer than two keys.
 
-    entropy  [..., query] nats    keys  broadcastable to it    returns  [..., query] in [0, 1]
+    entropy  [..., query] nats    keys  broadcastable to it
     """
     keys = np.broadcast_to(keys, np.shape(entropy))
-    return np.divide(
-        entropy, np.log(np.maximum(keys, 1)), out=np.full(keys.shape, np.nan), where=keys > 1
-    )
+    out = np.full(keys.shape, np.nan)
+    return np.divide(entropy, np.log(np.maximum(keys, 1)), out=out, where=keys > 1)
 
 
 def final_query_masses(final_row, span):
@@ -93,9 +89,9 @@ def final_query_masses(final_row, span):
 
     final_row  [prompt, head, key]   attention of every prompt's final query, 0 beyond its tokens
     span       [prompt, 2]           the prompt's own tokens; the BOS is never in it
-    returns    first_mass, last_mass [prompt, head]   on the first / last three tokens of the text, all if it is shorter
-               edge_mass [prompt, head, 2]            on the first / last k tokens, k = min(3, length // 2): disjoint
-               edge_tokens [prompt] int               that k; 0 for a text of one token
+    returns    first_mass, last_mass [prompt, head]   on the first / last three tokens of the text
+               edge_mass [prompt, head, 2]            on the first / last k, which never overlap:
+               edge_tokens [prompt] int               k = min(3, length // 2)
     """
     key = np.arange(final_row.shape[-1])
     start, stop = span[:, :1], span[:, 1:]

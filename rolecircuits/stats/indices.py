@@ -1,18 +1,18 @@
-"""Attention entropies and the two role indices; numpy in, numpy out. Each quantity is defined only here.
+"""Values of prompts and the two role indices. Every quantity is defined here and only here.
 
     H = -sum_k A ln A                                         nats, 0 ln 0 = 0, no epsilon
     RFC(l) = 1 - H_self(l) / H_neutral(l)                     > 0: self-referent is the more focused
     RSI(l) = (H_confounder(l) - H_self(l)) / H_neutral(l)     > 0: more focused than about-the-user
 
-H_category(l) is the mean over prompts (equal weights) of a value of a prompt, which comes in three kinds:
+H_category(l) is the mean over prompts (equal weights) of a value of a prompt, of three kinds:
 
-    raw         mean over the rows of the prompt, then over heads; grows with length whatever is attended to
-    normalised  every row divided by ln(visible keys): 0 one-hot, 1 uniform, for a row of any length
-    sinkfree    the normalised value after key 0, the attention sink, is dropped and the row renormalised
+    raw         mean over the rows of the prompt, then over heads: grows with length
+    normalised  every row divided by ln(visible keys): 0 one-hot, 1 uniform, at any length
+    sinkfree    normalised after key 0, the attention sink, is dropped and the row renormalised
 
-The rows are those of the prompt's own text; raw values of raw-format prompts also count the BOS row, as the
-original study did. The length null of an index is the same index for uniform attention; it is 0 for the
-normalised and the sink-free kind.
+The rows are those of the prompt's own text; raw values of raw-format prompts also count the BOS
+row, as the original study did. The length null of an index is the same index for uniform
+attention; it is 0 for the normalised and the sink-free kind.
 
 Axes everywhere, in this order: prompt, layer, head, query, key.
 """
@@ -51,10 +51,10 @@ def prompt_rows(run, kind):
 
 
 def prompt_values(run, kind="normalised"):
-    """The value of every prompt for every head: the mean over its rows. [prompt, layer, head] float64.
+    """The value of every prompt for every head, the mean over its rows: [prompt, layer, head].
 
     run   anything with entropy, entropy_sinkfree, visible_keys, n_tokens, span and prompt_format
-    kind  raw (nats), normalised or sinkfree (both in [0, 1]); NaN for a prompt without a defined row
+    kind  raw (nats), normalised or sinkfree (both in [0, 1]); NaN where no row is defined
     """
     if kind == "raw":
         values = run.entropy.astype(np.float64)
@@ -69,19 +69,19 @@ def prompt_values(run, kind="normalised"):
 
 
 def null_values(run, kind="normalised"):
-    """`prompt_values` of attention that is uniform over the visible keys: [prompt, layer] float64."""
+    """`prompt_values` of attention that is uniform over the visible keys: [prompt, layer]."""
     if kind != "raw":
         return np.ones((len(run.n_tokens), run.visible_keys.shape[0]))
     return defined_mean(np.log(run.visible_keys), where=prompt_rows(run, kind)[:, None, :])
 
 
 def rfc(h_self, h_neutral):
-    """Role-Focus Coefficient 1 - H_self / H_neutral; NaN where H_neutral is 0 (undefined, not 0)."""
+    """Role-Focus Coefficient 1 - H_self / H_neutral; NaN (undefined, not 0) if H_neutral is 0."""
     return 1.0 - divide(h_self, h_neutral)
 
 
 def rsi(h_self, h_confounder, h_neutral):
-    """Role-Separation Index (H_confounder - H_self) / H_neutral; NaN where H_neutral is 0 (undefined, not 0)."""
+    """Role-Separation Index (H_confounder - H_self) / H_neutral; NaN if H_neutral is 0."""
     return divide(np.asarray(h_confounder) - h_self, h_neutral)
 
 
@@ -97,7 +97,7 @@ def index_values(values, category):
 
 
 def layer_values(run, kind="normalised"):
-    """The value of every prompt for every layer: the mean over heads of `prompt_values`. [prompt, layer]."""
+    """The value of every prompt for every layer, the mean over heads: [prompt, layer]."""
     return prompt_values(run, kind).mean(axis=-1)
 
 
@@ -107,17 +107,19 @@ def layer_indices(run, kind="normalised"):
 
 
 def layer_null(run, kind="normalised"):
-    """RFC and RSI of every layer if attention were uniform: {"rfc": [layer], "rsi": [layer]}; 0 unless raw."""
+    """`layer_indices` of attention that is uniform over the visible keys; 0 unless raw."""
     return index_values(null_values(run, kind), run.category)
 
 
 def position_weights(run):
-    """Weight of every query index where all categories of the indices have rows: [layer, query], sums to 1.
+    """Weight of every query index where all categories have rows: [layer, query], sums to 1.
 
-        w(q) proportional to min over categories of (rows at q / prompts), 0 where one has fewer than three rows
+        w(q) proportional to min over categories of (rows at q / prompts), 0 where a category has
+        fewer than three rows
 
-    Rows at one query index of a layer see the same number of keys, so nothing about length is left to compare.
-    The categories are INDEX_CATEGORIES, those that are present. A layer without a shared position is NaN.
+    Rows at one query index of a layer see the same number of keys, so nothing about length is left
+    to compare. The categories are those of INDEX_CATEGORIES that are present. A layer without a
+    shared position is NaN.
     """
     counts = _position_counts(run)
     share = np.min([count / (run.category == name).sum() for name, count in counts.items()], axis=0)
@@ -127,14 +129,14 @@ def position_weights(run):
 
 
 def position_matched_values(run):
-    """Values whose category means are position-matched: [prompt, layer]; NaN for prompts of other categories.
+    """Values whose category means are position-matched: [prompt, layer]; else NaN.
 
-        H_c = sum_q w(q) m_c(q)       m_c(q) the mean normalised entropy of the prompts of c with a row at q
+        H_c = sum_q w(q) m_c(q)     m_c(q) the mean normalised entropy of the rows of c at q
         value of prompt i of c = H_c + N_c sum over its rows q of w(q) / n_c(q) (h_i(q) - m_c(q))
 
-    The second line is the linearised contribution of a prompt to H_c (Hajek's estimator; Sarndal, Swensson
-    and Wretman 1992, ch. 5): the mean over the prompts of c is H_c, and their spread gives its standard
-    error with w held fixed.
+    The second line is the linearised contribution of a prompt to H_c (Hajek's estimator; Sarndal,
+    Swensson and Wretman 1992, ch. 5): the mean over the prompts of c is H_c, and their spread
+    gives its standard error with w held fixed.
     """
     rows, weight = _own_rows(run), position_weights(run)
     out = np.full(rows.shape[:2], np.nan)
@@ -149,7 +151,7 @@ def position_matched_values(run):
 
 
 def _own_rows(run):
-    """Normalised entropy of the rows of the prompt's own text, mean over heads: [prompt, layer, query], else NaN."""
+    """Normalised entropy of the text's own rows, mean over heads: [prompt, layer, query]."""
     rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], False)
     values = normalise_entropy(run.entropy, run.visible_keys[None, :, None, :]).mean(axis=2)
     return np.where(rows[:, None], values, np.nan)
@@ -163,9 +165,10 @@ def _position_counts(run):
 
 
 def length_null(category, n_tokens, span, whole_prompt=True):
-    """The raw indices of full causal uniform attention, from lengths alone: {"rfc": float, "rsi": float}.
+    """The raw indices of full causal uniform attention: {"rfc": float, "rsi": float}.
 
-    n_tokens [prompt] tokens fed    span [prompt, 2] the prompt's own tokens    whole_prompt as in `row_mask`
+    n_tokens  [prompt] tokens fed            span  [prompt, 2] the prompt's own tokens
+    whole_prompt  as in `row_mask`
     """
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
     values = defined_mean(np.log(visible_keys(rows.shape[1], [None])), where=rows)
@@ -173,7 +176,7 @@ def length_null(category, n_tokens, span, whole_prompt=True):
 
 
 def summarize(run):
-    """activations.json: mean entropies per category and layer, the indices and their length nulls, by kind."""
+    """activations.json: by kind the mean entropies of categories, the indices and their nulls."""
     summary = {"axes": "layer", "n": run.counts}
     for kind in KINDS:
         values = layer_values(run, kind)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def defined_mean(values, axis=-1, where=True):
-    """Mean over one axis of the values that are defined and inside `where`; NaN where there is none."""
+    """Mean over one axis of the defined values inside `where`; NaN where there is none."""
     used = where & ~np.isnan(values)
     return divide(np.where(used, values, 0.0).sum(axis=axis), used.sum(axis=axis))
 

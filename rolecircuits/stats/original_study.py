@@ -1,8 +1,9 @@
-"""The published study's estimator, kept so that its numbers can be set beside ours. For comparison only.
+"""The published study's estimator, kept only to set its numbers beside ours.
 
-Entropies are pooled over all rows of a category, RFC and RSI are taken per head, and their spread is that
-over heads. Long prompts weigh more, length is not controlled, and heads are no independent samples: they
-read the same prompts and feed one another, so their spread says nothing about what other prompts would give.
+Entropies are pooled over all rows of a category, RFC and RSI are taken per head, and their spread
+is that over heads. Long prompts weigh more, length is not controlled, and heads are no independent
+samples: they read the same prompts and feed one another, so their spread says nothing about what
+other prompts would give.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from rolecircuits.stats.resampling import CONFIDENCE
 
 
 def original_head_indices(run):
-    """RFC and RSI per head with entropies pooled over all rows of a category: {"rfc": [layer, head], "rsi": ...}."""
+    """RFC and RSI per head from pooled rows: {"rfc": [layer, head], "rsi": [layer, head]}."""
     whole = counts_whole_prompt("raw", run.prompt_format)
     rows = row_mask(run.n_tokens, run.span, run.entropy.shape[-1], whole)
 
@@ -27,9 +28,9 @@ def original_head_indices(run):
 
 
 def head_interval(values):
-    """The original's columns: mean, std (ddof 1), 95 % t-interval over heads and n; a dict of [layer] arrays.
+    """The original's columns: mean, std (ddof 1), 95 % t-interval over heads and n, each [layer].
 
-    values  [layer, head]; an undefined head (NaN) is left out; one head has no std and no interval (NaN)
+    values  [layer, head]; an undefined head (NaN) is left out; one head has no std and no interval
     """
     n = (~np.isnan(values)).sum(axis=-1)
     mean = defined_mean(values)
@@ -40,10 +41,10 @@ def head_interval(values):
 
 
 def head_difference_interval(base, instruct):
-    """instruct - base of two `head_interval` results, the original's way: {"value", "low", "high"}, each [layer].
+    """instruct - base of two `head_interval`s the original's way: {"value", "low", "high"} [layer].
 
-    Standard errors are added in squares as if the heads of the two models were unrelated samples, and the
-    t-quantile has min(n) - 1 degrees of freedom. Layer l head h is the same head in both, so even over heads
+    Standard errors are added in squares as if the heads of the two models were unrelated samples,
+    with min(n) - 1 degrees of freedom. Layer l head h is the same head in both, so even over heads
     this is the wrong interval.
     """
     error = np.hypot(*(divide(side["std"], np.sqrt(side["n"])) for side in (base, instruct)))

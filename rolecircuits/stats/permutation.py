@@ -1,7 +1,7 @@
-"""Tests over prompts: labels of two categories shuffled, or the signs of matched differences flipped.
+"""Tests over prompts: labels of two categories shuffled, or signs of matched differences flipped.
 
-The statistic is the t of unequal variances (Janssen 1997), so that unequal spread alone does not reject;
-p and p_max as in resampling.py. Arrangements are columns of a matrix, values are done in blocks of columns.
+The statistic is the t of unequal variances (Janssen 1997), so that unequal spread alone does not
+reject. p and p_max as in resampling.py; arrangements are the columns of a matrix.
 """
 
 from itertools import combinations, product
@@ -25,7 +25,7 @@ TAIL = 0.999
 
 
 class Test(NamedTuple):
-    """A difference of means, its p-value and the max-T p-value over all columns that were tested together."""
+    """A difference of means, its p-value, and its max-T p-value over all columns."""
 
     __test__ = False
     difference: np.ndarray
@@ -34,14 +34,15 @@ class Test(NamedTuple):
 
 
 def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
-    """Two categories with equal means? Labels shuffled, Welch's t: Test(difference [...], p, p_max).
+    """Two categories with equal means? Labels shuffled, Welch's t: Test, each field [...].
 
-    a, b  [prompt, ...], undefined values (NaN) left out. All labellings are enumerated where there are few of them.
-    p is NaN where a group has fewer than two defined values or nothing varies.
+    a, b  [prompt, ...]; undefined values (NaN) are left out; few labellings are all enumerated
+    p     NaN where a group has fewer than two defined values or nothing varies
 
-    For p_max each column's |t| is divided by how much further its own bootstrap-t reaches than its permutations at their
-    99.9 % points, if further (balanced, after Beran 1988). Categories that differ in the shape of a skewed column are not
-    exchangeable: without the division 8 % of families of 270 heads hold a false finding, with it less than 5 %.
+    For p_max each column's |t| is divided by how much further its own bootstrap-t reaches than its
+    permutations at their 99.9 % points, if further (balanced, after Beran 1988). Categories that
+    differ in the shape of a skewed column are not exchangeable: without the division 8 % of
+    families of 270 heads hold a false finding, with it less than 5 %.
     """
     values = np.concatenate([np.asarray(a, np.float64), np.asarray(b, np.float64)])
     if not len(a) or not len(b):
@@ -56,9 +57,10 @@ def permutation_test(a, b, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
 
 
 def sign_flip_test(differences, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
-    """Matched differences with mean zero? Signs flipped at random: Test(mean difference [...], p, p_max).
+    """Matched differences with mean zero? Signs flipped at random: Test, each field [...].
 
-    differences  [pair, ...], undefined values (NaN) left out. All sign patterns are enumerated where there are few.
+    differences  [pair, ...]; undefined values (NaN) are left out; few sign patterns are all
+                 enumerated; p is NaN for fewer than two pairs and where all differences are 0
     """
     differences = np.asarray(differences, dtype=np.float64)
     signs = _draw_signs(len(differences), n_permutations, seed)
@@ -88,7 +90,7 @@ def _draw_signs(n, n_permutations, seed):
 
 
 def _permute(values, arrangements, statistic, difference, group=None, weights=None):
-    """p-values of |statistic|, entry 0 being the observed arrangement, one by one and against the family's maximum."""
+    """p of |statistic|, arrangement 0 the observed one: alone, and against the family's maximum."""
     flat = values.reshape(len(values), -1)
     observed, p = np.full((2, flat.shape[1]), np.nan)
     maximum = np.full(arrangements.shape[1], -np.inf, dtype=np.float32)
@@ -112,20 +114,17 @@ def _permute(values, arrangements, statistic, difference, group=None, weights=No
 
 
 def _tail_ratio(shift, error, permuted):
-    """How much further the bootstrap-t reaches than the permutations at the 99.9 % point, at least 1: [column]."""
+    """How much further bootstrap-t reaches than permutations at 99.9 %, at least 1: [column]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         own = np.abs(shift[:, 1:] / error[:, 1:])
-    own[np.isnan(own)] = np.inf
-    rank = int(np.ceil(TAIL * own.shape[1])) - 1
-    with np.errstate(invalid="ignore"):
-        ratio = (
-            np.partition(own, rank, axis=1)[:, rank] / np.partition(permuted, rank, axis=1)[:, rank]
-        )
-    return np.fmax(1, ratio)
+        own[np.isnan(own)] = np.inf
+        rank = int(np.ceil(TAIL * own.shape[1])) - 1
+        tails = [np.partition(t, rank, axis=1)[:, rank] for t in (own, permuted)]
+        return np.fmax(1, tails[0] / tails[1])
 
 
 def _welch_t(values, labels):
-    """Welch's t of every labelling: values [column, prompt], labels [prompt, permutation] -> [column, permutation]."""
+    """Welch's t: values [column, prompt], labels [prompt, permutation] -> [column, permutation]."""
     values = values - values[:, :1]
     values = values - values.mean(axis=1, keepdims=True)
     values = (values / np.abs(values).max(axis=1, keepdims=True)).astype(np.float32)
@@ -140,7 +139,7 @@ def _welch_t(values, labels):
 
 
 def _paired_t(differences, signs):
-    """One-sample t of every sign pattern: [column, pair], [pair, permutation] -> [column, permutation]."""
+    """One-sample t: [column, pair], signs [pair, permutation] -> [column, permutation]."""
     n = len(signs)
     differences = (differences / np.abs(differences).max(axis=1, keepdims=True)).astype(np.float32)
     mean = differences @ signs / n

@@ -2,18 +2,18 @@
 
     bootstrap  prompts are drawn with replacement within each category; a pair (confounder[i],
                third_person[i]) is drawn together; two runs of a comparison use the same draw
-    interval   estimate -+ c * error, c the 95 % point of |estimate* - estimate| / error* over the draws,
-               error* recomputed in every draw (symmetric bootstrap-t, Hall 1988). The percentile
-               interval is too short at n = 30.
+    interval   estimate -+ c * error, c the 95 % point of |estimate* - estimate| / error* over the
+               draws, error* recomputed in every draw (symmetric bootstrap-t, Hall 1988). The
+               percentile interval is too short at n = 30.
     p          (b + 1) / (m + 1), the observed sample counted (Phipson and Smyth 2010)
-    p_max      max-T: b counts the draws whose largest |t| over all layers or heads reaches this one's
-               (Westfall and Young 1993), so that the chance of a single false finding in the whole
+    p_max      max-T: b counts the draws whose largest |t| over all layers or heads reaches this
+               one's (Westfall and Young 1993): the chance of a single false finding in the whole
                family stays below p_max
 
-Draws are columns of a matrix, so that 10,000 of them are a few matrix products; the columns of the values
-are done in blocks that bound the memory. Why not over heads, as the original study: heads of a layer share
-the same prompts, so their spread says nothing about new ones. What each method did on simulated runs:
-METHODS.md and benchmarks/calibration.py.
+Draws are columns of a matrix, so that 10,000 of them are a few matrix products; the columns of the
+values are done in blocks that bound the memory. Why not over heads, as the original study: heads of
+a layer share the same prompts, so their spread says nothing about new ones. What each method did on
+simulated runs: METHODS.md and benchmarks/calibration.py.
 """
 
 from functools import lru_cache
@@ -29,12 +29,12 @@ from rolecircuits.stats.moments import category_mean
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 MIN_PROMPTS = 3
-BLOCK = 2**19  # numbers of a block: columns times draws
+BLOCK = 2**19  # columns times draws of a block
 NUMERATORS = {"rfc": {"self_referent": -1.0}, "rsi": {"confounder": 1.0, "self_referent": -1.0}}
 
 
 class Inference(NamedTuple):
-    """An estimate with its 95 % interval, the p-value of the null 0 and the max-T p-value of its family."""
+    """An estimate with its 95 % interval, p of the null 0, and max-T p of its family."""
 
     estimate: np.ndarray
     low: np.ndarray
@@ -44,7 +44,7 @@ class Inference(NamedTuple):
 
 
 def missing_prompts_reason(category):
-    """Why no interval or test can be given, in words; None if every category has MIN_PROMPTS prompts."""
+    """Why there can be no interval or test, or None if every category has MIN_PROMPTS prompts."""
     names, n = np.unique(np.asarray(category), return_counts=True)
     if not len(n) or n.min() >= MIN_PROMPTS:
         return None
@@ -53,7 +53,7 @@ def missing_prompts_reason(category):
 
 
 def pair_rows(category, pair_id):
-    """(confounder rows, third_person rows) of the matched pairs, aligned; None if there are no pairs."""
+    """(confounder rows, third_person rows) of the matched pairs, aligned; None without pairs."""
     category, pair_id = np.asarray(category), np.asarray(pair_id)
     left, right = (np.flatnonzero((category == name) & (pair_id >= 0)) for name in PAIRED)
     if not len(left) or sorted(pair_id[left]) != sorted(pair_id[right]):
@@ -64,7 +64,7 @@ def pair_rows(category, pair_id):
 def bootstrap_counts(category, pair_id, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
     """How often each prompt is drawn in each resample: [resample, prompt] float64.
 
-    category  [prompt] str; each keeps its size     pair_id  [prompt] int, -1 for prompts without a partner
+    category  [prompt] str; each keeps its size    pair_id  [prompt] int, -1 without a partner
     """
     category = np.asarray(category)
     rng = np.random.default_rng(seed)
@@ -89,6 +89,15 @@ def _draw_counts(rng, n, n_resamples):
     return counts.reshape(n_resamples, n).astype(np.float64)
 
 
+def bootstrap_weights(category, pair_id, n_resamples, seed):
+    """`bootstrap_counts` as [prompt, 1 + resample] float32, entry 0 the sample itself; kept.
+
+    pair_id  [prompt], or None: no pairs. The same draws serve every kind, layer and head of a run.
+    """
+    pair_id = [-1] * len(category) if pair_id is None else np.asarray(pair_id).tolist()
+    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(pair_id), n_resamples, seed)
+
+
 @lru_cache(maxsize=8)
 def _kept_weights(category, pair_id, n_resamples, seed):
     weights = draw_weights(bootstrap_counts(category, pair_id, n_resamples, seed))
@@ -96,19 +105,10 @@ def _kept_weights(category, pair_id, n_resamples, seed):
     return weights
 
 
-def bootstrap_weights(category, pair_id, n_resamples, seed):
-    """`draw_weights` of `bootstrap_counts`, kept: the same draws serve every kind, layer and head of a run.
-
-    pair_id  [prompt], or None where nothing is paired
-    """
-    pair_id = np.full(len(category), -1) if pair_id is None else np.asarray(pair_id)
-    names = tuple(np.asarray(category).tolist())
-    return _kept_weights(names, tuple(pair_id.tolist()), n_resamples, seed)
-
-
 def draw_weights(counts):
     """Counts [resample, prompt] as [prompt, 1 + resample] float32; entry 0 is the sample itself."""
-    return np.concatenate([np.ones((1, counts.shape[1])), counts]).T.astype(np.float32, order="C")
+    whole = np.ones((1, counts.shape[1]))
+    return np.concatenate([whole, counts]).T.astype(np.float32, order="C")
 
 
 def infer_indices(
@@ -116,11 +116,11 @@ def infer_indices(
 ):
     """RFC and RSI of a run, or their difference to a `base` run of the same prompts.
 
-    values, base  [prompt, ...]   a prompt undefined (NaN) in either run is left out of both, by column
+    values, base  [prompt, ...]; a prompt undefined (NaN) in either is left out of both, by column
     category      [prompt] str    pair_id  [prompt] int, or None: no pairs
     returns       {"rfc": Inference, "rsi": Inference}
-    p, p_max      of the null 0: index = 0, or index(values) = index(base). The runs may differ in scale:
-                  each index is a ratio inside its own run, and every draw has its own standard error.
+    p, p_max      of the null 0: index = 0, or index(values) = index(base). The runs may differ in
+                  scale: each index is a ratio inside its own run, each draw has its own error.
 
     The standard error is the delta method's: for RFC = 1 - H_s / H_n it is that of
     mean_s(x / H_n) - (H_s / H_n) mean_n(x / H_n).
@@ -162,7 +162,7 @@ def infer_mean_indices(
 def _mean_draws(index, runs, category, weights):
     """(shift, standard error) of the mean over layers in every resample, each [1, 1 + resample].
 
-    Layers are no samples: the error is that of the prompts' contributions, summed over the layers first.
+    Layers are no samples: each prompt's contributions are summed over the layers first.
     """
     missing = np.isnan(runs[0])
     used = [~missing.all(axis=1) & (category == name) for name in (*NUMERATORS[index], "neutral")]
@@ -172,16 +172,15 @@ def _mean_draws(index, runs, category, weights):
         for layers, rows in column_blocks(~missing, weights.shape[1]):
             parts = [run[np.ix_(rows, layers)] for run in runs]
             sample = _Sample(parts, category[rows], weights[rows])
-            _, moved, gradients = sample.index_draws(index)
+            _, moved, slopes = sample.index_draws(index)
             shift += moved.sum(axis=0)
-            for name, gradient in gradients.items():
+            for name, slope in slopes.items():
                 chosen = rows[category[rows] == name]
                 whole = size[name] / weights[chosen].sum(axis=0)
-                linear[chosen] += whole * sample.contributions(name, gradient)
-        squares = [(weights[rows] * linear[rows] ** 2).sum(axis=0) for rows in used]
-        variance = sum(
-            square / n / (n - 1) for square, n in zip(squares, size.values(), strict=True)
-        )
+                linear[chosen] += whole * sample.contributions(name, slope)
+        variance = 0.0
+        for rows, n in zip(used, size.values(), strict=True):
+            variance += (weights[rows] * linear[rows] ** 2).sum(axis=0) / n / (n - 1)
         return shift[None] / len(missing.T), np.sqrt(variance)[None] / len(missing.T)
 
 
@@ -192,69 +191,57 @@ def _flat_runs(values, base):
 
 
 def studentised_indices(runs, category, weights):
-    """Estimate, shift and standard error of RFC and RSI in every resample: {index: (estimate, shift, error)}.
+    """RFC and RSI in every resample: {index: (estimate, shift, error)}; no value may be undefined.
 
-    runs      one run [prompt, column], or two: then of runs[0] - runs[1]; no value is undefined
-    weights   [prompt, 1 + resample] float32   how often each prompt is drawn; entry 0 is the sample itself
+    runs      one run [prompt, column], or two: then of runs[0] - runs[1]
+    weights   [prompt, 1 + resample] float32    how often each prompt is drawn, as `draw_weights`
     estimate  [column] float64
-    shift     [column, 1 + resample] float32   index* - index; entry 0 is the sample itself
-    error     [column, 1 + resample] float32   delta-method standard error inside the resample
+    shift     [column, 1 + resample] float32    index* - index
+    error     [column, 1 + resample] float32    delta-method standard error inside the resample
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        sample = _Sample(runs, category, weights)
-        return {index: _with_error(sample, *sample.index_draws(index)) for index in INDICES}
-
-
-def _with_error(sample, estimate, shift, gradients):
-    """(estimate, shift, standard error) of `_Sample.index_draws`, column by column."""
-    if not gradients:
-        return estimate, shift, shift
-    variance = 0.0
-    for name, gradient in gradients.items():
-        for (r, s), covariance in sample.covariances(name).items():
-            variance = variance + (1 if r == s else 2) * gradient[r] * gradient[s] * covariance
-    return estimate, shift, np.sqrt(np.maximum(variance, 0))
+        sample, found = _Sample(runs, category, weights), {}
+        for index in INDICES:
+            estimate, shift, slopes = sample.index_draws(index)
+            error = np.sqrt(np.maximum(sample.variance(slopes), 0)) if slopes else shift
+            found[index] = estimate, shift, error
+        return found
 
 
 class _Sample:
-    """Defined values of one or two runs [prompt, column] in units of H_neutral, and their resamples.
+    """Values of one or two runs [prompt, column] in units of H_neutral, and their resamples.
 
-    parts  {category: one centred array [column, prompt] float32 a run}
-    means  {category: one array [column, 1 + resample] a run}: their means; entry 0 is the sample itself
+    centres  {category: the mean of each run [column]}, and for the categories that are present:
+    weights  {category: [prompt, 1 + resample]}
+    parts    {category: the values of each run around their centre [column, prompt] float32}
+    means    {category: the means of those of each run in every resample [column, 1 + resample]}
     """
 
     def __init__(self, runs, category, weights):
         self.runs, self.category = runs, category
-        scale = [category_mean(run, category, "neutral") for run in runs]
-        units = [run / s for run, s in zip(runs, scale, strict=True)]
+        units = [run / category_mean(run, category, "neutral") for run in runs]
         self.centres, self.weights, self.parts, self.means, self._covariances = {}, {}, {}, {}, {}
         for name in INDEX_CATEGORIES:
+            rows = category == name
             self.centres[name] = [category_mean(unit, category, name) for unit in units]
-            if not (chosen := category == name).any():
-                continue
-            pairs = zip(units, self.centres[name], strict=True)
-            self.weights[name] = weights[chosen]
-            self.parts[name] = [columns_first((unit - centre)[chosen]) for unit, centre in pairs]
-            self.means[name] = weighted_means(self.parts[name], self.weights[name])
-
-    def covariances(self, name):
-        """Covariances of the means of one category between the runs: {(run, run): [column, 1 + resample]}."""
-        if name not in self._covariances:
-            moments = self.parts[name], self.means[name], self.weights[name]
-            self._covariances[name] = mean_covariances(*moments)
-        return self._covariances[name]
+            if rows.any():
+                centred = zip(units, self.centres[name], strict=True)
+                self.parts[name] = [columns_first((unit - c)[rows]) for unit, c in centred]
+                weight = self.weights[name] = weights[rows]
+                size = weight.sum(axis=0)
+                self.means[name] = [part @ weight / size for part in self.parts[name]]
 
     def index_draws(self, index):
-        """(estimate [column], shift [column, 1 + resample], {category: slopes of the index, one array a run}).
+        """(estimate [column], shift [column, 1 + resample], {category: slopes of each run}).
 
-        In units of H_neutral an index is a constant + D, D = sum_c a_c H_c / H_neutral, a_c in NUMERATORS.
+        In units of H_neutral an index is a constant + sum_c a_c H_c / H_neutral, a_c in NUMERATORS.
         """
         numerator, means = NUMERATORS[index], self.means
         estimates = [index_values(run, self.category)[index] for run in self.runs]
         estimate = estimates[0] - estimates[1] if len(estimates) == 2 else estimates[0]
         if not {*numerator, "neutral"} <= means.keys():
             return estimate, np.full((len(estimate), 1), np.nan, dtype=np.float32), {}
-        shift, gradients = 0.0, {name: [] for name in (*numerator, "neutral")}
+        shift, slopes = 0.0, {name: [] for name in (*numerator, "neutral")}
         for r, sign in enumerate((1, -1)[: len(self.runs)]):
             neutral = 1 + means["neutral"][r]
             ratio = sum(a * self.centres[name][r] for name, a in numerator.items())
@@ -263,40 +250,45 @@ class _Sample:
             moved = (moved - ratio * means["neutral"][r]) / neutral
             shift = shift + sign * moved
             for name, a in numerator.items():
-                gradients[name].append(np.float32(sign * a) / neutral)
-            gradients["neutral"].append(-sign * (ratio + moved) / neutral)
-        return estimate, shift, gradients
+                slopes[name].append(np.float32(sign * a) / neutral)
+            slopes["neutral"].append(-sign * (ratio + moved) / neutral)
+        return estimate, shift, slopes
 
-    def contributions(self, name, gradient):
-        """What each prompt of a category adds to the index, summed over columns: [prompt, 1 + resample]."""
+    def variance(self, slopes):
+        """Variance of the index in every resample: [column, 1 + resample]."""
         total = 0.0
-        for part, mean, slope in zip(self.parts[name], self.means[name], gradient, strict=True):
+        for name, slope in slopes.items():
+            for (r, s), covariance in self.covariances(name).items():
+                total = total + (1 if r == s else 2) * slope[r] * slope[s] * covariance
+        return total
+
+    def covariances(self, name):
+        """{(run, run): covariances of the means of a category [column, 1 + resample]}."""
+        if name not in self._covariances:
+            weight, parts, means = self.weights[name], self.parts[name], self.means[name]
+            size, found = weight.sum(axis=0), {}
+            for r, left in enumerate(parts):
+                for s in range(r + 1):
+                    second = (left * parts[s]) @ weight / size
+                    found[s, r] = (second - means[r] * means[s]) / (size - 1)
+            self._covariances[name] = found
+        return self._covariances[name]
+
+    def contributions(self, name, slopes):
+        """What each prompt adds to the index, summed over columns: [prompt, 1 + resample]."""
+        total = 0.0
+        for part, mean, slope in zip(self.parts[name], self.means[name], slopes, strict=True):
             total = total + (part.T @ slope - (mean * slope).sum(axis=0))
         return total
 
 
 def columns_first(values):
-    """[prompt, column] as contiguous [column, prompt] float32, the left-hand side of the products."""
+    """[prompt, column] as contiguous [column, prompt] float32: the left side of the products."""
     return np.ascontiguousarray(values.T, dtype=np.float32)
 
 
-def weighted_means(parts, weight):
-    """Means in the sample (entry 0) and in every resample: arrays [column, prompt] -> [column, 1 + resample]."""
-    return [part @ weight / weight.sum(axis=0) for part in parts]
-
-
-def mean_covariances(parts, means, weight):
-    """Covariances of `weighted_means` inside every resample: {(i, j): [column, 1 + resample]}, i <= j."""
-    size, covariances = weight.sum(axis=0), {}
-    for r, left in enumerate(parts):
-        for s in range(r + 1):
-            second = (left * parts[s]) @ weight / size
-            covariances[s, r] = (second - means[r] * means[s]) / (size - 1)
-    return covariances
-
-
 class _Summary:
-    """Intervals and p-values gathered block by block; of the draws only their maximum over columns is kept."""
+    """Intervals and p gathered block by block; of the draws only their maximum is kept."""
 
     def __init__(self, n_columns, n_draws):
         self.rank = int(np.ceil((n_draws + 1) * CONFIDENCE)) - 1
@@ -332,15 +324,15 @@ class _Summary:
 
 
 def family_p(observed, maximum):
-    """(1 + how many of the family's maxima reach each observed |t|) / (1 + draws); NaN where it is undefined."""
+    """(1 + how many of the family's maxima reach each observed |t|) / (1 + draws), or NaN."""
     reached = len(maximum) - np.searchsorted(np.sort(maximum), observed)
     return np.where(np.isnan(observed), np.nan, (1 + reached) / (1 + len(maximum)))
 
 
 def column_blocks(present, n_draws):
-    """(columns, rows): blocks of columns that have the same rows, small enough for the memory of the draws.
+    """(columns, rows): columns that have the same rows, few enough for the memory of their draws.
 
-    present  [row, column]   0 or False where a value is undefined; columns of a block are equal in it
+    present  [row, column]; 0 or False: undefined. Columns of a block are equal in it.
     """
     if (present == present[:, :1]).all():
         patterns, member = present[:, :1].T, np.zeros(present.shape[1], dtype=int)
@@ -371,7 +363,7 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=D
 
 
 def mean_interval(values, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
-    """The same for a mean over prompts: values [prompt, ...] -> (estimate, low, high), each [...]."""
+    """The same for a mean over prompts, values [prompt, ...]."""
     return mean_difference_interval(values, np.zeros_like(values), True, n_resamples, seed)
 
 
@@ -380,27 +372,26 @@ def stratified_mean_interval(
 ):
     """The same for the mean over prompts of several categories whose sizes are fixed.
 
-    values  [prompt, column]; undefined values (NaN) are left out    pair_id  [prompt], or None: no pairs
+    values  [prompt, column]; undefined values (NaN) are left out    pair_id  as in `infer_indices`
     """
     sums, sizes, stratum = pair_units(values, category, pair_id)
     weights = bootstrap_weights(stratum, None, n_resamples, seed)
     out = _Summary(sums.shape[1], n_resamples)
     for columns, rows in column_blocks(sizes, n_resamples):
         size = sizes[rows, columns[0]].astype(np.float32)
-        share = {
-            name: size[stratum[rows] == name].sum() / size.sum() for name in set(stratum[rows])
-        }
-        part = sums[np.ix_(rows, columns)]
-        out.add(columns, *_studentised_sum(part, stratum[rows], weights[rows], share, size))
+        part, group = sums[np.ix_(rows, columns)], stratum[rows]
+        names = dict.fromkeys(group.tolist())
+        share = {name: size[group == name].sum() / size.sum() for name in names}
+        out.add(columns, *_studentised_sum(part, group, weights[rows], share, size))
     return out.finish((sums.shape[1],))[:3]
 
 
 def pair_units(values, category, pair_id):
-    """What is drawn, or has its sign flipped, as one: a matched pair, or a prompt without a partner.
+    """What is drawn, or has its sign flipped, as one: a matched pair, or a prompt without partner.
 
-    values   [prompt, column]    category, pair_id  [prompt]; pair_id may be None: no pairs
-    returns  (sums [unit, column] of the defined values, NaN where a unit has none;
-             sizes [unit, column], how many those are; stratum [unit], the category or "pair")
+    values   [prompt, column]    category  [prompt]    pair_id  [prompt], or None: no pairs
+    returns  sums [unit, column] of the defined values, NaN where a unit has none; sizes
+             [unit, column], how many those are; stratum [unit], the category or "pair"
     """
     category, present = np.asarray(category), ~np.isnan(values)
     values = np.where(present, values, 0.0)
@@ -409,22 +400,19 @@ def pair_units(values, category, pair_id):
     alone = np.setdiff1d(np.arange(len(category)), np.concatenate([left, right]))
     sums = np.concatenate([values[alone], values[left] + values[right]])
     sizes = np.concatenate([present[alone].astype(int), present[left].astype(int) + present[right]])
-    return (
-        np.where(sizes > 0, sums, np.nan),
-        sizes,
-        np.append(category[alone], ["pair"] * len(left)),
-    )
+    stratum = np.append(category[alone], ["pair"] * len(left))
+    return np.where(sizes > 0, sums, np.nan), sizes, stratum
 
 
 def studentised_difference(values, group, weights):
-    """`studentised_indices` for mean(a) - mean(b), or for mean(a) where all prompts are in group a."""
+    """`studentised_indices` for mean(a) - mean(b), or for mean(a) if all prompts are in group a."""
     return _studentised_sum(values, group, weights, {"a": 1, "b": -1})
 
 
 def _studentised_sum(values, group, weights, coefficients, size=None):
-    """The same for sum_g coefficient_g mean_g, mean_g the sum of the values of g over the sum of their sizes.
+    """The same for sum_g coefficient_g mean_g, mean_g the values' sum over g by their sizes' sum.
 
-    values  [unit, column]    group, size  [unit], size None: all 1    coefficients  {group: number}
+    values  [unit, column]    group, size  [unit]    coefficients  {group: number}
     """
     scale = np.abs(values).max(axis=0, initial=0.0)
     scale[scale == 0] = 1.0
@@ -443,7 +431,7 @@ def _studentised_sum(values, group, weights, coefficients, size=None):
             second = (part**2) @ weight / drawn
             if (k == 1).all():
                 square = (second - mean**2) / (drawn - 1)
-            else:  # sum of weight * (part - mean * size)^2, a ratio of two sums (Cochran 1977, ch. 6)
+            else:  # a ratio of two sums (Cochran 1977, ch. 6): weight * (part - mean * size)^2
                 n = weight.sum(axis=0)
                 square = second - 2 * mean * ((part * k) @ weight) / drawn
                 square = (square + mean**2 * (k**2 @ weight) / drawn) / drawn * n / (n - 1)

@@ -1,7 +1,7 @@
 """What a run says about its layers and heads, tested: numbers in, rows of tables out.
 
-    layer_metrics(run)     RFC and RSI of every layer, four ways, with interval, null, p, q and max-T p
-    contrast_heads(run)    every head's differences between categories with Hedges g, p, q and max-T p
+    layer_metrics(run)     RFC and RSI of every layer, four ways, with interval, null and tests
+    contrast_heads(run)    every head's differences between categories with Hedges g and tests
     rank_heads(contrasts)  the heads as rows, strongest first
 
 A family for q and max-T is all layers of one kind and index, or all heads of one contrast.
@@ -21,11 +21,11 @@ ALPHA = 0.05
 
 
 def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
-    """RFC and RSI of every layer: {index: {"estimate", "low", "high", "null", "p", "q", "p_max"}}.
+    """{index: {"estimate", "low", "high", "null", "p", "q", "p_max"}} of RFC and RSI, each [layer].
 
-    p tests index = null, each [layer]. Normalised and sink-free: permutation test (RFC: self against
-    neutral, RSI: confounder against self). Raw: bootstrap-t against the index of uniform attention on
-    the same prompts. Position-matched: bootstrap-t.
+    p tests index = null. Normalised and sink-free: permutation test (RFC: self against neutral,
+    RSI: confounder against self). Raw: bootstrap-t against the index of uniform attention on the
+    same prompts. Position-matched: bootstrap-t.
     """
     matched = kind == "position_matched"
     values = indices.position_matched_values(run) if matched else indices.layer_values(run, kind)
@@ -60,7 +60,7 @@ def layer_metrics(run, seed=DEFAULT_SEED):
 
 
 def contrast_heads(run, seed=DEFAULT_SEED):
-    """{contrast: {measure: [layer, head]}} of normalised values, for the contrasts whose categories the run has."""
+    """{contrast: {measure: [layer, head]}} of normalised values, for the contrasts the run has."""
     values, labels = indices.prompt_values(run, "normalised"), (run.category, run.pair_id)
     return {
         name: compare_categories(values, *labels, pair, seed=seed)
@@ -69,7 +69,7 @@ def contrast_heads(run, seed=DEFAULT_SEED):
 
 
 def split_prompts(category, pair_id, seed=DEFAULT_SEED):
-    """True for the prompts on which heads are chosen: a random half of each category, pairs kept together."""
+    """True for the prompts that choose heads: a random half of each category, pairs together."""
     rng = np.random.default_rng(seed)
     chosen, alone = np.zeros(len(category), dtype=bool), np.ones(len(category), dtype=bool)
     pairs = pair_rows(category, pair_id)
@@ -83,14 +83,17 @@ def split_prompts(category, pair_id, seed=DEFAULT_SEED):
 
 
 def strongest_heads(size, n):
-    """The n (layer, head) with the largest |size| [layer, head], largest first; undefined ones are left out."""
+    """The n (layer, head) with the largest defined |size| [layer, head], largest first."""
     order = np.argsort(-np.nan_to_num(np.abs(size), nan=-1.0), axis=None, kind="stable")[:n]
     heads = [divmod(int(i), size.shape[1]) for i in order]
     return [head for head in heads if not np.isnan(size[head])]
 
 
 def rank_heads(contrasts):
-    """Rows of head_ranking.csv, the strongest |g| of the first contrast first (|difference| if g is undefined)."""
+    """Rows of head_ranking.csv, the strongest |g| of the first contrast first.
+
+    By |difference| where no g is defined.
+    """
     first = next(iter(contrasts.values()))
     strength = np.abs(first["g"] if np.isfinite(first["g"]).any() else first["difference"])
     order = np.argsort(-np.nan_to_num(strength, nan=-1.0), axis=None, kind="stable")
@@ -105,7 +108,7 @@ def rank_heads(contrasts):
 
 
 def summarise_categories(run, seed=DEFAULT_SEED):
-    """Rows of category_summary.csv: one a kind and category; mean over layers and heads, interval over prompts."""
+    """Rows of category_summary.csv, one a kind and category: means over layers and heads."""
     rows = []
     for kind in indices.KINDS:
         values = indices.layer_values(run, kind).mean(axis=1)
@@ -121,7 +124,7 @@ def summarise_categories(run, seed=DEFAULT_SEED):
 
 
 def describe_survivors(what, tests):
-    """One line on a family of tests: what passes BH and max-T at 0.05, plainly where nothing does."""
+    """One line on a family of tests: what passes BH and max-T at ALPHA, or that nothing does."""
     p, q, p_max = (np.ravel(tests[key]) for key in ("p", "q", "p_max"))
     tested = int(np.isfinite(p).sum())
     if not tested:

@@ -1,9 +1,9 @@
-"""Two runs over the same prompts: which prompts match, and what differs between the runs, with paired intervals.
+"""Two runs over the same prompts: which prompts match, and what differs, with paired intervals.
 
     difference = instruct - base, on the prompts that both runs hold (same category, same text)
 
-A resample draws the same prompts for both runs: they share their prompts, so which ones happened to be
-chosen must not widen the interval of their difference.
+A resample draws the same prompts for both runs: they share their prompts, so which ones happened
+to be chosen must not widen the interval of their difference.
 """
 
 import numpy as np
@@ -36,11 +36,15 @@ CATEGORIES_OF = {"rfc": REQUIRED, "rsi": INDEX_CATEGORIES}
 
 
 def match_runs(base, instruct):
-    """({"base": Run, "instruct": Run} cut to their common prompts in the same order, notes); UserError if incomparable."""
-    if (base.n_layers, base.n_heads) != (instruct.n_layers, instruct.n_heads):
+    """({"base": Run, "instruct": Run} cut to their common prompts in the same order, notes).
+
+    raises  UserError where layers, heads or prompts do not allow a comparison
+    """
+    size = [f"{run.n_layers} layers x {run.n_heads} heads" for run in (base, instruct)]
+    if size[0] != size[1]:
         raise UserError(
-            f"--base_dir {base.path}: base has {base.n_layers} layers x {base.n_heads} heads, instruct has "
-            f"{instruct.n_layers} layers x {instruct.n_heads} heads; compare two runs of one architecture"
+            f"--base_dir {base.path}: base has {size[0]}, instruct has {size[1]}; "
+            "compare two runs of one architecture"
         )
     places = {key: row for row, key in enumerate(_prompt_keys(instruct))}
     rows = {key: row for row, key in enumerate(_prompt_keys(base)) if key in places}
@@ -52,51 +56,45 @@ def match_runs(base, instruct):
     for name in REQUIRED:
         if name not in runs["base"].counts:
             raise UserError(
-                f"--base_dir {base.path}, --instruct_dir {instruct.path}: no {name} prompt is in both runs; both need "
-                "the same prompts"
+                f"--base_dir {base.path}, --instruct_dir {instruct.path}: no {name} prompt is in "
+                "both runs; both need the same prompts"
             )
     return runs, _pair_notes({"base": base, "instruct": instruct}, runs)
 
 
 def _prompt_keys(run):
-    return [
-        (category, row["text"])
-        for category, row in zip(run.category.tolist(), run.prompts, strict=True)
-    ]
+    texts = [row["text"] for row in run.prompts]
+    return list(zip(run.category.tolist(), texts, strict=True))
 
 
 def _pair_notes(whole, matched):
-    """What a reader must know about two runs before the numbers: `whole` as loaded, `matched` cut to common prompts."""
+    """What a reader must know before the numbers; `matched`: cut to the common prompts."""
     base, instruct = whole["base"], whole["instruct"]
     n, notes = len(matched["base"].category), []
     if base.path is not None and base.path == instruct.path:
-        notes.append(
-            f"base and instruct are the same run ({printable(base.path)}): every difference is 0"
-        )
+        same = f"base and instruct are the same run ({printable(base.path)})"
+        notes.append(f"{same}: every difference is 0")
     if same_weights(base.config["model"], instruct.config["model"]):
         notes.append(f"{describe_pair(base, instruct)}: the differences are no effect of training")
     if base.prompt_format != instruct.prompt_format:
         notes.append(
-            "formats differ: raw values count the BOS row in raw format, only the text's own rows in chat format"
+            "formats differ: raw values count the BOS row in raw format, only the text's own rows "
+            "in chat format"
         )
     for side in SIDES:
         missing = {c: k - matched[side].counts.get(c, 0) for c, k in whole[side].counts.items()}
         if any(missing.values()):
             what = ", ".join(f"{k} {c}" for c, k in missing.items() if k)
-            notes.append(
-                f"{side}: left out {what}, not in the other run; {n} of {len(whole[side].category)} compared"
-            )
+            compared = f"{n} of {len(whole[side].category)} compared"
+            notes.append(f"{side}: left out {what}, not in the other run; {compared}")
     hashes = [run.config["model"].get("tokenizer_sha256") for run in (base, instruct)]
     if all(hashes) and hashes[0] != hashes[1]:
         notes.append("the two runs have different tokenizers or chat templates")
-    own = int(
-        (np.ptp(matched["base"].span, axis=1) != np.ptp(matched["instruct"].span, axis=1)).sum()
-    )
-    fed = int((matched["base"].n_tokens != matched["instruct"].n_tokens).sum())
+    tokens = [(np.ptp(run.span, axis=1), run.n_tokens) for run in matched.values()]
+    own, fed = (int((a != b).sum()) for a, b in zip(*tokens, strict=True))
     if own or fed:
-        notes.append(
-            f"of {n} prompts {own} differ in tokens of their own text and {fed} in tokens fed"
-        )
+        differ = f"{own} differ in tokens of their own text and {fed} in tokens fed"
+        notes.append(f"of {n} prompts {differ}")
     return notes
 
 
@@ -112,9 +110,8 @@ def describe_pair(base, instruct):
 def facts_of_run(run):
     """The facts of a run that a comparison records."""
     model = run.config["model"]
-    facts = {
-        name: model.get(name) for name in ("id", "revision", "weights_sha256", "tokenizer_sha256")
-    }
+    names = ("id", "revision", "weights_sha256", "tokenizer_sha256")
+    facts = {name: model.get(name) for name in names}
     return {"run": run.path.name, "label": run.label, "prompt_format": run.prompt_format, **facts}
 
 
@@ -133,12 +130,13 @@ def missing_interval_reason(category, index):
 
 
 def estimate_pair(runs, seed=DEFAULT_SEED):
-    """({kind: {index: {"base" | "instruct" | "diff": estimate}}}, {index: why it has no interval, or None}).
+    """({kind: {index: {"base", "instruct", "diff": estimate}}}, {index: why no interval, or None}).
 
-    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also `mean_interval`, the
-    interval of its mean over the layers. p of a run is that of index = null, p of a difference that of
-    equal indices, whatever the scale of either model's entropies. Raw differences are not tested: raw
-    indices also differ where only lengths do. Numbers left out are NaN, or None.
+    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also
+    `mean_interval`, the interval of its mean over the layers. p of a run is that of index = null,
+    p of a difference that of equal indices, whatever the scale of either model's entropies. Raw
+    differences are not tested: raw indices also differ where only lengths do. Numbers left out are
+    NaN, or None.
     """
     reasons = {index: missing_interval_reason(runs["base"].category, index) for index in INDICES}
     return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
@@ -167,7 +165,7 @@ def _estimate_kind(runs, kind, reasons, seed):
 
 
 def estimate_original(runs):
-    """The original study's estimator: {index: {"base" | "instruct": head_interval, "diff": its difference}}."""
+    """The original study's estimator: {index: {"base" | "instruct" | "diff": its interval}}."""
     heads = {side: original_study.original_head_indices(run) for side, run in runs.items()}
     out = {}
     for index in INDICES:
@@ -177,10 +175,10 @@ def estimate_original(runs):
 
 
 def summarise_difference(diff):
-    """Mean, minimum and maximum over layers, and how many layers differ from 0; None where undefined.
+    """Mean, minimum and maximum over layers, and how many layers differ from 0; None if undefined.
 
-    layers_excluding_zero is uncorrected (0.05 L of L layers do so by chance); layers_q_below_alpha passes
-    Benjamini-Hochberg, layers_p_max_below_alpha max-T over layers.
+    layers_excluding_zero is uncorrected (0.05 L of L layers do so by chance);
+    layers_q_below_alpha passes Benjamini-Hochberg, layers_p_max_below_alpha max-T over layers.
     """
     value = diff["value"]
     layers = np.flatnonzero(~np.isnan(value))
