@@ -102,15 +102,16 @@ def bundled_folder():
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        for stale in root.glob(f"{TEMPORARY}*"):
+    with _only_converter(root) as alone:
+        for stale in root.glob(f"{TEMPORARY}*") if alone else ():
             shutil.rmtree(stale, ignore_errors=True)
         if not folder.is_dir():
             aside = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
             try:
                 _convert_gguf(gguf, aside)
                 os.chmod(aside, 0o755)
-                os.rename(aside, folder)
+                if not folder.is_dir():  # made by a process that no lock kept out
+                    os.rename(aside, folder)
             except SafetensorError as error:
                 raise RunFailed(
                     f"{root}: the converted model cannot be written: {one_line(error)}; free some "
@@ -119,6 +120,18 @@ def bundled_folder():
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def _only_converter(root):
+    """Wait until no other process converts; False where the file system has no locks to tell."""
+    lock = FileLock(root / ".lock", fallback_to_soft=False)
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def _convert_gguf(gguf, folder):
