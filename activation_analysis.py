@@ -29,6 +29,7 @@ from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
     LATEST_DOCUMENTS,
     LATEST_RUNS,
+    RAW,
     add_model_arguments,
     add_verify_argument,
     check_model_arguments,
@@ -41,13 +42,9 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
 RAW_HELP = (
-    "also save the patterns (default unless streaming), or patterns, MLP activations, embeddings "
-    "and final norm"
+    "also save the patterns (default unless streaming), or MLPs, embeddings and final norm too"
 )
-CAPTURE_HELP = (
-    "build every pattern, or stream row entropies without them; auto streams prompts of more than "
-    "512 tokens"
-)
+CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
 def build_parser():
@@ -64,7 +61,7 @@ def build_parser():
         default="latest",
         help="which link names the new run",
     )
-    output.add_argument("--raw", choices=["none", "patterns", "full"], help=RAW_HELP)
+    output.add_argument("--raw", choices=RAW, help=RAW_HELP)
     methods = ["auto", "patterns", "streaming"]
     output.add_argument("--capture", choices=methods, default="auto", help=CAPTURE_HELP)
     add_engine_arguments(parser)
@@ -99,10 +96,8 @@ def run(args):
         )
     check_engine_arguments(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
-        raise UserError(
-            f"--raw {args.raw} with --capture streaming: no pattern is ever built; use --capture "
-            "patterns"
-        )
+        why = "no pattern is ever built; use --capture patterns"
+        raise UserError(f"--raw {args.raw} with --capture streaming: {why}")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
@@ -189,11 +184,11 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
     from rolecircuits.stats import indices
 
     started = time.perf_counter()
-    lost = {prompt_id for prompt_id, _ in captured.failed}
+    lost = dict(captured.failed)
     kept = [p for p in tokenized if p.id not in lost]
-    link, prefix = (
-        (LATEST_RUNS[args.output_type], "run") if repetition is None else (None, "repeat")
-    )
+    link, prefix = LATEST_RUNS[args.output_type], "run"
+    if repetition is not None:
+        link, prefix = None, "repeat"
     with create_run(args.output_dir, link, prefix) as new:
         files.write_prompts(new.path / "prompts.jsonl", [asdict(p) for p in kept])
         npz.write_npz(new.path / "attention.npz", captured.arrays)

@@ -7,18 +7,17 @@
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
     python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3
 
-The families are in model_families.json; add your own pair there or point --families_file at a file
-of the same form. Results go to results_activation_analysis/NAME/, figures/NAME/,
-analysis_results/NAME/ and comparison_results/NAME/. With --engine ray a worker runs the models of a
-whole family; figures, tests and tables are made here. `demo` is the bundled model twice, on raw and
-on chat-formatted prompts: same weights, two framings, not two training stages.
+The families are in model_families.json, or in a file of that form that --families_file names.
+Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and
+comparison_results/NAME/. With --engine ray a worker runs the models of a whole family. `demo` is
+the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings.
 """
 
 import contextlib
 import io
 import sys
 import time
-from argparse import Namespace
+from argparse import Namespace  # noqa: TID251  (a type)
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -68,8 +67,8 @@ def parse_args(argv=None):
     arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
     parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
-    raw = ["none", "patterns", "full"]
-    parser.add_argument("--raw", choices=raw, default="none", help="the figures need none")
+    none = "the figures need none"
+    parser.add_argument("--raw", choices=arguments.RAW, default="none", help=none)
     parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
     for stage in ("visualization", "comparison", "interventions"):
         parser.add_argument(f"--skip_{stage}", action="store_true")
@@ -101,9 +100,10 @@ def plan_study(args, name):
         arguments.check_output_dir(link.parent, link=link.name)
     for root in OUTPUTS:
         arguments.check_output_dir(Path(root, name))
-    about = [f"family {name}: {printable(family['note'])}"] if "note" in family else []
-    for line in about + [f"note: {note}" for note in notes]:
-        print(line)
+    if "note" in family:
+        print(f"family {name}: {printable(family['note'])}")
+    for note in notes:
+        print(f"note: {note}")
     payload["plan"] = [] if args.skip_interventions else None  # None: once the base run is there
     if args.skip_analysis and not args.skip_interventions:
         how = args.top_k, args.seed, not args.no_verify
@@ -123,9 +123,9 @@ def run_families(studies, engine):
 
     say_limits(arguments.DEFAULT_RESULTS)
     by_name, failed = {study.family: study for study in studies}, []
-    here, title = (True, None) if engine.name == "local" else (False, "families")
-    items = [Item(name, family_task, by_name[name].payload | {"here": here}) for name in by_name]
-    for item, done in engine.run(items, title, "family"):
+    here = {"here": engine.name == "local"}
+    items = [Item(name, family_task, by_name[name].payload | here) for name in by_name]
+    for item, done in engine.run(items, None if here["here"] else "families", "family"):
         study = by_name[item.label]
         for stage, files in done["files"].items():
             args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
@@ -145,7 +145,8 @@ def family_task(state, payload):
     error  what kept the base model from being edited: the analyses are not lost for it
     files  {stage: those of its run}, unless `here` says that this is where runs are published
     """
-    from output_manager import resolve_run
+    from output_manager import resolve_run  # torch: once all flags are checked
+    from rolecircuits.capture import instrument
     from rolecircuits.edits.plan import parse_entries
     from rolecircuits.runs.files import pack_folder
 
@@ -154,8 +155,11 @@ def family_task(state, payload):
     with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
         stages = parse_stages(payload["flags"], *([f"--output_dir={aside}"] if aside else []))
         links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in stages.items()}
-        if payload["analyse"]:
-            failed = analyze_models(state, stages, prompts)
+        for args in (stages[run] for run in RUNS if payload["analyse"]):
+            started, spec = time.perf_counter(), ModelSpec.of(args)
+            loaded = state.model(spec, partial(instrument.load_model, spec, args.seed))
+            timings = {"load_s": time.perf_counter() - started}
+            failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
         try:
             if plan is None:
                 plan = choose_heads(links["base"], payload["top_k"], stages["base"].seed)
@@ -168,19 +172,6 @@ def family_task(state, payload):
             made = {stage: link for stage, link in links.items() if link.exists()}
             files = {stage: pack_folder(resolve_run(link)) for stage, link in made.items()}
     return {"failed": failed, "edited": bool(plan) and not error, "error": error, "files": files}
-
-
-def analyze_models(state, stages, prompts):
-    """Both analyses, a model that both use loaded once; returns the prompts that failed."""
-    from rolecircuits.capture.instrument import load_model  # torch, once all flags are checked
-
-    failed = []
-    for args in (stages[run] for run in RUNS):
-        started, spec = time.perf_counter(), ModelSpec.of(args)
-        loaded = state.model(spec, partial(load_model, spec, args.seed))
-        timings = {"load_s": time.perf_counter() - started}
-        failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
-    return failed
 
 
 def choose_heads(folder, top_k, seed, verify=True):
@@ -232,8 +223,7 @@ def print_main_numbers(study):
     args, name, summary = study.args, study.family, study.summary
     runs = {side: load_run(link, not args.no_verify) for side, link in study.runs.items()}
     headings = [f"{side}, {run.prompt_format}" for side, run in runs.items()]
-    headings.append("instruct - base [95 %]")
-    columns = ["index", *(tables.Column(text, justify="right") for text in headings)]
+    columns = ["index", *map(tables.right, [*headings, "instruct - base [95 %]"])]
     title = f"{name}: means over layers (length null)"
     tables.print_table(columns, main_numbers(runs, summary), title)
     if summary is not None and summary["pair"]:

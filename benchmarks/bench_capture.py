@@ -1,9 +1,7 @@
-"""What capture costs: the 120 prompts through `capture_patterns` against a plain forward pass of
-the same prompts.
+"""What capture costs: the 120 prompts captured, against a plain forward pass of the same prompts.
 
-    plain     Hugging Face with SDPA, all prompts in one right-padded batch with its mask, nothing
-              captured
-    capture   every pattern of every layer reduced to arrays, hooks checked (capture.attention)
+    plain     Hugging Face with SDPA, all prompts in one right-padded batch, nothing captured
+    capture   every pattern of every layer checked and reduced to arrays (capture_patterns)
 
 Both in this process, in turn, so that a machine whose speed drifts cannot favour one. Prints
 medians and their ratio.
@@ -18,8 +16,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int
+import rolecircuits  # noqa: E402, F401, I001  (before numpy and torch: it sets how threads wait)
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from prompts import select_prompts  # noqa: E402
+from rolecircuits.capture.attention import capture_patterns  # noqa: E402
+from rolecircuits.capture.batches import pad_right  # noqa: E402
+from rolecircuits.capture.instrument import load_model  # noqa: E402
+from rolecircuits.capture.tokens import tokenize_prompts  # noqa: E402
+from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat  # noqa: E402
+from rolecircuits.models.source import locate_model  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -31,17 +41,6 @@ def parse_args(argv=None):
 
 
 def run(args):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from prompts import select_prompts
-    from rolecircuits.capture.attention import capture_patterns
-    from rolecircuits.capture.batches import pad_right
-    from rolecircuits.capture.instrument import load_model
-    from rolecircuits.capture.tokens import tokenize_prompts
-    from rolecircuits.inputs.specs import ModelSpec, PromptFormat
-    from rolecircuits.models.source import locate_model
-
     loaded = load_model(ModelSpec(args.model_id, device="cpu"))
     plain_model = AutoModelForCausalLM.from_pretrained(
         locate_model(args.model_id), attn_implementation="sdpa"
@@ -71,10 +70,8 @@ def run(args):
         f"{torch.get_num_threads()} threads"
     )
     for name, values in seconds.items():
-        print(
-            f"{name:8} {statistics.median(values):6.2f} s   "
-            f"(min {min(values):.2f}, max {max(values):.2f})"
-        )
+        middle = statistics.median(values)
+        print(f"{name:8} {middle:6.2f} s   (min {min(values):.2f}, max {max(values):.2f})")
     print(f"capture / plain, median of {args.rounds} pairs: {statistics.median(ratios):.2f}")
 
 

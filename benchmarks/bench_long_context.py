@@ -1,9 +1,7 @@
-"""Time and peak memory of exact attention entropies on long contexts, beside the plain forward pass
-and the usual tools.
+"""Time and peak memory of exact entropies on long contexts, beside a plain pass and other tools.
 
     plain       Hugging Face, SDPA, base model without logits, nothing captured: the yardstick
-    streaming   entropy, sink-free entropy, sink mass and final-query masses of every row, without
-                patterns
+    streaming   entropies, sink mass and final-query masses of every row, without patterns
     hf_eager    Hugging Face, eager, output_attentions=True, entropies from the patterns it returns
     tl_hooks    TransformerLens run_with_hooks, every pattern reduced to entropies inside its hook
     tl_cache    TransformerLens run_with_cache of all patterns, then entropies
@@ -22,8 +20,7 @@ drifting machine cannot favour.
     python benchmarks/bench_long_context.py --tokens 4096 --ways plain streaming --repeats 5
     python benchmarks/bench_long_context.py --tokens 4096 --pairs 9
     python benchmarks/bench_long_context.py --device cuda --model_id mistral-7b-shape
-
-(mistral-7b-shape: random weights, bfloat16)
+                                                          random weights, bfloat16
 """
 
 import json
@@ -36,14 +33,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int
+import rolecircuits  # noqa: E402, F401, I001  (before numpy and torch: it sets how threads wait)
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
+
+from rolecircuits.capture.instrument import load_model  # noqa: E402
+from rolecircuits.capture.streaming import LayerRecorder, stream_layers  # noqa: E402
+from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E402
 from rolecircuits.inputs.errors import RunFailed  # noqa: E402
-from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
+from rolecircuits.inputs.specs import ModelSpec  # noqa: E402
+from rolecircuits.models.architecture import sliding_windows  # noqa: E402
+from rolecircuits.models.source import locate_model, read_config  # noqa: E402
 
 WAYS = ("plain", "streaming", "hf_eager", "tl_hooks", "tl_cache")
 RANDOM_SHAPE = "mistral-7b-shape"
-# copies of a [head, query, key] float32 pattern that are alive at the peak: (of one layer, of every
-# layer)
+# copies of a [head, query, key] float32 pattern alive at the peak: (of one layer, of every layer)
 ALIVE = {
     "plain": (0, 0),
     "streaming": (0, 0),
@@ -98,11 +108,7 @@ def run(args):
 
 
 def print_pairs(args, tokens):
-    """Wall and processor time of streaming / plain: the median over pairs, and the least of each
-    over the least of the other."""
-    import numpy as np
-    import torch
-
+    """Wall and processor time of streaming / plain: the median over pairs, and least / least."""
     works = [make_work(args, way, tokens) for way in ("plain", "streaming")]
     with torch.inference_mode():
         for work in works:
@@ -124,8 +130,6 @@ def timed(args, work):
     started, started_cpu = time.perf_counter(), time.process_time()
     work()
     if args.device.startswith("cuda"):
-        import torch
-
         torch.cuda.synchronize()
     return time.perf_counter() - started, time.process_time() - started_cpu
 
@@ -135,8 +139,7 @@ def describe(row):
 
 
 def one_row(args, way, tokens):
-    """The measurement of one way at one length, in a process of its own: a dict with `note` where
-    it was skipped."""
+    """The measurement of one way at one length, in a process of its own; `note` says why not."""
     row = {"tokens": tokens, "way": way, "note": "", "seconds": None, "cpu": None, "mib": None}
     if sum(ALIVE[way]) and tokens > args.max_tokens:
         return row | {"note": f"skipped: more than --max_tokens {args.max_tokens}"}
@@ -165,7 +168,6 @@ def shape_of(model_id):
     """(layers, heads) from the config alone."""
     if model_id == RANDOM_SHAPE:
         return 32, 32
-    from rolecircuits.models.source import locate_model, read_config
 
     config = read_config(locate_model(model_id)).get_text_config()
     return config.num_hidden_layers, config.num_attention_heads
@@ -173,19 +175,13 @@ def shape_of(model_id):
 
 def free_gib(device):
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.mem_get_info(device)[0] / 2**30
-    import psutil
 
     return psutil.virtual_memory().available / 2**30
 
 
 def measure(args, way, tokens):
-    """{"seconds", "cpu", "mib"} of one way: median time, median processor time, peak memory above
-    the model."""
-    import torch
-
+    """{"seconds", "cpu", "mib"} of one way: median times, peak memory above the model."""
     work = make_work(args, way, tokens)
     seconds, cpu = [], []
     with PeakMemory(args.device) as peak, torch.inference_mode():
@@ -210,12 +206,9 @@ class PeakMemory:
 
     def __enter__(self):
         if self.cuda:
-            import torch
-
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return self
-        import psutil
 
         self.process, self.stop = psutil.Process(), threading.Event()
         self.before = self.highest = self.process.memory_info().rss
@@ -229,8 +222,6 @@ class PeakMemory:
 
     def __exit__(self, *error):
         if self.cuda:
-            import torch
-
             self.highest = torch.cuda.max_memory_allocated()
         else:
             self.stop.set()
@@ -240,15 +231,11 @@ class PeakMemory:
 
 def load_plain(args, attention):
     """The Hugging Face model alone, with the named attention."""
-    import torch
-    from transformers import AutoModelForCausalLM, MistralConfig
-
     if args.model_id == RANDOM_SHAPE:
         torch.manual_seed(0)
         with torch.device(args.device):
             config = MistralConfig(sliding_window=None, attn_implementation=attention)
             return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    from rolecircuits.models.source import locate_model
 
     model = AutoModelForCausalLM.from_pretrained(
         locate_model(args.model_id), attn_implementation=attention
@@ -258,13 +245,7 @@ def load_plain(args, attention):
 
 def make_work(args, way, tokens):
     """A function without arguments that does one pass over `tokens` random tokens."""
-    import numpy as np
-    import torch
-
     if way.startswith("tl_"):
-        from rolecircuits.capture.instrument import load_model
-        from rolecircuits.inputs.specs import ModelSpec
-
         loaded = load_model(ModelSpec(args.model_id, device=args.device))
         read_weights(loaded.plain)
         ids = random_ids(loaded.plain.config, tokens)
@@ -274,18 +255,12 @@ def make_work(args, way, tokens):
     ids = random_ids(model.config, tokens)
     mask, span, count = torch.ones_like(ids), np.array([[1, tokens]]), np.array([tokens])
     if way == "streaming":
-        from rolecircuits.capture.streaming import stream_layers
-        from rolecircuits.models.architecture import sliding_windows
-
         config = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers
-        facts = {
-            "n_heads": heads,
-            "n_layers": layers,
-            "sliding_windows": sliding_windows(model.config),
-        }
+        facts = {"n_heads": heads, "n_layers": layers}
+        facts["sliding_windows"] = sliding_windows(model.config)
         return lambda: stream_layers(
-            model, ids, mask, count, span, facts, lambda layer, arrays: None
+            model, ids, mask, LayerRecorder(facts, count, span, lambda layer, arrays: None)
         )
     ids, mask = ids.to(args.device), mask.to(args.device)
     if way == "plain":
@@ -299,15 +274,14 @@ def make_work(args, way, tokens):
 
 
 def read_weights(model):
-    """Touch every weight: a mapped file becomes resident when it is first read, and would count as
-    the pass's memory."""
+    """Touch every weight: a mapped file becomes resident when it is first read, which would count
+    as the pass's memory.
+    """
     for parameter in model.parameters():
         parameter.sum()
 
 
 def random_ids(config, tokens):
-    import torch
-
     return torch.randint(
         3,
         config.get_text_config().vocab_size,
@@ -340,9 +314,6 @@ def cache_work(loaded, ids):
 
 def print_table(rows):
     """Every way as multiples of the plain pass at the same length."""
-    from rich.console import Console
-    from rich.table import Table
-
     plain = {row["tokens"]: row for row in rows if row["way"] == "plain" and row["seconds"]}
     if not plain:
         raise RunFailed("no plain pass was measured, so there is nothing to compare with")

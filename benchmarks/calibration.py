@@ -28,8 +28,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402  (the modules lie one folder up)
-from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate  # noqa: E402
-from simulated_runs import true_indices  # noqa: E402
+from simulated_runs import (  # noqa: E402
+    EFFECT,
+    SPREAD,
+    TOKENS,
+    draw_world,
+    labels,
+    simulate,
+    true_indices,  # noqa: E402
+)
 
 from rolecircuits.inputs.arguments import positive_int, seed_value  # noqa: E402
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED  # noqa: E402
@@ -244,8 +251,9 @@ def level_rows(rng, n, n_datasets):
     ]
 
 
-def planted(rng, n, n_data, g, share, n_layers=30, n_heads=9):
+def planted(rng, n, n_data, g, share):
     """Heads of which a share have self-referent entropies raised by g standard deviations."""
+    n_layers, n_heads = 30, 9
     world = draw_world(rng, n_layers, n_heads)
     large = simulate(np.random.default_rng(1), world, 500, 1, (dict.fromkeys(CATEGORIES, 1.0),))[0][
         :, 0

@@ -26,7 +26,7 @@ LARGEST_WIDTH = 256  # wider heads do not fit the shared memory beside their key
 
 @triton.jit
 def _scores(  # noqa: PLR0913  (a kernel takes tensors and numbers, no objects)
-    query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr
+    query, keys, query_at, key_at, low, n_keys, scale, softcap, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Float32 scores of a tile, -inf where a key is hidden: [ROWS, KEYS]."""
     scores = tl.dot(query, keys, input_precision="tf32x3") * scale

@@ -11,6 +11,11 @@ PLAIN = {"box": None, "pad_edge": False}
 WIDE = 132  # characters, for tables that a redirected output would break at 80
 
 
+def right(heading):
+    """A Column whose cells are aligned right."""
+    return Column(heading, justify="right")
+
+
 def print_table(columns: list[str | Column], rows, title=None, file_width=None, **look):
     """Print rows of texts and numbers under their columns.
 

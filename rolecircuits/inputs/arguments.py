@@ -13,6 +13,7 @@ DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
 MAX_COUNT = 10**9
+RAW = ("none", "patterns", "full")  # what --raw saves beside the entropies
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 LATEST_RUNS = {"latest": "latest_run", "latest_base": "latest_base"}  # by --output_type

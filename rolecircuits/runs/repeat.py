@@ -20,7 +20,7 @@ Axes: prompt, layer, head, query.
 """
 
 import os
-from argparse import Namespace
+from argparse import Namespace  # noqa: TID251  (a type)
 from pathlib import Path
 
 import numpy as np
