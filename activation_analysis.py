@@ -18,12 +18,13 @@ attention.npz came back: exit code 0 bit-identical or within rounding, 1 differe
 
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from deterministic import set_determinism
+from output_manager import create_run, load_run, say_limits
 from prompts import load_prompts
+from rolecircuits.documents import texts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -32,6 +33,7 @@ from rolecircuits.inputs.arguments import (
     RAW,
     add_model_arguments,
     add_verify_argument,
+    check_given_with_repeat,
     check_model_arguments,
     check_output_dir,
     say_unverified,
@@ -39,6 +41,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
+from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
 RAW_HELP = (
@@ -76,9 +79,7 @@ def parse_args(argv=None):
     if args.no_verify and args.repeat is None:
         parser.error("--no_verify needs --repeat: without it no run is read")
     if args.repeat is not None:
-        from rolecircuits.runs.repeat import check_given  # numpy: only where a run is read
-
-        args.given = check_given(parser, argv)
+        args.given = check_given_with_repeat(parser, argv)
     return args
 
 
@@ -108,8 +109,7 @@ def run(args):
 
 def repeat(args):
     """Run a run again: 0 if attention.npz came back, bit-identical or within rounding, else 1."""
-    from output_manager import load_run  # numpy: only where a run is read
-    from rolecircuits.runs.repeat import Repetition
+    from rolecircuits.runs.repeat import Repetition  # numpy: only where a run is read
 
     say_unverified(args)
     run = load_run(args.repeat, verify=not args.no_verify)
@@ -125,8 +125,7 @@ def repeat(args):
 
 def load_for(prompts, args):
     """(LoadedModel, timings); prompts that it cannot be fed are refused before weights are read."""
-    from output_manager import say_limits  # numpy and torch: after the arguments are checked
-    from rolecircuits.capture import instrument, tokens
+    from rolecircuits.capture import instrument, tokens  # torch: after the arguments are checked
 
     say_limits(args.output_dir)
     started = time.perf_counter()
@@ -140,8 +139,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     repetition  the Repetition that this run is: it compares the arrays, and no link is moved
     """
-    from rolecircuits.capture import activations, attention, instrument, tokens
-    from rolecircuits.runs import record
+    from rolecircuits.capture import activations, attention, instrument, tokens  # torch
 
     timings, determinism = dict(timings or {}), set_determinism(args.seed)
     tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
@@ -178,27 +176,14 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
 def save_run(loaded, tokenized, captured, config, args, repetition):
     """Publish a run folder and return its path; config["capture"]["raw"] says what is saved."""
-    from output_manager import create_run
-    from rolecircuits.capture import activations
-    from rolecircuits.runs import arrays, files, npz
-    from rolecircuits.stats import indices
+    from rolecircuits.capture import activations  # torch
 
     started = time.perf_counter()
-    lost = dict(captured.failed)
-    kept = [p for p in tokenized if p.id not in lost]
     link, prefix = LATEST_RUNS[args.output_type], "run"
     if repetition is not None:
         link, prefix = None, "repeat"
     with create_run(args.output_dir, link, prefix) as new:
-        files.write_prompts(new.path / "prompts.jsonl", [asdict(p) for p in kept])
-        npz.write_npz(new.path / "attention.npz", captured.arrays)
-        for layer, patterns in captured.patterns.items():
-            raw = {"patterns": patterns, "n_tokens": captured.arrays["n_tokens"]}
-            npz.write_npz(new.path / f"raw_blocks_{layer}_attn_pattern.npz", raw)
-        if config["capture"]["raw"] == "full":
-            activations.save_raw(loaded, kept, args.batch_size, new.path)
-        summary = indices.summarize(arrays.Run(None, config, **captured.arrays))
-        files.write_json(new.path / "activations.json", summary)
+        activations.save_capture(new.path, loaded, tokenized, captured, config)
         config["timings"]["save_s"] = time.perf_counter() - started
         files.write_json(new.path / "experiment_config.json", config)
         if repetition is not None:
@@ -209,14 +194,10 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
 
 def run_documents(args):
     """Run a whole file of documents and return the exit code: 0, or 3 if some of them failed."""
-    from rolecircuits.documents import texts
-
     texts.check_document_arguments(args)
     check_engine_arguments(args)
     documents = texts.read_documents(args.documents)
-    from output_manager import create_run, say_limits  # torch: after the file is checked
-    from rolecircuits.documents import shards, tables, tasks
-    from rolecircuits.runs import record
+    from rolecircuits.documents import shards, tables, tasks  # torch: after the file is checked
 
     say_limits(args.output_dir)
     with open_engine(args) as engine:

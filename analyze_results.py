@@ -19,6 +19,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 
 import sys
 
+from output_manager import load_run
 from rolecircuits.inputs.arguments import (
     DEFAULT_SEED,
     add_verify_argument,
@@ -29,6 +30,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.runs import files
 
 DEFAULT_OUTPUT = "analysis_results"
 
@@ -60,11 +62,9 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, v
     """
     folder = check_output_dir(output_dir)
 
-    from output_manager import load_run
-    from rolecircuits.drawing import tables
-    from rolecircuits.edits import candidates
-    from rolecircuits.runs import files
-    from rolecircuits.stats import resampling, role_tests
+    from rolecircuits.drawing import tables  # rich and numpy: --help does without them
+    from rolecircuits.edits import candidates  # numpy
+    from rolecircuits.stats import resampling, role_tests  # numpy
 
     run = load_run(input_dir, verify)
     contrasts = role_tests.contrast_heads(run, seed)

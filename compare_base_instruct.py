@@ -20,6 +20,7 @@ pooled, t-intervals over heads), for comparison with published numbers only; the
 
 import sys
 
+from output_manager import load_run
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -29,6 +30,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.runs import files
 
 
 def parse_args(argv=None):
@@ -57,10 +59,8 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
     """
     check_output_dir(output_dir)
     with collector_paused():
-        from output_manager import load_run
-        from rolecircuits.drawing import pair_figures, style
-        from rolecircuits.runs import files
-        from rolecircuits.stats import pair_tables, run_pairs
+        from rolecircuits.drawing import pair_figures, style  # matplotlib: not for --help
+        from rolecircuits.stats import pair_tables, run_pairs  # numpy
 
     runs, notes = run_pairs.match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
     estimates, reasons = run_pairs.estimate_pair(runs)
@@ -81,8 +81,8 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
 
 def print_summary(summary):
     """The summary as one table with the notes below it."""
-    from rolecircuits.drawing import tables
-    from rolecircuits.stats.role_tests import ALPHA
+    from rolecircuits.drawing import tables  # rich: --help does without it
+    from rolecircuits.stats.role_tests import ALPHA  # numpy
 
     print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}")
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"

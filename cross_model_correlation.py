@@ -21,6 +21,7 @@ from pathlib import Path
 from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.runs import files
 
 DEFAULT_OUTPUT = "cross_model_results"
 
@@ -63,9 +64,8 @@ def compare_models(comparisons, output_dir):
     """
     folder = check_output_dir(output_dir)
 
-    from rolecircuits.drawing import profile_figure, style, tables
-    from rolecircuits.runs import files
-    from rolecircuits.stats import profiles
+    from rolecircuits.drawing import profile_figure, style, tables  # matplotlib
+    from rolecircuits.stats import profiles  # numpy: --help does without it
 
     changes = {name: profiles.read_profile(path) for name, path in comparisons.items()}
     summary = [

@@ -15,6 +15,7 @@ import sys
 import time
 
 from deterministic import set_determinism
+from output_manager import create_run, say_limits
 from prompts import load_prompts
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -27,6 +28,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import Setting
+from rolecircuits.runs import record
 
 
 def parse_args(argv=None):
@@ -56,20 +58,16 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
-    with collector_paused():  # torch: after the arguments are checked
-        from output_manager import create_run, say_limits
-        from rolecircuits.capture.tokens import tokenize_prompts
-        from rolecircuits.edits import answers, bench
-        from rolecircuits.runs import record
+    with collector_paused():
+        from rolecircuits.edits import answers, bench  # torch: after the arguments are checked
 
     say_limits(args.output_dir)
     setting, started = Setting.of(args), time.perf_counter()
     loaded = bench.load_checked(plan, setting, prompts)
     timings = {"load_s": time.perf_counter() - started}
     determinism = set_determinism(args.seed)
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     started = time.perf_counter()
-    results = answers.answer_prompts(loaded, tokenized, plan, setting, args.max_tokens)
+    results = answers.answer_prompts(loaded, prompts, plan, setting, args.max_tokens)
     timings["generation_s"] = time.perf_counter() - started
     fed = record.describe_prompts(args, prompts)
     config = record.describe_run("experiment.py", args, loaded.facts, fed, determinism, timings)
@@ -79,7 +77,7 @@ def run(args):
         answers.save_answers(new.path, results, config)
     answers.print_answers(results)
     print(
-        f"{len(tokenized)} prompts answered {1 + len(plan)} times, "
+        f"{len(prompts)} prompts answered {1 + len(plan)} times, "
         f"{timings['generation_s']:.1f} s -> {printable(new.final)}"
     )
 

@@ -23,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 
+from output_manager import create_run, say_limits, write_manifest
 from prompts import load_prompts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item
@@ -38,6 +39,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import Setting
+from rolecircuits.runs import record
 
 DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
 SWEEP_METHODS = ("zero_out", "half_out", "mean")
@@ -88,8 +90,6 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
-    from output_manager import say_limits  # numpy: after the arguments are checked
-
     say_limits(args.output_dir)
     with open_engine(args) as engine:
         if args.sweep:
@@ -103,10 +103,8 @@ def run_interventions(engine, prompts, plan, args):
 
     returns  (run folder, rows of effects.csv)
     """
-    with collector_paused():  # torch: after the arguments are checked
-        from output_manager import create_run, write_manifest
-        from rolecircuits.edits import bench, effects, results
-        from rolecircuits.runs import record
+    with collector_paused():
+        from rolecircuits.edits import bench, effects, results  # torch: after all checks
 
     payload = bench.plan_payload(Setting.of(args), prompts, plan, args.controls)
     base = engine.prepare(Item(bench.BASELINE, bench.unedited_task, payload))
@@ -148,24 +146,20 @@ def run_interventions(engine, prompts, plan, args):
 
 def run_sweep(engine, prompts, args):
     """Sweep a model on an engine and publish head_effects.npz; returns the run folder."""
-    with collector_paused():  # torch: after the arguments are checked
-        from output_manager import create_run
-        from rolecircuits.edits import results, sweep
-        from rolecircuits.runs import files, finished, npz
+    with collector_paused():
+        from rolecircuits.edits import results, sweep  # torch: after all checks
 
     method = args.method or "zero_out"
     payload = sweep.sweep_payload(Setting.of(args), prompts, method)
     base = engine.prepare(Item("clean pass", sweep.clean_task, payload))
     timings, started = base["timings"], time.perf_counter()
     pieces = Path(args.output_dir, sweep.FOLDER)
-    arrays, finished_files = sweep.sweep_heads(engine, payload, base, pieces)
+    arrays, finished_layers = sweep.sweep_heads(engine, payload, base, pieces)
     timings["sweep_s"] = time.perf_counter() - started
     with create_run(args.output_dir, LATEST_SWEEP, "sweep") as new:
-        npz.write_npz(new.path / "head_effects.npz", arrays)
         config = describe(engine, base, prompts, args)
-        config |= {"sweep": {"of": "heads", "method": method}}
-        files.write_json(new.path / "experiment_config.json", config)
-    finished.remove_pieces(finished_files)
+        results.save_sweep(new.path, arrays, config | {"sweep": {"of": "heads", "method": method}})
+    sweep.remove_layers(finished_layers)
     results.print_strongest(arrays)
     print(
         f"{arrays['rfc_change'].size} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s"
@@ -176,8 +170,6 @@ def run_sweep(engine, prompts, args):
 
 def describe(engine, base, prompts, args):
     """experiment_config.json of a run whose unedited pass is `base`."""
-    from rolecircuits.runs import record  # numpy: after the arguments are checked
-
     fed, how = record.describe_prompts(args, prompts), (base["determinism"], base["timings"])
     config = record.describe_run("interventions.py", args, base["facts"], fed, *how)
     return config | {"engine": engine.facts()}

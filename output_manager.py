@@ -19,9 +19,7 @@ from pathlib import Path
 from rolecircuits.inputs.arguments import MAX_SEED, check_output_dir
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import TEMPORARY, follow_links, linked_name, sha256_of
-from rolecircuits.runs.arrays import ARRAYS, Run, check_arrays
 from rolecircuits.runs.files import has_lock, read_json, read_prompts, temporary_folder, write_json
-from rolecircuits.runs.npz import read_npz
 from rolecircuits.runs.record import SCHEMA_VERSION, git_state, portable_arguments
 
 CONFIG, PROMPTS, ATTENTION = "experiment_config.json", "prompts.jsonl", "attention.npz"
@@ -206,13 +204,14 @@ def load_run(path, verify=True):
 
     verify  False leaves out the SHA-256 of the files; everything else is still checked
     """
+    from rolecircuits.runs import arrays as run_arrays  # numpy; scripts import this for --help
+
     folder = check_files(path, (CONFIG, PROMPTS, ATTENTION), verify)
     config = read_config(folder)
-    arrays = read_npz(folder / ATTENTION, list(ARRAYS))
-    check_arrays(folder / ATTENTION, arrays)
+    arrays = run_arrays.read_arrays(folder / ATTENTION)
     prompts = read_prompts(folder / PROMPTS)
     _check_prompts(folder / PROMPTS, prompts, arrays)
-    return Run(folder, config, prompts=prompts, **arrays)
+    return run_arrays.Run(folder, config, prompts=prompts, **arrays)
 
 
 def _check_prompts(path, rows, arrays):

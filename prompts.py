@@ -14,6 +14,7 @@ length alone. The built-in texts are in rolecircuits/inputs/original.json.
     python prompts.py --model_id bundled:smollm2-135m-instruct
 """
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -156,8 +157,8 @@ def run(args):
         spans = [(0, n) for n in lengths]
         unit = "words"
     else:  # torch, which counting words does without
-        from rolecircuits.capture import tokens
-        from rolecircuits.models import load
+        from rolecircuits.capture import tokens  # jinja2
+        from rolecircuits.models import load  # torch
 
         tokenizer = load.load_tokenizer(args.model_id, revision=args.revision)
         tokenized = tokens.tokenize_prompts(prompts, tokenizer, PromptFormat.of(args))
@@ -171,19 +172,15 @@ def print_lengths(prompts, lengths, spans, unit, whole_prompt):
 
     lengths  [prompt] fed    spans  [prompt, 2] the prompt's own text    unit  "words" or "tokens"
     """
-    import numpy as np
+    from rolecircuits.drawing import tables  # rich and numpy: after the arguments are checked
+    from rolecircuits.stats import indices  # numpy
 
-    from rolecircuits.drawing import tables
-    from rolecircuits.stats import indices
-
-    category, lengths, spans = map(np.array, ([p.category for p in prompts], lengths, spans))
-    own = spans[:, 1] - spans[:, 0]
-    rows = []
+    category, rows = [prompt.category for prompt in prompts], []
     for name in dict.fromkeys(category):
-        fed, text = lengths[category == name], own[category == name]
-        rows.append(
-            (name, len(fed), f"{fed.mean():.2f}", fed.min(), fed.max(), f"{text.mean():.2f}")
-        )
+        chosen = [i for i, own in enumerate(category) if own == name]
+        fed, text = [lengths[i] for i in chosen], [spans[i][1] - spans[i][0] for i in chosen]
+        means = [f"{statistics.fmean(values):.2f}" for values in (fed, text)]
+        rows.append((name, len(fed), means[0], min(fed), max(fed), means[1]))
     columns = ("category", "n", f"mean {unit} fed", "min", "max", f"mean {unit} of the text")
     tables.print_table(columns, rows, "lengths", **tables.BOXED)
     partners = {p.pair_id: i for i, p in enumerate(prompts) if p.category == "third_person"}

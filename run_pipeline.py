@@ -27,6 +27,7 @@ import analyze_results
 import compare_base_instruct
 import interventions
 import visualize_results
+from output_manager import load_run, publish_files, resolve_run, say_limits
 from prompts import load_prompts
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
@@ -37,6 +38,7 @@ from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.families import FAMILIES_FILE, RUNS, SIDES, load_family, stage_flags
+from rolecircuits.runs.files import pack_folder
 
 LINKS = {run: arguments.LATEST_RUNS[kind] for run, kind in RUNS.items()}
 LINKS |= {"edits": arguments.LATEST_INTERVENTION}
@@ -119,8 +121,6 @@ def parse_stages(flags, *more):
 
 def run_families(studies, engine):
     """Every family's models on the engine, one item each, and its report; returns lost prompts."""
-    from output_manager import publish_files, say_limits
-
     say_limits(arguments.DEFAULT_RESULTS)
     by_name, failed = {study.family: study for study in studies}, []
     here = {"here": engine.name == "local"}
@@ -145,10 +145,8 @@ def family_task(state, payload):
     error  what kept the base model from being edited: the analyses are not lost for it
     files  {stage: those of its run}, unless `here` says that this is where runs are published
     """
-    from output_manager import resolve_run  # torch: once all flags are checked
-    from rolecircuits.capture import instrument
-    from rolecircuits.edits.plan import parse_entries
-    from rolecircuits.runs.files import pack_folder
+    from rolecircuits.capture import instrument  # torch: once all flags are checked
+    from rolecircuits.edits.plan import parse_entries  # pydantic
 
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
     failed, plan, error, files = [], payload["plan"], None, {}
@@ -176,8 +174,7 @@ def family_task(state, payload):
 
 def choose_heads(folder, top_k, seed, verify=True):
     """Entries of a plan: a run's strongest heads and controls; says why if there are none."""
-    from output_manager import load_run
-    from rolecircuits.edits.candidates import select_candidates
+    from rolecircuits.edits.candidates import select_candidates  # numpy: not for --help
 
     plan = select_candidates(load_run(folder, verify), top_k, seed)
     if not plan["interventions"]:
@@ -187,8 +184,6 @@ def choose_heads(folder, top_k, seed, verify=True):
 
 def report_family(study, edited):
     """Figures and tests of each run and the comparison of both, side by side; then the table."""
-    from output_manager import resolve_run
-
     args, runs, verify = study.args, study.runs, not study.args.no_verify
     figures, tests, comparison = (Path(root, study.family) for root in OUTPUTS)
     for link in runs.values():
@@ -216,9 +211,8 @@ def report_family(study, edited):
 
 def print_main_numbers(study):
     """One table: the mean over layers of each index of both runs beside its length null."""
-    from output_manager import load_run, resolve_run
-    from rolecircuits.drawing import tables
-    from rolecircuits.stats.run_pairs import main_numbers
+    from rolecircuits.drawing import tables  # rich and numpy: --help does without them
+    from rolecircuits.stats.run_pairs import main_numbers  # numpy
 
     args, name, summary = study.args, study.family, study.summary
     runs = {side: load_run(link, not args.no_verify) for side, link in study.runs.items()}

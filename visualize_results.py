@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from output_manager import check_files, load_run, read_config
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
@@ -67,8 +68,7 @@ def visualize(input_dir, output_dir, file_format="png", verify=True):
     start = time.perf_counter()
     check_output_dir(output_dir)
     with collector_paused():
-        from output_manager import load_run
-        from rolecircuits.drawing import run_figures, study, style
+        from rolecircuits.drawing import run_figures, study, style  # matplotlib: not for --help
 
     run = load_run(input_dir, verify)
     studied = study.study_run(run)
@@ -107,9 +107,8 @@ def visualize_interventions(
             f"{printable(input_dir)}: no intervention run found; interventions.py writes one"
         )
     with collector_paused():
-        from output_manager import check_files, read_config
-        from rolecircuits.drawing import edit_figures, style
-        from rolecircuits.runs import edit_results
+        from rolecircuits.drawing import edit_figures, style  # matplotlib: not for --help
+        from rolecircuits.runs import edit_results  # numpy
 
     folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
     rows, config = edit_results.read_effects(folder), read_config(folder)

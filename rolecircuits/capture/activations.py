@@ -1,5 +1,6 @@
-"""Activations at named hooks of all prompts, and the files that --raw full saves them in."""
+"""Activations at named hooks of all prompts, and the files that a capture is saved in."""
 
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,10 @@ from rolecircuits.capture.attention import pattern_bytes
 from rolecircuits.capture.batches import check_all_ran, pad_right, run_batches
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.devices import check_memory
+from rolecircuits.runs.arrays import Run
+from rolecircuits.runs.files import write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
+from rolecircuits.stats.indices import summarize
 
 
 def collect_activations(loaded, tokenized, names, batch_size=64):
@@ -82,3 +86,22 @@ def save_raw(loaded, tokenized, batch_size, folder):
     files, n_tokens = raw_files(loaded.n_layers), [len(p.token_ids) for p in tokenized]
     for name, values in collect_activations(loaded, tokenized, list(files), batch_size).items():
         write_npz(folder / f"{files[name]}.npz", {"values": values, "n_tokens": n_tokens})
+
+
+def save_capture(folder, loaded, tokenized, captured, config):
+    """The files of a run that hold what was measured: prompts, arrays, raw files, summary.
+
+    config  of the run; config["capture"]["raw"] says which raw files there are
+    """
+    lost = dict(captured.failed)
+    kept = [prompt for prompt in tokenized if prompt.id not in lost]
+    write_prompts(folder / "prompts.jsonl", [asdict(prompt) for prompt in kept])
+    write_npz(folder / "attention.npz", captured.arrays)
+    n_tokens = captured.arrays["n_tokens"]
+    for layer, patterns in captured.patterns.items():
+        path = folder / f"raw_blocks_{layer}_attn_pattern.npz"
+        write_npz(path, {"patterns": patterns, "n_tokens": n_tokens})
+    if config["capture"]["raw"] == "full":
+        save_raw(loaded, kept, captured.batch_size, folder)
+    summary = summarize(Run(None, config, **captured.arrays))
+    write_json(folder / "activations.json", summary)

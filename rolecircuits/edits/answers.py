@@ -7,6 +7,7 @@ from rolecircuits.capture.generation import (
     measure_answer,
     stop_tokens,
 )
+from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.drawing.tables import BOXED, WIDE, print_table
 from rolecircuits.edits.bench import donors_for, notes_on
 from rolecircuits.edits.hooks import prepare_edit
@@ -23,8 +24,9 @@ MEASURES = {
 }
 
 
-def answer_prompts(loaded: LoadedModel, tokenized, plan, setting: Setting, max_tokens):
+def answer_prompts(loaded: LoadedModel, prompts, plan, setting: Setting, max_tokens):
     """generation_results.json: answers, measures, and what each entry of the plan changed."""
+    tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     check_room(tokenized, max_tokens, loaded.facts["context"])
     notes_on(plan, tokenized, setting.seed)
     donors, size = donors_for(loaded, tokenized, plan, setting), setting.batch_size

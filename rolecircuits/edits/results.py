@@ -43,6 +43,12 @@ def save_effects(folder, rows, notes, measured, config):
     write_json(folder / "experiment_config.json", config | {"intervention": None})
 
 
+def save_sweep(folder, arrays, config):
+    """head_effects.npz and experiment_config.json of a sweep."""
+    write_npz(folder / "head_effects.npz", arrays)
+    write_json(folder / "experiment_config.json", config)
+
+
 def print_effects(rows, notes):
     """The candidates' effects over all prompts beside their controls; effects.csv has the rest."""
     columns = [Column("intervention", no_wrap=True), "n", *SHOWN.values()]

@@ -37,7 +37,7 @@ from rolecircuits.inputs.categories import CATEGORIES, Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.load import LoadedModel
-from rolecircuits.runs.finished import piece_name, read_piece, write_piece
+from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
 from rolecircuits.stats.entropy import attention_entropy
 
 METHODS = ("zero_out", "half_out", "mean")
@@ -187,6 +187,11 @@ def sweep_heads(engine, payload, base, folder):
     paths = [folder / piece_name(PIECE_VERSION, facts, **what, layer=i) for i in layers]
     done = finish_layers(engine, payload, base, paths)
     return combine_layers(done, base, payload["setting"]["seed"]), paths
+
+
+def remove_layers(paths):
+    """Remove the files of the layers, once head_effects.npz is published."""
+    remove_pieces(paths)
 
 
 def finish_layers(engine, payload, base, paths):

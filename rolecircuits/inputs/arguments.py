@@ -13,6 +13,10 @@ DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
 MAX_COUNT = 10**9
+FREE_IN_REPETITION = (  # with --repeat: where and how it is run, not what
+    *("model_id", "device", "device_map", "batch_size", "output_dir", "raw"),
+    *("trust_remote_code", "no_verify", "verbose"),
+)
 RAW = ("none", "patterns", "full")  # what --raw saves beside the entropies
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -203,3 +207,20 @@ def check_output_dir(path, flag="--output_dir", link=None):
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: {existing} cannot be written to")
     return path
+
+
+def check_given_with_repeat(parser, argv):
+    """{flag: value} of what stands beside --repeat; a flag that makes it another run is refused."""
+    nothing = object()  # tells a flag that was not given from one with its default's value
+    empty = {action.dest: nothing for action in parser._actions}
+    blank = argparse.Namespace(**empty)  # noqa: TID251  (what argparse fills)
+    parsed = vars(parser.parse_args(argv, blank))
+    given = {flag: value for flag, value in parsed.items() if value is not nothing}
+    given.pop("repeat")
+    wrong = [flag for flag in given if flag not in FREE_IN_REPETITION]
+    if wrong:
+        allowed = ", ".join(f"--{flag}" for flag in FREE_IN_REPETITION)
+        parser.error(
+            f"--{wrong[0]} with --repeat: the run says what it was; beside it are allowed {allowed}"
+        )
+    return given

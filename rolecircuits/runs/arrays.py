@@ -8,6 +8,7 @@ import numpy as np
 
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.runs.npz import read_npz
 
 ARRAYS = {
     "category": ("U", ("prompt",)),
@@ -76,6 +77,13 @@ class Run:
         of_prompts = [name for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"]
         arrays = {name: getattr(self, name)[rows] for name in of_prompts}
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
+
+
+def read_arrays(path):
+    """The arrays of an attention.npz, checked: names, shapes, dtypes and ranges."""
+    arrays = read_npz(path, list(ARRAYS))
+    check_arrays(path, arrays)
+    return arrays
 
 
 def check_arrays(path, arrays):

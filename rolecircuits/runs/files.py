@@ -7,14 +7,12 @@ process lives. By that the next one tells it from what a killed process has left
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 import unicodedata
 import uuid
 from pathlib import Path
-
-import numpy as np
-from filelock import lock_descriptor
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import TEMPORARY
@@ -62,13 +60,20 @@ def _make_locked(folder):
     except FileNotFoundError:
         return None
     try:
-        locked = lock_descriptor(lock.fileno(), blocking=False)
+        locked = _lock(lock)
     except OSError:  # the file system has no locks: the text keeps others from removing the folder
         locked = lock.write(b"not locked: this file system has no locks\n")
     if locked and os.fstat(lock.fileno()).st_nlink:
         return lock
     lock.close()
     return None
+
+
+def _lock(file):
+    """Whether an open file could be locked now; OSError where its file system has no locks."""
+    from filelock import lock_descriptor  # brings asyncio; scripts import this module for --help
+
+    return lock_descriptor(file.fileno(), blocking=False)
 
 
 def has_lock(folder):
@@ -89,8 +94,7 @@ def remove_stale_folders(parent):
         with contextlib.suppress(OSError):
             if not folder.is_symlink():
                 with open(folder / LOCK, "ab") as lock:
-                    locked = lock_descriptor(lock.fileno(), blocking=False)
-                    stale = locked and has_lock(folder)
+                    stale = _lock(lock) and has_lock(folder)
                     if stale:
                         shutil.rmtree(folder, ignore_errors=True)
         if stale and os.name == "nt":  # Windows removes no file that is open
@@ -122,11 +126,9 @@ def _plain(value):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # of numpy, which this module does without
         return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
 
@@ -150,8 +152,10 @@ def _csv_cell(value):
         return "".join(
             c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value
         )
-    if isinstance(value, (float, np.floating)):
-        return "" if np.isnan(value) else f"{value:.10g}"
+    if hasattr(value, "tolist"):  # a number of numpy
+        value = value.tolist()
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.10g}"
     return value
 
 

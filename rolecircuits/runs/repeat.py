@@ -12,15 +12,14 @@
                 different: where and by how much
 
 The repeated run becomes a folder repeat_<time> beside the first one, with repeat.json in it; no
-link is moved. Flags that may be given with --repeat (FREE) say where and how, not what; whoever
-changes --device or --batch_size asks whether the numbers depend on it. A recorded
---trust_remote_code is not believed: it must be given again.
+link is moved. Flags that may be given with --repeat say where and how, not what; whoever changes
+--device or --batch_size asks whether the numbers depend on it. A recorded --trust_remote_code is
+not believed: it must be given again.
 
 Axes: prompt, layer, head, query.
 """
 
 import os
-from argparse import Namespace  # noqa: TID251  (a type)
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +31,6 @@ from rolecircuits.runs.arrays import ARRAYS, Run
 from rolecircuits.runs.record import PATH_FLAGS, portable
 
 SCRIPT = "activation_analysis.py"
-FREE = (
-    *("model_id", "device", "device_map", "batch_size", "output_dir", "raw"),
-    *("trust_remote_code", "no_verify", "verbose"),
-)
 CHOSEN = {"capture": "method", "raw": "raw", "batch_size": "batch_size"}  # flag: name in capture
 NOT_RECORDED = ("help", "repeat", "no_verify", "verbose")
 PROMPT_FIELDS = ("id", "category", "pair_id", "text")
@@ -98,22 +93,6 @@ class Repetition:
             print(f"changed: {line}")
         print("\n".join(describe_verdict(self.comparison)))
         return int(self.comparison["verdict"] == DIFFERENT)
-
-
-def check_given(parser, argv):
-    """{flag: value} of what stands beside --repeat; a flag that makes it another run is refused."""
-    nothing = object()  # tells a flag that was not given from one with its default's value
-    blank = Namespace(**{action.dest: nothing for action in parser._actions})
-    parsed = vars(parser.parse_args(argv, blank))
-    given = {flag: value for flag, value in parsed.items() if value is not nothing}
-    given.pop("repeat")
-    wrong = [flag for flag in given if flag not in FREE]
-    if wrong:
-        allowed = ", ".join(f"--{flag}" for flag in FREE)
-        parser.error(
-            f"--{wrong[0]} with --repeat: the run says what it was; beside it are allowed {allowed}"
-        )
-    return given
 
 
 def recorded_arguments(parser, run: Run, given):

@@ -170,6 +170,7 @@ def length_null(category, n_tokens, span, whole_prompt=True):
     n_tokens  [prompt] tokens fed            span  [prompt, 2] the prompt's own tokens
     whole_prompt  as in `row_mask`
     """
+    n_tokens, span = np.asarray(n_tokens), np.asarray(span)
     rows = row_mask(n_tokens, span, int(n_tokens.max()), whole_prompt)
     values = defined_mean(np.log(visible_keys(rows.shape[1], [None])), where=rows)
     return {name: float(value) for name, value in index_values(values, category).items()}
