@@ -433,7 +433,7 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     )
     deadline = time.monotonic() + 300
     while (
-        not list(out.glob(".tmp_*/sh_*")) and child.poll() is None and time.monotonic() < deadline
+        not list(out.glob(".tmp_*/*/sh_*")) and child.poll() is None and time.monotonic() < deadline
     ):
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
@@ -441,7 +441,7 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
     assert (out / arguments_module.LATEST_INTERVENTION).resolve() == before
     assert load_run(out / arguments_module.LATEST_INTERVENTION / "baseline").n_layers == 3
     with pytest.raises(UserError, match="not a complete run"):
-        load_run(next(out.glob(".tmp_*")))
+        load_run(next(out.glob(".tmp_*/intervention")))
     assert (
         interventions.main(arguments(folder, out, "--config_file", small, "--controls", "0")) == 0
     )
