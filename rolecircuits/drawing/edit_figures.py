@@ -38,7 +38,7 @@ INDEX_COLOURS = {"rfc_change": RFC_COLOUR, "rsi_change": RSI_COLOUR}
 ROW_HEIGHT, MAX_SHOWN = 0.44, 30
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts, by category for KL and surprisal, one value "
-    "for RFC and RSI. Crosses: mean of the same edit on random other heads of the layer. q: sign-flip test over prompts of "
+    "for RFC and RSI. Crosses: mean of the same edit on random other heads of the layer. q: test over prompts of "
     "candidate minus controls, Benjamini-Hochberg; for KL and surprisal over all prompts. Later layers: those after the edit."
 )
 
