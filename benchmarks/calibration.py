@@ -107,8 +107,8 @@ def bca_interval(category, counts, runs):
     from scipy.stats import norm
 
     def indices(weight):
-        found = [resampled_indices(run, category, weight) for run in runs]
-        return {k: found[0][k] - found[1][k] if len(found) == 2 else found[0][k] for k in INDICES}
+        own = [resampled_indices(run, category, weight) for run in runs]
+        return {k: own[0][k] - own[1][k] if len(own) == 2 else own[0][k] for k in INDICES}
 
     draws, jackknife, estimate = (
         indices(counts),
@@ -170,16 +170,16 @@ def coverage_rows(rng, n, n_datasets, n_runs):
                 (v.mean(axis=-1) if level == "layer" else v).reshape(len(v), -1) for v in simulated
             ]
             truths = [true_indices(world, effect, level == "layer") for effect in effects]
-            for method, found in intervals_by_method(flat, n, block).items():
-                for index, (low, high) in found.items():
+            for method, intervals in intervals_by_method(flat, n, block).items():
+                for index, (low, high) in intervals.items():
                     truth = truths[0][index] - truths[1][index] if n_runs == 2 else truths[0][index]
                     truth = np.broadcast_to(truth, (BLOCK, *truth.shape)).reshape(-1)
                     inside = ((low <= truth) & (truth <= high)).reshape(BLOCK, -1).mean(axis=1)
                     hits.setdefault((level, index, method), []).append(inside)
     what = {1: "", 2: " difference of runs"}[n_runs]
     return [
-        row(f"{level} {index.upper()}{what}", n, method, np.concatenate(found), "coverage")
-        for (level, index, method), found in sorted(hits.items())
+        row(f"{level} {index.upper()}{what}", n, method, np.concatenate(shares), "coverage")
+        for (level, index, method), shares in sorted(hits.items())
     ]
 
 
@@ -284,12 +284,12 @@ def discovery_rows(rng, n, n_datasets):
             test = permutation.permutation_test(*groups, FAMILY_DRAWS, i)
             rejected = contrasts.q_values(test.p) < 0.05
             false.append((rejected & ~true).sum() / max(1, rejected.sum()))
-            found = {
+            verdicts = {
                 "alone, p < 0.05": test.p < 0.05,
                 "among 270, max-T": test.p_max < 0.05,
                 "27 true, BH": rejected,
             }
-            for name, hits in found.items():
+            for name, hits in verdicts.items():
                 power.setdefault((name, g), []).append(hits[true].mean())
     rows = [row("27 of 270 heads true", n, "BH, false share", false, "family")]
     return rows + [
@@ -407,19 +407,19 @@ def row(what, n, method, observed, kind):
     )
 
 
-def judged(found):
+def judged(table):
     """Rows that must be inside their bound: the methods in use, at n = 30."""
     return [
         r
-        for r in found
+        for r in table
         if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")
     ]
 
 
-def needed_effects(found):
+def needed_effects(table):
     """{test: g that is found 80 % of the time}, interpolated; NaN beyond the sizes tried."""
     curves = {}
-    for what, _, method, rate, _, kind, _ in found:
+    for what, _, method, rate, _, kind, _ in table:
         if kind == "power" and method.startswith("g ="):
             curves.setdefault(what, []).append((float(method[4:]), rate))
     return {
@@ -463,7 +463,7 @@ def run(args):
     gap = check_truth(np.random.default_rng(args.seed))
     largest = f"largest of 128 gaps is {gap:.2f} standard errors"
     print(f"analytic truth against 50,000 prompts a category: {largest}")
-    found = []
+    table = []
     with ProcessPoolExecutor(args.workers) as pool:
         for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
             for what, n, method, rate, error, kind, verdict in rows:
@@ -472,10 +472,10 @@ def run(args):
                 print(
                     f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True
                 )
-            found += rows
-    for what, g in needed_effects(found).items():
+            table += rows
+    for what, g in needed_effects(table).items():
         print(f"80 % power at n = 30: {what}: g = {g:.2f}")
-    rows = judged(found)
+    rows = judged(table)
     broken = [r for r in rows if r[-1] == "OUTSIDE"]
     if broken:
         outside = f"{len(broken)} of {len(rows)} rows at n = 30 are outside their bounds"

@@ -27,7 +27,7 @@ NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest fo
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts, by category for KL "
     "and surprisal, one value for RFC and RSI. Crosses: mean of the same edit on random other "
-    "heads of the layer. q: sign-flip test over prompts of candidate minus controls, "
+    "heads of the layer. q: test over prompts of candidate minus controls, "
     "Benjamini-Hochberg; for KL and surprisal over all prompts. Later layers: those after the edit."
 )
 

@@ -200,12 +200,12 @@ def studentised_indices(runs, category, weights):
     error     [column, 1 + resample] float32    delta-method standard error inside the resample
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        sample, found = _Sample(runs, category, weights), {}
+        sample, draws = _Sample(runs, category, weights), {}
         for index in INDICES:
             estimate, shift, slopes = sample.index_draws(index)
             error = np.sqrt(np.maximum(sample.variance(slopes), 0)) if slopes else shift
-            found[index] = estimate, shift, error
-        return found
+            draws[index] = estimate, shift, error
+        return draws
 
 
 class _Sample:
@@ -266,12 +266,12 @@ class _Sample:
         """{(run, run): covariances of the means of a category [column, 1 + resample]}."""
         if name not in self._covariances:
             weight, parts, means = self.weights[name], self.parts[name], self.means[name]
-            size, found = weight.sum(axis=0), {}
+            size, covariances = weight.sum(axis=0), {}
             for r, left in enumerate(parts):
                 for s in range(r + 1):
                     second = (left * parts[s]) @ weight / size
-                    found[s, r] = (second - means[r] * means[s]) / (size - 1)
-            self._covariances[name] = found
+                    covariances[s, r] = (second - means[r] * means[s]) / (size - 1)
+            self._covariances[name] = covariances
         return self._covariances[name]
 
     def contributions(self, name, slopes):

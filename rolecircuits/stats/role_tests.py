@@ -40,12 +40,12 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
             index: permutation_test(of[other], of["self_referent"], *draws)
             for index, other in (("rfc", "neutral"), ("rsi", "confounder"))
         }
-    found = {}
+    layers = {}
     for index, test in tests.items():
-        found[index] = dict(zip(("estimate", "low", "high"), inferred[index][:3], strict=True))
-        found[index] |= {"null": null[index], "p": test.p, "q": q_values(test.p)}
-        found[index]["p_max"] = test.p_max
-    return found
+        layers[index] = dict(zip(("estimate", "low", "high"), inferred[index][:3], strict=True))
+        layers[index] |= {"null": null[index], "p": test.p, "q": q_values(test.p)}
+        layers[index]["p_max"] = test.p_max
+    return layers
 
 
 def layer_metrics(run, seed=DEFAULT_SEED):
