@@ -781,8 +781,7 @@ SWEPT = {
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_a_sweep_is_drawn_only_beside_interventions_on_the_same_model(tmp_path, capsys, name):
-    """latest_sweep may be another model's: it is left out with a note, and refused where it is
-    asked for."""
+    """latest_sweep may be another model's: left out with a note, refused where it is asked for."""
     changed, reason = SWEPT[name]
     model = {"weights_sha256": "1"} if "weights_sha256" in changed.get("model", {}) else {}
     config = CONFIG | {"model": CONFIG["model"] | model}

@@ -114,7 +114,7 @@ class RayEngine:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, runtime_env=code)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # a bare one where a node does not start in time
             raise UserError(f"--engine ray: {one_line(error, 300)}") from error
         finally:  # Ray's own handler ends the process without our message and exit code
             signal.signal(signal.SIGTERM, handler)
