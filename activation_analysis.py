@@ -39,13 +39,9 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
 RAW_HELP = (
-    "also save the patterns (default unless streaming), or patterns, MLP activations, embeddings "
-    "and final norm"
+    "also save the patterns (default unless streaming), or MLPs, embeddings and final norm too"
 )
-CAPTURE_HELP = (
-    "build every pattern, or stream row entropies without them; auto streams prompts of more than "
-    "512 tokens"
-)
+CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
 def build_parser():
@@ -179,7 +175,7 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
     from rolecircuits.stats import indices
 
     started = time.perf_counter()
-    lost = {prompt_id for prompt_id, _ in captured.failed}
+    lost = dict(captured.failed)
     kept = [p for p in tokenized if p.id not in lost]
     link, prefix = (LINKS[args.output_type], "run") if repetition is None else (None, "repeat")
     with create_run(args.output_dir, link, prefix) as new:
@@ -224,15 +220,9 @@ def run_documents(args):
                 yield places[item.name], result
 
         started, title = time.perf_counter(), f"{printable(args.model_id)} documents"
+        folder, limits = f"{args.output_dir}/{shards.SHARDS}", (args.batch_size, BATCH_TOKENS)
         results, failed = shards.stream_documents(
-            facts,
-            tokenized,
-            f"{args.output_dir}/{shards.SHARDS}",
-            method,
-            capture_batches,
-            args.batch_size,
-            BATCH_TOKENS,
-            title,
+            facts, tokenized, folder, method, capture_batches, *limits, title
         )
     seconds = time.perf_counter() - started
     done = [i for i, arrays in enumerate(results) if arrays is not None]

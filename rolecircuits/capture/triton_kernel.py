@@ -44,7 +44,8 @@ def _attention(  # noqa: PLR0913  (a kernel takes pointers, strides and numbers,
     query_prompt, query_head, query_row, key_prompt, key_head, key_row,
     value_prompt, value_head, value_row,
     n_rows, n_heads, group, scale, softcap, window,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    PADDED: tl.constexpr, VALUE_PADDED: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """One block of rows of one head of one prompt; grid (row blocks, prompts * heads).
