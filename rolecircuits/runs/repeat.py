@@ -136,8 +136,8 @@ def recorded_arguments(parser, run: Run, given):
     was_folder = model.get("weights_sha256") and not from_hub
     if was_folder and "model_id" not in given and not Path(args.model_id).is_dir():
         raise UserError(
-            f"{where}: its model was the folder {printable(args.model_id)}, which is not here; call "
-            "it from where the run was made, or give --model_id FOLDER"
+            f"{where}: its model was the folder {printable(args.model_id)}, which is not here; "
+            "call it from where the run was made, or give --model_id FOLDER"
         )
     args.output_dir = str(run.path.parent)
     if "device" in given or "device_map" in given:
