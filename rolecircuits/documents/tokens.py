@@ -10,7 +10,7 @@ from rolecircuits.inputs.specs import PromptFormat
 
 @dataclass(frozen=True)
 class TokenizedDocument:
-    """A document as the model sees it: `prompt` is what capture_attention takes, `spans` [(start, stop)] one a turn."""
+    """A document as the model sees it: `prompt` is what is captured, `spans` [(start, stop)] a turn."""
 
     prompt: object
     roles: tuple
