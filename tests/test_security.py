@@ -12,6 +12,7 @@ import torch
 
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models import load
 from rolecircuits.runs import npz
 from tiny_models import load_checked, save_tiny
@@ -174,8 +175,9 @@ def test_a_hub_model_is_asked_for_safetensors_only(monkeypatch):
         raise OSError("model has no safetensors")
 
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", refuse)
+    opened = load.OpenedModel(ModelSpec("someone/model"), "someone/model", "a" * 40, None, None)
     with pytest.raises(UserError, match="no safetensors"):
-        load._read_weights("someone/model", "someone/model", "a" * 40, "float32", None, False)
+        load._from_pretrained(opened, placement=None)
     assert (
         asked["use_safetensors"] is True
         and asked["trust_remote_code"] is False
