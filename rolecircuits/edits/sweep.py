@@ -25,6 +25,7 @@ from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
+from rolecircuits.capture.batches import check_all_ran, run_batches
 from rolecircuits.capture.patterns import Resume, run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
@@ -107,20 +108,12 @@ class Sweep:
         self.arrays = self.base.arrays
         self.distribution = effects.BaseDistribution(self.base.logits)
         self.batch_size = batch_size
-        self.lengths = {}
-        for i, prompt in enumerate(tokenized):
-            self.lengths.setdefault(len(prompt.token_ids), []).append(i)
-
-    def batches(self):
-        """(heads [row], prompts [row]) of every batch: all heads, all prompts of one length."""
-        for positions in self.lengths.values():
-            pairs = [(head, i) for head in range(self.loaded.n_heads) for i in positions]
-            for part in np.array_split(np.array(pairs), -(-len(pairs) // self.rows)):
-                yield part[:, 0], part[:, 1]
+        self.lengths = [len(prompt.token_ids) for prompt in tokenized]
 
     def check_start(self):
         """Stop unless a pass that starts in the middle gives the clean logits."""
-        positions = np.array(max(self.lengths.values(), key=len)[:4])
+        most = max(set(self.lengths), key=self.lengths.count)
+        positions = np.flatnonzero(np.array(self.lengths) == most)[:4]
         logits, _ = self.run_batch(self.loaded.n_layers // 2, positions, [])
         clean = self.base.logits[positions]
         gap = float(np.abs(logits - clean).max())
@@ -141,13 +134,22 @@ class Sweep:
             means = torch.tensor(neutral_means(self.tokenized, donor))
         shapes = layer_shapes(self.loaded.facts, len(self.tokenized))
         out = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        for heads, prompts in self.batches():
+        pairs = np.array(
+            [(h, i) for h in range(self.loaded.n_heads) for i in range(len(self.lengths))]
+        )
+
+        def ablate(batch):
+            heads, prompts = pairs[batch].T
             edit = (site, edit_own_head(heads, self.factor, means))
             logits, values = self.run_batch(layer, prompts, [edit])
             measured = self.distribution.effects(logits, prompts)
             for metric in effects.PROMPT_METRICS:
                 out[metric][heads, prompts] = measured[metric]
             out["values"][heads, prompts, layer + 1 :] = values
+
+        lengths = [self.lengths[i] for _, i in pairs]
+        failed, self.rows = run_batches(lengths, ablate, self.rows, equal=True)
+        check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"sweep of layer {layer}")
         return out
 
     def run_batch(self, layer, prompts, edits):
