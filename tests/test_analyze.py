@@ -1,4 +1,6 @@
-"""analyze_results.py on runs made of numbers: a planted head is found, nothing is found where nothing is."""
+"""analyze_results.py on runs made of numbers: a planted head is found, nothing is found where
+nothing is.
+"""
 
 import csv
 import json
@@ -162,7 +164,9 @@ def test_layer_metrics_are_those_of_role_metrics(planted):
 
 
 def test_raw_p_tests_the_length_null_not_zero():
-    """Equally spread attention on long confounders and short self prompts: raw RSI is far from 0, and that is length."""
+    """Equally spread attention on long confounders and short self prompts: raw RSI is far from 0,
+    and that is length.
+    """
     run = make_run(n_layers=2, n_heads=3, effect=0.0)
     run.n_tokens = np.where(run.category == "self_referent", 5, 8)
     run.span[:, 1] = run.n_tokens
@@ -218,5 +222,6 @@ def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
 @pytest.mark.parametrize("script", ["analyze_results.py", "cross_model_correlation.py"])
 def test_nothing_imports_torch(script):
     code = f"import sys, {script[:-3]}, "
-    code += "rolecircuits.stats.role_tests, rolecircuits.edits.candidates; sys.exit('torch' in sys.modules)"
+    code += "rolecircuits.stats.role_tests, rolecircuits.edits.candidates; "
+    code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

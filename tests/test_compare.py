@@ -1,4 +1,6 @@
-"""Two runs, compared: the original's columns under its estimator, ours against loops, and every reason to hesitate said."""
+"""Two runs, compared: the original's columns under its estimator, ours against loops, and every
+reason to hesitate said.
+"""
 
 import csv
 import dataclasses
@@ -24,9 +26,10 @@ from rolecircuits.stats.resampling import bootstrap_counts
 from synthetic import make_run, save_run
 
 ORIGINAL = (
-    "layer rfc_mean_base rfc_std_base rfc_ci_low_base rfc_ci_high_base rsi_mean_base rsi_std_base rsi_ci_low_base "
-    "rsi_ci_high_base n_heads_base rfc_mean_instruct rfc_std_instruct rfc_ci_low_instruct rfc_ci_high_instruct "
-    "rsi_mean_instruct rsi_std_instruct rsi_ci_low_instruct rsi_ci_high_instruct n_heads_instruct rfc_diff rsi_diff "
+    "layer rfc_mean_base rfc_std_base rfc_ci_low_base rfc_ci_high_base rsi_mean_base rsi_std_base "
+    "rsi_ci_low_base rsi_ci_high_base n_heads_base rfc_mean_instruct rfc_std_instruct "
+    "rfc_ci_low_instruct rfc_ci_high_instruct rsi_mean_instruct rsi_std_instruct "
+    "rsi_ci_low_instruct rsi_ci_high_instruct n_heads_instruct rfc_diff rsi_diff "
     "rfc_diff_ci_low rfc_diff_ci_high rsi_diff_ci_low rsi_diff_ci_high"
 ).split()
 FILES = {
@@ -40,7 +43,9 @@ FILES = {
 
 
 def make_pair(root, base=None, instruct=None, n_layers=3, n_heads=2, per_category=6):
-    """Two run folders that differ in effect and seed; `base` and `instruct` overrule the arguments of make_run."""
+    """Two run folders that differ in effect and seed; `base` and `instruct` overrule the arguments
+    of make_run.
+    """
     size = {"n_layers": n_layers, "n_heads": n_heads, "per_category": per_category}
     left = make_run(**size | {"effect": 0.2, "model_id": "me/base"} | (base or {}))
     right = make_run(**size | {"effect": 0.8, "seed": 1, "model_id": "me/chat"} | (instruct or {}))
@@ -81,8 +86,14 @@ def test_every_file_is_written_and_whole(compared):
 def test_original_columns_come_first_in_their_order(compared):
     rows = read_table(compared[2] / "detailed_comparison.csv")
     assert list(rows[0])[: len(ORIGINAL)] == ORIGINAL
-    new = [f"{i}_{k}_{run}{end}" for k in indices.KINDS for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")
-           for end in ("", "_ci_low", "_ci_high", "_p", "_q", "_p_max")]  # fmt: skip
+    ends = ("", "_ci_low", "_ci_high", "_p", "_q", "_p_max")
+    new = [
+        f"{i}_{k}_{run}{end}"
+        for k in indices.KINDS
+        for i in ("rfc", "rsi")
+        for run in ("base", "instruct", "diff")
+        for end in ends
+    ]
     nulls = [f"{i}_null_raw_{run}" for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")]
     assert list(rows[0])[len(ORIGINAL) :] == new + nulls
     assert [row["layer"] for row in rows] == ["0", "1", "2"]
@@ -115,7 +126,9 @@ def test_original_columns_are_the_originals_arithmetic_over_all_heads(compared):
 
 
 def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
-    """By hand for RFC of layer 1: resample prompts in both runs at once, divide every draw by its own standard error."""
+    """By hand for RFC of layer 1: resample prompts in both runs at once, divide every draw by its
+    own standard error.
+    """
     base, instruct, out, _ = compared
     row = read_table(out / "detailed_comparison.csv")[1]
     counts = bootstrap_counts(base.category, base.pair_id, seed=DEFAULT_SEED)
@@ -124,7 +137,9 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
               (("base", base), ("instruct", instruct))}  # fmt: skip
 
     def index_and_error(weights):
-        """RFC(instruct) - RFC(base) and its delta-method error, prompts weighted by how often they were drawn."""
+        """RFC(instruct) - RFC(base) and its delta-method error, prompts weighted by how often they
+        were drawn.
+        """
         n, index, slopes = 6, 0.0, {name: np.zeros(6) for name in chosen}
         for sign, x in ((1, values["instruct"]), (-1, values["base"])):
             h = {name: np.average(x[rows], weights=weights[rows]) for name, rows in chosen.items()}
@@ -490,8 +505,10 @@ def test_same_command_again_gives_the_same_bytes(compared, tmp_path):
 
 
 def test_help_never_imports_a_heavy_package():
-    script = "import sys, compare_base_instruct as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
-    script += "print(*{'torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'rich'} & set(sys.modules), file=sys.stderr)"
+    script = "import sys, compare_base_instruct as c\n"
+    script += "try:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
+    script += "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'rich'}\n"
+    script += "print(*heavy & set(sys.modules), file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True
     )
@@ -501,7 +518,8 @@ def test_help_never_imports_a_heavy_package():
 def test_a_whole_comparison_never_imports_torch(tmp_path):
     base, instruct = make_pair(tmp_path)
     script = "import sys, compare_base_instruct as c\ncode = c.main(sys.argv[1:])\n"
-    script += "print(*{'torch', 'transformers', 'transformer_lens', 'pandas', 'seaborn'} & set(sys.modules), file=sys.stderr)"
+    script += "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'seaborn'}\n"
+    script += "print(*heavy & set(sys.modules), file=sys.stderr)"
     command = [
         sys.executable,
         "-c",

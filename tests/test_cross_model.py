@@ -1,4 +1,6 @@
-"""cross_model_correlation.py: correlations by hand, shifts along depth, files of others, files that are broken."""
+"""cross_model_correlation.py: correlations by hand, shifts along depth, files of others, files that
+are broken.
+"""
 
 import csv
 
@@ -40,7 +42,9 @@ def test_correlations_agree_with_scipy():
 
 
 def test_shifts_keep_their_level_on_smooth_profiles():
-    """Two unrelated smooth profiles: the t-test of Pearson's r rejects far too often, the shifts do not."""
+    """Two unrelated smooth profiles: the t-test of Pearson's r rejects far too often, the shifts do
+    not.
+    """
     rng = np.random.default_rng(1)
     naive, shifts = [], []
     for _ in range(300):

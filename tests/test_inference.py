@@ -1,4 +1,6 @@
-"""Resampling inference against scipy, against hand computations, and against simulations whose truth is known."""
+"""Resampling inference against scipy, against hand computations, and against simulations whose
+truth is known.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ PAIR = np.where(np.isin(CATEGORY, ["confounder", "third_person"]), np.tile(np.ar
 
 
 def lognormal(shape, means=(1, 1, 1, 1), spread=(0.3, 0.3, 0.4, 0.3), per=30, seed=0):
-    """[prompt, *shape] values with exact expectations `means`, one a category, in the order of CATEGORY."""
+    """[prompt, *shape] values with exact expectations `means`, one a category, in the order of
+    CATEGORY.
+    """
     z = np.random.default_rng(seed).normal(size=(4 * per, *shape))
     column = (-1, *[1] * len(shape))
     mean, sd = (np.repeat(x, per).reshape(column) for x in (means, spread))
@@ -23,7 +27,9 @@ def lognormal(shape, means=(1, 1, 1, 1), spread=(0.3, 0.3, 0.4, 0.3), per=30, se
 
 
 def drawn_indices(values, category, counts):
-    """RFC and RSI of every resample by weighted means, draw by draw: {"rfc": [resample, ...], "rsi": ...}."""
+    """RFC and RSI of every resample by weighted means, draw by draw: {"rfc": [resample, ...],
+    "rsi": ...}.
+    """
     draws = {"rfc": [], "rsi": []}
     for count in counts:
         mean = {
@@ -62,7 +68,8 @@ def test_sign_flips_enumerate_as_scipy_does():
 
 
 def test_permutation_by_hand():
-    # 4 prompts, 2 and 2: six labellings; the observed split {1, 2} against {3, 4} and its mirror are the two extremes
+    # 4 prompts, 2 and 2: six labellings; the observed split {1, 2} against {3, 4} and its mirror
+    # are the two extremes
     assert permutation_test(np.array([1.0, 2.0]), np.array([3.0, 4.0])).p == pytest.approx(2 / 6)
     assert sign_flip_test(np.array([1.0, 2.0, 3.0])).p == pytest.approx(2 / 8)
 
@@ -105,7 +112,9 @@ def test_standard_error_is_the_delta_method_by_hand():
 
 
 def test_standard_error_of_two_runs_uses_the_same_prompts():
-    """By hand: the error of instruct - base is that of the per-prompt differences of the two linearised indices."""
+    """By hand: the error of instruct - base is that of the per-prompt differences of the two
+    linearised indices.
+    """
     values = lognormal((), (0.9, 1, 1.2, 1))
     base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
     found = resampling.studentised_indices(
@@ -125,8 +134,8 @@ def test_standard_error_of_two_runs_uses_the_same_prompts():
 def test_spread_of_the_draws_agrees_with_scipy_bootstrap():
     values = lognormal((), (0.8, 1, 1, 1))
     s, n = values[:30], values[60:90]
-    theirs = stats.bootstrap((s, n), lambda x, y: 1 - x.mean() / y.mean(), vectorized=False, method="percentile",
-                             n_resamples=4000, rng=0)  # fmt: skip
+    options = {"vectorized": False, "method": "percentile", "n_resamples": 4000, "rng": 0}
+    theirs = stats.bootstrap((s, n), lambda x, y: 1 - x.mean() / y.mean(), **options)
     counts = bootstrap_counts(CATEGORY, PAIR, 4000)
     drawn = resampling.studentised_indices(
         [values[:, None]], CATEGORY, resampling.draw_weights(counts)
@@ -183,7 +192,9 @@ def test_two_runs_share_their_resamples():
 
 
 def mean_index_by_hand(values, base, counts):
-    """(estimate, error, t of every draw) of the mean over layers of RFC(values) - RFC(base), prompt by prompt."""
+    """(estimate, error, t of every draw) of the mean over layers of RFC(values) - RFC(base), prompt
+    by prompt.
+    """
     rows = {name: np.flatnonzero(CATEGORY == name) for name in ("self_referent", "neutral")}
 
     def index_and_error(weights):
@@ -225,7 +236,9 @@ def test_the_mean_over_one_layer_is_that_layer():
 
 
 def test_the_mean_leaves_undefined_layers_and_prompts_out():
-    """A prompt undefined in one layer counts in the others; a layer without neutral entropy does not count."""
+    """A prompt undefined in one layer counts in the others; a layer without neutral entropy does
+    not count.
+    """
     values = lognormal((4,))
     values[3, 1], values[CATEGORY == "neutral", 2] = np.nan, 0.0
     found = infer_mean_indices(values, CATEGORY, PAIR, None, 499)["rfc"]
@@ -240,7 +253,9 @@ def test_the_mean_leaves_undefined_layers_and_prompts_out():
 
 
 def test_interval_of_the_mean_over_layers_covers():
-    """300 data sets of 6 layers that move together, 12 prompts a category; percentile intervals are too short."""
+    """300 data sets of 6 layers that move together, 12 prompts a category; percentile intervals are
+    too short.
+    """
     rng, category = (
         np.random.default_rng(8),
         np.repeat(["self_referent", "confounder", "neutral"], 12),
@@ -395,7 +410,9 @@ def test_compare_categories_uses_the_pairs():
 
 
 def test_intervals_cover_and_percentile_would_not():
-    """400 data sets of 10 prompts a category: the bound lies between what bootstrap-t and percentile intervals reach."""
+    """400 data sets of 10 prompts a category: the bound lies between what bootstrap-t and
+    percentile intervals reach.
+    """
     values = lognormal((400,), (0.9, 1, 1, 1), (0.4, 0.4, 0.6, 0.4), per=10)
     category = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 10)
     pair = np.full(40, -1)
@@ -407,13 +424,15 @@ def test_intervals_cover_and_percentile_would_not():
 
 
 def test_two_run_test_keeps_its_level_when_scales_differ():
-    """Equal RFC in both runs, one at 0.3 times the entropy: 5 % rejected; comparing the raw differences rejects all."""
+    """Equal RFC in both runs, one at 0.3 times the entropy: 5 % rejected; comparing the raw
+    differences rejects all.
+    """
     z = lognormal((500,), (0.8, 1, 1, 1), seed=4)
     other = 0.3 * z * lognormal((500,), spread=(0.2,) * 4, seed=5)
     found = infer_indices(z, CATEGORY, PAIR, base=other, n_resamples=999)["rfc"]
     assert 0.025 < (found.p < 0.05).mean() < 0.08
-    moved = infer_indices(z * np.where(CATEGORY == "self_referent", 0.85, 1)[:, None], CATEGORY, PAIR, base=other,
-                          n_resamples=999)["rfc"]  # fmt: skip
+    lower = z * np.where(CATEGORY == "self_referent", 0.85, 1)[:, None]
+    moved = infer_indices(lower, CATEGORY, PAIR, base=other, n_resamples=999)["rfc"]
     assert (moved.p < 0.05).mean() > 0.6
 
 
@@ -425,7 +444,9 @@ def test_tests_keep_their_level_with_unequal_spread():
 
 
 def test_family_error_of_max_t():
-    """200 families of 60 correlated heads without effect: some head below 0.05 in nearly all, max-T in about 5 %."""
+    """200 families of 60 correlated heads without effect: some head below 0.05 in nearly all, max-T
+    in about 5 %.
+    """
     rng = np.random.default_rng(7)
     alone, family = [], []
     for i in range(200):
@@ -438,7 +459,9 @@ def test_family_error_of_max_t():
 
 
 def test_position_matching_removes_what_position_does():
-    """Entropies that depend on the position alone, categories of unequal length: matched RFC is 0, normalised is not."""
+    """Entropies that depend on the position alone, categories of unequal length: matched RFC is 0,
+    normalised is not.
+    """
     run = make_run(n_layers=2, n_heads=2, effect=0.0)
     extra = np.where(np.arange(len(run.category)) % 2, 0, 2) * (run.category == "self_referent")
     run.n_tokens = np.minimum(run.n_tokens + extra, run.entropy.shape[-1])

@@ -1,4 +1,6 @@
-"""Plans are checked before anything runs; effects are what a hand computes; runs are whole or absent."""
+"""Plans are checked before anything runs; effects are what a hand computes; runs are whole or
+absent.
+"""
 
 import json
 import os
@@ -249,7 +251,9 @@ def measured_edit(kl, values, controls=()):
 
 
 def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
-    """Two candidates and their control: one with larger effects than the control, one with the same."""
+    """Two candidates and their control: one with larger effects than the control, one with the
+    same.
+    """
     rng = np.random.default_rng(1)
     category, pair_id = np.repeat(["self_referent", "neutral"], 20), np.full(40, -1)
     base, noise = rng.uniform(0.4, 0.6, (40, 3)), rng.normal(size=40)
@@ -440,7 +444,8 @@ def test_a_killed_run_leaves_the_latest_one_and_nothing_that_reads_as_a_run(fold
 
 
 def test_help_is_fast_and_imports_no_torch():
-    code = "import sys, interventions, experiment; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    code = "import sys, interventions, experiment; "
+    code += "assert not {'torch', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
 
 

@@ -15,7 +15,9 @@ LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 
 
 def hand_run(rows, category, span, windows=(None,), prompt_format="raw"):
-    """A run of one head from explicit rows: rows[prompt][query] is a distribution over the visible keys; one layer a window."""
+    """A run of one head from explicit rows: rows[prompt][query] is a distribution over the visible
+    keys; one layer a window.
+    """
     n_query = max(len(prompt) for prompt in rows)
     pattern = np.zeros((len(rows), n_query, n_query))
     for p, prompt in enumerate(rows):
@@ -242,7 +244,9 @@ MASSES = {
 
 @pytest.mark.parametrize("length", MASSES)
 def test_final_query_masses_by_hand(length):
-    """Keys 1, 2, 3 ... of the text carry 0.2, 0.3, 0.4 ...; key 0 (BOS) and the key behind the text carry 50."""
+    """Keys 1, 2, 3 ... of the text carry 0.2, 0.3, 0.4 ...; key 0 (BOS) and the key behind the text
+    carry 50.
+    """
     text = np.arange(2, length + 2) / 10
     final_row = np.concatenate([[50], text, [50]])[None, None, :]
     masses = entropies.final_query_masses(final_row, np.array([[1, 1 + length]]))
