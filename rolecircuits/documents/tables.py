@@ -24,7 +24,7 @@ def document_rows(documents, results):
 
 
 def _mean(values):
-    return float(moments.mean_rows(np.asarray(values, np.float64).reshape(-1), np.True_))
+    return float(moments.defined_mean(np.asarray(values, np.float64).reshape(-1)))
 
 
 def stacked_arrays(documents, results):
