@@ -18,6 +18,7 @@ import output_manager
 from compare_base_instruct import compare
 from conftest import PROJECT
 from rolecircuits.drawing import pair_figures, run_figures
+from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import same_weights
@@ -165,7 +166,7 @@ def test_figure_9_and_the_comparison_give_one_interval_of_a_run(recorded_seed):
         run.config |= {} if recorded_seed is None else {"seed": recorded_seed}
     estimates, _ = run_pairs.estimate_pair(runs)
     for side, run in runs.items():
-        study = run_figures.study_run(run)
+        study = study_run(run)
         _, rows = run_figures.draw_figure("visualization_9_role_focus_separation", study)
         for row in rows:
             compared = estimates[row["kind"]][row["index"]][side]

@@ -485,8 +485,7 @@ def test_run_folders_with_other_json(reader, saved):
     lines = [json.loads(line) for line in (saved / "prompts.jsonl").read_text().splitlines()]
 
     changed = [
-        st.tuples(st.just(name), damaged_json([d]), st.just(True))
-        for name, d in texts_module.items()
+        st.tuples(st.just(name), damaged_json([d]), st.just(True)) for name, d in documents.items()
     ]
     changed += changed[:1]
     changed.append(

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -224,7 +225,7 @@ def test_runs_of_one_second_by_many_processes_all_get_a_name(tmp_path):
 
 def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
     """Another process may look for stale folders between the making of a folder and its lock."""
-    lock, met = run_files.lock_descriptor, []
+    lock, met = filelock.lock_descriptor, []
 
     def lock_late(descriptor, blocking):
         if not met:
@@ -232,7 +233,7 @@ def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(tmp_
             shutil.rmtree(tmp_path / met[0])
         return lock(descriptor, blocking=blocking)
 
-    monkeypatch.setattr(run_files, "lock_descriptor", lock_late)
+    monkeypatch.setattr(filelock, "lock_descriptor", lock_late)
     assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
     assert met and not temporary(tmp_path)
 
@@ -248,17 +249,17 @@ def no_symlinks(source, target, *options):
 def test_a_folder_without_locks_is_said_before_the_work_and_loses_nothing(
     tmp_path, monkeypatch, capsys
 ):
-    locks = run_files.lock_descriptor
-    monkeypatch.setattr(run_files, "lock_descriptor", no_locks)
+    locks = filelock.lock_descriptor
+    monkeypatch.setattr(filelock, "lock_descriptor", no_locks)
     om.say_limits(tmp_path / "not" / "yet")
     assert capsys.readouterr().out.startswith(f"note: {tmp_path}: has no file locks; ")
     assert os.listdir(tmp_path) == []
     with om.create_run(tmp_path, "latest_run") as slow:
         (slow.path / "data.txt").write_text("slow")
         quick = publish(tmp_path, "quick")
-        monkeypatch.setattr(run_files, "lock_descriptor", locks)
+        monkeypatch.setattr(filelock, "lock_descriptor", locks)
         publish(tmp_path, "from a machine that has locks")
-        monkeypatch.setattr(run_files, "lock_descriptor", no_locks)
+        monkeypatch.setattr(filelock, "lock_descriptor", no_locks)
     assert (slow.final / "data.txt").read_text() == "slow" and quick.is_dir()
     assert not temporary(tmp_path)
 

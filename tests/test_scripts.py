@@ -13,7 +13,6 @@ import pytest
 import output_manager
 import run_pipeline
 from rolecircuits.capture import instrument
-from rolecircuits.edits import bench
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.models.families import SIDES
@@ -227,8 +226,7 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
         loads.append(spec.model_id)
         return real(spec, *rest)
 
-    for module in (instrument, bench):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(instrument, "load_model", load)
     Path("f.json").write_text(json.dumps({"x": {side: {"model_id": tiny} for side in SIDES}}))
     command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "6"]
     assert run_pipeline.main([*command, "--skip_visualization", "--skip_comparison"]) == 0

@@ -210,6 +210,9 @@ class RayEngine:
 
     def _welcome(self, worker, facts):
         """Take in a worker that lives; another library version there would round differently."""
+        before = self.facts_of.get(worker, facts)
+        if (before["node"], before["pid"]) != (facts["node"], facts["pid"]):
+            self.lost += 1  # it died while it had no item, and Ray started it again
         self.facts_of[worker] = facts
         for package, version in package_versions().items():
             there = facts["packages"].get(package)
