@@ -23,6 +23,7 @@ import sys
 from output_manager import load_run
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
+    ALPHA,
     DEFAULT_RESULTS,
     add_verify_argument,
     check_output_dir,
@@ -82,7 +83,6 @@ def compare(base_dir, instruct_dir, output_dir, verify=True):
 def print_summary(summary):
     """The summary as one table with the notes below it."""
     from rolecircuits.drawing import tables  # rich: --help does without it
-    from rolecircuits.stats.role_tests import ALPHA  # numpy
 
     print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}")
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"

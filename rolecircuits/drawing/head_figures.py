@@ -19,10 +19,11 @@ from rolecircuits.drawing.study import (
     write_caption,
 )
 from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, Grid
+from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
 from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import ALPHA, split_prompts, strongest_heads
+from rolecircuits.stats.role_tests import split_prompts, strongest_heads
 
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",

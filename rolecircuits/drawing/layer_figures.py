@@ -21,10 +21,11 @@ from rolecircuits.drawing.study import (
     write_caption,
 )
 from rolecircuits.drawing.style import COLOURS, MARKERS, NAMES, Grid
+from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.indices import index_values, null_values
 from rolecircuits.stats.moments import category_mean
-from rolecircuits.stats.role_tests import ALPHA, infer_layers
+from rolecircuits.stats.role_tests import infer_layers
 
 
 def two_panels(study: Study, **options):

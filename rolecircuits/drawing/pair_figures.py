@@ -1,9 +1,9 @@
 """RFC and RSI of two runs and of their difference, layer by layer."""
 
 from rolecircuits.drawing import style
+from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.resampling import N_RESAMPLES
-from rolecircuits.stats.role_tests import ALPHA
 from rolecircuits.stats.run_pairs import P_VALUES, SIDES
 
 # file name: (kinds of value, a column each, raw last; what is drawn of each)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rolecircuits.drawing.style import NAMES, NULL_COLOUR, Grid, Line2D, open_panels
-from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED
 from rolecircuits.runs.arrays import Run
 from rolecircuits.stats.contrasts import CONTRASTS, compare_categories
@@ -17,7 +17,6 @@ from rolecircuits.stats.resampling import (
     mean_interval,
     pair_rows,
 )
-from rolecircuits.stats.role_tests import ALPHA
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}

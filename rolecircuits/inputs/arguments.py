@@ -12,6 +12,7 @@ from rolecircuits.inputs.files import linked_name
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
+ALPHA = 0.05  # below which a p or q is said to pass
 MAX_COUNT = 10**9
 FREE_IN_REPETITION = (  # with --repeat: where and how it is run, not what
     *("model_id", "device", "device_map", "batch_size", "output_dir", "raw"),

@@ -5,7 +5,6 @@ import re
 import subprocess
 import time
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 from deterministic import ROUNDING_TOLERANCE
@@ -98,6 +97,8 @@ def portable(value):
 
 def package_versions():
     """{package: version} of what computes the numbers; None where it is not installed."""
+    from importlib import metadata  # brings email and zipfile; scripts import this for --help
+
     versions = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         try:

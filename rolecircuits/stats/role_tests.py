@@ -9,7 +9,7 @@ A family for q and max-T is all layers of one kind and index, or all heads of on
 
 import numpy as np
 
-from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.stats import indices
 from rolecircuits.stats.contrasts import available_contrasts, compare_categories, q_values
 from rolecircuits.stats.permutation import permutation_test
@@ -17,7 +17,6 @@ from rolecircuits.stats.resampling import N_RESAMPLES, infer_indices, mean_inter
 
 LAYER_KINDS = (*indices.KINDS, "position_matched")
 MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
-ALPHA = 0.05
 
 
 def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):

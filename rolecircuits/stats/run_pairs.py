@@ -8,7 +8,7 @@ to be chosen must not widen the interval of their difference.
 
 import numpy as np
 
-from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
@@ -28,7 +28,7 @@ from rolecircuits.stats.resampling import (
     infer_mean_indices,
     missing_prompts_reason,
 )
-from rolecircuits.stats.role_tests import ALPHA, infer_layers
+from rolecircuits.stats.role_tests import infer_layers
 
 P_VALUES = ("p", "q", "p_max")
 SIDES = ("base", "instruct")
