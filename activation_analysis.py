@@ -39,7 +39,7 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
@@ -125,7 +125,11 @@ def repeat(args):
 
 def load_for(prompts, args):
     """(LoadedModel, timings); prompts that it cannot be fed are refused before weights are read."""
-    from rolecircuits.capture import instrument, tokens  # torch: after the arguments are checked
+    with collector_paused():
+        from rolecircuits.capture import (  # torch: after the arguments are checked
+            instrument,
+            tokens,
+        )
 
     say_limits(args.output_dir)
     started = time.perf_counter()
@@ -197,7 +201,8 @@ def run_documents(args):
     texts.check_document_arguments(args)
     check_engine_arguments(args)
     documents = texts.read_documents(args.documents)
-    from rolecircuits.documents import shards, tables, tasks  # torch: after the file is checked
+    with collector_paused():
+        from rolecircuits.documents import shards, tables, tasks  # torch: after the file is checked
 
     say_limits(args.output_dir)
     with open_engine(args) as engine:

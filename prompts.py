@@ -23,7 +23,7 @@ from rolecircuits.inputs.arguments import check_prompt_arguments, check_text, po
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED, REQUIRED, Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
-from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import PromptFormat
 
 BUILT_IN = Path(categories.__file__).with_name("original.json")
@@ -157,8 +157,9 @@ def run(args):
         spans = [(0, n) for n in lengths]
         unit = "words"
     else:  # torch, which counting words does without
-        from rolecircuits.capture import tokens  # jinja2
-        from rolecircuits.models import load  # torch
+        with collector_paused():
+            from rolecircuits.capture import tokens  # jinja2
+            from rolecircuits.models import load  # torch
 
         tokenizer = load.load_tokenizer(args.model_id, revision=args.revision)
         tokenized = tokens.tokenize_prompts(prompts, tokenizer, PromptFormat.of(args))

@@ -35,7 +35,7 @@ from rolecircuits.engines.work import Item, LocalEngine, folder_aside
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.families import FAMILIES_FILE, RUNS, SIDES, load_family, stage_flags
 from rolecircuits.runs.files import pack_folder
@@ -145,8 +145,9 @@ def family_task(state, payload):
     error  what kept the base model from being edited: the analyses are not lost for it
     files  {stage: those of its run}, unless `here` says that this is where runs are published
     """
-    from rolecircuits.capture import instrument  # torch: once all flags are checked
-    from rolecircuits.edits.plan import parse_entries  # pydantic
+    with collector_paused():
+        from rolecircuits.capture import instrument  # torch: once all flags are checked
+        from rolecircuits.edits.plan import parse_entries  # pydantic
 
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
     failed, plan, error, files = [], payload["plan"], None, {}
