@@ -102,7 +102,10 @@ def run(args):
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     for note in notes:
         print(f"note: {note}")
-    loaded, timings = load_for(prompts, args)
+    say_limits(args.output_dir)
+    started = time.perf_counter()
+    loaded = load_for(prompts, args)
+    timings = {"load_s": time.perf_counter() - started}
     _, failed = analyze_model(loaded, prompts, args, timings)
     return 3 if failed else 0
 
@@ -116,26 +119,26 @@ def repeat(args):
     repetition = Repetition(run, build_parser(), args.given, load_prompts)
     check_model_arguments(repetition.args)
     check_output_dir(repetition.args.output_dir)
+    say_limits(repetition.args.output_dir)
     repetition.announce()
-    loaded, timings = load_for(repetition.prompts, repetition.args)
+    started = time.perf_counter()
+    loaded = load_for(repetition.prompts, repetition.args)
+    timings = {"load_s": time.perf_counter() - started}
     repetition.check_model(loaded.facts)
     analyze_model(loaded, repetition.prompts, repetition.args, timings, repetition)
     return repetition.report_verdict()
 
 
 def load_for(prompts, args):
-    """(LoadedModel, timings); prompts that it cannot be fed are refused before weights are read."""
+    """The LoadedModel of these flags; prompts that it cannot be fed are refused before weights."""
     with collector_paused():
         from rolecircuits.capture import (  # torch: after the arguments are checked
             instrument,
             tokens,
         )
 
-    say_limits(args.output_dir)
-    started = time.perf_counter()
     check = partial(tokens.tokenize_prompts, prompts, form=PromptFormat.of(args))
-    loaded = instrument.load_model(ModelSpec.of(args), args.seed, check)
-    return loaded, {"load_s": time.perf_counter() - started}
+    return instrument.load_model(ModelSpec.of(args), args.seed, check)
 
 
 def analyze_model(loaded, prompts, args, timings=None, repetition=None):
@@ -218,7 +221,7 @@ def run_documents(args):
     config = record.describe_run("activation_analysis.py --documents", args, *how)
     config["capture"] = done.how
     with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
-        tables.save_documents(new.path, kept, arrays, config)
+        tables.save_documents(new.path, kept, arrays, config, done.facts)
     print(
         f"{len(kept)} documents done, {len(done.failed)} failed: "
         f"{sum(document.n_tokens for document in kept)} tokens, "

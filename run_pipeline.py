@@ -35,7 +35,7 @@ from rolecircuits.engines.work import Item, LocalEngine, folder_aside
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.families import FAMILIES_FILE, RUNS, SIDES, load_family, stage_flags
 from rolecircuits.runs.files import pack_folder
@@ -145,24 +145,23 @@ def family_task(state, payload):
     error  what kept the base model from being edited: the analyses are not lost for it
     files  {stage: those of its run}, unless `here` says that this is where runs are published
     """
-    with collector_paused():
-        from rolecircuits.capture import instrument  # torch: once all flags are checked
-        from rolecircuits.edits.plan import parse_entries  # pydantic
-
     prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
     failed, plan, error, files = [], payload["plan"], None, {}
     with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
         stages = parse_stages(payload["flags"], *([f"--output_dir={aside}"] if aside else []))
         links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in stages.items()}
         for args in (stages[run] for run in RUNS if payload["analyse"]):
-            started, spec = time.perf_counter(), ModelSpec.of(args)
-            loaded = state.model(spec, partial(instrument.load_model, spec, args.seed))
+            started, loaded = time.perf_counter(), None  # its memory is free for the next one
+            load = partial(activation_analysis.load_for, prompts, args)
+            loaded = state.model(ModelSpec.of(args), load)
             timings = {"load_s": time.perf_counter() - started}
             failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
         try:
             if plan is None:
                 plan = choose_heads(links["base"], payload["top_k"], stages["base"].seed)
             if plan:
+                from rolecircuits.edits.plan import parse_entries  # pydantic: only for edits
+
                 engine, entries = LocalEngine(state), parse_entries(plan, "plan")
                 interventions.run_interventions(engine, prompts, entries, stages["edits"])
         except (UserError, RunFailed) as refused:

@@ -135,7 +135,7 @@ def test_nothing_survives_where_nothing_is(tmp_path, capsys):
     assert "2 heads, 0 confirmed on the held-out half" in out
 
 
-def test_layer_metrics_are_those_of_role_metrics(planted):
+def test_layer_metrics_are_those_of_the_indices(planted):
     found, folder, _ = planted
     run = plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6))
     rows = read_rows(folder / "layer_metrics.csv")

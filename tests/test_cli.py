@@ -202,3 +202,17 @@ def test_read_only_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parser_module.os, "access", lambda path, mode: False)
     with pytest.raises(errors.UserError, match=r"--output_dir .*cannot be written to"):
         arguments.check_output_dir(tmp_path)
+
+
+def test_a_model_loaded_between_two_imports_is_freed():
+    """What is frozen while it refers to itself is never freed: only the first import freezes."""
+    code = (
+        "import gc, weakref\n"
+        "from rolecircuits.inputs.parser import collector_paused\n"
+        "with collector_paused(): import json\n"
+        "class Model: pass\n"
+        "model = Model(); model.itself = model; seen = weakref.ref(model)\n"
+        "with collector_paused(): import decimal\n"
+        "del model; gc.collect(); assert gc.get_freeze_count() and seen() is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -1,4 +1,4 @@
-"""The nine figures: what they draw equals what role_metrics and resampling compute, and they stay
+"""The nine figures: what they draw equals what the indices and resampling compute, and they stay
 legible and honest."""
 
 import csv
@@ -226,7 +226,7 @@ def test_pairs_are_resampled_together(run):
     assert np.allclose(column(rows, "length_null", minus="self_referent", kind="raw"), difference)
 
 
-def test_indices_equal_role_metrics(run, study):
+def test_indices_equal_their_formula(run, study):
     figure, rows = draw(9, study)
     for kind in ("raw", "normalised"):
         expected, null = indices.layer_indices(run, kind), indices.layer_null(run, kind)

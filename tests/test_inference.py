@@ -80,7 +80,7 @@ def test_sampled_permutations_agree_with_scipy_and_count_the_observed_one():
     assert permutation_test(a + 100, b, n_permutations=999).p == pytest.approx(1 / 1000)
 
 
-def test_indices_agree_with_role_metrics_in_every_resample():
+def test_indices_agree_with_their_formula_in_every_resample():
     values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
     counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
     expected = [drawn_indices(run, CATEGORY, counts) for run in (values, base)]

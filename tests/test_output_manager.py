@@ -613,3 +613,19 @@ def test_prepare_folder_refuses_a_file(tmp_path):
 def test_git_state_and_versions_are_recorded():
     assert set(record.git_state()) == {"commit", "dirty"}
     assert record.package_versions()["numpy"] == np.__version__
+
+
+def test_only_our_own_stale_folders_are_removed(tmp_path):
+    foreign = tmp_path / ".tmp_thesis", tmp_path / f".tmp_{'0' * 16}"
+    for folder in foreign:  # another form of name; our form, but no lock file
+        folder.mkdir()
+        (folder / "text.txt").write_text("mine")
+    killed = tmp_path / f".tmp_{'1' * 16}"
+    killed.mkdir()
+    (killed / ".lock").touch()
+    (killed / "half.npz").write_text("half")
+    (tmp_path / f".tmp_{'2' * 16}").mkdir()  # killed before it was locked
+    om.say_limits(tmp_path / "results")
+    run_files.write_json(tmp_path / "a.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*foreign, tmp_path / "a.json"])
+    assert all((folder / "text.txt").read_text() == "mine" for folder in foreign)

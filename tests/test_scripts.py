@@ -1,10 +1,12 @@
 """The scripts as a user runs them: commands as subprocesses, exit codes, files, repetition."""
 
+import gc
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +295,24 @@ def test_reading_a_run_that_is_not_there(tmp_path):
         assert done.returncode == 2
         assert "no such folder" in done.stderr
         assert not (tmp_path / "figures").exists()
+
+
+def test_pipeline_frees_a_model_before_the_next_is_read(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other, alive, real = save_tiny("mistral", tmp_path / "other"), [], instrument.load_model
+
+    def load(spec, *rest):
+        gc.collect()
+        alive.append([seen() is not None for seen in load.seen])
+        loaded = real(spec, *rest)
+        load.seen.append(weakref.ref(loaded.plain))
+        return loaded
+
+    load.seen = []
+    monkeypatch.setattr(instrument, "load_model", load)
+    family = {"x": {"base": {"model_id": tiny}, "instruct": {"model_id": other}}}
+    Path("f.json").write_text(json.dumps(family))
+    command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "1"]
+    skipped = [f"--skip_{stage}" for stage in ("visualization", "comparison", "interventions")]
+    assert run_pipeline.main([*command, *skipped]) == 0
+    assert alive == [[], [False]]

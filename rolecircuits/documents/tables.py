@@ -61,8 +61,11 @@ def index_rows(arrays):
     return rows
 
 
-def save_documents(folder, documents, results, config):
-    """Write the tables of TokenizedDocuments and the arrays of their shards into a run's folder."""
+def save_documents(folder, documents, results, config, facts):
+    """Write the tables of TokenizedDocuments and the arrays of their shards into a run's folder.
+
+    facts  of the model as loaded: they name the shards; config["model"] may write ~ for the home
+    """
     arrays = stacked_arrays(documents, results)
     whole, turns = document_rows(documents, results)
     write_csv(folder / "documents.csv", whole)
@@ -75,7 +78,7 @@ def save_documents(folder, documents, results, config):
             "note: RFC and RSI need documents of the categories self_referent and neutral; "
             "indices.csv is left out"
         )
-    facts, method = config["model"], config["capture"]["method"]
+    method = config["capture"]["method"]
     rows = [
         {
             "id": d.prompt.id,

@@ -194,12 +194,9 @@ def donors_for(loaded: LoadedModel, tokenized, entries, setting: Setting):
 
 def resolve_source(source):
     """(model id, revision) of a patch's source: a model, or a run folder whose config names one."""
-    where, config = (
-        f"source {printable(source)[:200]}",
-        follow_links(source) / "experiment_config.json",
-    )
-    model_id, revision = source, None
+    where, model_id, revision = f"source {printable(source)[:200]}", source, None
     try:
+        config = follow_links(source) / "experiment_config.json"
         if config.is_file():
             facts = read_json(config)["model"]
             model_id, revision = facts["id"], facts.get("revision")

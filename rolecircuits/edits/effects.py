@@ -44,19 +44,13 @@ def log_probabilities(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def kl_divergence(base_logits, edited_logits):
-    """KL(base || edited) in nats: two [vocabulary] -> float >= 0.
+def kl_of_change(p, change):
+    """(KL of base from edited, c) in nats, from base probabilities p and the logits' change.
 
     With d the change of the logits and c = sum p d, KL = ln sum p exp(d - c). The textbook sum of
     p (ln p - ln q) cancels; this form keeps its relative precision for the smallest effects and is
-    exactly 0 where no logit changes.
+    exactly 0 where no logit changes. p, change  [vocabulary]
     """
-    change = np.asarray(edited_logits, np.float64) - base_logits
-    return kl_of_change(np.exp(log_probabilities(base_logits)), change)[0]
-
-
-def kl_of_change(p, change):
-    """(KL, c) from the base probabilities p and the change of the logits, both [vocabulary]."""
     # einsum, not @: waking BLAS threads costs more than one row does
     mean = float(np.einsum("v,v->", p, change))
     return max(float(np.log1p(np.einsum("v,v->", p, np.expm1(change - mean)))), 0.0), mean

@@ -41,7 +41,6 @@ from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
 from rolecircuits.stats.entropy import attention_entropy
 
-METHODS = ("zero_out", "half_out", "mean")
 FOLDER = ".sweep_heads"
 PIECE_VERSION = 1
 ROWS = 96
@@ -95,7 +94,7 @@ def sweep_of(state, payload):
 class Sweep:
     """The clean pass of a model and what every layer of the sweep shares with it.
 
-    method  one of METHODS    rows  ablations in one batch
+    method  zero_out, half_out or mean    rows  ablations in one batch
     """
 
     def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=ROWS):

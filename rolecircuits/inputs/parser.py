@@ -119,14 +119,15 @@ def collector_paused():
 
     Looking for garbage among it took a third of the start-up time (torch, transformers and
     transformer_lens: 9.0 s of processor time with the collector, 6.3 s without). It is frozen, so
-    that later collections pass it over. Do not load a model in here: what is frozen is freed only
-    when nothing refers to it, and a model refers to itself.
+    that later collections pass it over, but only the first time: by the second there may be a
+    model, and what is frozen is freed only when nothing refers to it, as a model does to itself.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
-        gc.freeze()
+        if not gc.get_freeze_count():
+            gc.freeze()
     finally:
         if enabled:
             gc.enable()

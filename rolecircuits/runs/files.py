@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import unicodedata
 import uuid
@@ -18,6 +19,7 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import TEMPORARY
 
 LOCK = ".lock"
+OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")  # what `temporary_name` gives
 # ValueError: bad UTF-8, bad JSON, a number of more than 4,300 digits
 JSON_ERRORS = (ValueError, RecursionError)
 
@@ -88,15 +90,22 @@ def _remove_folder(folder, lock):
 
 
 def remove_stale_folders(parent):
-    """Remove the temporary folders of killed processes: nobody holds their lock."""
+    """Remove the temporary folders of killed processes: nobody holds their lock.
+
+    Whatever else has such a name is not ours and stays: it has another form, or no lock file.
+    """
     for folder in Path(parent).glob(f"{TEMPORARY}*"):
+        if not OURS.fullmatch(folder.name) or folder.is_symlink():
+            continue
         stale = False
         with contextlib.suppress(OSError):
-            if not folder.is_symlink():
-                with open(folder / LOCK, "ab") as lock:
-                    stale = _lock(lock) and has_lock(folder)
-                    if stale:
-                        shutil.rmtree(folder, ignore_errors=True)
+            if not (folder / LOCK).exists():
+                folder.rmdir()  # killed before it was locked; OSError where it is not empty
+                continue
+            with open(folder / LOCK, "r+b") as lock:
+                stale = _lock(lock) and has_lock(folder)
+                if stale:
+                    shutil.rmtree(folder, ignore_errors=True)
         if stale and os.name == "nt":  # Windows removes no file that is open
             shutil.rmtree(folder, ignore_errors=True)
 
