@@ -125,8 +125,8 @@ def visualize_interventions(
         if reason:
             print(f"note: {printable(sweep)} is left out: {printable(reason)}")
         else:
-            found = edit_results.read_sweep(swept_folder, swept)
-            drawings["head_sweep"] = edit_figures.draw_sweep(*found)
+            numbers = edit_results.read_sweep(swept_folder, swept)
+            drawings["head_sweep"] = edit_figures.draw_sweep(*numbers)
     paths = [
         style.save_drawing(output_dir, name, drawing, file_format)
         for name, drawing in drawings.items()

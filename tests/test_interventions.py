@@ -15,6 +15,7 @@ import pytest
 import interventions
 from output_manager import load_run
 from prompts import select_prompts
+from rolecircuits.capture import tokens
 from rolecircuits.edits import bench, effects
 from rolecircuits.edits import sweep as sweep_module
 from rolecircuits.edits.plan import (
@@ -369,6 +370,27 @@ def interventions_donors(loaded, tokenized, entry):
     from rolecircuits.edits.donors import collect_donors
 
     return collect_donors(loaded, tokenized, [entry])
+
+
+def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
+    prompts = select_prompts(per_category=2)
+    sweep = sweep_module.Sweep(loaded, tokens.tokenize_prompts(prompts, loaded.tokenizer), "mean")
+    whole, real, sizes = sweep.layer(1), sweep_module.run_layers, []
+
+    def scarce(loaded, token_ids, *rest):
+        sizes.append(len(token_ids))
+        if len(token_ids) > 4:
+            raise RuntimeError("MPS backend out of memory")
+        return real(loaded, token_ids, *rest)
+
+    monkeypatch.setattr(sweep_module, "run_layers", scarce)
+    halved = sweep.layer(1)
+    assert max(sizes) > 4 and sweep.rows <= 4
+    for name, values in whole.items():
+        np.testing.assert_allclose(halved[name], values, atol=1e-5)
+    n_before = len(sizes)
+    sweep.layer(1)
+    assert max(sizes[n_before:]) <= 4  # the next layer begins with what was left
 
 
 def test_a_sweep_continues_where_it_stopped_and_takes_no_layers_of_others(
