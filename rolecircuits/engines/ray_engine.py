@@ -114,7 +114,11 @@ class RayEngine:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, runtime_env=code)
-        except Exception as error:  # a bare one where a node does not start in time
+        except Exception as error:
+            expected = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
+            # Ray raises a bare Exception where a node does not start in time
+            if type(error) is not Exception and not isinstance(error, expected):
+                raise
             raise UserError(f"--engine ray: {one_line(error, 300)}") from error
         finally:  # Ray's own handler ends the process without our message and exit code
             signal.signal(signal.SIGTERM, handler)
