@@ -306,7 +306,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
             flags(ray_address=cluster.address, num_workers=2, worker_threads=1, engine=name)
         ) as engine:
             if name == "ray":
-                lose_workers(monkeypatch, engine, cluster)
+                lost = lose_workers(monkeypatch, engine, cluster)
             interventions.run_interventions(engine, prompts, plan, args)
             if name == "ray":
                 wait_for_both(engine, tmp_path)
@@ -335,7 +335,9 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
             assert failed == []
             found[name] = engine.facts()
     torch.set_num_threads(threads)
-    assert found["local"] == {"name": "local"} and found["ray"]["workers_lost"] == 2
+    assert found["local"] == {"name": "local"} and lost[0] == "worker"
+    # Ray may start the killed worker beside the other one: then no worker is on the second node
+    assert 1 <= found["ray"]["workers_lost"] <= len(lost)
     results = ["latest_intervention", "latest_sweep", "latest_documents", "document_shards"]
     results += [
         f"results_activation_analysis/{family}/{link}"
@@ -365,7 +367,10 @@ def texts_file(folder):
 
 
 def lose_workers(monkeypatch, engine, cluster):
-    """Kill a worker during the edits, and remove the second node while its worker sweeps."""
+    """Kill a worker during the edits, and remove the second node while its worker sweeps.
+
+    returns  the list of what was lost so far, "worker" and then perhaps "node"
+    """
     answered, lost = engine._answers, []
     second = cluster.second.all_processes["raylet"][0].process.pid  # its workers' parent
 
@@ -383,6 +388,7 @@ def lose_workers(monkeypatch, engine, cluster):
                 lost.append("node")
 
     monkeypatch.setattr(engine, "_answers", lose_then_answer)
+    return lost
 
 
 def test_a_cluster_that_is_too_small_is_said(cluster):
