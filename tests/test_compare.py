@@ -52,6 +52,12 @@ def make_pair(root, base=None, instruct=None, n_layers=3, n_heads=2, per_categor
     return save_run(left, root, "latest_base"), save_run(right, root, "latest_run")
 
 
+def compare_by_command(base, instruct, output_dir):
+    """The script's exit code for two run folders."""
+    folders = {"--base_dir": base, "--instruct_dir": instruct, "--output_dir": output_dir}
+    return compare_base_instruct.main([str(x) for pair in folders.items() for x in pair])
+
+
 def read_table(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -294,15 +300,7 @@ def test_a_repeated_prompt_is_matched_once():
 @pytest.mark.parametrize("other", [{"n_layers": 4}, {"n_heads": 3}])
 def test_other_layers_or_heads_are_refused_and_nothing_is_written(tmp_path, capsys, other):
     base, instruct = make_pair(tmp_path, instruct=other)
-    arguments = [
-        "--base_dir",
-        str(base),
-        "--instruct_dir",
-        str(instruct),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert compare_base_instruct.main(arguments) == 2
+    assert compare_by_command(base, instruct, tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert "base has 3 layers x 2 heads, instruct has" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -338,15 +336,7 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
     )
     same = {"model_id": "bundled:smol"}
     base, instruct = make_pair(tmp_path, base=same, instruct={**same, "prompt_format": "chat"})
-    arguments = [
-        "--base_dir",
-        str(base),
-        "--instruct_dir",
-        str(instruct),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    assert compare_base_instruct.main(arguments) == 0
+    assert compare_by_command(base, instruct, tmp_path / "out") == 0
     label = "same weights, two framings: raw | chat"
     summary = json.loads((tmp_path / "out" / "comparison_summary.json").read_text("utf-8"))
     assert summary["pair"] == label and summary["same_weights"]

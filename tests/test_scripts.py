@@ -39,6 +39,12 @@ def run_script(*command, cwd=None, **environment):
     )
 
 
+def run_tiny_family(folder, *flags):
+    """run_pipeline.py on the pair `tiny` of families.json in `folder`."""
+    family = ("--family", "tiny", "--families_file", "families.json")
+    return run_script("run_pipeline.py", *family, *flags, cwd=folder)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
@@ -55,16 +61,7 @@ def family(tiny, tmp_path_factory):
         }
     }
     (folder / "families.json").write_text(json.dumps(families))
-    done = run_script(
-        "run_pipeline.py",
-        "--family",
-        "tiny",
-        "--families_file",
-        "families.json",
-        "--prompts_per_category",
-        "6",
-        cwd=folder,
-    )
+    done = run_tiny_family(folder, "--prompts_per_category", "6")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -239,15 +236,7 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
     flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison", "--skip_interventions"]
-    done = run_script(
-        "run_pipeline.py",
-        "--family",
-        "tiny",
-        "--families_file",
-        "families.json",
-        *flags,
-        cwd=folder,
-    )
+    done = run_tiny_family(folder, *flags)
     assert done.returncode == 0, done.stderr
     assert "comparison_results" not in done.stdout
     assert len(list((folder / "results_activation_analysis/tiny").glob("run_*"))) == 2

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from deterministic import prepare_environment
 from rolecircuits.engines.work import WorkerState, progress
-from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, one_line
 from rolecircuits.runs.record import package_versions
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ class RayEngine:
             # Ray raises a bare Exception where a node does not start in time
             if type(error) is not Exception and not isinstance(error, expected):
                 raise
-            raise UserError(f"--engine ray: {one_line(error, 300)}") from error
+            raise UserError(f"--engine ray: {one_line(error)}") from error
         finally:  # Ray's own handler ends the process without our message and exit code
             signal.signal(signal.SIGTERM, handler)
         return ray
@@ -290,8 +290,3 @@ def open_answer(answer):
         kind, text = answer["refused"]
         raise (UserError if kind == "UserError" else RunFailed)(text)
     return answer["value"]
-
-
-def one_line(error, length):
-    """An error's text without line breaks, cut to a length."""
-    return printable(" ".join(str(error).split()))[:length]

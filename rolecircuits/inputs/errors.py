@@ -21,3 +21,8 @@ def printable(text):
     )
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def one_line(error, length=300):
+    """An error's message without line breaks, safe for a terminal, cut to `length` characters."""
+    return printable(" ".join(str(error).split()))[:length]

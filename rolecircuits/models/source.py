@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, one_line, printable
 from rolecircuits.inputs.files import TEMPORARY, sha256_of
 
 BUNDLED = "bundled:smollm2-135m-instruct"
@@ -64,7 +64,7 @@ def locate_model(model_id):
         path = Path(model_id).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody
-        raise UserError(f"{shown}: no such folder: {one_line(error)[:60]}") from error
+        raise UserError(f"{shown}: no such folder: {one_line(error, 60)}") from error
     if is_folder:
         if not (path / "config.json").is_file():
             raise UserError(f"{shown}: the folder has no config.json; it is no model in hub format")
@@ -248,11 +248,6 @@ def errors_in_one_line(model_id, what):
         if "trust_remote_code" in str(error):
             why = "needs its own code; read it, then --trust_remote_code --revision <commit>"
         raise UserError(f"--model_id {printable(model_id)}: {why}") from error
-
-
-def one_line(error):
-    """An error's message without line breaks, at most 300 characters."""
-    return printable(" ".join(str(error).split()))[:300]
 
 
 def weight_files(folder):
