@@ -40,6 +40,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
@@ -100,6 +101,7 @@ def run(args):
         why = "no pattern is ever built; use --capture patterns"
         raise UserError(f"--raw {args.raw} with --capture streaming: {why}")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    check_turns(prompts, args.prompt_format, args.prompts)
     for note in notes:
         print(f"note: {note}")
     say_limits(args.output_dir)
@@ -146,10 +148,14 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     repetition  the Repetition that this run is: it compares the arrays, and no link is moved
     """
-    from rolecircuits.capture import activations, attention, instrument, tokens  # torch
+    from rolecircuits.capture import activations, attention, frames, instrument, tokens  # torch
 
     timings, determinism = dict(timings or {}), set_determinism(args.seed)
-    tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, PromptFormat.of(args))
+    tokenized = tokens.tokenize_all(prompts, loaded.tokenizer, PromptFormat.of(args))
+    tokenized, left_out = frames.keep_matched(tokenized)
+    if left_out:
+        print(f"note: {frames.describe_left_out(left_out, prompts)}")
+        prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
     method, raw, why = attention.choose_capture(
         args.capture, args.raw, tokenized, loaded.facts, args.batch_size
     )
@@ -166,8 +172,9 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     timings["capture_s"] = time.perf_counter() - started
     if len(captured.failed) == len(tokenized):
         raise RunFailed(f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; {SMALLER}")
-    script, fed = "activation_analysis.py", record.describe_prompts(args, prompts, captured.failed)
-    config = record.describe_run(script, args, loaded.facts, fed, determinism, timings)
+    fed = record.describe_prompts(args, prompts, captured.failed, left_out)
+    how = (args, loaded.facts, fed, determinism, timings)
+    config = record.describe_run("activation_analysis.py", *how)
     how = {"method": method, "raw": raw, "batch_size": captured.batch_size}
     config["capture"] = how | verdict
     folder = save_run(loaded, tokenized, captured, config, args, repetition)
@@ -190,12 +197,13 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
     if repetition is not None:
         link, prefix = None, "repeat"
     with create_run(args.output_dir, link, prefix) as new:
-        activations.save_capture(new.path, loaded, tokenized, captured, config)
+        audit = activations.save_capture(new.path, loaded, tokenized, captured, config)
         config["timings"]["save_s"] = time.perf_counter() - started
         files.write_json(new.path / "experiment_config.json", config)
         if repetition is not None:
             comparison = repetition.compare(captured.arrays, config)
             files.write_json(new.path / "repeat.json", comparison)
+    print(f"{'WARNING: ' if audit['flagged'] else ''}{audit['verdict']}")
     return new.final
 
 

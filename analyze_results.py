@@ -4,31 +4,39 @@
     both > 0: self-referent is the more focused
     Hedges g of a contrast first - second > 0: the first has the higher entropy
 
+How the prompts are built is said first: what the first word and the token count explain besides
+the category. In a crossed set differences are taken inside frames, and frames are the unit.
+
 Written to --output_dir, never into the run folder (methods and their sources: METHODS.md):
 
-    layer_metrics.csv         RFC and RSI of every layer, four ways, each with 95 % interval, null,
+    design.json               how the prompts are built, by layer
+    layer_metrics.csv         RFC and RSI of every layer, five ways, each with 95 % interval, null,
                               p, q and max-T p
+    contrasts.csv             every contrast, layer by layer
     head_ranking.csv          every head, strongest first: differences, g with interval, p, q and
-                              max-T p
+                              max-T p; in a crossed set also its attention on the slot, by category
     category_summary.csv      prompts, tokens, mean entropies and sink mass of each category
     ablation_candidates.json  heads for interventions.py, chosen on half of the prompts and measured
                               on the other half
 
     python analyze_results.py --input_dir results_activation_analysis/latest_run --top_k 10
+    python analyze_results.py --input_dir RUN --contrast robot-stone robot-dog
 """
 
 import sys
 
 from output_manager import load_run
 from rolecircuits.inputs.arguments import (
+    ALPHA,
     DEFAULT_SEED,
+    add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
     positive_int,
     say_unverified,
     seed_value,
 )
-from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 
@@ -44,50 +52,56 @@ def parse_args(argv=None):
     parser.add_argument("--top_k", type=positive_int, default=10, help=proposed)
     use = f"of resamples and prompt split (default {DEFAULT_SEED})"
     parser.add_argument("--seed", type=seed_value, default=DEFAULT_SEED, help=use)
+    add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
     say_unverified(args)
-    analyze(args.input_dir, args.output_dir, args.top_k, args.seed, not args.no_verify)
+    check_output_dir(args.output_dir)
+    run = load_run(args.input_dir, not args.no_verify).rename(args.roles or {})
+    analyze(run, args.output_dir, args.top_k, args.seed, args.contrast)
 
 
-def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, verify=True):
-    """Analyse a run, write the four files, print the tables.
+def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=()):
+    """Analyse a loaded run, write the files, print the tables.
 
-    returns  {"layers", "heads", "categories": rows of the CSVs, "candidates": the plan,
-             "verdicts": the lines printed}
-    raises   UserError where the run cannot be read, or no two categories are comparable
+    asked    contrasts "a-b"; without any the usual ones
+    returns  {"layers", "contrasts", "heads", "categories": rows of the CSVs, "candidates": the
+             plan, "design": the audit, "verdicts": the lines printed}
     """
     folder = check_output_dir(output_dir)
 
     from rolecircuits.drawing import tables  # rich and numpy: --help does without them
     from rolecircuits.edits import candidates  # numpy
-    from rolecircuits.stats import resampling, role_tests  # numpy
+    from rolecircuits.stats import audit, contrasts, resampling, role_tests, units  # numpy
 
-    run = load_run(input_dir, verify)
-    contrasts = role_tests.contrast_heads(run, seed)
-    if not contrasts:
-        present = ", ".join(run.counts)
-        raise UserError(f"{input_dir}: has {present}; no two categories that a contrast compares")
-    layers, heads = role_tests.layer_metrics(run, seed), role_tests.rank_heads(contrasts)
+    chosen = contrasts.available_contrasts(run.category, asked)
+    design = audit.audit_design(run)
+    tables.print_audit(design, run.label)
+    tests = role_tests.contrast_heads(run, chosen, seed)
+    compared = role_tests.contrast_layers(run, chosen, seed)
+    layers, heads = role_tests.layer_metrics(run, seed), role_tests.rank_heads(tests, run)
     categories = role_tests.summarise_categories(run, seed)
-    plan = candidates.select_candidates(run, top_k, seed)
-    too_few = resampling.missing_prompts_reason(run.category)
+    plan = candidates.select_candidates(run, top_k, seed, chosen)
+    too_few = resampling.missing_prompts_reason(units.labels_of(run)[0])
     verdicts = [f"note: {too_few}; those are left empty"] if too_few else []
-    verdicts += role_tests.list_verdicts(layers, contrasts)
+    verdicts += role_tests.list_verdicts(layers, tests)
 
     folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "design.json", design)
+    files.write_csv(folder / "contrasts.csv", compared)
     files.write_csv(folder / "layer_metrics.csv", layers)
     files.write_csv(folder / "head_ranking.csv", heads)
     files.write_csv(folder / "category_summary.csv", categories)
     files.write_json(folder / "ablation_candidates.json", plan)
 
-    contrast = next(iter(contrasts))
+    print_contrasts(run, chosen, compared)
+    contrast = next(iter(chosen))
     interval = tables.Column("95 % interval", no_wrap=True)
     columns = ("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p")
-    title = f"{run.label}: strongest heads, {contrast.replace('_', ' - ')}, normalised entropy"
+    title = f"{run.label}: strongest heads, {contrast}, normalised entropy"
     tables.print_table(columns, [head_cells(row, contrast) for row in heads[:top_k]], title)
     print("\n".join(verdicts))
     if plan["selection"]:
@@ -99,11 +113,31 @@ def analyze(input_dir, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, v
     if "note" in plan:
         print(plan["note"])
     print(
-        f"written to {printable(folder)}: layer_metrics, head_ranking, category_summary (csv), "
-        "ablation_candidates (json)"
+        f"written to {printable(folder)}: layer_metrics, contrasts, head_ranking, category_summary "
+        "(csv), design, ablation_candidates (json)"
     )
-    results = {"layers": layers, "heads": heads, "categories": categories}
-    return results | {"candidates": plan, "verdicts": verdicts}
+    results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
+    return results | {"candidates": plan, "design": design, "verdicts": verdicts}
+
+
+def print_contrasts(run, chosen, compared):
+    """Every contrast over the layers, and an interaction layer by layer beside its control."""
+    from rolecircuits.drawing import tables  # rich: --help does without it
+    from rolecircuits.stats import contrasts, role_tests  # numpy
+
+    unit = "frames" if run.crossed else "prompts"
+    columns = ("contrast", unit, "mean difference", "min @layer", "max @layer")
+    columns += (f"layers: p / BH / max-T < {ALPHA}",)
+    rows = [role_tests.contrast_cells(name, compared) for name in chosen]
+    title = f"{run.label}: normalised entropy, first - second, mean over heads"
+    tables.print_table(columns, rows, title, tables.WIDE)
+    families = [name for name in chosen if name in contrasts.INTERACTIONS]
+    if families:
+        columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]
+        title = "interaction of person and turn, and its control"
+        tables.print_table(
+            columns, role_tests.interaction_cells(families, compared), title, tables.WIDE
+        )
 
 
 def head_cells(row, contrast):

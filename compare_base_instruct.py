@@ -10,6 +10,9 @@ corrected side by side. Raw indices move with prompt length alone and are theref
 their length null. Where both runs hold the same weights the difference is one of prompt formats,
 not of training, and every title says so.
 
+--contrast a-b compares categories of any name (contrast_comparison.csv and a figure); --roles says
+which of them RFC and RSI are of. In a crossed set everything is taken inside frames.
+
 detailed_comparison.csv begins with the columns of the original study under its estimator (rows
 pooled, t-intervals over heads), for comparison with published numbers only; the columns behind them
 (rfc_normalised_diff, ...) are the result.
@@ -25,10 +28,12 @@ from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     ALPHA,
     DEFAULT_RESULTS,
+    add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
     say_unverified,
 )
+from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.runs import files
@@ -40,42 +45,59 @@ def parse_args(argv=None):
     parser.add_argument("--base_dir", default=base, help="run folder (default %(default)s)")
     parser.add_argument("--instruct_dir", default=instruct, help="default %(default)s")
     parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
+    add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
     say_unverified(args)
-    print_summary(compare(args.base_dir, args.instruct_dir, args.output_dir, not args.no_verify))
-    print(
-        "figures, detailed_comparison.csv and comparison_summary.json are in "
-        f"{printable(args.output_dir)}"
-    )
+    check_output_dir(args.output_dir)
+    folders = (args.base_dir, args.instruct_dir)
+    runs = [load_run(path, not args.no_verify).rename(args.roles or {}) for path in folders]
+    print_summary(compare(*runs, args.output_dir, args.contrast))
+    print(f"figures, tables and comparison_summary.json are in {printable(args.output_dir)}")
 
 
-def compare(base_dir, instruct_dir, output_dir, verify=True):
-    """Compare two run folders, write figures and tables to `output_dir`.
+def compare(base, instruct, output_dir, asked=()):
+    """Compare two loaded runs, write figures and tables to `output_dir`.
 
+    asked    contrasts "a-b"; without any, those of a set that has no RFC
     returns  what comparison_summary.json holds
     """
     check_output_dir(output_dir)
     with collector_paused():
         from rolecircuits.drawing import pair_figures, style  # matplotlib: not for --help
-        from rolecircuits.stats import pair_tables, run_pairs  # numpy
+        from rolecircuits.stats import audit, contrasts, pair_tables, run_pairs  # numpy
 
-    runs, notes = run_pairs.match_runs(load_run(base_dir, verify), load_run(instruct_dir, verify))
-    estimates, reasons = run_pairs.estimate_pair(runs)
-    original = run_pairs.estimate_original(runs)
+    whole = {"base": base, "instruct": instruct}
+    runs, notes = run_pairs.match_runs(base, instruct)
+    notes += [f"{side}: {audit.audit_design(run)['verdict']}" for side, run in whole.items()]
+    has_indices = set(REQUIRED) <= set(runs["base"].counts)
+    chosen = {}
+    if asked or not has_indices:
+        chosen = contrasts.available_contrasts(runs["base"].category, asked)
+    compared = run_pairs.estimate_contrasts(runs, chosen)
+    estimates, reasons = run_pairs.estimate_pair(runs) if has_indices else ({}, {})
+    original = run_pairs.estimate_original(runs) if has_indices else {}
     reasons = [reason for reason in reasons.values() if reason]
     summary = pair_tables.summarise_comparison(runs, estimates, original, notes, reasons)
+    summary["contrasts"] = pair_tables.summarise_contrasts(compared)
+    drawings = list(pair_figures.FIGURES) if has_indices else []
+    drawings += [pair_figures.CONTRASTS] if chosen else []
 
     def draw(name):
-        style.save_drawing(output_dir, name, pair_figures.draw_pair(name, estimates, summary))
+        numbers = compared if name == pair_figures.CONTRASTS else estimates
+        style.save_drawing(output_dir, name, pair_figures.draw_pair(name, numbers, summary))
 
     folder = files.prepare_folder(output_dir)
-    fork_map(draw, pair_figures.FIGURES)
-    rows = pair_tables.list_layers(estimates, original)
-    files.write_csv(folder / "detailed_comparison.csv", rows)
+    fork_map(draw, drawings)
+    if has_indices:
+        rows = pair_tables.list_layers(estimates, original)
+        files.write_csv(folder / "detailed_comparison.csv", rows)
+    if chosen:
+        rows = pair_tables.list_contrasts(compared)
+        files.write_csv(folder / "contrast_comparison.csv", rows)
     files.write_json(folder / "comparison_summary.json", summary)
     return summary
 
@@ -88,20 +110,23 @@ def print_summary(summary):
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
     print(f"instruct - base over {size} ({summary['pair']})")
     original = dict(summary["original"])
-    warning = original.pop("warning")
+    warning = original.pop("warning", None)
+    differences = summary["differences"] | ({"original": original} if original else {})
     rows = [
         (f"{index.upper()} {kind}", *difference_cells(entry))
-        for kind, entries in (summary["differences"] | {"original": original}).items()
+        for kind, entries in differences.items()
         for index, entry in entries.items()
     ]
+    rows += [(name, *difference_cells(entry)) for name, entry in summary["contrasts"].items()]
     columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "layers")
-    tables.print_table(columns, rows, **tables.PLAIN)
+    tables.print_table(columns, rows, file_width=tables.WIDE, **tables.PLAIN)
     corrected = f"Benjamini-Hochberg q < {ALPHA} / max-T p < {ALPHA}"
     print(
         f"null: length null. layers: 95 % interval excludes 0, uncorrected / {corrected}; "
         "raw differences are not tested"
     )
-    print(f"* layers whose t-interval over heads excludes 0: {warning}")
+    if warning:
+        print(f"* layers whose t-interval over heads excludes 0: {warning}")
     for note in summary["notes"]:
         print(f"note: {note}")
 

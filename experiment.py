@@ -27,6 +27,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
 
@@ -56,6 +57,7 @@ def run(args):
 
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    check_turns(prompts, args.prompt_format, args.prompts)
     for note in notes:
         print(f"note: {note}")
     with collector_paused():

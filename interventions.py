@@ -38,6 +38,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
 
@@ -88,6 +89,7 @@ def run(args):
 
         plan = read_plan(args.config_file or DEFAULT_PLAN)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
+    check_turns(prompts, args.prompt_format, args.prompts)
     for note in notes:
         print(f"note: {note}")
     say_limits(args.output_dir)
@@ -105,6 +107,7 @@ def run_interventions(engine, prompts, plan, args):
     """
     with collector_paused():
         from rolecircuits.edits import bench, effects, results  # torch: after all checks
+        from rolecircuits.stats.units import design_of
 
     payload = bench.plan_payload(Setting.of(args), prompts, plan, args.controls)
     base = engine.prepare(Item(bench.BASELINE, bench.unedited_task, payload))
@@ -114,6 +117,7 @@ def run_interventions(engine, prompts, plan, args):
     started = time.perf_counter()
     items = [Item(name, bench.edit_task, payload | {"entry": name}) for name in entries]
     config, measured = describe(engine, base, prompts, args), {}
+    n_prompts = len(base["prompts"])
     with create_run(args.output_dir, LATEST_INTERVENTION, "intervention") as new:
 
         def save(name, arrays, entry):
@@ -128,9 +132,8 @@ def run_interventions(engine, prompts, plan, args):
         timings["capture_s"] = time.perf_counter() - started
         measured = {name: measured[name] for name in entries}
         values = bench.normalised_values(base["arrays"])
-        rows, notes = effects.tabulate_effects(
-            measured, values, base["prompts"], base["notes"], args.seed
-        )
+        design = design_of(base["arrays"])
+        rows, notes = effects.tabulate_effects(measured, values, design, base["notes"], args.seed)
         ran = [entry | {"folder": name} for name, entry in entries.items()]
         config |= {"timings": timings, "engine": engine.facts(), "interventions": ran}
         results.save_effects(new.path, rows, notes, measured, config)
@@ -138,7 +141,7 @@ def run_interventions(engine, prompts, plan, args):
             write_manifest(new.path / name)
     results.print_effects(rows, notes)
     print(
-        f"{len(entries)} interventions, {len(prompts)} prompts, "
+        f"{len(entries)} interventions, {n_prompts} prompts, "
         f"capture {timings['capture_s']:.1f} s -> {printable(new.final)}"
     )
     return new.final, rows
@@ -162,15 +165,23 @@ def run_sweep(engine, prompts, args):
     sweep.remove_layers(finished_layers)
     results.print_strongest(arrays)
     print(
-        f"{arrays['rfc_change'].size} heads, {len(prompts)} prompts, {timings['sweep_s']:.1f} s"
-        f" -> {printable(new.final)}"
+        f"{arrays['rfc_change'].size} heads, {len(base['tokens'])} prompts, "
+        f"{timings['sweep_s']:.1f} s -> {printable(new.final)}"
     )
     return new.final
 
 
 def describe(engine, base, prompts, args):
     """experiment_config.json of a run whose unedited pass is `base`."""
-    fed, how = record.describe_prompts(args, prompts), (base["determinism"], base["timings"])
+    fed_ids, left_out = set(base["arrays"]["prompt_id"].tolist()), {}
+    for prompt in prompts:
+        if prompt.id not in fed_ids:
+            left_out[prompt.frame] = "not matched under this tokenizer"
+    if left_out:
+        print(f"note: frames not matched under this tokenizer: {printable(', '.join(left_out))}")
+    prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
+    fed = record.describe_prompts(args, prompts, left_out=left_out)
+    how = (base["determinism"], base["timings"])
     config = record.describe_run("interventions.py", args, base["facts"], fed, *how)
     return config | {"engine": engine.facts()}
 

@@ -20,7 +20,7 @@ from rolecircuits.inputs.arguments import MAX_SEED, check_output_dir
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import TEMPORARY, follow_links, linked_name, sha256_of
 from rolecircuits.runs.files import has_lock, read_json, read_prompts, temporary_folder, write_json
-from rolecircuits.runs.record import SCHEMA_VERSION, git_state, portable_arguments
+from rolecircuits.runs.record import READABLE, SCHEMA_VERSION, git_state, portable_arguments
 
 CONFIG, PROMPTS, ATTENTION = "experiment_config.json", "prompts.jsonl", "attention.npz"
 
@@ -174,10 +174,11 @@ def check_files(path, names, verify=True):
     """
     folder = resolve_run(path)
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        version = manifest.get("schema_version") if isinstance(manifest, dict) else "none"
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else "none"
+    if type(version) is not int or version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
         raise UserError(
-            f"{folder}: schema version {printable(version)}; this version reads {SCHEMA_VERSION}, "
+            f"{folder}: schema version {printable(version)}; this version reads {readable}, "
             "run the analysis again"
         )
     files = manifest.get("files")
@@ -208,9 +209,12 @@ def load_run(path, verify=True):
 
     folder = check_files(path, (CONFIG, PROMPTS, ATTENTION), verify)
     config = read_config(folder)
-    arrays = run_arrays.read_arrays(folder / ATTENTION)
+    schema = read_json(folder / "manifest.json")["schema_version"]
+    arrays = run_arrays.read_arrays(folder / ATTENTION, schema)
     prompts = read_prompts(folder / PROMPTS)
     _check_prompts(folder / PROMPTS, prompts, arrays)
+    if schema == 1:
+        arrays |= run_arrays.design_of_old(prompts)
     return run_arrays.Run(folder, config, prompts=prompts, **arrays)
 
 

@@ -193,11 +193,13 @@ def report_family(study, edited):
         summary = None
         with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, part after part
             if part == "comparison":
-                summary = compare_base_instruct.compare(*runs.values(), comparison, verify)
+                loaded = (load_run(link, verify) for link in runs.values())
+                summary = compare_base_instruct.compare(*loaded, comparison)
             else:
+                run = load_run(runs[part], verify)
                 if not args.skip_visualization:
-                    visualize_results.visualize(runs[part], figures / part, verify=verify)
-                analyze_results.analyze(runs[part], tests / part, args.top_k, args.seed, verify)
+                    visualize_results.visualize(run, figures / part)
+                analyze_results.analyze(run, tests / part, args.top_k, args.seed)
         return said.getvalue(), summary
 
     parts = [*runs] if args.skip_comparison else [*runs, "comparison"]

@@ -26,6 +26,7 @@ from rolecircuits.inputs.arguments import (
     LATEST_INTERVENTION,
     LATEST_RUNS,
     LATEST_SWEEP,
+    add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
     say_unverified,
@@ -51,6 +52,7 @@ def parse_args(argv=None):
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
     parser.add_argument("--format", choices=FORMATS, default="png")
+    add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
 
@@ -58,29 +60,42 @@ def parse_args(argv=None):
 def run(args):
     say_unverified(args)
     latest, figures = FOLDERS[args.output_type]
-    draw = visualize_interventions if args.output_type == "intervention" else visualize
-    input_dir = args.input_dir or Path(DEFAULT_RESULTS, latest)
-    draw(input_dir, args.output_dir or figures, args.format, not args.no_verify)
+    input_dir, output_dir = (
+        args.input_dir or Path(DEFAULT_RESULTS, latest),
+        args.output_dir or figures,
+    )
+    verify = not args.no_verify
+    if args.output_type == "intervention":
+        if args.contrast or args.roles:
+            raise UserError(
+                "--contrast and --roles are for runs, not for --output_type intervention"
+            )
+        visualize_interventions(input_dir, output_dir, args.format, verify)
+        return
+    check_output_dir(output_dir)
+    loaded = load_run(input_dir, verify).rename(args.roles or {})
+    visualize(loaded, output_dir, args.format, args.contrast)
 
 
-def visualize(input_dir, output_dir, file_format="png", verify=True):
-    """Write the nine figures of a run folder and their CSVs; returns the paths of the figures."""
+def visualize(run, output_dir, file_format="png", asked=()):
+    """Write the figures of a loaded run and their CSVs; returns the paths of the figures.
+
+    asked  contrasts "a-b" in place of the usual ones
+    """
     start = time.perf_counter()
     check_output_dir(output_dir)
     with collector_paused():
         from rolecircuits.drawing import run_figures, study, style  # matplotlib: not for --help
 
-    run = load_run(input_dir, verify)
-    studied = study.study_run(run)
+    studied = study.study_run(run, asked=asked)
 
     def draw(name):
         drawing = run_figures.draw_figure(name, studied)
         return style.save_drawing(output_dir, name, drawing, file_format)
 
     # figure 4 is the only one that needs seaborn and its libraries
-    paths = fork_map(
-        draw, run_figures.FIGURES, cost=lambda name: 7 if "distributions" in name else 1
-    )
+    names = run_figures.names_for(run)
+    paths = fork_map(draw, names, cost=lambda name: 7 if "distributions" in name else 1)
     seconds, folder = time.perf_counter() - start, printable(Path(output_dir))
     size = f"{run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts"
     print(
@@ -101,7 +116,7 @@ def visualize_interventions(
     """
     input_dir, output_dir = follow_links(input_dir), check_output_dir(output_dir)
     if (input_dir / "attention.npz").is_file():  # the folder of one edit: it is a run by itself
-        return visualize(input_dir, output_dir, file_format, verify)
+        return visualize(load_run(input_dir, verify), output_dir, file_format)
     if not input_dir.exists():
         raise UserError(
             f"{printable(input_dir)}: no intervention run found; interventions.py writes one"
@@ -134,7 +149,7 @@ def visualize_interventions(
     for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if each_run else []:
         if sub.is_symlink():
             raise UserError(f"{sub}: is a symlink; a run holds its own folders")
-        visualize(sub, output_dir / sub.name, file_format, verify)
+        visualize(load_run(sub, verify), output_dir / sub.name, file_format)
     print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
 

@@ -48,6 +48,7 @@ from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E
 from rolecircuits.inputs.errors import RunFailed  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
 from rolecircuits.inputs.specs import ModelSpec  # noqa: E402
+from rolecircuits.stats.masses import Places  # noqa: E402
 from rolecircuits.models.architecture import sliding_windows  # noqa: E402
 from rolecircuits.models.source import locate_model, read_config  # noqa: E402
 
@@ -260,7 +261,7 @@ def make_work(args, way, tokens):
         facts = {"n_heads": heads, "n_layers": layers}
         facts["sliding_windows"] = sliding_windows(model.config)
         return lambda: stream_layers(
-            model, ids, mask, LayerRecorder(facts, count, span, lambda layer, arrays: None)
+            model, ids, mask, LayerRecorder(facts, count, Places(span), lambda layer, arrays: None)
         )
     ids, mask = ids.to(args.device), mask.to(args.device)
     if way == "plain":

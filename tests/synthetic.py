@@ -10,9 +10,10 @@ import numpy as np
 
 import output_manager
 from prompts import select_prompts
+from rolecircuits.inputs.categories import cells_of, frame_of, is_crossed, slot_words
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files, npz, record
-from rolecircuits.stats import entropy
+from rolecircuits.stats import entropy, masses
 
 
 def make_run(
@@ -23,11 +24,12 @@ def make_run(
     seed=0,
     model_id="synthetic",
     prompt_format="raw",
+    prompts=None,
 ):
     """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens
-    self-referent rows."""
+    self-referent rows. Prompts are the original ones, or those given."""
     rng = np.random.default_rng(seed)
-    prompts = select_prompts(per_category=per_category)
+    prompts = select_prompts(per_category=per_category) if prompts is None else prompts
     words = np.array([len(p.text.split()) for p in prompts])
     n_tokens = words + 3
     span = np.stack([np.ones_like(n_tokens), n_tokens], axis=1)
@@ -49,7 +51,8 @@ def make_run(
     real = (key < n_tokens[:, None])[:, None, None, :]
     few = entropy.sinkfree_keys(visible)[None, :, None, :] < 2
     final = pattern[np.arange(n_prompts), :, :, n_tokens - 1]
-    masses = [entropy.final_query_masses(final[:, layer], span) for layer in range(n_layers)]
+    places = masses.Places(span, slots_of(prompts), segments_of(n_tokens, n_query))
+    measured = [masses.final_query_masses(final[:, layer], places) for layer in range(n_layers)]
     config = {
         "schema_version": record.SCHEMA_VERSION,
         "model": {
@@ -58,7 +61,7 @@ def make_run(
             "n_heads": n_heads,
             "weights_sha256": model_id,
         },
-        "prompts": {"format": prompt_format, "sha256": "synthetic"},
+        "prompts": {"format": prompt_format, "sha256": "synthetic", "crossed": is_crossed(prompts)},
         "status": "complete",
     }
     arrays = {
@@ -71,16 +74,38 @@ def make_run(
         "entropy_sinkfree": np.where(real & ~few, entropy.sinkfree_entropy(pattern), np.nan),
         "sink_mass": np.where(real, pattern[..., 0], np.nan),
         "visible_keys": visible,
-        "first_mass": np.stack([m["first_mass"] for m in masses], axis=1),
-        "last_mass": np.stack([m["last_mass"] for m in masses], axis=1),
-        "edge_mass": np.stack([m["edge_mass"] for m in masses], axis=1),
-        "edge_tokens": masses[0]["edge_tokens"],
+        "edge_tokens": measured[0]["edge_tokens"],
+        "frame": np.array([frame_of(p) for p in prompts]),
+        "filler": np.array([p.filler for p in prompts]),
+        "slot": places.slot,
+        "segment": np.array(masses.SEGMENTS),
+        **masses.uniform_masses(places, n_tokens, visible),
     }
+    stacked = [name for name in measured[0] if name != "edge_tokens"]
+    arrays |= {name: np.stack([m[name] for m in measured], axis=1) for name in stacked}
     arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
     rows = [
         {"id": p.id, "category": p.category, "pair_id": p.pair_id, "text": p.text} for p in prompts
     ]
     return run_arrays.Run(path=None, config=config, prompts=rows, **arrays)
+
+
+def slots_of(prompts):
+    """The token of the word in which the slot begins: [prompt, 2]; -1 unless crossed."""
+    slots = dict.fromkeys((p.id for p in prompts), (-1, -1))
+    if is_crossed(prompts):
+        for cell in cells_of(prompts).values():
+            for p, (start, _) in zip(cell, slot_words(cell), strict=True):
+                at = 3 + len(p.text[: start + 1].split()) - 1
+                slots[p.id] = (at, at + 1)
+    return np.array([slots[p.id] for p in prompts])
+
+
+def segments_of(n_tokens, n_query):
+    """Key 0 is the sink, the rest the user's text: [prompt, key], -1 beyond a prompt."""
+    key = np.arange(n_query)
+    segment = np.where(key == 0, 0, masses.SEGMENTS.index("user_text"))
+    return np.where(key < n_tokens[:, None], segment, -1)
 
 
 def save_run(run, output_dir, latest="latest_run"):

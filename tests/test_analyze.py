@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import analyze_results
+import output_manager
 from conftest import PROJECT
 from rolecircuits.edits import candidates as candidates_module
-from rolecircuits.stats import indices, role_tests
+from rolecircuits.stats import indices, role_tests, units
 from rolecircuits.stats.contrasts import hedges_g
 from synthetic import make_run, save_run
 
@@ -35,7 +36,11 @@ def planted(tmp_path_factory):
     path = save_run(
         plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6)), folder / "runs"
     )
-    return analyze_results.analyze(path, folder / "out", top_k=3), folder / "out", path
+    return (
+        analyze_results.analyze(output_manager.load_run(path), folder / "out", top_k=3),
+        folder / "out",
+        path,
+    )
 
 
 def test_planted_head_comes_first_and_survives(planted):
@@ -65,7 +70,7 @@ def test_held_out_g_is_measured_where_it_was_not_chosen():
     plan = candidates_module.select_candidates(run, top_k=2, seed=1)
     values, half = (
         indices.prompt_values(run),
-        role_tests.split_prompts(run.category, run.pair_id, seed=1),
+        role_tests.split_units(*units.labels_of(run), seed=1),
     )
     for row in plan["selection"]:
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
@@ -113,12 +118,12 @@ def test_controls_run_out_and_that_is_said():
 
 def test_split_halves_every_category_and_keeps_pairs():
     run = make_run(n_layers=1, n_heads=1)
-    half = role_tests.split_prompts(run.category, run.pair_id, seed=4)
+    half = role_tests.split_units(*units.labels_of(run), seed=4)
     assert [half[run.category == c].sum() for c in run.counts] == [15, 15, 15, 15]
     left, right = (dict(zip(run.pair_id[m], half[m], strict=True)) for m in
                    (run.category == "confounder", run.category == "third_person"))  # fmt: skip
     assert left == right
-    assert (half != role_tests.split_prompts(run.category, run.pair_id, seed=5)).any()
+    assert (half != role_tests.split_units(*units.labels_of(run), seed=5)).any()
 
 
 def test_nothing_survives_where_nothing_is(tmp_path, capsys):
@@ -212,7 +217,7 @@ def test_bad_requests_are_one_line(tmp_path, capsys):
 def test_run_folder_is_untouched_and_results_repeat(planted, tmp_path):
     found, _, path = planted
     before = sorted((p.name, p.stat().st_mtime_ns) for p in path.iterdir())
-    again = analyze_results.analyze(path, tmp_path / "out", top_k=3)
+    again = analyze_results.analyze(output_manager.load_run(path), tmp_path / "out", top_k=3)
     assert sorted((p.name, p.stat().st_mtime_ns) for p in path.iterdir()) == before
     assert again["candidates"] == found["candidates"] and str(again["heads"]) == str(found["heads"])
 

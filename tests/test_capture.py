@@ -20,6 +20,7 @@ from rolecircuits.models import devices
 from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.models.source import BUNDLED, bundled_folder
 from rolecircuits.stats import entropy as entropies
+from rolecircuits.stats.masses import Places
 from tiny_models import CONFIGS, WINDOW, WINDOWS, load_checked, save_tiny
 
 
@@ -224,7 +225,7 @@ def test_padding_rows_are_not_checked_or_measured():
     pattern[0, 0, 2] = np.nan
     check_patterns(pattern, [2], 0, FACTS)
     reduced = reduce_pattern(
-        np.nan_to_num(pattern), np.array([2]), np.array([[1, 2]]), np.array([1, 2, 3])
+        np.nan_to_num(pattern), np.array([2]), Places(np.array([[1, 2]])), np.array([1, 2, 3])
     )
     np.testing.assert_allclose(reduced["entropy"][0, 0], [0, np.log(2), np.nan], atol=1e-7)
     assert np.isnan(reduced["entropy_sinkfree"][0, 0]).all()

@@ -17,7 +17,7 @@ from rolecircuits.drawing import run_figures, style
 from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import ARRAYS
-from rolecircuits.stats import indices, role_tests
+from rolecircuits.stats import indices, role_tests, units
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(run_figures.FIGURES, start=1))
@@ -153,7 +153,7 @@ def test_planted_head_is_found_and_measured_on_other_prompts():
 
 def test_prompts_that_choose_heads_do_not_measure_them():
     base = make_run(n_layers=4, n_heads=5, effect=0.0, seed=3)
-    chooses = role_tests.split_prompts(base.category, base.pair_id)
+    chooses = role_tests.split_units(*units.labels_of(base))
     planted = scaled(
         base, chooses & (base.category == "self_referent"), layer=2, head=4, factor=0.5
     )

@@ -9,6 +9,7 @@ import pytest
 from rolecircuits.stats import entropy as entropies
 from rolecircuits.stats import indices as role_indices
 from rolecircuits.stats import moments, original_study
+from rolecircuits.stats.masses import Places, final_query_masses
 from synthetic import make_run
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
@@ -247,7 +248,7 @@ def test_final_query_masses_by_hand(length):
     carry 50."""
     text = np.arange(2, length + 2) / 10
     final_row = np.concatenate([[50], text, [50]])[None, None, :]
-    masses = entropies.final_query_masses(final_row, np.array([[1, 1 + length]]))
+    masses = final_query_masses(final_row, Places(np.array([[1, 1 + length]])))
     first, last, edge_first, edge_last, k = MASSES[length]
     assert masses["first_mass"].item() == pytest.approx(first)
     assert masses["last_mass"].item() == pytest.approx(last)

@@ -287,7 +287,7 @@ def test_half_a_pair_counts_as_one_prompt():
     estimate, low, high = resampling.stratified_mean_interval(values, CATEGORY, PAIR, 1999, 1)
     np.testing.assert_allclose(estimate, np.nanmean(values, axis=0))
     assert (high - low)[0] == pytest.approx((high - low)[1], rel=0.15) and low[0] < high[0]
-    sums, sizes, stratum = resampling.pair_units(values, CATEGORY, PAIR)
+    sums, sizes, stratum = resampling.sum_units(values, CATEGORY, PAIR)
     assert sums.shape == (90, 2) and sorted(set(stratum)) == ["neutral", "pair", "self_referent"]
     assert sums[61, 0] == values[31, 0] and sizes[61].tolist() == [1, 2]
     assert sums[60, 0] == pytest.approx(values[30, 0] + values[90, 0])

@@ -29,6 +29,7 @@ from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs.npz import read_npz
 from rolecircuits.stats import contrasts
+from rolecircuits.stats.units import Design
 from tiny_models import load_checked, save_tiny
 
 HERE = Path(interventions.__file__).parent
@@ -222,18 +223,24 @@ def test_kl_surprisal_and_top1_by_hand():
     assert all(values[0] == 0 for values in same.values())
 
 
+def plain_design(category):
+    """The Design of a set without pairs and frames."""
+    alone, blank = np.full(len(category), -1), np.full(len(category), "")
+    return Design(np.asarray(category), alone, blank, blank, crossed=False)
+
+
 def test_index_change_by_hand():
     category = np.array(["self_referent", "confounder", "neutral"])
     base, edited = (
         np.array([[0.4, 0.4], [0.6, 0.5], [0.8, 0.5]]),
         np.array([[0.2, 0.4], [0.6, 0.5], [0.8, 0.5]]),
     )
-    labels = category, np.full(3, -1)
-    change = effects.infer_index_changes(base, edited, labels, seed=1, n_resamples=99)
+    design = plain_design(category)
+    change = effects.infer_index_changes(base, edited, design, seed=1, n_resamples=99)
     assert change["rfc_change"].estimate == pytest.approx(0.25 / 2)
     assert change["rsi_change"].estimate == pytest.approx(0.25 / 2)
     assert np.isnan(change["rfc_change"].low), "one prompt a category has no interval"
-    none = effects.infer_index_changes(base[:, :0], edited[:, :0], labels, seed=1, n_resamples=99)
+    none = effects.infer_index_changes(base[:, :0], edited[:, :0], design, seed=1, n_resamples=99)
     assert np.isnan(none["rfc_change"].estimate)
 
 
@@ -254,7 +261,7 @@ def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
     """Two candidates and their control: one with larger effects than the control, one with the
     same."""
     rng = np.random.default_rng(1)
-    category, pair_id = np.repeat(["self_referent", "neutral"], 20), np.full(40, -1)
+    category = np.repeat(["self_referent", "neutral"], 20)
     base, noise = rng.uniform(0.4, 0.6, (40, 3)), rng.normal(size=40)
     moved = base.copy()
     moved[:20] += 0.2
@@ -263,7 +270,7 @@ def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
         "same": measured_edit(0.1 * noise, base, ["control"]),
         "control": measured_edit(0.1 * noise, base),
     }
-    rows = effects.effect_rows(measured, base, category, pair_id, seed=1)
+    rows = effects.effect_rows(measured, base, plain_design(category), seed=1)
     rows = {(row["intervention"], row["category"]): row for row in rows}
     assert set(rows) == {(name, c) for name in measured for c in (*set(category), "all")}
     large, same, control = (rows[name, "all"] for name in measured)
@@ -284,7 +291,7 @@ def test_prompts_that_an_edit_does_not_touch_are_left_out():
     values, kl = np.random.default_rng(0).uniform(0.4, 0.6, (20, 2)), np.arange(20.0)
     kl[[0, *range(10, 20)]] = np.nan
     measured = {"patch": measured_edit(kl, values)}
-    rows = effects.effect_rows(measured, values, category, np.full(20, -1), seed=1)
+    rows = effects.effect_rows(measured, values, plain_design(category), seed=1)
     assert [(row["category"], row["n"], row["kl"]) for row in rows] == [
         ("self_referent", 9, 5.0),
         ("all", 9, 5.0),

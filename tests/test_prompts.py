@@ -4,6 +4,7 @@ line."""
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ import prompts
 from prompts import built_in_texts, load_prompts, select_prompts
 from rolecircuits.inputs.categories import CATEGORIES, prompt_set_sha256
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs.prompt_sets import check_turns
 
 PROMPTS = built_in_texts()
 # as every earlier run records it
@@ -150,7 +152,10 @@ BAD_FILES = {
     "empty": ("", ["not JSON at line 1"]),
     "utf16": ((MINIMAL + "}").encode("utf-16"), ["not UTF-8 at byte 0"]),
     "latin1": (b'{"self_referent": ["\xe9"]}', ["not UTF-8 at byte 20"]),
-    "list root": ('["Who are you?"]', ["root is a list", "object with self_referent, confounder"]),
+    "list of texts": (
+        '["Who are you?"]',
+        ["mine.json[0] is a str", "object with category and text"],
+    ),
     "string root": ('"Who are you?"', ["root is a str"]),
     "trailing comma": (MINIMAL + ",}", ["not JSON at line 1"]),
     "duplicate key": (MINIMAL + ', "neutral": ["What is DNA?"]}', ["key 'neutral' appears twice"]),
@@ -161,13 +166,19 @@ BAD_FILES = {
     ),
     "misspelt": (
         MINIMAL + ', "self_referrent": []}',
-        ["unknown category 'self_referrent'", "third_person"],
+        ["unknown category 'self_referrent': did you mean self_referent?"],
     ),
-    "escape in a name": (MINIMAL + ', "\\u001b[31m": []}', ["unknown category", "x1b[31m"]),
-    "missing neutral": ('{"self_referent": ["Who are you?"]}', ["neutral is missing or empty"]),
+    "escape in a name": (
+        MINIMAL + ', "\\u001b[31m": []}',
+        ["category", "x1b[31m", "begins with a letter"],
+    ),
+    "one category": (
+        '{"self_referent": ["Who are you?"]}',
+        ["only self_referent has prompts; two are needed to contrast"],
+    ),
     "empty self": (
         '{"self_referent": [], "neutral": ["a"]}',
-        ["self_referent is missing or empty"],
+        ["only neutral has prompts; two are needed to contrast"],
     ),
     "string for list": (
         MINIMAL + ', "confounder": "How tall am I?"}',
@@ -213,6 +224,20 @@ def test_missing_file_and_folder_are_refused(tmp_path):
         load_prompts(tmp_path / "none.json")
     with pytest.raises(UserError, match="is a folder"):
         load_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["orignal", "crossd", "deixsis"])
+def test_a_misspelt_set_is_named(capsys, name):
+    assert prompts.main(["--prompts", name]) == 2
+    out, err = capsys.readouterr()
+    meant = {"o": "original", "c": "crossed", "d": "deixis"}[name[0]]
+    assert out == "" and err.endswith(f"{name}: no such file or set: did you mean {meant}?\n")
+
+
+def test_a_file_with_the_misspelt_name_of_a_set_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("crossed.json").write_text(MINIMAL + "}")
+    assert len(load_prompts("crossed.json")[0]) == 2
 
 
 def load_texts(tmp_path, texts):
@@ -275,6 +300,60 @@ def test_lengths_are_printed_in_words_and_called_words(capsys):
         means[category] = sum(sum(math.log(i) for i in range(1, n + 1)) / n for n in lengths) / 3
     expected = 1 - means["self_referent"] / means["neutral"]
     assert float(null[1]) == pytest.approx(expected, abs=6e-5)
+
+
+def test_a_set_without_self_or_neutral_has_no_length_null(tmp_path, capsys):
+    texts = {"animals": ["What is a dog?"], "neutral": ["What is rain?"]}
+    assert prompts.main(["--prompts", str(write(tmp_path, json.dumps(texts)))]) == 0
+    out = capsys.readouterr().out
+    assert "no length null: RFC and RSI need self_referent prompts" in out and "nan" not in out
+
+
+def test_frames_are_printed_in_the_place_of_pairs(tmp_path, capsys):
+    rows = [
+        ("self_referent", "size", "tall", "How tall are you?"),
+        ("neutral", "size", "tall", "How tall is it?"),
+        ("self_referent", "origin", "made", "Who made you?"),
+        ("neutral", "origin", "made", "Who made it so well?"),
+        ("self_referent", "origin", "sold", "Who sold you?"),
+        ("neutral", "origin", "sold", "Who sold it so well?"),
+    ]
+    path = tmp_path / "f.csv"
+    path.write_text(
+        "\n".join(",".join(row) for row in [("category", *"frame filler text".split()), *rows])
+    )
+    assert prompts.main(["--prompts", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 frames have equal lengths in all categories" in out and "pairs" not in out
+    lines = [re.split(r" *│ *", line)[1:-1] for line in out.splitlines() if "│" in line]
+    assert ["size", "1", "How tall are you?", "4", "yes"] in lines
+    assert ["origin", "2", "Who made you?", "3", "no"] in lines
+
+
+def test_one_unequal_cell_makes_a_frame_unequal():
+    chosen, _ = load_prompts("crossed")
+    lengths = [5 + (p.id == "neutral_copula_size_2") for p in chosen]
+    _, _, rows, summary = prompts.describe_frames(chosen, lengths, "tokens")
+    assert [row[0] for row in rows if row[-1] == "no"] == ["copula_size"]
+    assert summary == "35 of 36 frames have equal lengths in all categories"
+
+
+def test_turns_need_a_chat_template_before_a_model_is_loaded(capsys):
+    assert prompts.main(["--prompts", "deixis", "--model_id", "no/such/model"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == (
+        "error: --prompts deixis needs --prompt_format chat: half of its sentences stand in the "
+        "assistant's turn\n"
+    )
+
+
+def test_turns_are_checked_by_what_the_set_holds():
+    deixis, _ = load_prompts("deixis")
+    check_turns(deixis, "chat", "deixis")
+    check_turns([p for p in deixis if p.turn == "user"], "raw", "mine.csv")
+    last = next(p for p in deixis if p.turn == "assistant")
+    with pytest.raises(UserError, match="--prompts mine.csv needs .*: 1 of its sentences stands"):
+        check_turns([*select_prompts(), last], "raw", "mine.csv")
 
 
 def test_tokens_need_a_model(capsys):

@@ -25,6 +25,7 @@ from rolecircuits.inputs.categories import Prompt
 from rolecircuits.runs import arrays, record
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import repeat as repeat_module
+from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -372,7 +373,7 @@ def test_verdict_names_the_place(name, place, change, verdict, where):
 
 def test_lost_prompts_and_changed_labels_are_different():
     run = make_run(n_layers=2, n_heads=2, per_category=3)
-    fewer = {n: a if n == "visible_keys" else a[:-1] for n, a in arrays_of(run).items()}
+    fewer = {n: a[:-1] if n in PROMPT_ARRAYS else a for n, a in arrays_of(run).items()}
     found = repeat_module.compare_arrays(arrays_of(run), fewer, 1e-5)
     assert found["verdict"] == repeat_module.DIFFERENT
     assert any(

@@ -13,6 +13,7 @@ from rolecircuits.models.devices import check_memory
 from rolecircuits.runs.arrays import Run
 from rolecircuits.runs.files import write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
+from rolecircuits.stats.audit import audit_design
 from rolecircuits.stats.indices import summarize
 
 
@@ -89,9 +90,10 @@ def save_raw(loaded, tokenized, batch_size, folder):
 
 
 def save_capture(folder, loaded, tokenized, captured, config):
-    """The files of a run that hold what was measured: prompts, arrays, raw files, summary.
+    """The files of a run that hold what was measured: prompts, arrays, raw files, summary, design.
 
-    config  of the run; config["capture"]["raw"] says which raw files there are
+    config   of the run; config["capture"]["raw"] says which raw files there are
+    returns  the audit of design.json
     """
     lost = dict(captured.failed)
     kept = [prompt for prompt in tokenized if prompt.id not in lost]
@@ -103,5 +105,8 @@ def save_capture(folder, loaded, tokenized, captured, config):
         write_npz(path, {"patterns": patterns, "n_tokens": n_tokens})
     if config["capture"]["raw"] == "full":
         save_raw(loaded, kept, captured.batch_size, folder)
-    summary = summarize(Run(None, config, **captured.arrays))
-    write_json(folder / "activations.json", summary)
+    run = Run(None, config, **captured.arrays, prompts=[{"text": p.text} for p in kept])
+    write_json(folder / "activations.json", summarize(run))
+    audit = audit_design(run)
+    write_json(folder / "design.json", audit)
+    return audit

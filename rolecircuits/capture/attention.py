@@ -19,13 +19,17 @@ import torch
 from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
 from rolecircuits.capture.patterns import Resume, check_patterns, reduce_pattern, run_layers
 from rolecircuits.capture.streaming import LayerRecorder, stream_layers
+from rolecircuits.inputs.categories import frame_of
 from rolecircuits.models.devices import free_bytes
 from rolecircuits.models.load import LoadedModel
+from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.stats import entropy
+from rolecircuits.stats.masses import SEGMENTS, Places, uniform_masses
 
 AUTO_TOKENS = 512
 PATTERN_COPIES = 4  # scores, softmax, float32 copy and its logarithm live at once
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
+PADDED = (*ROWS, "final_row")  # their last axis is as long as the longest prompt
 
 
 @dataclass
@@ -92,20 +96,43 @@ def empty_arrays(tokenized, facts):
     """The arrays of attention.npz before anything is measured: labels and lengths, NaN or 0."""
     n_tokens = np.array([len(p.token_ids) for p in tokenized], dtype=np.int64)
     masses = (len(tokenized), facts["n_layers"], facts["n_heads"])
-    rows = (*masses, n_tokens.max())
+    rows, places = (*masses, n_tokens.max()), places_of(tokenized)
+    visible = entropy.visible_keys(rows[-1], facts["sliding_windows"]).astype(np.int64)
+    uniform = uniform_masses(places, n_tokens, visible)
     return {
         "category": np.array([p.category for p in tokenized]),
         "prompt_id": np.array([p.id for p in tokenized]),
         "pair_id": np.array([p.pair_id for p in tokenized], dtype=np.int64),
         "n_tokens": n_tokens,
-        "span": np.array([p.span for p in tokenized], dtype=np.int64).reshape(-1, 2),
+        "span": places.span,
+        "frame": np.array([frame_of(p) for p in tokenized]),
+        "filler": np.array([p.filler for p in tokenized]),
+        "slot": places.slot,
         **{name: np.full(rows, np.nan, np.float32) for name in ROWS},
-        "visible_keys": entropy.visible_keys(rows[-1], facts["sliding_windows"]).astype(np.int64),
+        "visible_keys": visible,
         "first_mass": np.zeros(masses, np.float32),
         "last_mass": np.zeros(masses, np.float32),
         "edge_mass": np.zeros((*masses, 2), np.float32),
         "edge_tokens": np.zeros(len(tokenized), np.int64),
+        "slot_mass": np.zeros(masses, np.float32),
+        "segment": np.array(SEGMENTS),
+        "segment_mass": np.zeros((*masses, len(SEGMENTS)), np.float32),
+        "final_row": np.zeros(rows, np.float16),
+        **{name: values.astype(np.float32) for name, values in uniform.items()},
     }
+
+
+def places_of(tokenized):
+    """The Places of all prompts, over as many keys as the longest has."""
+    longest = max(len(p.token_ids) for p in tokenized)
+    segment = np.full((len(tokenized), longest), -1)
+    for row, prompt in zip(segment, tokenized, strict=True):
+        row[: len(prompt.segments)] = prompt.segments
+    span, slot = (
+        np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        for pairs in zip(*((p.span, p.slot) for p in tokenized), strict=True)
+    )
+    return Places(span, slot, segment)
 
 
 def empty_patterns(tokenized, facts):
@@ -170,6 +197,9 @@ class PatternPass:
     edits_for: Callable | None = None
     start: tuple | None = None
 
+    def __post_init__(self):
+        self.places = places_of(self.tokenized)
+
     def run(self, batch_size, title):
         lengths = self.captured.arrays["n_tokens"].tolist()
         failed, batch_size = run_batches(lengths, self.run_batch, batch_size, title=title)
@@ -177,7 +207,7 @@ class PatternPass:
 
     def run_batch(self, batch):
         captured, arrays, width = self.captured, self.captured.arrays, self._width(batch)
-        n_tokens, span = arrays["n_tokens"][batch], arrays["span"][batch]
+        n_tokens, places = arrays["n_tokens"][batch], self.places.take(batch)
         real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
 
         def on_layer(layer, pattern):
@@ -186,7 +216,7 @@ class PatternPass:
                 kept = np.where(real, pattern, 0.0)
                 captured.patterns[layer][batch, :, :width, :width] = kept
             visible = arrays["visible_keys"][layer, :width]
-            store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, span, visible))
+            store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, places, visible))
 
         edits = [] if self.edits_for is None else self.edits_for(batch)
         ids = [self.tokenized[i].token_ids for i in batch]
@@ -212,13 +242,13 @@ class PatternPass:
 
 def capture_streaming(loaded, tokenized, batch_size=64, batch_tokens=BATCH_TOKENS, title=None):
     """The Capture of a pass without patterns, through the model without its bridge."""
-    arrays = empty_arrays(tokenized, loaded.facts)
+    arrays, places = empty_arrays(tokenized, loaded.facts), places_of(tokenized)
 
     def run_batch(batch):
         recorder = LayerRecorder(
             loaded.facts,
             arrays["n_tokens"][batch],
-            arrays["span"][batch],
+            places.take(batch),
             lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
         )
         ids, mask = pad_right([tokenized[i].token_ids for i in batch])
@@ -235,7 +265,7 @@ def store_layer(arrays, batch, layer, reduced):
     for name, values in reduced.items():
         if name == "edge_tokens":
             arrays[name][batch] = values
-        elif name in ROWS:
+        elif name in PADDED:
             arrays[name][batch, layer, :, :width] = values
         else:
             arrays[name][batch, layer] = values
@@ -250,7 +280,7 @@ def without_failed(captured, failed, batch_size):
     kept = np.setdiff1d(np.arange(len(ids)), failed)
     return replace(
         captured,
-        arrays={name: a if name == "visible_keys" else a[kept] for name, a in arrays.items()},
+        arrays={name: a[kept] if name in PROMPT_ARRAYS else a for name, a in arrays.items()},
         patterns={layer: values[kept] for layer, values in captured.patterns.items()},
         logits=captured.logits[kept] if captured.logits is not None and len(kept) else None,
         failed=[(str(ids[i]), ALONE) for i in failed],

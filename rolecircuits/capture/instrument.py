@@ -15,6 +15,7 @@ from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import open_model, read_weights
 from rolecircuits.stats import entropy
+from rolecircuits.stats.masses import Places
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
@@ -111,8 +112,8 @@ class CheckedRecorder(LayerRecorder):
     largest  the largest difference so far, over all layers of this pass
     """
 
-    def __init__(self, facts, n_tokens, span, on_layer):
-        super().__init__(facts, n_tokens, span, on_layer)
+    def __init__(self, facts, n_tokens, places, on_layer):
+        super().__init__(facts, n_tokens, places, on_layer)
         self.largest = 0.0
 
     def measure(self, query, key, rest, layer, how):
@@ -120,7 +121,7 @@ class CheckedRecorder(LayerRecorder):
         whole = (0, query.shape[2])
         pattern = block_scores(query, key, whole, whole, how).softmax(dim=-1).cpu().numpy()
         visible = entropy.visible_keys(query.shape[2], [how.window])[0]
-        expected = patterns.reduce_pattern(pattern, self.n_tokens, self.span, visible)
+        expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
         self.largest = max(self.largest, gap)
         return arrays
@@ -167,7 +168,8 @@ def check_streaming(loaded):
         for name in MEASURED:
             streamed[name][:, layer] = arrays[name]
 
-    recorder = CheckedRecorder(loaded.facts, expected["n_tokens"], expected["span"], on_layer)
+    places = Places(expected["span"])
+    recorder = CheckedRecorder(loaded.facts, expected["n_tokens"], places, on_layer)
     with out_of_memory_fails("instrument check of streaming"):
         stream_layers(loaded.plain, *pad_right([p.token_ids for p in tokenized]), recorder)
     dtype = loaded.facts["dtype"]

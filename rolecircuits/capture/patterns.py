@@ -14,6 +14,7 @@ import torch
 from rolecircuits.capture.batches import pad_right
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy
+from rolecircuits.stats.masses import final_query_masses
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
@@ -160,10 +161,10 @@ def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TO
             )
 
 
-def reduce_pattern(pattern, n_tokens, span, visible):
+def reduce_pattern(pattern, n_tokens, places, visible):
     """The arrays of one layer of one batch; rows beyond a prompt's tokens are NaN.
 
-    pattern [prompt, head, query, key]    n_tokens [prompt]    span [prompt, 2]
+    pattern [prompt, head, query, key]    n_tokens [prompt]    places  Places of the prompts
     visible [query] keys a row can see
     returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`
     """
@@ -183,4 +184,4 @@ def reduce_pattern(pattern, n_tokens, span, visible):
         full[real] = values
         arrays[name] = full.transpose(0, 2, 1)
     final = pattern[np.arange(n_prompts), :, n_tokens - 1]
-    return arrays | entropy.final_query_masses(final, span)
+    return arrays | final_query_masses(final, places)

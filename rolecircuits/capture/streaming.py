@@ -34,7 +34,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.stats.entropy import final_query_masses, sinkfree_keys, visible_keys
+from rolecircuits.stats.entropy import sinkfree_keys, visible_keys
+from rolecircuits.stats.masses import final_query_masses
 
 NAME = "role_streaming"
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
@@ -273,14 +274,14 @@ class LastLayerDone(Exception):
 class LayerRecorder:
     """The attention function of one forward pass: it answers each layer and reduces its rows.
 
-    n_tokens [prompt]    span [prompt, 2]
+    n_tokens [prompt]    places  Places of the prompts
     on_layer(layer, arrays)  is called once a layer, in order; arrays are those of `join_sink` and
-                             of stats.entropy.final_query_masses, NaN beyond a prompt's tokens
+                             of stats.masses.final_query_masses, NaN beyond a prompt's tokens
     """
 
-    def __init__(self, facts, n_tokens, span, on_layer):
+    def __init__(self, facts, n_tokens, places, on_layer):
         self.facts, self.on_layer, self.fired = facts, on_layer, []
-        self.n_tokens, self.span = np.asarray(n_tokens), np.asarray(span)
+        self.n_tokens, self.places = np.asarray(n_tokens), places
 
     def __call__(self, module, query, key, value, attention_mask, **given):
         layer, scale = module.layer_idx, given.get("scaling")
@@ -310,7 +311,7 @@ class LayerRecorder:
         nan = np.float32(np.nan)
         arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
         final = final_rows(query, key, self.n_tokens, how)
-        return arrays | final_query_masses(final.cpu().numpy(), self.span)
+        return arrays | final_query_masses(final.cpu().numpy(), self.places)
 
 
 def refuse_variant(layer, kwargs):

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from rolecircuits.drawing import style
-from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, NULL_COLOUR, Grid, Line2D
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.drawing.style import DIVERGING, NULL_COLOUR, Grid, Line2D
+from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.edit_results import EFFECT_PARTS
 
@@ -38,12 +38,13 @@ def draw_effects(rows, label):
     rows   of effects.json      label  model, format and n, for the subtitle
     """
     candidates = [row for row in rows if row["role"] == "candidate"] or rows
+    looks = category_looks_of(rows)
     names = list(dict.fromkeys(row["intervention"] for row in candidates))
     shown = names[:MAX_SHOWN]
     cut = f"; the first {MAX_SHOWN} of {len(names)}" if len(names) > MAX_SHOWN else ""
     handles = [
-        Line2D([], [], color=COLOURS[c], marker=MARKERS[c], ls="", markersize=5, label=NAMES[c])
-        for c in CATEGORIES
+        Line2D([], [], color=look.colour, marker=look.marker, ls="", markersize=5, label=look.label)
+        for look in looks.values()
     ]
     cross = {"color": NULL_COLOUR, "marker": "x", "ls": "", "label": "mean of control heads"}
     handles.append(Line2D([], [], **cross))
@@ -64,7 +65,7 @@ def draw_effects(rows, label):
     for axis, (metric, title) in zip(panels, PANELS.items(), strict=True):
         for height, name in enumerate(shown):
             own = [row for row in candidates if row["intervention"] == name]
-            draw_effect(axis, height, own, metric)
+            draw_effect(axis, height, own, metric, looks)
         axis.axvline(0, color="black", linewidth=0.7)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("change" if metric != "kl" else "nats")
@@ -76,16 +77,23 @@ def draw_effects(rows, label):
     return figure, [{c: np.nan if row[c] is None else row[c] for c in columns} for row in rows]
 
 
-def draw_effect(axis, height, rows, metric):
+def category_looks_of(rows):
+    """{category: Look} of rows of effects.json, without the one over all categories."""
+    names = order_categories(row["category"] for row in rows if row["category"] != "all")
+    looks = style.category_looks(names)
+    return {name: looks[name] for name in names}
+
+
+def draw_effect(axis, height, rows, metric, looks):
     """One intervention in one panel, around `height`; rows: its rows of effects.json."""
     overall = next(row for row in rows if row["category"] == "all")
     if metric in INDEX_COLOURS:
         points = [(height, overall, INDEX_COLOURS[metric], "o")]
     else:
-        present = [row for c in CATEGORIES for row in rows if row["category"] == c]
+        present = [row for c in looks for row in rows if row["category"] == c]
         spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else [0.0]
         points = [
-            (height + aside, row, COLOURS[row["category"]], MARKERS[row["category"]])
+            (height + aside, row, *looks[row["category"]][:2])
             for aside, row in zip(spread, present, strict=False)
         ]
     for y, row, colour, marker in points:

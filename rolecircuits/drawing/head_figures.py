@@ -1,4 +1,5 @@
-"""The figures of a run head by head: 2 heatmaps, 3 the final query, 4 distributions, 6 top heads.
+"""The figures of a run head by head: 2 heatmaps, 3 the final query, 4 distributions, 6 top heads,
+10 attention on the slot of a crossed set.
 
 Each takes (study, title) and returns (Figure, rows of its CSV).
 """
@@ -9,8 +10,10 @@ from matplotlib.lines import Line2D
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
     UNITS,
+    USUAL,
     Study,
     axis_rows,
+    contrast_facts,
     draw_reason,
     estimate,
     open_figure,
@@ -18,12 +21,11 @@ from rolecircuits.drawing.study import (
     survivors_note,
     write_caption,
 )
-from rolecircuits.drawing.style import COLOURS, DIVERGING, MARKERS, NAMES, Grid
+from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.inputs.categories import REQUIRED
-from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
+from rolecircuits.stats.contrasts import contrast_sides, hedges_g, hedges_g_interval
 from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import split_prompts, strongest_heads
+from rolecircuits.stats.role_tests import slot_masses, split_units, strongest_heads
 
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",
@@ -35,12 +37,12 @@ MIN_VIOLIN, NO_SPREAD = 5, 1e-6
 
 
 def draw_heatmaps(study: Study, title):
-    """2: normalised entropy of every head, self - neutral and self - confounder, on one scale."""
+    """2: differences of normalised entropy of every head, a panel a contrast, on one scale."""
     run, differences = study.run, [test["difference"] for test in study.tests.values()]
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
-        "Blue: self-referent attention is the more focused.",
+        "Blue: attention is the more focused on what comes first.",
         survivors_note(study, "Dots"),
         "Grey: undefined." if np.isnan(differences).any() else "",
         intervals=False,
@@ -50,18 +52,18 @@ def draw_heatmaps(study: Study, title):
     options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
     figure, axes = open_figure(study, title, caption, grid, **options)
     rows = []
-    for place, ((a, b), test) in zip(axes[0], study.tests.items(), strict=True):
+    for place, (contrast, test) in zip(axes[0], study.tests.items(), strict=True):
         shown = place.pcolormesh(test["difference"], vmin=-limit, vmax=limit, cmap=DIVERGING)
-        place.set_title(f"{NAMES[a]} - {NAMES[b]}")
+        place.set_title(style.wrap_text(study.label(contrast), panel[0], 10))
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
         row, column = np.nonzero(test["q"] < ALPHA)
         place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
-        contrast = {"category": a, "minus": b, "n": run.counts[a], "n_minus": run.counts[b]}
+        facts = contrast_facts(study, contrast)
         for at, mean in np.ndenumerate(test["difference"]):
             measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
-            rows.append({"layer": at[0], "head": at[1]} | contrast | measured)
+            rows.append({"layer": at[0], "head": at[1]} | facts | measured)
     axes[0, 0].invert_yaxis()
     style.add_colour_bar(figure, axes, shown, "difference of normalised entropy")
     return figure, rows
@@ -86,20 +88,24 @@ def draw_token_attention(study: Study, title):
     )
     caption, options = write_caption(study, note, sink_note(run)), {"sharex": True, "sharey": "col"}
     panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
-    grid, handles = Grid((len(shown), 2), panel, (0.6, 0.35)), style.category_handles(study.names)
+    grid, handles = (
+        Grid((len(shown), 2), panel, (0.6, 0.35)),
+        style.category_handles(study.looks, study.names),
+    )
     figure, axes = open_figure(study, title, caption, grid, handles, **options)
     rows = []
     for column, (target, mass) in zip(axes.T, zip(TARGETS, masses, strict=True), strict=True):
         measured = {
-            name: estimate(study, mass[:, shown].astype(np.float64), name) for name in study.names
+            name: estimate(study, study.rows(mass[:, shown].astype(np.float64)), name)
+            for name in study.names
         }
         column[0].set_title(TARGETS[target])
         for row, (place, layer) in enumerate(zip(column, shown, strict=True)):
             here = {name: [part[row] for part in measured[name]] for name in study.names}
-            draw_heads(place, here)
+            draw_heads(place, here, study.looks)
             for name in study.names:
                 facts = {"layer": layer, "category": name, "target": target}
-                rows += axis_rows("head", here[name], **facts, n=run.counts[name])
+                rows += axis_rows("head", here[name], **facts, n=study.counts[name])
         style.number_axis(column[-1].xaxis, run.n_heads, "head")
         style.limit_to_mass(column[0])
     for place, layer in zip(axes[:, 0], shown, strict=True):
@@ -107,7 +113,7 @@ def draw_token_attention(study: Study, title):
     return figure, rows
 
 
-def draw_heads(axes, measured):
+def draw_heads(axes, measured, looks):
     """One marker a head and category with its interval, categories side by side.
 
     measured  {category: (mean, low, high)}, each [head]
@@ -115,9 +121,9 @@ def draw_heads(axes, measured):
     for slot, (name, (mean, low, high)) in enumerate(measured.items()):
         heads = np.arange(len(mean)) + 0.18 * (slot - (len(measured) - 1) / 2)
         size, alpha = (3.5, 0.6) if len(mean) <= 24 else (1.8, 0.35)
-        look = {"linestyle": "none", "marker": MARKERS[name], "markersize": size}
-        axes.plot(heads, mean, color=COLOURS[name], **look)
-        axes.vlines(heads, low, high, color=COLOURS[name], linewidth=0.8, alpha=alpha)
+        look = {"linestyle": "none", "marker": looks[name].marker, "markersize": size}
+        axes.plot(heads, mean, color=looks[name].colour, **look)
+        axes.vlines(heads, low, high, color=looks[name].colour, linewidth=0.8, alpha=alpha)
 
 
 def draw_distributions(study: Study, title):
@@ -126,15 +132,20 @@ def draw_distributions(study: Study, title):
     A head chosen and measured on the same prompts looks stronger than it is: the largest of many
     noisy values is noise.
     """
-    values, category = study.values["normalised"], study.run.category
-    choosing = split_prompts(category, study.run.pair_id, study.seed)
+    values, category = study.values["normalised"], study.category
+    contrast = next(iter(study.tests))
+    if contrast not in USUAL:
+        title = f"Heads that separate the sides of {study.label(contrast)}"
+    what = "frames" if study.run.crossed else "prompts"
+    choosing = split_units(category, study.unit, study.seed)
     chosen_on, measured_on = (
-        [values[half & (category == name)] for name in REQUIRED] for half in (choosing, ~choosing)
+        contrast_sides(values[half], category[half], study.unit[half], contrast)
+        for half in (choosing, ~choosing)
     )
-    n = [len(part) for part in measured_on]
+    n = [len(part) for part in measured_on[:2]]
     if min(n) < MIN_PROMPTS:
-        least = 2 * MIN_PROMPTS
-        reason = f"This figure needs {least} self-referent and {least} neutral prompts."
+        least, named = 2 * MIN_PROMPTS, study.label(contrast)
+        reason = f"This figure needs {least} {what} of each category of {named}."
         return draw_reason(study, title, reason)
     sizes = {"hedges_g": hedges_g(*measured_on), "hedges_g_choosing_half": hedges_g(*chosen_on)}
     sizes |= dict(zip(("ci_low", "ci_high"), hedges_g_interval(*measured_on), strict=True))
@@ -143,13 +154,13 @@ def draw_distributions(study: Study, title):
         reason = "Hedges g is undefined for every head: no entropy varies between prompts."
         return draw_reason(study, title, reason)
     note = (
-        "g: Hedges g of self-referent - neutral with its 95 % interval (normal approximation), "
-        f"measured on the {n[0]} self-referent and {n[1]} neutral prompts drawn; the heads were "
-        "chosen on the other half, by |g|."
+        f"g: Hedges g of {study.label(contrast)} with its 95 % interval (normal approximation), "
+        f"measured on the {' and '.join(map(str, dict.fromkeys(n)))} {what} of each side drawn; "
+        "the heads were chosen on the other half, by |g|."
     )
     caption, handles = (
         write_caption(study, note, intervals=False),
-        style.category_handles(study.names),
+        style.category_handles(study.looks, study.names),
     )
     columns = 2 if len(heads) == 4 else min(3, len(heads))
     grid = Grid((-(-len(heads) // columns), columns), (3.3, 2.0), (0.75, 0.65), heading=2)
@@ -158,7 +169,7 @@ def draw_distributions(study: Study, title):
         place.set_axis_off()
     for place, at in zip(axes.flat, heads, strict=False):
         groups = {name: values[(~choosing & (category == name), *at)] for name in study.names}
-        draw_violins(place, groups)
+        draw_violins(place, groups, study.looks)
         g, low, high = (sizes[name][at] for name in ("hedges_g", "ci_low", "ci_high"))
         measured = f"g = {g:+.2f} [{low:+.2f}, {high:+.2f}]"
         measured = "g undefined: no spread" if np.isnan(g) else measured
@@ -173,13 +184,13 @@ def point_rows(study: Study, at, drawn, sizes):
     of_head = {"layer": at[0], "head": at[1]} | {name: size[at] for name, size in sizes.items()}
     return [
         of_head
-        | {"category": study.run.category[i], "prompt_id": study.run.prompt_id[i]}
+        | {"category": study.category[i], "prompt_id": study.row_names[i]}
         | {"value": study.values["normalised"][(i, *at)]}
         for i in np.flatnonzero(drawn)
     ]
 
 
-def draw_violins(axes, groups):
+def draw_violins(axes, groups, looks):
     """Points of every category {name: [prompt]}, and a violin where there are enough of them."""
     groups = {name: points[np.isfinite(points)] for name, points in groups.items()}
     wide = {
@@ -199,21 +210,22 @@ def draw_violins(axes, groups):
         }
         seaborn.violinplot(wide, order=list(groups), ax=axes, **look)
         for violin, name in zip(axes.collections, wide, strict=True):
-            violin.set(facecolor=COLOURS[name], alpha=0.3)
+            violin.set(facecolor=looks[name].colour, alpha=0.3)
     jitter = np.random.default_rng(0)
     for slot, (name, points) in enumerate(groups.items()):
         x = slot + jitter.uniform(-0.12, 0.12, len(points))
-        look = {"linestyle": "none", "marker": MARKERS[name], "markersize": 3, "alpha": 0.9}
-        axes.plot(x, points, color=COLOURS[name], **look)
+        look = {"linestyle": "none", "marker": looks[name].marker, "markersize": 3, "alpha": 0.9}
+        axes.plot(x, points, color=looks[name].colour, **look)
     axes.set(xticks=[], xlim=(-0.6, len(groups) - 0.4), xlabel="", ylabel="")
 
 
 def draw_top_heads(study: Study, title):
-    """6: the heads of every layer that differ most between self-referent and neutral.
+    """6: the heads of every layer that differ most in the first contrast.
 
     The area of a marker is proportional to |difference|.
     """
-    run, test = study.run, study.tests[REQUIRED]
+    run, contrast = study.run, next(iter(study.tests))
+    test, named = study.tests[contrast], study.label(contrast)
     difference = test["difference"]
     k = min(5, -(-run.n_heads // 3))
     tops = [strongest_heads(difference[[layer]], k) for layer in range(run.n_layers)]
@@ -227,10 +239,10 @@ def draw_top_heads(study: Study, title):
     area = MAX_AREA * np.abs(sizes) / limit
     caption = write_caption(
         study,
-        f"Largest |self-referent - neutral| in normalised entropy, {k} a layer; blue: "
-        "self-referent is the more focused. Ranked and drawn from the same prompts, so the largest "
+        f"Largest |{named}| in normalised entropy, {k} a layer; blue: "
+        "the first is the more focused. Ranked and drawn from the same prompts, so the largest "
         "are overstated; figure 4 avoids that.",
-        survivors_note(study, "Black edge", [REQUIRED]),
+        survivors_note(study, "Black edge", [contrast]),
         intervals=False,
     )
     panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
@@ -244,7 +256,7 @@ def draw_top_heads(study: Study, title):
     points = axes[0, 0].scatter(layer, head, s=area, c=sizes, **look)
     style.number_axis(axes[0, 0].xaxis, run.n_layers, "layer")
     style.number_axis(axes[0, 0].yaxis, run.n_heads, "head")
-    style.add_colour_bar(figure, axes, points, "self-referent - neutral")
+    style.add_colour_bar(figure, axes, points, named)
     rank = np.concatenate([np.arange(1, 1 + len(top)) for top in tops])
     columns = {"layer": layer, "head": head, "rank_in_layer": rank}
     columns |= {"mean": sizes, "marker_area": area}
@@ -258,3 +270,44 @@ def area_handle(value, area):
     look = {"linestyle": "none", "marker": "o", "markersize": np.sqrt(area)}
     look |= {"markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 0.4}
     return Line2D([], [], label=f"|difference| = {value:.3g}", **look)
+
+
+def draw_slot_attention(study: Study, title):
+    """10: final query's attention on the slot, a panel a category, beside uniform attention."""
+    run, masses = study.run, slot_masses(study.run)
+    shown = {study.looks[name].label: masses[f"slot_mass_{name}"] for name in study.names}
+    uniform = masses["slot_uniform"]
+    columns = min(4, len(shown))
+    panel = (min(5.0, max(2.4, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
+    grid = Grid((-(-len(shown) // columns), columns), panel, (0.4, 0.7), right=1.3)
+    caption = write_caption(
+        study,
+        "Attention of the last token fed, summed over the tokens in which the persons differ, mean "
+        "over prompts. Uniform attention would put "
+        f"{describe_range(uniform[:, 0])} there (mark on the colour bar: its mean).",
+        intervals=False,
+    )
+    figure, axes = open_figure(study, title, caption, grid, sharey=True)
+    limit = max(max(mass.max() for mass in shown.values()), uniform.max())
+    for place in axes.flat[len(shown) :]:
+        place.set_axis_off()
+    for place, (name, mass) in zip(axes.flat, shown.items(), strict=False):
+        drawn = place.pcolormesh(mass, vmin=0, vmax=limit, cmap="viridis")
+        place.set_title(name)
+        place.grid(False)
+        label_cells(place.xaxis, run.n_heads, "head")
+        label_cells(place.yaxis, run.n_layers, "layer" if place in axes[:, 0] else "")
+    axes[0, 0].invert_yaxis()
+    bar = style.add_colour_bar(figure, axes, drawn, "attention on the slot")
+    bar.ax.axhline(uniform.mean(), color="white", linewidth=2)
+    return figure, [
+        {"layer": layer, "head": head, "slot_uniform": uniform[layer, head]}
+        | {f"slot_mass_{name}": masses[f"slot_mass_{name}"][layer, head] for name in study.names}
+        for layer, head in np.ndindex(uniform.shape)
+    ]
+
+
+def describe_range(values):
+    """One number, or the smallest and the largest of several."""
+    low, high = (f"{value:.3f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"

@@ -11,21 +11,24 @@ from rolecircuits.drawing.study import (
     NULL_HANDLE,
     NULL_NOTE,
     PANELS,
-    TESTED,
     UNITS,
+    USUAL,
     Study,
     axis_rows,
+    contrast_estimate,
+    contrast_facts,
     estimate,
     open_figure,
     sink_note,
     write_caption,
 )
-from rolecircuits.drawing.style import COLOURS, MARKERS, NAMES, Grid
+from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
-from rolecircuits.stats.indices import index_values, null_values
+from rolecircuits.stats.indices import index_values
 from rolecircuits.stats.moments import category_mean
 from rolecircuits.stats.role_tests import infer_layers
+from rolecircuits.stats.units import matched_rows
 
 
 def two_panels(study: Study, **options):
@@ -36,18 +39,18 @@ def two_panels(study: Study, **options):
 def draw_layer_lines(study: Study, title):
     """1: entropy of every category, raw beside normalised, with the length null of the raw one."""
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 1.")
-    handles = [*style.category_handles(study.names), NULL_HANDLE]
+    handles = [*style.category_handles(study.looks, study.names), NULL_HANDLE]
     figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
-        layers, null = study.layers(kind), null_values(study.run, kind)
+        layers, null = study.layers(kind), study.null(kind)
         for slot, name in enumerate(study.names):
-            expected = category_mean(null, study.run.category, name)
-            measured = estimate(study, layers, name)
-            style.draw_series(place, measured, COLOURS[name], MARKERS[name], slot - 1.5)
+            expected = category_mean(null, study.category, name)
+            measured, look = estimate(study, layers, name), study.looks[name]
+            style.draw_series(place, measured, look.colour, look.marker, slot - 1.5)
             if kind == "raw":
-                style.draw_null(place, expected, COLOURS[name])
-            facts = {"kind": kind, "category": name, "n": study.run.counts[name]}
+                style.draw_null(place, expected, look.colour)
+            facts = {"kind": kind, "category": name, "n": study.counts[name]}
             rows += axis_rows("layer", measured, **facts, length_null=expected)
         style.number_axis(place.xaxis, study.run.n_layers, "layer")
         place.set_ylabel(UNITS[kind])
@@ -55,32 +58,41 @@ def draw_layer_lines(study: Study, title):
 
 
 def draw_difference_bars(study: Study, title):
-    """5: how much more diffuse than self-referent attention the others are, layer by layer."""
-    layers, others = study.layers("normalised"), [b for _, b in TESTED if b in study.names]
+    """5: how much more diffuse the second side of every contrast is, layer by layer."""
+    layers, contrasts = study.layers("normalised"), [(b, a) for a, b in study.tests]
+    title = title if set(study.tests) <= set(USUAL) else "Differences between categories by layer"
+    colours = [colour_of(study, contrast, i) for i, contrast in enumerate(contrasts)]
     handles = [
-        Patch(color=COLOURS[name], label=f"{NAMES[name]} - self-referent") for name in others
+        Patch(color=colour, label=study.label(contrast))
+        for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
-    caption = write_caption(study, "Above 0: self-referent attention is the more focused.")
+    caption = write_caption(study, "Above 0: attention is the more focused on what is subtracted.")
     figure, axes = open_figure(study, title, caption, grid, handles)
-    place, rows, width = axes[0, 0], [], 0.8 / len(others)
-    for slot, name in enumerate(others):
-        mean, low, high = estimate(study, layers, name, "self_referent")
-        x = np.arange(len(mean)) + width * (slot - (len(others) - 1) / 2)
-        place.bar(x, mean, width, color=COLOURS[name])
+    place, rows, width = axes[0, 0], [], 0.8 / len(contrasts)
+    for slot, (contrast, colour) in enumerate(zip(contrasts, colours, strict=True)):
+        mean, low, high = contrast_estimate(study, layers, contrast)
+        x = np.arange(len(mean)) + width * (slot - (len(contrasts) - 1) / 2)
+        place.bar(x, mean, width, color=colour)
         place.vlines(x, low, high, color="black", linewidth=0.9)
-        n = {"n": study.run.counts[name], "n_minus": study.run.counts["self_referent"]}
-        rows += axis_rows("layer", (mean, low, high), category=name, minus="self_referent", **n)
+        rows += axis_rows("layer", (mean, low, high), **contrast_facts(study, contrast))
     style.draw_zero(place)
     style.number_axis(place.xaxis, study.run.n_layers, "layer")
     place.set_ylabel("difference of normalised entropy")
     return figure, rows
 
 
+def colour_of(study: Study, contrast, place):
+    """The colour of a contrast: that of its first category, unless both sides are several."""
+    first = contrast[0]
+    return study.looks[first].colour if isinstance(first, str) else style.OTHER_COLOURS[place]
+
+
 def draw_edge_attention(study: Study, title):
     """7: attention of the final query on the first and on the last content tokens."""
     run, k = study.run, study.run.edge_tokens[:, None]
     masses = run.edge_mass.mean(axis=2, dtype=np.float64).transpose(2, 0, 1)
+    tokens = study.rows(run.edge_tokens.astype(float))
     short = int((k == 0).sum())
     caption = write_caption(
         study,
@@ -89,15 +101,19 @@ def draw_edge_attention(study: Study, title):
         f"Left out: {short} prompts of one token." if short else "",
         sink_note(run),
     )
-    grid, handles = two_panels(study, gap=(0.5, 0.6)), style.category_handles(study.names)
+    grid, handles = (
+        two_panels(study, gap=(0.5, 0.6)),
+        style.category_handles(study.looks, study.names),
+    )
     figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
     rows = []
     for place, position, mass in zip(axes[0], ("first", "last"), masses, strict=True):
         per_token = np.divide(mass, k, out=np.full(mass.shape, np.nan), where=k > 0)
+        per_token = study.rows(per_token)
         for slot, name in enumerate(study.names):
-            measured = estimate(study, per_token, name)
-            style.draw_series(place, measured, COLOURS[name], MARKERS[name], slot - 1.5)
-            n = int(((run.category == name) & (run.edge_tokens > 0)).sum())
+            measured, look = estimate(study, per_token, name), study.looks[name]
+            style.draw_series(place, measured, look.colour, look.marker, slot - 1.5)
+            n = int(((study.category == name) & (tokens > 0)).sum())
             rows += axis_rows("layer", measured, category=name, position=position, n=n)
         place.set_title(f"{position} content tokens")
         style.number_axis(place.xaxis, run.n_layers, "layer")
@@ -109,11 +125,11 @@ def draw_edge_attention(study: Study, title):
 def draw_confounder_controls(study: Study, title):
     """8: confounder - self beside its length null and beside confounder - third person."""
     run = study.run
-    paired = bool((run.pair_id[np.isin(run.category, PAIRED)] >= 0).all())
+    paired = matched_rows(study.category, study.unit, PAIRED) is not None
     third = "confounder - third person" + (" (paired)" if paired else "")
     looks = {
         "self_referent": ("black", "o", "confounder - self-referent"),
-        "third_person": (COLOURS["third_person"], MARKERS["third_person"], third),
+        "third_person": (*study.looks["third_person"][:2], third),
     }
     looks = {name: look for name, look in looks.items() if name in study.names}
     handles = [*(style.series_handle(*look) for look in looks.values()), NULL_HANDLE]
@@ -122,17 +138,17 @@ def draw_confounder_controls(study: Study, title):
     figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):
-        layers, null = study.layers(kind), null_values(run, kind)
-        confounder = category_mean(null, run.category, "confounder")
+        layers, null = study.layers(kind), study.null(kind)
+        confounder = category_mean(null, study.category, "confounder")
         style.draw_zero(place)
         for slot, (name, (colour, marker, _)) in enumerate(looks.items()):
-            expected = confounder - category_mean(null, run.category, name)
+            expected = confounder - category_mean(null, study.category, name)
             measured = estimate(study, layers, "confounder", name)
             style.draw_series(place, measured, colour, marker, slot - 0.5)
             if kind == "raw":
                 style.draw_null(place, expected, colour)
             facts = {"kind": kind, "category": "confounder", "minus": name}
-            facts |= {"n": run.counts["confounder"], "n_minus": run.counts[name]}
+            facts |= {"n": study.counts["confounder"], "n_minus": study.counts[name]}
             rows += axis_rows("layer", measured, **facts, length_null=expected)
         style.number_axis(place.xaxis, run.n_layers, "layer")
         place.set_ylabel(f"difference of {UNITS[kind]}")
@@ -145,7 +161,7 @@ def draw_indices(study: Study, title):
     if "confounder" not in study.names:
         del looks["rsi"]
     handles = [style.series_handle(*look, index.upper()) for index, look in looks.items()]
-    undefined = np.flatnonzero(np.isnan(index_values(study.layers("raw"), run.category)["rfc"]))
+    undefined = np.flatnonzero(np.isnan(index_values(study.layers("raw"), study.category)["rfc"]))
     layers = ", ".join(map(str, undefined))
     caption = write_caption(
         study,

@@ -21,6 +21,7 @@ LOOKS = {
     "instruct": ("#E69F00", "s", "instruct"),
     "diff": (style.RFC_COLOUR, "o", "instruct - base"),
 }
+CONTRASTS = "contrasts_comparison"
 PARTS = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
 PARTS |= {test: test for test in P_VALUES}
 
@@ -28,8 +29,11 @@ PARTS |= {test: test for test in P_VALUES}
 def draw_pair(name, estimates, summary):
     """(Figure, rows) of one of FIGURES: RFC (top) and RSI (bottom) per layer, a column a kind.
 
-    estimates  {kind: {index: {run: estimate}}}      summary  as in comparison_summary.json
+    estimates  {kind: {index: {run: estimate}}}, or of CONTRASTS {contrast: {run: estimate}}
+    summary    as in comparison_summary.json
     """
+    if name == CONTRASTS:
+        return draw_contrasts(estimates, summary)
     (kinds, shown), n_layers = FIGURES[name], summary["n_layers"]
     handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in shown]
     handles += [
@@ -70,16 +74,49 @@ def draw_pair(name, estimates, summary):
     ]
 
 
-def write_texts(summary, shown):
+def draw_contrasts(compared, summary):
+    """(Figure, rows): every contrast down; both runs left, instruct - base right."""
+    n_layers, columns = summary["n_layers"], (SIDES, ("diff",))
+    handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in LOOKS]
+    panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.0)
+    grid = style.Grid((len(compared), 2), panel, gap=(0.9, 0.65), heading=2)
+    texts = write_texts(summary, SIDES, "Contrasts of normalised entropy by layer")
+    figure, panels = style.open_panels(grid, texts, handles)
+    for line, (name, sides) in zip(panels, compared.items(), strict=True):
+        bottom = line is panels[-1]
+        for axes, shown in zip(line, columns, strict=True):
+            style.draw_zero(axes)
+            axes.set_title(
+                f"{name}, instruct - base" if shown == ("diff",) else name, pad=style.MARKED_PAD
+            )
+            style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
+            axes.tick_params(labelbottom=bottom)
+            for slot, run in enumerate(shown):
+                estimate, (colour, marker, _) = sides[run], LOOKS[run]
+                measured = [estimate[part] for part in ("value", "low", "high")]
+                style.draw_series(axes, measured, colour, marker, slot - 0.5, alpha=0.2)
+                style.mark_layers(axes, estimate["q"] < ALPHA, colour, marker, slot)
+        line[0].set_ylabel("first - second")
+    parts = {"value": "value", "ci_low": "low", "ci_high": "high"} | {t: t for t in P_VALUES}
+    return figure, [
+        {"contrast": name, "run": run, "layer": layer}
+        | {column: sides[run][part][layer] for column, part in parts.items()}
+        for name, sides in compared.items()
+        for run in sides
+        for layer in range(n_layers)
+    ]
+
+
+def write_texts(summary, shown, title=None):
     """(title, subtitle, caption): what was compared, formats and n, how the intervals are made."""
     difference = shown == ("diff",)
-    title = (
+    title = title or (
         "Difference of RFC and RSI by layer"
         if difference
         else "RFC and RSI by layer, base and instruct"
     )
     n = summary["prompts_compared"]
-    size = f"{n['neutral']} prompts per category"
+    size = f"{next(iter(n.values()))} prompts per category"
     if len(set(n.values())) > 1:
         size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
     labels = "; ".join(f"{run}: {summary[run]['label']}" for run in SIDES)
@@ -91,7 +128,8 @@ def write_texts(summary, shown):
     )
     if len(reasons) < len(INDICES):
         made = f"{N_RESAMPLES:,} resamples, the same in both runs"
-        caption.insert(0, f"95 % bootstrap-t intervals over prompts ({made}).")
+        unit = summary["bootstrap"]["unit"]
+        caption.insert(0, f"95 % bootstrap-t intervals over {unit}s ({made}).")
         untested = " (raw differences are not tested)" if difference else ""
         marked = f"layers that pass Benjamini-Hochberg at {ALPHA}{untested}"
         caption.append(f"Above the panels: {marked}.")

@@ -1,4 +1,4 @@
-"""The nine figures of a run by file name: numbers in, (matplotlib Figure, rows of its CSV) out.
+"""The figures of a run by file name: numbers in, (matplotlib Figure, rows of its CSV) out.
 
 Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as stats.indices
 defines it. "a - b" is the mean of category a minus that of b: below 0, a is the more focused. RFC
@@ -14,6 +14,7 @@ together are marked.
 from rolecircuits.drawing.head_figures import (
     draw_distributions,
     draw_heatmaps,
+    draw_slot_attention,
     draw_token_attention,
     draw_top_heads,
 )
@@ -25,21 +26,20 @@ from rolecircuits.drawing.layer_figures import (
     draw_layer_lines,
 )
 from rolecircuits.drawing.study import Study, draw_reason
-from rolecircuits.drawing.style import NAMES
 from rolecircuits.inputs.categories import REQUIRED
 
 CONTROLLED = ("self_referent", "confounder")
 # file name: (function, categories that it needs, title)
 FIGURES = {
     "visualization_1_layer_attention_lines": (draw_layer_lines, (), "Attention entropy by layer"),
-    "visualization_2_heatmaps": (draw_heatmaps, REQUIRED, "Entropy differences by layer and head"),
+    "visualization_2_heatmaps": (draw_heatmaps, (), "Entropy differences by layer and head"),
     "visualization_3_token_attention": (
         draw_token_attention, (), "What the final query attends to, by head"),
     "visualization_4_distributions": (
-        draw_distributions, REQUIRED, "Heads that separate self-referent from neutral"),
+        draw_distributions, (), "Heads that separate self-referent from neutral"),
     "visualization_5_delta_bar_summary": (
-        draw_difference_bars, REQUIRED, "Neutral and confounder minus self-referent by layer"),
-    "visualization_6_top_k_head_ranking": (draw_top_heads, REQUIRED, "Top heads of every layer"),
+        draw_difference_bars, (), "Neutral and confounder minus self-referent by layer"),
+    "visualization_6_top_k_head_ranking": (draw_top_heads, (), "Top heads of every layer"),
     "visualization_7_cross_token_control": (
         draw_edge_attention, (), "First versus last content tokens"),
     "visualization_8_delta_h_per_layer": (
@@ -47,13 +47,23 @@ FIGURES = {
         "Confounder minus self-referent, against its controls"),
     "visualization_9_role_focus_separation": (
         draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
+    "visualization_10_slot_attention": (
+        draw_slot_attention, (), "Attention of the final query on the person"),
 }  # fmt: skip
+
+
+SLOT_FIGURE = "visualization_10_slot_attention"
+
+
+def names_for(run):
+    """The figures that a run gets: nine, and a tenth where its prompts have slots."""
+    return [name for name in FIGURES if name != SLOT_FIGURE or run.has_slots]
 
 
 def draw_figure(name, study: Study):
     """(Figure, rows) of one of FIGURES, or a figure that says which categories the run lacks."""
     function, needs, title = FIGURES[name]
-    missing = [NAMES[category] for category in needs if category not in study.names]
+    missing = [study.looks[category].label for category in needs if category not in study.names]
     if missing:
         reason = f"This figure needs {' and '.join(missing)} prompts; this run has none."
         return draw_reason(study, title, reason)

@@ -4,23 +4,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rolecircuits.drawing.style import NAMES, NULL_COLOUR, Grid, Line2D, open_panels
+from rolecircuits.drawing.style import NULL_COLOUR, Grid, Line2D, category_looks, open_panels
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
-from rolecircuits.inputs.categories import CATEGORIES, PAIRED
+from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import Run
-from rolecircuits.stats.contrasts import CONTRASTS, compare_categories
-from rolecircuits.stats.indices import prompt_values
+from rolecircuits.stats.contrasts import (
+    CONTRASTS,
+    available_contrasts,
+    compare_categories,
+    contrast_sides,
+    name_of,
+)
+from rolecircuits.stats.indices import null_values, prompt_values
 from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
     N_RESAMPLES,
     mean_difference_interval,
     mean_interval,
-    pair_rows,
 )
+from rolecircuits.stats.units import frame_values, labels_of
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
-TESTED = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
+USUAL = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
 NULL_NOTE = "Dashed: length null, the same quantity if attention were uniform over the visible keys"
 NULL_HANDLE = Line2D(
     [], [], color=NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)"
@@ -31,13 +37,18 @@ NULL_HANDLE = Line2D(
 class Study:
     """A run with what its figures share.
 
-    values  {kind: [prompt, layer, head]} for the kinds of PANELS
-    tests   {(category, minus): what compare_categories gives, [layer, head]} for those of TESTED
+    category, unit  [row] of the rows that every value has: prompts, or the frames of a crossed set
+    values     {kind: [row, layer, head]} for the kinds of PANELS
+    tests      {contrast: what compare_categories gives, [layer, head]}
+    looks      {category: Look}
     """
 
     run: Run
+    category: np.ndarray
+    unit: np.ndarray
     values: dict
     tests: dict
+    looks: dict
     seed: int
     n_resamples: int
 
@@ -47,29 +58,60 @@ class Study:
         return list(self.run.counts)
 
     @property
+    def counts(self):
+        """{category: rows}."""
+        return {name: int((self.category == name).sum()) for name in self.names}
+
+    @property
     def subtitle(self):
         """Model, format and n, as every figure names them."""
-        n = self.run.counts
+        n, what = self.counts, " frames" if self.run.crossed else ""
         if len(set(n.values())) == 1:
-            return f"{self.run.label}; n = {n[self.names[0]]} per category"
-        return f"{self.run.label}; n = " + ", ".join(f"{n[name]} {NAMES[name]}" for name in n)
+            return f"{self.run.label}; n = {n[self.names[0]]}{what} per category"
+        named = ", ".join(f"{n[name]} {self.looks[name].label}" for name in n)
+        return f"{self.run.label}; n = {named}{what}"
+
+    @property
+    def row_names(self):
+        """The prompt's id, or the frame of a row: [row]."""
+        if not self.run.crossed:
+            return self.run.prompt_id
+        frames = list(dict.fromkeys(self.run.frame.tolist()))
+        return np.array([frames[unit] for unit in self.unit])
+
+    def label(self, contrast):
+        """A contrast in words: self-referent - neutral."""
+        sides = ((side,) if isinstance(side, str) else side for side in contrast)
+        named = [" + ".join(self.looks[name].label for name in side) for side in sides]
+        return " - ".join(f"({text})" if "+" in text else text for text in named)
+
+    def rows(self, values):
+        """Values of prompts [prompt, ...] as those of the rows [row, ...]."""
+        return frame_values(self.run, values)
 
     def layers(self, kind):
-        """The value of every prompt for every layer, the mean over heads: [prompt, layer]."""
+        """The value of every row for every layer, the mean over heads: [row, layer]."""
         return self.values[kind].mean(axis=-1)
 
+    def null(self, kind):
+        """The same of uniform attention: [row, layer]."""
+        return self.rows(null_values(self.run, kind))
 
-def study_run(run: Run, n_resamples=N_RESAMPLES):
-    """Reduce the entropies and test every head once for all figures, with the tables' seed."""
-    values, seed = {kind: prompt_values(run, kind) for kind in PANELS}, DEFAULT_SEED
+
+def study_run(run: Run, n_resamples=N_RESAMPLES, asked=()):
+    """Reduce the entropies and test every head once for all figures, with the tables' seed.
+
+    asked  contrasts "a-b" in place of the usual ones, self-referent against neutral and confounder
+    """
+    seed, labels, present = DEFAULT_SEED, labels_of(run), set(run.counts)
+    values = {kind: frame_values(run, prompt_values(run, kind)) for kind in PANELS}
+    chosen = [pair for pair in USUAL if not asked and present.issuperset(pair)]
+    chosen = chosen or list(available_contrasts(run.category, asked).values())
     tests = {
-        pair: compare_categories(
-            values["normalised"], run.category, run.pair_id, pair, n_resamples, seed
-        )
-        for pair in TESTED
-        if set(pair) <= set(run.counts)
+        contrast: compare_categories(values["normalised"], *labels, contrast, n_resamples, seed)
+        for contrast in chosen
     }
-    return Study(run, values, tests, seed, n_resamples)
+    return Study(run, *labels, values, tests, category_looks(run.counts), seed, n_resamples)
 
 
 def open_figure(study: Study, title, caption, grid: Grid, handles=(), **options):
@@ -90,22 +132,33 @@ def estimate(study: Study, values, name, minus=None):
 
     values  [prompt, ...]; the interval is NaN where a category has too few prompts
 
-    Matched pairs are resampled as pairs.
+    Categories that match unit for unit are resampled together.
     """
-    run, settings = study.run, (study.n_resamples, study.seed)
+    settings = (study.n_resamples, study.seed)
     if minus is None:
-        return mean_interval(values[run.category == name], *settings)
-    pairs = pair_rows(run.category, run.pair_id) if (name, minus) == PAIRED else None
-    sides = pairs or [run.category == name, run.category == minus]
-    return mean_difference_interval(*(values[side] for side in sides), pairs is not None, *settings)
+        return mean_interval(values[study.category == name], *settings)
+    return contrast_estimate(study, values, (name, minus))
 
 
-def survivors_note(study: Study, what, contrasts=TESTED):
+def contrast_estimate(study: Study, values, contrast):
+    """(mean, ci_low, ci_high), each [...], of first - second; values [row, ...]."""
+    sides = contrast_sides(values, study.category, study.unit, contrast)
+    return mean_difference_interval(*sides, study.n_resamples, study.seed)
+
+
+def contrast_facts(study: Study, contrast):
+    """Columns of a CSV that name a contrast and the sizes of its sides."""
+    first, second = (name_of(side) for side in contrast)
+    n, n_minus = (study.counts[side if isinstance(side, str) else side[0]] for side in contrast)
+    return {"category": first, "minus": second, "n": n, "n_minus": n_minus}
+
+
+def survivors_note(study: Study, what, contrasts=None):
     """What the marks mean and how many heads carry one, 0 where nothing survives."""
     counts = ", ".join(
-        f"{int((test['q'] < ALPHA).sum())} of {test['q'].size} for {NAMES[a]} - {NAMES[b]}"
-        for (a, b), test in study.tests.items()
-        if (a, b) in contrasts
+        f"{int((test['q'] < ALPHA).sum())} of {test['q'].size} for {study.label(contrast)}"
+        for contrast, test in study.tests.items()
+        if contrasts is None or contrast in contrasts
     )
     return f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads ({counts})."
 
@@ -122,11 +175,12 @@ def axis_rows(axis, estimated, **columns):
 def write_caption(study: Study, *sentences, intervals=True):
     """What a reader must know under a figure: how intervals are made or why there are none, which
     categories are missing, then `sentences`; empty ones are left out."""
-    few = [f"{n} {NAMES[name]}" for name, n in study.run.counts.items() if n < MIN_PROMPTS]
-    missing = [NAMES[name] for name in CATEGORIES if name not in study.names]
-    notes = []
+    few = [f"{n} {study.looks[name].label}" for name, n in study.counts.items() if n < MIN_PROMPTS]
+    missing = [study.looks[name].label for name in CATEGORIES if name not in study.names]
+    missing = missing if len(missing) < len(CATEGORIES) else []
+    notes, what = [], "frames" if study.run.crossed else "prompts"
     if intervals and len(few) < len(study.names):
-        notes.append(f"95 % bootstrap-t intervals over prompts ({study.n_resamples:,} resamples).")
+        notes.append(f"95 % bootstrap-t intervals over {what} ({study.n_resamples:,} resamples).")
     if intervals and few:
         notes.append(
             f"No intervals for what rests on too few prompts ({', '.join(few)}): "

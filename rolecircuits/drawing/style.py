@@ -8,6 +8,7 @@ import logging
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,15 +22,28 @@ matplotlib.use("Agg")
 # a matplotlibrc of the user (LaTeX, other fonts) would change the figures or end them
 matplotlib.rcdefaults()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+
+class Look(NamedTuple):
+    """How a category is drawn everywhere."""
+
+    colour: str
+    marker: str
+    label: str
+
+
 CATEGORY_LOOKS = {
-    "self_referent": ("#D55E00", "o", "self-referent"),
-    "confounder": ("#0072B2", "s", "confounder"),
-    "neutral": ("#009E73", "^", "neutral"),
-    "third_person": ("#CC79A7", "D", "third person"),
+    "self_referent": Look("#D55E00", "o", "self-referent"),
+    "confounder": Look("#0072B2", "s", "confounder"),
+    "neutral": Look("#009E73", "^", "neutral"),
+    "third_person": Look("#CC79A7", "D", "third person"),
 }
-COLOURS, MARKERS, NAMES = (
-    {category: look[part] for category, look in CATEGORY_LOOKS.items()} for part in range(3)
+OTHER_COLOURS = (
+    *("#E69F00", "#56B4E9", "#000000", "#882255", "#44AA99", "#999933"),
+    *("#332288", "#AA4499", "#661100", "#6699CC", "#117733", "#888888"),
+    *("#D55E00", "#0072B2", "#009E73", "#CC79A7"),
 )
+OTHER_MARKERS = "vP<X>*hdp"
 RFC_COLOUR, RSI_COLOUR, NULL_COLOUR = "#332288", "#117733", "#666666"
 DIVERGING = "RdBu_r"
 DPI = 130
@@ -156,9 +170,22 @@ def series_handle(colour, marker, label, linewidth=1.2):
     return Line2D([], [], color=colour, marker=marker, **look)
 
 
-def category_handles(names):
+def category_looks(names):
+    """{category: Look}: the four usual ones as ever, others in the order in which they come."""
+    others = [name for name in names if name not in CATEGORY_LOOKS]
+    looks = dict(CATEGORY_LOOKS)
+    for i, name in enumerate(others):
+        colour, marker = (
+            OTHER_COLOURS[i % len(OTHER_COLOURS)],
+            OTHER_MARKERS[i % len(OTHER_MARKERS)],
+        )
+        looks[name] = Look(colour, marker, name.replace("_", " "))
+    return looks
+
+
+def category_handles(looks, names):
     """Legend entries of categories: colour, marker and name."""
-    return [series_handle(*CATEGORY_LOOKS[name]) for name in names]
+    return [series_handle(*looks[name]) for name in names]
 
 
 def number_axis(axis, n, label):

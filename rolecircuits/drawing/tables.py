@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rolecircuits.inputs.errors import printable
+from rolecircuits.stats.audit import audit_rows, cluster_rows
 
 BOXED = {"box": HEAVY_HEAD}
 PLAIN = {"box": None, "pad_edge": False}
@@ -14,6 +15,27 @@ WIDE = 132  # characters, for tables that a redirected output would break at 80
 def right(heading):
     """A Column whose cells are aligned right."""
     return Column(heading, justify="right")
+
+
+def print_audit(audit, label):
+    """How a run's prompts are built: what stats.audit.audit_design found, and its verdict."""
+    columns = ("share of the variance", "groups", "median", "min @layer", "max @layer")
+    columns += ("by chance", "beyond the other")
+    title = f"{label}: how its prompts are built"
+    print_table(columns, audit_rows(audit), title, WIDE)
+    columns = ("category", "prompts", "frames", "design effect", "effective n")
+    print_table(columns, cluster_rows(audit), file_width=WIDE)
+    matched = audit["first_word_matched"]
+    icc = audit["clusters"]["median_icc"]
+    print(f"correlation inside a frame (ICC), median over layers: {icc:.2f}")
+    if not audit["crossed"] and matched["words"]:
+        words = ", ".join(map(printable, matched["words"]))
+        print(
+            f"means over layers, plain -> matched on the first word ({words}): "
+            f"RFC {matched['mean_rfc']:+.3f} -> {matched['mean_rfc_matched']:+.3f}, "
+            f"RSI {matched['mean_rsi']:+.3f} -> {matched['mean_rsi_matched']:+.3f}"
+        )
+    print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
 
 
 def print_table(columns: list[str | Column], rows, title=None, file_width=None, **look):

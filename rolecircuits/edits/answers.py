@@ -11,7 +11,7 @@ from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.drawing.tables import BOXED, WIDE, print_table
 from rolecircuits.edits.bench import donors_for, notes_on
 from rolecircuits.edits.hooks import prepare_edit
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.files import write_csv, write_json
@@ -64,11 +64,10 @@ def describe_answers(loaded: LoadedModel, tokenized, answers):
 def summarize_answers(rows):
     """Means of the measures: {category: {"n": prompts, measure: mean}}."""
     summary = {}
-    for name in CATEGORIES:
+    for name in order_categories(row["category"] for row in rows):
         chosen = [row["measures"] for row in rows if row["category"] == name]
-        if chosen:
-            means = {m: sum(row[m] for row in chosen) / len(chosen) for m in MEASURES}
-            summary[name] = {"n": len(chosen)} | means
+        means = {m: sum(row[m] for row in chosen) / len(chosen) for m in MEASURES}
+        summary[name] = {"n": len(chosen)} | means
     return summary
 
 

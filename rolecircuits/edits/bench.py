@@ -30,6 +30,7 @@ from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.architecture import check_architecture
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.source import locate_model, pin_revision, read_config
+from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.runs.files import read_json
 from rolecircuits.stats.indices import layer_values
 
@@ -224,7 +225,7 @@ def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_siz
     """
     chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
     part = type(clean)(
-        {name: a if name == "visible_keys" else a[chosen] for name, a in clean.arrays.items()},
+        {name: a[chosen] if name in PROMPT_ARRAYS else a for name, a in clean.arrays.items()},
         {layer: clean.residuals[layer][chosen]},
         clean.as_tuple,
     )

@@ -1,5 +1,7 @@
 """Which heads to ablate: chosen on one half of the prompts, measured on the other, and controls.
 
+In a crossed set the halves are halves of the frames, and differences are taken inside frames.
+
 Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many
 noisy g is too large.
 
@@ -9,41 +11,56 @@ noisy g is too large.
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.stats.contrasts import available_contrasts, compare_categories, hedges_g
+from rolecircuits.stats.contrasts import (
+    available_contrasts,
+    categories_of,
+    compare_categories,
+    contrast_sides,
+    hedges_g,
+)
 from rolecircuits.stats.indices import prompt_values
 from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import split_prompts, strongest_heads
+from rolecircuits.stats.role_tests import split_units, strongest_heads
+from rolecircuits.stats.units import frame_values, labels_of
 
 CONTROLS_PER_CANDIDATE = 2
 
 
-def select_candidates(run, top_k, seed=DEFAULT_SEED):
+def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     """ablation_candidates.json: the top_k heads by |g| of one half, measured on the other.
 
+    contrasts  {name: contrast}, the first one chooses; those of available_contrasts if None
     Where a half has too few prompts, `interventions` is empty and `note` says why.
     """
-    name, pair = next(iter(available_contrasts(run.category).items()))
-    half = split_prompts(run.category, run.pair_id, seed)
+    contrasts = contrasts or available_contrasts(run.category)
+    name, contrast = next(iter(contrasts.items()))
+    labels, pair = labels_of(run), categories_of(contrast)
+    half, what = split_units(*labels, seed), "frames" if run.crossed else "prompts"
     plan = {"schema_version": 1, "source": _source(run, name, seed)}
     plan |= {"selection": [], "interventions": []}
-    sizes = [(run.category[part] == name).sum() for part in (half, ~half) for name in pair]
+    sizes = [(labels[0][part] == name).sum() for part in (half, ~half) for name in pair]
     if min(sizes) < MIN_PROMPTS:
-        needs = f"the halves need at least {MIN_PROMPTS} prompts of {pair[0]} and {pair[1]} each"
+        named = " and ".join(pair)
+        needs = f"the halves need at least {MIN_PROMPTS} {what} of {named} each"
         smallest = next(n for n in map(min, (sizes[:2], sizes[2:])) if n < MIN_PROMPTS)
         return plan | {"note": f"no candidates: {needs}, one has {smallest}"}
-    values = prompt_values(run, "normalised")
-    g = hedges_g(*(values[half & (run.category == name)] for name in pair))
+    values = frame_values(run, prompt_values(run, "normalised"))
+    parts = [(values[part], *(label[part] for label in labels)) for part in (half, ~half)]
+    g = hedges_g(*contrast_sides(*parts[0], contrast))
     heads = strongest_heads(g, top_k)
-    plan["selection"] = _measure_held_out(run.take(np.flatnonzero(~half)), pair, heads, g, seed)
+    plan["selection"] = _measure_held_out(parts[1], contrast, heads, g, seed)
     plan["interventions"], notes = _plan_ablations(heads, run.n_heads, seed)
     return plan | ({"note": "; ".join(notes)} if notes else {})
 
 
-def _measure_held_out(held_out, pair, heads, g, seed):
-    """Rows of `selection`: g [layer, head] of the half that chose beside the other half's tests."""
+def _measure_held_out(held_out, contrast, heads, g, seed):
+    """Rows of `selection`: g [layer, head] of the half that chose beside the other half's tests.
+
+    held_out  (values [row, layer, head], category, unit) of the other half
+    """
     layers, columns = (np.array([head[i] for head in heads], dtype=int) for i in (0, 1))
-    values = prompt_values(held_out, "normalised")[:, layers, columns]
-    tests = compare_categories(values, held_out.category, held_out.pair_id, pair, seed=seed)
+    values, *labels = held_out
+    tests = compare_categories(values[:, layers, columns], *labels, contrast, seed=seed)
     rows = []
     for i, (layer, head) in enumerate(heads):
         row = {"layer": layer, "head": head, "g_selection": g[layer, head]}

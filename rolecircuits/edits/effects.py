@@ -17,7 +17,7 @@ by the bootstrap-t of the difference for RFC and RSI. q-values are Benjamini-Hoc
 
 import numpy as np
 
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.categories import order_categories
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.moments import defined_mean
@@ -25,9 +25,10 @@ from rolecircuits.stats.permutation import sign_flip_test
 from rolecircuits.stats.resampling import (
     infer_mean_indices,
     missing_prompts_reason,
-    pair_units,
     stratified_mean_interval,
+    sum_units,
 )
+from rolecircuits.stats.units import frame_values, labels_of, units_of
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
 INDEX_METRICS = tuple(f"{index}_change" for index in INDICES)
@@ -88,31 +89,30 @@ class BaseDistribution:
         }
 
 
-def infer_index_changes(base, edited, labels, seed, **draws):
+def infer_index_changes(base, edited, design, seed, **draws):
     """Change of the mean RFC and RSI of later layers: {"rfc_change": Inference, "rsi_change": ...}.
 
     base, edited  [prompt, layer] normalised values of the layers after the edited one
-    labels        (category [prompt], pair_id [prompt])
+    design        the stats.units.Design of the prompts
     """
-    changes = infer_mean_indices(edited, *labels, base, seed=seed, **draws)
+    base, edited = (frame_values(design, values) for values in (base, edited))
+    changes = infer_mean_indices(edited, *labels_of(design), base, seed=seed, **draws)
     return {f"{index}_change": changes[index] for index in INDICES}
 
 
-def effect_rows(measured, base_values, category, pair_id, seed):
+def effect_rows(measured, base_values, design, seed):
     """One row an intervention and category: value, interval, controls, p and q of every metric.
 
     measured     {name: {"effects": {metric: [prompt]}, "values": [prompt, layer], "layer": l,
                  "controls": [names], "labels": {column: text}}}; NaN in the effects of prompts
                  that an edit does not touch
-    base_values  [prompt, layer] of the unedited run    category, pair_id  [prompt]
+    base_values  [prompt, layer] of the unedited run    design  the Design of the prompts
     """
-    labels = np.asarray(category), np.asarray(pair_id)
-    of_prompts = {
-        group: _prompt_cells(measured, labels, group, seed) for group in (*CATEGORIES, ALL)
-    }
+    labels, groups = (design.category, units_of(design)), order_categories(design.category.tolist())
+    of_prompts = {group: _prompt_cells(measured, labels, group, seed) for group in (*groups, ALL)}
     rows = []
     for name, item in measured.items():
-        shared = _index_cells(item, measured, base_values, labels, seed)
+        shared = _index_cells(item, measured, base_values, design, seed)
         for group, cells in of_prompts.items():
             if name in cells:
                 place = {"intervention": name} | item["labels"] | {"category": group}
@@ -152,7 +152,7 @@ def _prompt_cells(measured, labels, group, seed):
     shape = edited.shape[1:]
     flat, difference = edited.reshape(len(edited), -1), (edited - controls).reshape(len(edited), -1)
     _, low, high = stratified_mean_interval(flat, *labels, seed=seed)
-    p = sign_flip_test(pair_units(difference, *labels)[0], seed=seed).p
+    p = sign_flip_test(sum_units(difference, *labels)[0], seed=seed).p
     numbers = [defined_mean(edited, axis=0), low, high, defined_mean(controls, axis=0), p]
     numbers = np.stack([np.reshape(x, shape) for x in numbers], axis=-1).tolist()
     n = (~np.isnan(edited[..., 0])).sum(axis=0).tolist()
@@ -163,15 +163,15 @@ def _prompt_cells(measured, labels, group, seed):
     }
 
 
-def _index_cells(item, measured, base_values, labels, seed):
+def _index_cells(item, measured, base_values, design, seed):
     later = slice(item["layer"] + 1, None)
     base, edited = base_values[:, later], item["values"][:, later]
-    changes = infer_index_changes(base, edited, labels, seed)
+    changes = infer_index_changes(base, edited, design, seed)
     numbers = [[*changes[metric][:3], np.nan, np.nan] for metric in INDEX_METRICS]
     if item["controls"]:
         others = np.mean([measured[name]["values"][:, later] for name in item["controls"]], axis=0)
-        of_controls = infer_index_changes(base, others, labels, seed)
-        beyond_controls = infer_index_changes(others, edited, labels, seed)
+        of_controls = infer_index_changes(base, others, design, seed)
+        beyond_controls = infer_index_changes(others, edited, design, seed)
         for row, metric in zip(numbers, INDEX_METRICS, strict=True):
             row[3:] = of_controls[metric].estimate, beyond_controls[metric].p
     return _cells(INDEX_METRICS, numbers)
@@ -186,13 +186,12 @@ def _cells(metrics, numbers):
     }
 
 
-def tabulate_effects(measured, base_values, prompts, notes, seed):
+def tabulate_effects(measured, base_values, design, notes, seed):
     """(rows of effects.csv, notes with what has no interval or no effect)."""
-    category, pair_id = (np.array([p[key] for p in prompts]) for key in ("category", "pair_id"))
-    notes, reason = list(notes), missing_prompts_reason(category)
+    notes, reason = list(notes), missing_prompts_reason(labels_of(design)[0])
     if reason:
         notes.append(f"no intervals: {reason}")
-    rows = effect_rows(measured, base_values, category, pair_id, seed)
+    rows = effect_rows(measured, base_values, design, seed)
     for name, item in measured.items():
         largest = np.nanmax(item["effects"]["logit_change"])
         if largest < NO_EFFECT:

@@ -34,12 +34,13 @@ from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.hooks import edit_own_head
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
-from rolecircuits.inputs.categories import CATEGORIES, Prompt
+from rolecircuits.inputs.categories import Prompt, order_categories
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
 from rolecircuits.stats.entropy import attention_entropy
+from rolecircuits.stats.units import design_of
 
 FOLDER = ".sweep_heads"
 PIECE_VERSION = 1
@@ -232,7 +233,7 @@ def combine_layers(done, base, seed):
     index changes, their _low and _high [layer, head]
     """
     category, values = base["arrays"]["category"], normalised_values(base["arrays"])
-    labels = (category, base["arrays"]["pair_id"])
+    design = design_of(base["arrays"])
     shape = (base["facts"]["n_layers"], base["facts"]["n_heads"])
     by_prompt = [f"{metric}_by_prompt" for metric in effects.PROMPT_METRICS]
     parts = [metric + part for metric in effects.INDEX_METRICS for part in ("", "_low", "_high")]
@@ -243,11 +244,11 @@ def combine_layers(done, base, seed):
             out[f"{metric}_by_prompt"][layer] = arrays[metric]
         for head, edited in enumerate(arrays["values"] if layer + 1 < shape[0] else []):
             sides = values[:, layer + 1 :], edited[:, layer + 1 :]
-            changes = effects.infer_index_changes(*sides, labels, seed, n_resamples=RESAMPLES)
+            changes = effects.infer_index_changes(*sides, design, seed, n_resamples=RESAMPLES)
             for metric, change in changes.items():
                 for part, number in zip(("", "_low", "_high"), change[:3], strict=True):
                     out[metric + part][layer, head] = number
-    names = [name for name in CATEGORIES if (category == name).any()]
+    names = order_categories(category.tolist())
     for metric, name in zip(effects.PROMPT_METRICS, by_prompt, strict=True):
         means = [out[name][:, :, category == group].mean(axis=-1) for group in names]
         out[metric] = np.stack(means, axis=-1)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from rolecircuits.inputs.categories import CATEGORIES, check_category
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import linked_name
 
@@ -73,7 +74,7 @@ def add_model_arguments(parser):
         help="run the model's own code; needs a 40-digit --revision",
     )
     text = parser.add_argument_group("prompts")
-    text.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
+    text.add_argument("--prompts", metavar="NAME|FILE", help=PROMPTS_HELP)
     text.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
     text.add_argument("--system_prompt", help="system text for --prompt_format chat; may be empty")
     text.add_argument(
@@ -91,7 +92,7 @@ def add_run_arguments(parser):
     how.add_argument(
         "--prompts_per_category",
         type=positive_int,
-        help="the first N of each category (default: all; 30 are built in)",
+        help="the first N of each category (default: all)",
     )
     how.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
@@ -104,6 +105,45 @@ def add_run_arguments(parser):
         "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
     )
     how.add_argument("--seed", type=seed_value, default=DEFAULT_SEED)
+
+
+PROMPTS_HELP = "original (the default), crossed, deixis, or your own .json, .jsonl or .csv file"
+
+
+def add_contrast_arguments(parser):
+    """--contrast and --roles, for every script that compares categories."""
+    parser.add_argument(
+        "--contrast",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="A-B",
+        help="categories to compare, first - second; several may be given (default: usual ones)",
+    )
+    parser.add_argument(
+        "--roles",
+        type=roles_value,
+        metavar="ROLE=NAME,...",
+        help="which of your categories are self_referent, confounder, neutral, third_person",
+    )
+
+
+def roles_value(text):
+    """{category of the run: role} from "self_referent=robot,neutral=stone"."""
+    roles = {}
+    for part in text.split(","):
+        role, equals, name = part.partition("=")
+        if role not in CATEGORIES or not equals:
+            shown, allowed = printable(part[:60]), ", ".join(CATEGORIES)
+            raise argparse.ArgumentTypeError(f"{shown!r} is not ROLE=NAME with a role of {allowed}")
+        try:
+            check_category(name, role)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if name in roles or role in roles.values():
+            raise argparse.ArgumentTypeError(f"{printable(part)!r}: a role or name is given twice")
+        roles[name] = role
+    return roles
 
 
 def add_verify_argument(parser):

@@ -1,4 +1,8 @@
-"""The arrays of attention.npz, their shapes and ranges, and the run that holds them in memory."""
+"""The arrays of attention.npz, their shapes and ranges, and the run that holds them in memory.
+
+Schema 2 added what a crossed prompt set and the masses of the final query need (ADDED). A run of
+schema 1 is read as ever: its frames are first words, it has no slots, and those masses are None.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -6,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.categories import check_category, first_word, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.npz import read_npz
 
@@ -24,8 +28,21 @@ ARRAYS = {
     "last_mass": ("f", ("prompt", "layer", "head")),
     "edge_mass": ("f", ("prompt", "layer", "head", 2)),
     "edge_tokens": ("i", ("prompt",)),
+    "frame": ("U", ("prompt",)),
+    "filler": ("U", ("prompt",)),
+    "slot": ("i", ("prompt", 2)),
+    "slot_mass": ("f", ("prompt", "layer", "head")),
+    "slot_uniform": ("f", ("prompt", "layer")),
+    "segment": ("U", ("segment",)),
+    "segment_mass": ("f", ("prompt", "layer", "head", "segment")),
+    "segment_uniform": ("f", ("prompt", "layer", "segment")),
+    "final_row": ("f", ("prompt", "layer", "head", "key")),
 }
+ADDED = tuple(ARRAYS)[-9:]  # in schema 2
+PROMPT_ARRAYS = tuple(name for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt")
 PROBABILITIES = ("sink_mass", "first_mass", "last_mass", "edge_mass")
+PROBABILITIES_ADDED = ("segment_mass", "segment_uniform", "final_row")
+OF_SLOTS = ("slot_mass", "slot_uniform")  # NaN where a prompt has no slot
 
 
 @dataclass
@@ -47,6 +64,15 @@ class Run:
     last_mass: np.ndarray
     edge_mass: np.ndarray
     edge_tokens: np.ndarray
+    frame: np.ndarray
+    filler: np.ndarray
+    slot: np.ndarray
+    slot_mass: np.ndarray | None = None
+    slot_uniform: np.ndarray | None = None
+    segment: np.ndarray | None = None
+    segment_mass: np.ndarray | None = None
+    segment_uniform: np.ndarray | None = None
+    final_row: np.ndarray | None = None
     prompts: list = field(default_factory=list)
 
     @property
@@ -62,6 +88,16 @@ class Run:
         return self.config["prompts"]["format"]
 
     @property
+    def crossed(self):
+        """Whether every frame holds every category, so that frames are the unit of inference."""
+        return bool(self.config["prompts"].get("crossed"))
+
+    @property
+    def has_slots(self):
+        """Whether the final query's attention on the slot of every prompt is known."""
+        return self.slot_mass is not None and bool((self.slot[:, 0] >= 0).all())
+
+    @property
     def label(self):
         """Model and format, for titles and tables."""
         return f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
@@ -69,21 +105,48 @@ class Run:
     @property
     def counts(self):
         """{category: number of prompts} of the categories that have any, in the usual order."""
-        return {name: int(n) for name in CATEGORIES if (n := (self.category == name).sum())}
+        names = order_categories(self.category.tolist())
+        return {name: int((self.category == name).sum()) for name in names}
+
+    def rename(self, roles):
+        """The same run with categories under other names: roles {name: new name}."""
+        present = ", ".join(map(printable, self.counts))
+        for name, role in roles.items():
+            if name not in self.counts:
+                raise UserError(
+                    f"--roles {role}={printable(name)}: {self.path} has no such category; it has "
+                    f"{present}"
+                )
+            if role in self.counts and role not in roles:
+                raise UserError(
+                    f"--roles {role}={printable(name)}: {self.path} has a {role} itself"
+                )
+        names = np.array([roles.get(name, name) for name in self.category.tolist()])
+        rows = [
+            row | {"category": roles.get(row["category"], row["category"])} for row in self.prompts
+        ]
+        return dataclasses.replace(self, category=names, prompts=rows)
 
     def take(self, rows):
         """The same run with only the prompts at these positions, in this order."""
         rows = np.asarray(rows, dtype=int)
-        of_prompts = [name for name, (_, axes) in ARRAYS.items() if axes[0] == "prompt"]
-        arrays = {name: getattr(self, name)[rows] for name in of_prompts}
+        arrays = {name: getattr(self, name) for name in PROMPT_ARRAYS}
+        arrays = {name: array[rows] for name, array in arrays.items() if array is not None}
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
 
 
-def read_arrays(path):
+def read_arrays(path, schema):
     """The arrays of an attention.npz, checked: names, shapes, dtypes and ranges."""
-    arrays = read_npz(path, list(ARRAYS))
+    arrays = read_npz(path, [name for name in ARRAYS if schema > 1 or name not in ADDED])
     check_arrays(path, arrays)
     return arrays
+
+
+def design_of_old(prompts):
+    """frame, filler and slot of a run of schema 1, from the rows of its prompts.jsonl."""
+    frames = [first_word(row["text"]) for row in prompts]
+    slots = np.full((len(frames), 2), -1)
+    return {"frame": np.array(frames), "filler": np.full(len(frames), ""), "slot": slots}
 
 
 def check_arrays(path, arrays):
@@ -94,19 +157,20 @@ def check_arrays(path, arrays):
             "query)"
         )
     sizes = dict(zip(("prompt", "layer", "head", "query"), arrays["entropy"].shape, strict=True))
+    sizes |= {"key": sizes["query"], "segment": len(arrays.get("segment", ()))}
     for name, (kind, axes) in ARRAYS.items():
+        if name not in arrays:
+            continue
         array, expected = arrays[name], tuple(sizes.get(axis, axis) for axis in axes)
         if array.shape != expected or array.dtype.kind != kind:
             raise UserError(
                 f"{path}: {name} is {array.dtype} {array.shape}, expected "
                 f"{'/'.join(map(str, axes))} = {expected} of kind {kind}"
             )
-    if 0 in sizes.values():
+    if 0 in arrays["entropy"].shape:
         raise UserError(f"{path}: holds no prompts, layers, heads or rows")
-    unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
-    if unknown:
-        name = printable(sorted(unknown)[0])
-        raise UserError(f"{path}: unknown category {name!r}; allowed are {', '.join(CATEGORIES)}")
+    for name in sorted(set(arrays["category"].tolist())):
+        check_category(name, path)
     _check_lengths(path, arrays, sizes["query"])
     _check_values(path, arrays, sizes["query"])
 
@@ -121,6 +185,11 @@ def _check_lengths(path, arrays, n_query):
     edge = arrays["edge_tokens"]
     if ((edge < 0) | (edge > (stop - start) // 2)).any():
         raise UserError(f"{path}: edge_tokens is outside 0 to half of the prompt's own tokens")
+    if "slot" in arrays:
+        first, last = arrays["slot"].T
+        none = (first == -1) & (last == -1)
+        if not (none | ((start <= first) & (first <= last) & (last <= stop))).all():
+            raise UserError(f"{path}: a slot lies outside its prompt")
     visible = arrays["visible_keys"]
     if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
@@ -129,12 +198,13 @@ def _check_lengths(path, arrays, n_query):
 def _check_values(path, arrays, n_query):
     """Inside a prompt nothing is NaN, masses are probabilities, and entropies are possible."""
     real = np.arange(n_query) < arrays["n_tokens"][:, None]
-    for name in ("entropy", *PROBABILITIES):
+    probabilities = [name for name in PROBABILITIES + PROBABILITIES_ADDED if name in arrays]
+    for name in ("entropy", *probabilities):
         rows = ARRAYS[name][1][-1] == "query"
         values = arrays[name].transpose(0, 3, 1, 2)[real] if rows else arrays[name]
         if not np.isfinite(values).all():
             raise UserError(f"{path}: {name} is NaN or infinite inside a prompt")
-    for name in PROBABILITIES:
+    for name in probabilities + [name for name in OF_SLOTS if name in arrays]:
         values = arrays[name][~np.isnan(arrays[name])]
         if ((values < -1e-3) | (values > 1 + 1e-3)).any():
             raise UserError(f"{path}: {name} holds a probability outside [0, 1]")

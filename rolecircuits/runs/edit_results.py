@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.categories import check_category
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.files import read_json
 from rolecircuits.runs.npz import read_npz
@@ -12,7 +12,7 @@ DRAWN = ("kl", "surprisal_change", *INDEX_CHANGES)
 EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q")
 TEXTS = ("intervention", "role", "category")
 NUMBERS = ("n", *(metric + part for metric in DRAWN for part in EFFECT_PARTS))
-ALLOWED = {"category": ("all", *CATEGORIES), "role": ("candidate", "control")}
+ROLES = ("candidate", "control")
 LARGEST = 1e100  # numbers beyond this are damage: no axis holds them
 NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 0
 SWEEP_ARRAYS = ("kl", "category", "kl_by_prompt", *INDEX_CHANGES)
@@ -44,7 +44,9 @@ def _check_row(where, row):
         shown = printable(value)[:60]
         if name in TEXTS:
             shown = repr(shown)
-            good = isinstance(value, str) and value in ALLOWED.get(name, (value,)) and value
+            good = isinstance(value, str) and value and (name != "role" or value in ROLES)
+            if good and name == "category" and value != "all":
+                check_category(value, f"{where}.{name}")
         else:  # abs(NaN) <= LARGEST is False
             good = value is None or (type(value) in (int, float) and abs(value) <= LARGEST)
         if not good:
@@ -84,9 +86,8 @@ def _check_sweep(path, arrays):
             raise UserError(
                 f"{path}: {name} is {array.dtype} {array.shape}, expected {shape} of kind {kind}"
             )
-    unknown = set(arrays["category"].tolist()) - set(CATEGORIES)
-    if unknown:
-        raise UserError(f"{path}: unknown category {printable(sorted(unknown)[0])!r}")
+    for name in arrays["category"].tolist():
+        check_category(name, path)
     for name in ("kl", "kl_by_prompt"):
         if not (np.isfinite(arrays[name]).all() and (arrays[name] > -NO_KL).all()):
             raise UserError(f"{path}: {name} holds a value that no KL divergence has")

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deterministic import ROUNDING_TOLERANCE
-from rolecircuits.inputs.categories import prompt_set_sha256
+from rolecircuits.inputs.categories import is_crossed, prompt_set_sha256
 from rolecircuits.inputs.files import sha256_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, READABLE = 2, (1, 2)
 PACKAGES = (
     *("torch", "transformer_lens", "transformers", "tokenizers"),
     *("numpy", "scipy", "safetensors", "gguf"),
@@ -47,15 +47,17 @@ def describe_run(script, args, facts, fed, determinism, timings):
     }
 
 
-def describe_prompts(args, prompts, failed=()):
+def describe_prompts(args, prompts, failed=(), left_out=None):
     """{"prompts": how they were fed, their SHA-256, and those that failed: [(id, reason)]}.
 
     prompts.jsonl lacks the failed ones, so their place in the set and their texts are kept here.
+    left_out  {frame: why the tokenizer does not match it}; its prompts are not among `prompts`
     """
     places = {p.id: {"index": index, **asdict(p)} for index, p in enumerate(prompts)}
     lost = [places[prompt_id] | {"reason": portable(reason)} for prompt_id, reason in failed]
     how = {"format": args.prompt_format, "system_prompt": args.system_prompt, "bos": args.bos}
     set_facts = {"n": len(prompts) - len(lost), "sha256": prompt_set_sha256(prompts)}
+    set_facts |= {"crossed": is_crossed(prompts), "frames_left_out": left_out or {}}
     return {"prompts": how | set_facts | {"failed": lost}}
 
 

@@ -34,9 +34,11 @@ SCRIPT = "activation_analysis.py"
 CHOSEN = {"capture": "method", "raw": "raw", "batch_size": "batch_size"}  # flag: name in capture
 NOT_RECORDED = ("help", "repeat", "no_verify", "verbose")
 PROMPT_FIELDS = ("id", "category", "pair_id", "text")
+DESIGN_FIELDS = ("frame", "filler", "turn")  # of a set that gives them
 MODEL_FACTS = {"weights_sha256": "weights", "tokenizer_sha256": "tokenizer", "revision": "commit"}
 MODEL_FACTS |= {"architecture": "class"}
 MODEL_FACTS |= {n: n for n in ("n_layers", "n_heads", "dtype", "device", "prepends_bos")}
+HALF_PRECISION = 2**-10  # between neighbouring float16 numbers below 2
 IDENTICAL, CLOSE, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 
 
@@ -50,7 +52,8 @@ class Repetition:
         self.run = run
         self.args, self.notes = recorded_arguments(parser, run, given)
         self.prompts = recorded_prompts(run)
-        note = prompt_source_note(self.prompts, self.args, load_prompts)
+        left_out = run.config["prompts"].get("frames_left_out") or {}
+        note = prompt_source_note(self.prompts, self.args, load_prompts, left_out)
         self.notes += [note] if note else []
         self.model_changes, self.comparison = [], None
 
@@ -78,6 +81,7 @@ class Repetition:
     def compare(self, arrays, config):
         """repeat.json: the verdict over attention.npz, and everything known to have changed."""
         before = {name: getattr(self.run, name) for name in ARRAYS}
+        before = {name: array for name, array in before.items() if array is not None}
         changed = self.model_changes + environment_changes(self.run.config, config)
         self.comparison = {
             "repeat_of": self.run.path.name,
@@ -166,10 +170,10 @@ def recorded_prompts(run: Run):
     The SHA-256 in the config proves them.
     """
     where, facts = f"--repeat {run.path}", run.config["prompts"]
-    prompts = [Prompt(*map(row.get, PROMPT_FIELDS)) for row in run.prompts]
+    prompts = [_read_prompt(row) for row in run.prompts]
     try:
         for failed in sorted(facts["failed"], key=lambda item: item["index"]):
-            prompts.insert(failed["index"], Prompt(*(failed[key] for key in PROMPT_FIELDS)))
+            prompts.insert(failed["index"], _read_prompt(failed))
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: some prompts failed and the run does not hold their texts"
@@ -181,14 +185,20 @@ def recorded_prompts(run: Run):
     return prompts
 
 
-def prompt_source_note(prompts, args, load_prompts):
+def _read_prompt(row):
+    """The Prompt of a row of prompts.jsonl; a run of schema 1 has no design fields."""
+    design = {name: row[name] for name in DESIGN_FIELDS if name in row}
+    return Prompt(*(row.get(name) for name in PROMPT_FIELDS), **design)
+
+
+def prompt_source_note(prompts, args, load_prompts, left_out=()):
     """What a reader must know if the prompt file, or the built-in set, gives other prompts now."""
     try:
         there, _ = load_prompts(args.prompts, args.prompts_per_category)
     except UserError as error:
         what = str(error)
     else:
-        if there == prompts:
+        if [prompt for prompt in there if prompt.frame not in left_out] == prompts:
             return None
         source = f"--prompts {printable(args.prompts)}" if args.prompts else "the built-in set"
         what = f"{source} has other prompts now"
@@ -227,12 +237,13 @@ def _short(value):
 def compare_arrays(before, after, tolerance):
     """{"verdict", "tolerance", "largest": place or None, "arrays": {name: finding}} of two runs.
 
-    before, after  the ARRAYS of both
+    before, after  the ARRAYS of both; a run of schema 1 lacks some, which are not compared
     A finding has its own verdict; where values differ, how many do, and the largest difference.
     """
     labels = {"prompt": before["prompt_id"]}
     findings = {
-        name: _compare_array(name, before[name], after[name], tolerance, labels) for name in ARRAYS
+        name: _compare_array(name, array, after[name], tolerance, labels)
+        for name, array in before.items()
     }
     verdicts = {finding["verdict"] for finding in findings.values()}
     verdict = next((v for v in (DIFFERENT, CLOSE) if v in verdicts), IDENTICAL)
@@ -249,6 +260,8 @@ def _compare_array(name, a, b, tolerance, labels):
     if a.dtype.kind != "f":
         why = "labels or token counts changed"
         return {"verdict": DIFFERENT, "n_different": int((a != b).sum()), "why": why}
+    if a.dtype == np.float16:  # rounded when it was stored: half a last digit may flip
+        tolerance = max(tolerance, HALF_PRECISION)
     gap = np.abs(a.astype(np.float64) - b)
     gap = np.where(np.isnan(a) != np.isnan(b), np.inf, np.nan_to_num(gap, nan=0.0, posinf=np.inf))
     index = np.unravel_index(int(gap.argmax()), gap.shape)

@@ -1,44 +1,116 @@
-"""Two categories compared value by value: Hedges g, p, Benjamini-Hochberg q and max-T p."""
+"""Two categories compared value by value: Hedges g, p, Benjamini-Hochberg q and max-T p.
+
+A contrast is (first, second), and its difference first - second. Either side is a category, or a
+tuple of categories whose values are averaged inside every unit: so an interaction is written.
+"""
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.inputs.categories import PAIRED
+from rolecircuits.inputs.categories import PAIRED, order_categories
+from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.stats.moments import defined_moments
 from rolecircuits.stats.permutation import permutation_test, sign_flip_test
-from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, pair_rows
+from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
+from rolecircuits.stats.units import matched_rows
 
 CONTRASTS = {
     "self_confounder": ("self_referent", "confounder"),
     "self_neutral": ("self_referent", "neutral"),
     "confounder_third": PAIRED,
 }
+# of the set `deixis`: half of (you - I in the user's turn) - (you - I in the assistant's), so that
+# pronoun and turn cancel; and the same of she or he and it, who are the model in neither turn
+INTERACTIONS = {
+    "about_model": (("you_user", "i_assistant"), ("i_user", "you_assistant")),
+    "control_third_it": (("third_user", "it_assistant"), ("it_user", "third_assistant")),
+}
 
 
-def available_contrasts(category):
-    """The CONTRASTS whose categories are both present; the first one ranks heads."""
-    present = set(np.asarray(category).tolist())
-    return {name: pair for name, pair in CONTRASTS.items() if present.issuperset(pair)}
+def categories_of(contrast):
+    """The categories of a contrast, first side first."""
+    return [name for side in contrast for name in ((side,) if isinstance(side, str) else side)]
+
+
+def name_of(side):
+    """A side of a contrast in words."""
+    return side if isinstance(side, str) else " + ".join(side)
+
+
+def available_contrasts(category, asked=()):
+    """{name: contrast}; the first one ranks heads.
+
+    asked  texts "a-b", as --contrast gives them. Without any: CONTRASTS and INTERACTIONS whose
+           categories are present; where there are none, the first category against each other one.
+    """
+    present = order_categories(np.asarray(category).tolist())
+    if asked:
+        return {text: parse_contrast(text, present) for text in dict.fromkeys(asked)}
+    known = CONTRASTS | INTERACTIONS
+    found = {name: c for name, c in known.items() if set(present).issuperset(categories_of(c))}
+    return found or {f"{present[0]}-{other}": (present[0], other) for other in present[1:]}
+
+
+def parse_contrast(text, present):
+    """(first, second) of a text "first-second"; both must be among the categories `present`."""
+    sides, allowed = text.split("-"), ", ".join(map(printable, present))
+    shown = f"--contrast {printable(text)[:100]}"
+    if len(sides) != 2:
+        raise UserError(
+            f"{shown}: must be two categories with one '-' between; there are {allowed}"
+        )
+    for side in sides:
+        if side not in present:
+            unknown = printable(side)[:60]
+            raise UserError(f"{shown}: unknown category {unknown!r}; there are {allowed}")
+    if sides[0] == sides[1]:
+        raise UserError(f"{shown}: the two categories must differ")
+    return tuple(sides)
+
+
+def contrast_sides(values, category, unit, contrast):
+    """(values of the first side, values of the second, whether they are paired unit for unit).
+
+    values  [row, ...]; category, unit  [row] as in stats.units
+    """
+    names = categories_of(contrast)
+    matched = matched_rows(category, unit, names)
+    if matched is None:
+        if len(names) > 2:
+            joined = " - ".join(map(name_of, contrast))
+            raise UserError(f"{joined}: needs a crossed set, in which every frame has all of them")
+        category = np.asarray(category)
+        return values[category == names[0]], values[category == names[1]], False
+    of_name = dict(zip(names, matched, strict=True))
+    sides = []
+    for side in contrast:
+        rows = [of_name[name] for name in ((side,) if isinstance(side, str) else side)]
+        sides.append(sum(values[own] for own in rows) / len(rows))
+    return *sides, True
+
+
+def compare_sides(values, category, unit, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
+    """(Test of first - second, and what `contrast_sides` gives)."""
+    a, b, paired = contrast_sides(values, category, unit, contrast)
+    draws = n_permutations, seed
+    test = sign_flip_test(a - b, *draws) if paired else permutation_test(a, b, *draws)
+    return test, a, b, paired
 
 
 def compare_categories(
-    values, category, pair_id, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED
+    values, category, unit, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED
 ):
     """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
 
-    values   [prompt, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
+    values   [row, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
     returns  "difference", "g", "g_low", "g_high", "p", "q", "p_max"
 
-    confounder - third_person is tested on its matched pairs by sign flips, every other contrast by
-    label permutation.
+    Categories that match unit for unit (all of a crossed set; confounder and third_person) are
+    tested by sign flips of their differences, others by label permutation.
     """
-    category = np.asarray(category)
-    pairs = pair_rows(category, pair_id) if contrast == PAIRED else None
-    paired = pairs is not None
-    a, b = (values[rows] for rows in (pairs if paired else (category == c for c in contrast)))
     draws = n_permutations, seed
-    test = sign_flip_test(a - b, *draws) if paired else permutation_test(a, b, *draws)
+    test, a, b, paired = compare_sides(values, category, unit, contrast, *draws)
     low, high = hedges_g_interval(a, b, paired)
     sizes = {"g": hedges_g(a, b, paired), "g_low": low, "g_high": high}
     tests = {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}

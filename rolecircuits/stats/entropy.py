@@ -1,4 +1,4 @@
-"""Entropies of attention rows, and what the final token attends to.
+"""Entropies of attention rows, with and without the attention sink.
 
     H = -sum_k A ln A        nats, 0 ln 0 = 0, no epsilon
 
@@ -8,7 +8,6 @@ Axes everywhere, in this order: prompt, layer, head, query, key.
 import numpy as np
 
 ROW_SUM_TOLERANCE = 1e-3
-EDGE_TOKENS = 3
 
 
 def attention_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
@@ -82,28 +81,3 @@ def normalise_entropy(entropy, keys):
     keys = np.broadcast_to(keys, np.shape(entropy))
     out = np.full(keys.shape, np.nan)
     return np.divide(entropy, np.log(np.maximum(keys, 1)), out=out, where=keys > 1)
-
-
-def final_query_masses(final_row, span):
-    """What the last token attends to: `first_mass`, `last_mass`, `edge_mass`, and `edge_tokens`.
-
-    final_row  [prompt, head, key]   attention of every prompt's final query, 0 beyond its tokens
-    span       [prompt, 2]           the prompt's own tokens; the BOS is never in it
-    returns    first_mass, last_mass [prompt, head]   on the first / last three tokens of the text
-               edge_mass [prompt, head, 2]            on the first / last k, which never overlap:
-               edge_tokens [prompt] int               k = min(3, length // 2)
-    """
-    key = np.arange(final_row.shape[-1])
-    start, stop = span[:, :1], span[:, 1:]
-    edge = np.minimum(EDGE_TOKENS, (stop - start) // 2)
-    inside = (key >= start) & (key < stop)
-
-    def mass(keys):
-        return np.einsum("phk,pk->ph", final_row, (keys & inside).astype(final_row.dtype))
-
-    return {
-        "first_mass": mass(key < start + EDGE_TOKENS),
-        "last_mass": mass(key >= stop - EDGE_TOKENS),
-        "edge_mass": np.stack([mass(key < start + edge), mass(key >= stop - edge)], axis=-1),
-        "edge_tokens": edge[:, 0].astype(np.int64),
-    }

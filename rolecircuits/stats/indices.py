@@ -19,13 +19,14 @@ Axes everywhere, in this order: prompt, layer, head, query, key.
 
 import numpy as np
 
+from rolecircuits.inputs.categories import first_word
 from rolecircuits.stats.entropy import normalise_entropy, sinkfree_keys, visible_keys
 from rolecircuits.stats.moments import category_mean, defined_mean, divide
 
 KINDS = ("raw", "normalised", "sinkfree")
 INDICES = ("rfc", "rsi")
 INDEX_CATEGORIES = ("self_referent", "neutral", "confounder")
-MIN_POSITION_ROWS = 3
+MIN_POSITION_ROWS, MIN_WORD_PROMPTS = 3, 2
 
 
 def row_mask(n_tokens, span, n_query, whole_prompt):
@@ -147,6 +148,52 @@ def position_matched_values(run):
         residual = np.nan_to_num(rows[chosen] - mean)
         level = np.where(weight > 0, weight * np.nan_to_num(mean), weight * 0).sum(axis=-1)
         out[chosen] = level + chosen.sum() * (share * residual).sum(axis=-1)
+    return out
+
+
+def first_word_weights(run):
+    """Weight of every first word that all categories of the indices share: {word: weight}.
+
+        w(word) proportional to min over categories of (prompts that begin with it / prompts)
+
+    A word that fewer than two prompts of a category begin with says nothing about its spread and
+    weighs nothing. Empty where no word is shared.
+    """
+    names = [name for name in INDEX_CATEGORIES if (run.category == name).any()]
+    words, share = first_words(run), {}
+    for word in dict.fromkeys(words.tolist()):
+        counts = [(words[run.category == name] == word).sum() for name in names]
+        sizes = [(run.category == name).sum() for name in names]
+        if min(counts) >= MIN_WORD_PROMPTS:
+            share[word] = min(n / size for n, size in zip(counts, sizes, strict=True))
+    return {word: weight / sum(share.values()) for word, weight in share.items()}
+
+
+def first_words(run):
+    """The first word of every prompt, in lower case: [prompt] str."""
+    return np.array([first_word(row["text"]) for row in run.prompts])
+
+
+def first_word_matched_values(run):
+    """Normalised values whose category means compare equal first words: [prompt, layer]; else NaN.
+
+        H_c = sum_w w(word) m_c(word)    m_c(word) the mean over the prompts of c that begin with it
+
+    written prompt by prompt as in `position_matched_values`. In a crossed set every category begins
+    with the same words equally often, so these are the plain values.
+    """
+    values = layer_values(run, "normalised")
+    if run.crossed:
+        return values
+    out, words, weights = np.full(values.shape, np.nan), first_words(run), first_word_weights(run)
+    for name in INDEX_CATEGORIES if weights else ():
+        chosen = run.category == name
+        rows = {word: chosen & (words == word) for word in weights}
+        means = {word: defined_mean(values[own], axis=0) for word, own in rows.items()}
+        out[chosen] = sum(weight * means[word] for word, weight in weights.items())
+        for word, own in rows.items():
+            scale = chosen.sum() * weights[word] / max(own.sum(), 1)
+            out[own] += scale * (values[own] - means[word])
     return out
 
 

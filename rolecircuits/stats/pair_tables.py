@@ -55,18 +55,19 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
     """What was compared, what a reader must know first, and each difference over layers.
 
     runs     {"base": Run, "instruct": Run}
+    estimates, original  {} where the runs lack the categories of RFC
     notes    texts that run_pairs.match_runs gives      reasons  why intervals are missing
     """
     differences = {
-        kind: {index: summarise_difference(estimates[kind][index]["diff"]) for index in INDICES}
-        for kind in KINDS
+        kind: {index: summarise_difference(of_kind[index]["diff"]) for index in INDICES}
+        for kind, of_kind in estimates.items()
     }
-    heads = {index: summarise_difference(original[index]["diff"]) for index in INDICES}
+    heads = {index: summarise_difference(entry["diff"]) for index, entry in original.items()}
     for entry in heads.values():
         entry["head_intervals_excluding_zero"] = entry.pop("layers_excluding_zero")
     undefined = ", ".join(
         f"{index.upper()} {kind}"
-        for kind in KINDS
+        for kind in differences
         for index in INDICES
         if differences[kind][index]["layers_undefined"]
     )
@@ -84,12 +85,31 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         "notes": notes + reasons,
         "intervals_left_out": reasons,
         "bootstrap": {
-            "unit": "prompt",
+            "unit": "frame" if base.crossed else "prompt",
             "resamples": N_RESAMPLES,
             "seed": DEFAULT_SEED,
             "confidence": CONFIDENCE,
         },
         "difference": "instruct - base",
         "differences": differences,
-        "original": {"warning": NOT_INFERENCE, **heads},
+        "original": {"warning": NOT_INFERENCE, **heads} if heads else {},
     }
+
+
+def summarise_contrasts(compared):
+    """{contrast: what summarise_difference says of instruct - base}."""
+    return {name: summarise_difference(sides["diff"]) for name, sides in compared.items()}
+
+
+def list_contrasts(compared):
+    """Rows of contrast_comparison.csv, one a contrast and layer."""
+    return [
+        {"contrast": name, "layer": layer}
+        | {
+            f"{part}_{side}": estimate[part][layer]
+            for side, estimate in sides.items()
+            for part in ("value", "low", "high", *P_VALUES)
+        }
+        for name, sides in compared.items()
+        for layer in range(len(sides["diff"]["value"]))
+    ]

@@ -1,7 +1,8 @@
-"""Intervals and p-values over prompts: the prompt is the unit, heads and query rows never are.
+"""Intervals and p-values over prompts or frames; heads and query rows are never the unit.
 
-    bootstrap  prompts are drawn with replacement within each category; a pair (confounder[i],
-               third_person[i]) is drawn together; two runs of a comparison use the same draw
+    bootstrap  units (stats.units) are drawn with replacement: the frames of a crossed set, else
+               prompts within each category, a pair (confounder[i], third_person[i]) together; two
+               runs of a comparison use the same draw
     interval   estimate -+ c * error, c the 95 % point of |estimate* - estimate| / error* over the
                draws, error* recomputed in every draw (symmetric bootstrap-t, Hall 1988). The
                percentile interval is too short at n = 30.
@@ -22,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, index_values
 from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.units import matched_rows, shared_units, strata_of
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -52,34 +53,15 @@ def missing_prompts_reason(category):
     return f"intervals and tests need at least {MIN_PROMPTS} prompts a category; {short}"
 
 
-def pair_rows(category, pair_id):
-    """(confounder rows, third_person rows) of the matched pairs, aligned; None without pairs."""
-    category, pair_id = np.asarray(category), np.asarray(pair_id)
-    left, right = (np.flatnonzero((category == name) & (pair_id >= 0)) for name in PAIRED)
-    if not len(left) or sorted(pair_id[left]) != sorted(pair_id[right]):
-        return None
-    return tuple(side[np.argsort(pair_id[side], kind="stable")] for side in (left, right))
+def bootstrap_counts(category, unit, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
+    """How often each row is drawn in each resample: [resample, row] float64.
 
-
-def bootstrap_counts(category, pair_id, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
-    """How often each prompt is drawn in each resample: [resample, prompt] float64.
-
-    category  [prompt] str; each keeps its size    pair_id  [prompt] int, -1 without a partner
+    category  [row] str; each keeps its size    unit  [row] int; rows of one go together, -1 alone
     """
-    category = np.asarray(category)
     rng = np.random.default_rng(seed)
     counts = np.zeros((n_resamples, len(category)))
-    alone = np.ones(len(category), dtype=bool)
-    pairs = pair_rows(category, pair_id)
-    if pairs is not None:
-        drawn = _draw_counts(rng, len(pairs[0]), n_resamples)
-        for side in pairs:
-            counts[:, side] = drawn
-            alone[side] = False
-    for name in dict.fromkeys(category):
-        rows = np.flatnonzero((category == name) & alone)
-        if len(rows):
-            counts[:, rows] = _draw_counts(rng, len(rows), n_resamples)
+    for stratum in strata_of(category, unit):
+        counts[:, stratum] = _draw_counts(rng, stratum.shape[1], n_resamples)[:, None]
     return counts
 
 
@@ -89,18 +71,18 @@ def _draw_counts(rng, n, n_resamples):
     return counts.reshape(n_resamples, n).astype(np.float64)
 
 
-def bootstrap_weights(category, pair_id, n_resamples, seed):
-    """`bootstrap_counts` as [prompt, 1 + resample] float32, entry 0 the sample itself; kept.
+def bootstrap_weights(category, unit, n_resamples, seed):
+    """`bootstrap_counts` as [row, 1 + resample] float32, entry 0 the sample itself; kept.
 
-    pair_id  [prompt], or None: no pairs. The same draws serve every kind, layer and head of a run.
+    unit  [row], or None: every row alone. The same draws serve every kind, layer and head of a run.
     """
-    pair_id = [-1] * len(category) if pair_id is None else np.asarray(pair_id).tolist()
-    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(pair_id), n_resamples, seed)
+    unit = [-1] * len(category) if unit is None else np.asarray(unit).tolist()
+    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed)
 
 
 @lru_cache(maxsize=8)
-def _kept_weights(category, pair_id, n_resamples, seed):
-    weights = draw_weights(bootstrap_counts(category, pair_id, n_resamples, seed))
+def _kept_weights(category, unit, n_resamples, seed):
+    weights = draw_weights(bootstrap_counts(category, unit, n_resamples, seed))
     weights.setflags(write=False)
     return weights
 
@@ -112,38 +94,41 @@ def draw_weights(counts):
 
 
 def infer_indices(
-    values, category, pair_id=None, base=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
+    values, category, unit=None, base=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
 ):
     """RFC and RSI of a run, or their difference to a `base` run of the same prompts.
 
-    values, base  [prompt, ...]; a prompt undefined (NaN) in either is left out of both, by column
-    category      [prompt] str    pair_id  [prompt] int, or None: no pairs
+    values, base  [row, ...]; a row undefined (NaN) in either is left out of both, by column, and
+                  takes the rest of its frame along
+    category      [row] str    unit  [row] int as in `bootstrap_counts`, or None: every row alone
     returns       {"rfc": Inference, "rsi": Inference}
     p, p_max      of the null 0: index = 0, or index(values) = index(base). The runs may differ in
                   scale: each index is a ratio inside its own run, each draw has its own error.
 
     The standard error is the delta method's: for RFC = 1 - H_s / H_n it is that of
-    mean_s(x / H_n) - (H_s / H_n) mean_n(x / H_n).
+    mean_s(x / H_n) - (H_s / H_n) mean_n(x / H_n), with the covariance of the two where categories
+    share their units.
     """
-    category, runs = np.asarray(category), _flat_runs(values, base)
-    weights = bootstrap_weights(category, pair_id, n_resamples, seed)
+    category, runs, crossed = _prepare_runs(values, category, unit, base)
+    weights = bootstrap_weights(category, unit, n_resamples, seed)
     out = {index: _Summary(runs[0].shape[1], n_resamples) for index in INDICES}
     for columns, rows in column_blocks(~np.isnan(sum(runs)), n_resamples):
         parts = [run[np.ix_(rows, columns)] for run in runs]
-        for index, draws in studentised_indices(parts, category[rows], weights[rows]).items():
+        sample = (category[rows], weights[rows], crossed)
+        for index, draws in studentised_indices(parts, *sample).items():
             out[index].add(columns, *draws)
     return {index: summary.finish(np.shape(values)[1:]) for index, summary in out.items()}
 
 
 def infer_mean_indices(
-    values, category, pair_id=None, base=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
+    values, category, unit=None, base=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
 ):
-    """The same for the mean of an index over layers, one number each; values, base [prompt, layer].
+    """The same for the mean of an index over layers, one number each; values, base [row, layer].
 
     Layers in which the index is undefined are left out.
     """
-    category, runs = np.asarray(category), _flat_runs(values, base)
-    weights = bootstrap_weights(category, pair_id, n_resamples, seed)
+    category, runs, crossed = _prepare_runs(values, category, unit, base)
+    weights = bootstrap_weights(category, unit, n_resamples, seed)
     missing, out = np.isnan(sum(runs)), {}
     runs = [np.where(missing, np.nan, run) for run in runs]
     indices = [index_values(run, category) for run in runs]
@@ -153,16 +138,17 @@ def infer_mean_indices(
         if len(layers):
             means = [values[index][layers].mean() for values in indices]
             estimate = means[0] - means[1] if len(means) == 2 else means[0]
-            draws = _mean_draws(index, [run[:, layers] for run in runs], category, weights)
+            labels = (category, weights, crossed)
+            draws = _mean_draws(index, [run[:, layers] for run in runs], *labels)
             summary.add(np.array([0]), np.array([estimate]), *draws)
         out[index] = summary.finish(())
     return out
 
 
-def _mean_draws(index, runs, category, weights):
+def _mean_draws(index, runs, category, weights, crossed):
     """(shift, standard error) of the mean over layers in every resample, each [1, 1 + resample].
 
-    Layers are no samples: each prompt's contributions are summed over the layers first.
+    Layers are no samples: each unit's contributions are summed over the layers first.
     """
     missing = np.isnan(runs[0])
     used = [~missing.all(axis=1) & (category == name) for name in (*NUMERATORS[index], "neutral")]
@@ -171,36 +157,55 @@ def _mean_draws(index, runs, category, weights):
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for layers, rows in column_blocks(~missing, weights.shape[1]):
             parts = [run[np.ix_(rows, layers)] for run in runs]
-            sample = _Sample(parts, category[rows], weights[rows])
+            sample = _Sample(parts, category[rows], weights[rows], crossed)
             _, moved, slopes = sample.index_draws(index)
             shift += moved.sum(axis=0)
             for name, slope in slopes.items():
                 chosen = rows[category[rows] == name]
                 whole = size[name] / weights[chosen].sum(axis=0)
                 linear[chosen] += whole * sample.contributions(name, slope)
-        variance = 0.0
-        for rows, n in zip(used, size.values(), strict=True):
+        variance, groups = 0.0, list(zip(used, size.values(), strict=True))
+        if crossed:  # the categories of a frame add up before they are squared
+            linear[used[0]] += sum(linear[rows] for rows in used[1:])
+            groups = groups[:1]
+        for rows, n in groups:
             variance += (weights[rows] * linear[rows] ** 2).sum(axis=0) / n / (n - 1)
         return shift[None] / len(missing.T), np.sqrt(variance)[None] / len(missing.T)
 
 
-def _flat_runs(values, base):
-    """[values] or [values, base], each [prompt, column] float64."""
+def _prepare_runs(values, category, unit, base):
+    """(category, [values] or [values, base] as [row, column] float64, crossed).
+
+    crossed  the categories of the indices have the same units, in the same order of rows; then an
+             undefined value makes its whole unit undefined
+    """
     runs = [values] if base is None else [values, base]
-    return [np.asarray(run, dtype=np.float64).reshape(len(run), -1) for run in runs]
+    runs = [np.array(run, dtype=np.float64).reshape(len(run), -1) for run in runs]
+    category = np.asarray(category)
+    names = [name for name in INDEX_CATEGORIES if (category == name).any()]
+    sides = None
+    if unit is not None and len(names) > 1:
+        sides = matched_rows(category, unit, names)
+    if sides is not None:
+        missing = np.any([np.isnan(sum(runs))[side] for side in sides], axis=0)
+        for run in runs:
+            for side in sides:
+                run[side] = np.where(missing, np.nan, run[side])
+    return category, runs, sides is not None
 
 
-def studentised_indices(runs, category, weights):
+def studentised_indices(runs, category, weights, crossed=False):
     """RFC and RSI in every resample: {index: (estimate, shift, error)}; no value may be undefined.
 
-    runs      one run [prompt, column], or two: then of runs[0] - runs[1]
-    weights   [prompt, 1 + resample] float32    how often each prompt is drawn, as `draw_weights`
+    runs      one run [row, column], or two: then of runs[0] - runs[1]
+    weights   [row, 1 + resample] float32    how often each row is drawn, as `draw_weights`
+    crossed   the categories share their units, row by row: their means covary
     estimate  [column] float64
     shift     [column, 1 + resample] float32    index* - index
     error     [column, 1 + resample] float32    delta-method standard error inside the resample
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        sample, draws = _Sample(runs, category, weights), {}
+        sample, draws = _Sample(runs, category, weights, crossed), {}
         for index in INDICES:
             estimate, shift, slopes = sample.index_draws(index)
             error = np.sqrt(np.maximum(sample.variance(slopes), 0)) if slopes else shift
@@ -217,8 +222,8 @@ class _Sample:
     means    {category: the means of those of each run in every resample [column, 1 + resample]}
     """
 
-    def __init__(self, runs, category, weights):
-        self.runs, self.category = runs, category
+    def __init__(self, runs, category, weights, crossed):
+        self.runs, self.category, self.crossed = runs, category, crossed
         units = [run / category_mean(run, category, "neutral") for run in runs]
         self.centres, self.weights, self.parts, self.means, self._covariances = {}, {}, {}, {}, {}
         for name in INDEX_CATEGORIES:
@@ -257,22 +262,30 @@ class _Sample:
     def variance(self, slopes):
         """Variance of the index in every resample: [column, 1 + resample]."""
         total = 0.0
-        for name, slope in slopes.items():
-            for (r, s), covariance in self.covariances(name).items():
-                total = total + (1 if r == s else 2) * slope[r] * slope[s] * covariance
+        terms = [(name, r) for name, of_runs in slopes.items() for r in range(len(of_runs))]
+        for i, (name, r) in enumerate(terms):
+            for other, s in terms[: i + 1]:
+                if other != name and not self.crossed:
+                    continue
+                twice = 1 if (name, r) == (other, s) else 2
+                product = twice * slopes[other][s] * slopes[name][r]
+                total = total + product * self.covariance((name, r), (other, s))
         return total
 
-    def covariances(self, name):
-        """{(run, run): covariances of the means of a category [column, 1 + resample]}."""
-        if name not in self._covariances:
-            weight, parts, means = self.weights[name], self.parts[name], self.means[name]
-            size, covariances = weight.sum(axis=0), {}
-            for r, left in enumerate(parts):
-                for s in range(r + 1):
-                    second = (left * parts[s]) @ weight / size
-                    covariances[s, r] = (second - means[r] * means[s]) / (size - 1)
-            self._covariances[name] = covariances
-        return self._covariances[name]
+    def covariance(self, first, second):
+        """Covariance of two means, each (category, run), in every resample [column, 1 + resample].
+
+        The categories are one, or share their units.
+        """
+        key = frozenset((first, second))
+        if key not in self._covariances:
+            parts = [self.parts[name][r] for name, r in (first, second)]
+            means = [self.means[name][r] for name, r in (first, second)]
+            weight = self.weights[first[0]]
+            size = weight.sum(axis=0)
+            product = (parts[0] * parts[1]) @ weight / size
+            self._covariances[key] = (product - means[0] * means[1]) / (size - 1)
+        return self._covariances[key]
 
     def contributions(self, name, slopes):
         """What each prompt adds to the index, summed over columns: [prompt, 1 + resample]."""
@@ -368,13 +381,13 @@ def mean_interval(values, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
 
 
 def stratified_mean_interval(
-    values, category, pair_id=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
+    values, category, unit=None, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
 ):
     """The same for the mean over prompts of several categories whose sizes are fixed.
 
-    values  [prompt, column]; undefined values (NaN) are left out    pair_id  as in `infer_indices`
+    values  [prompt, column]; undefined values (NaN) are left out    unit  as in `infer_indices`
     """
-    sums, sizes, stratum = pair_units(values, category, pair_id)
+    sums, sizes, stratum = sum_units(values, category, unit)
     weights = bootstrap_weights(stratum, None, n_resamples, seed)
     out = _Summary(sums.shape[1], n_resamples)
     for columns, rows in column_blocks(sizes, n_resamples):
@@ -386,22 +399,25 @@ def stratified_mean_interval(
     return out.finish((sums.shape[1],))[:3]
 
 
-def pair_units(values, category, pair_id):
-    """What is drawn, or has its sign flipped, as one: a matched pair, or a prompt without partner.
+def sum_units(values, category, unit):
+    """What is drawn, or has its sign flipped, as one: a frame, a matched pair, a prompt alone.
 
-    values   [prompt, column]    category  [prompt]    pair_id  [prompt], or None: no pairs
+    values   [prompt, column]    category  [prompt]    unit  [prompt], or None: every prompt alone
     returns  sums [unit, column] of the defined values, NaN where a unit has none; sizes
-             [unit, column], how many those are; stratum [unit], the category or "pair"
+             [unit, column], how many those are; stratum [unit], the categories of the unit
     """
     category, present = np.asarray(category), ~np.isnan(values)
     values = np.where(present, values, 0.0)
-    pairs = None if pair_id is None else pair_rows(category, pair_id)
-    left, right = ([], []) if pairs is None else pairs
-    alone = np.setdiff1d(np.arange(len(category)), np.concatenate([left, right]))
-    sums = np.concatenate([values[alone], values[left] + values[right]])
-    sizes = np.concatenate([present[alone].astype(int), present[left].astype(int) + present[right]])
-    stratum = np.append(category[alone], ["pair"] * len(left))
-    return np.where(sizes > 0, sums, np.nan), sizes, stratum
+    shared = [] if unit is None else shared_units(category, unit)
+    alone = np.setdiff1d(np.arange(len(category)), [row for s in shared for u in s for row in u])
+    sums, sizes = [values[alone]], [present[alone].astype(int)]
+    stratum = category[alone].tolist()
+    for units in shared:
+        sums.append(values[units].sum(axis=1))
+        sizes.append(present[units].sum(axis=1))
+        stratum += [" ".join(category[units[0]])] * len(units)
+    sums, sizes = np.concatenate(sums), np.concatenate(sizes)
+    return np.where(sizes > 0, sums, np.nan), sizes, np.array(stratum)
 
 
 def studentised_difference(values, group, weights):

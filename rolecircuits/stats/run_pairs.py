@@ -13,7 +13,7 @@ from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats import original_study
-from rolecircuits.stats.contrasts import q_values
+from rolecircuits.stats.contrasts import compare_categories, contrast_sides, q_values
 from rolecircuits.stats.indices import (
     INDEX_CATEGORIES,
     INDICES,
@@ -26,9 +26,11 @@ from rolecircuits.stats.resampling import (
     MIN_PROMPTS,
     infer_indices,
     infer_mean_indices,
+    mean_difference_interval,
     missing_prompts_reason,
 )
 from rolecircuits.stats.role_tests import infer_layers
+from rolecircuits.stats.units import frame_values, labels_of
 
 P_VALUES = ("p", "q", "p_max")
 SIDES = ("base", "instruct")
@@ -53,12 +55,19 @@ def match_runs(base, instruct):
         "base": base.take([rows[key] for key in keys]),
         "instruct": instruct.take([places[key] for key in keys]),
     }
+    where, there = (
+        f"--base_dir {base.path}, --instruct_dir {instruct.path}",
+        set(runs["base"].counts),
+    )
     for name in REQUIRED:
-        if name not in runs["base"].counts:
+        if name not in there and all(name in run.counts for run in (base, instruct)):
             raise UserError(
-                f"--base_dir {base.path}, --instruct_dir {instruct.path}: no {name} prompt is in "
-                "both runs; both need the same prompts"
+                f"{where}: no {name} prompt is in both runs; both need the same prompts"
             )
+    if len(there) < 2:
+        raise UserError(
+            f"{where}: share {len(keys)} prompts of {len(there)} categories; two needed"
+        )
     return runs, _pair_notes({"base": base, "instruct": instruct}, runs)
 
 
@@ -138,13 +147,14 @@ def estimate_pair(runs, seed=DEFAULT_SEED):
     differences are not tested: raw indices also differ where only lengths do. Numbers left out are
     NaN, or None.
     """
-    reasons = {index: missing_interval_reason(runs["base"].category, index) for index in INDICES}
+    category = labels_of(runs["base"])[0]
+    reasons = {index: missing_interval_reason(category, index) for index in INDICES}
     return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
 
 
 def _estimate_kind(runs, kind, reasons, seed):
-    labels = runs["base"].category, runs["base"].pair_id
-    values = {side: layer_values(run, kind) for side, run in runs.items()}
+    labels = labels_of(runs["base"])
+    values = {side: frame_values(run, layer_values(run, kind)) for side, run in runs.items()}
     tests = {side: infer_layers(run, kind, seed) for side, run in runs.items()}
     null = {side: layer_null(run, kind) for side, run in runs.items()}
     differences = infer_indices(values["instruct"], *labels, values["base"], seed=seed)
@@ -162,6 +172,34 @@ def _estimate_kind(runs, kind, reasons, seed):
         out[index] = {side: test | {"value": test["estimate"]} for side, test in sides.items()}
         out[index]["diff"] = diff
     return out
+
+
+def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED):
+    """{contrast: {"base" | "instruct" | "diff": estimate}} of normalised entropy, each [layer].
+
+    An estimate holds value, low, high, p, q and p_max. The value of a run is first - second; "diff"
+    is the same contrast of instruct - base, taken prompt by prompt (frame by frame) first.
+    """
+    labels, values = labels_of(runs["base"]), {}
+    for side, run in runs.items():
+        values[side] = frame_values(run, layer_values(run, "normalised"))
+    values["diff"] = values["instruct"] - values["base"]
+    return {
+        name: {
+            side: _estimate_contrast(of_side, labels, contrast, seed)
+            for side, of_side in values.items()
+        }
+        for name, contrast in contrasts.items()
+    }
+
+
+def _estimate_contrast(values, labels, contrast, seed):
+    tests = compare_categories(values, *labels, contrast, seed=seed)
+    sides = contrast_sides(values, *labels, contrast)
+    _, low, high = mean_difference_interval(*sides, seed=seed)
+    return {"value": tests["difference"], "low": low, "high": high} | {
+        name: tests[name] for name in P_VALUES
+    }
 
 
 def estimate_original(runs):

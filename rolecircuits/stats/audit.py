@@ -1,0 +1,190 @@
+"""How a prompt set is built, read from a run: what explains its entropies besides the category.
+
+share   of the variance between prompts (normalised entropy, mean over heads) that lies between
+        the groups of a factor: category, first word, token count. By chance alone k groups of n
+        prompts take (k - 1) / (n - 1).
+beyond  what a factor explains beyond the other one, of category and first word: the difference
+        of adjusted R^2 with and without it
+ICC     correlation of prompts of one category that share their frame (first word); one-way
+        analysis of variance for groups of unequal size (Donner and Koval 1980)
+design effect 1 + (m - 1) ICC, m = sum n_i^2 / sum n_i (Kish 1965); effective n = n / it
+
+python prompts.py --audit results_activation_analysis/latest_run
+"""
+
+import numpy as np
+
+from rolecircuits.stats.indices import (
+    INDICES,
+    first_word_matched_values,
+    first_word_weights,
+    first_words,
+    index_values,
+    layer_values,
+)
+from rolecircuits.stats.moments import divide
+
+FACTORS = ("category", "first word", "token count")
+LEAST = 0.05  # a share beyond the other factor that is worth a warning
+CROSSED = (
+    "crossed: every frame holds every category, with the same first word and as many tokens; "
+    "differences are taken inside frames"
+)
+
+
+def audit_design(run):
+    """design.json: the shares, the correlation inside frames, matched beside plain indices, and a
+    verdict. Everything by layer is a list over layers.
+    """
+    values, words = layer_values(run, "normalised"), first_words(run)
+    groups = dict(zip(FACTORS, (run.category, words, run.n_tokens), strict=True))
+    factors = {name: _describe_factor(values, labels) for name, labels in groups.items()}
+    for name, other in (("category", "first word"), ("first word", "category")):
+        share = beyond(values, groups[name], groups[other])
+        factors[name] |= {"beyond_the_other": share, "median_beyond": _median(share)}
+    audit = {
+        "schema_version": 1,
+        "prompts": len(values),
+        "categories": run.counts,
+        "crossed": run.crossed,
+        "frames": len(set(run.frame.tolist())),
+        "frames_left_out": run.config["prompts"].get("frames_left_out") or {},
+        "variance": factors,
+        "clusters": describe_clusters(values, run.category, run.frame),
+        "first_word_matched": compare_matched(run, values),
+    }
+    flagged, verdict = judge(audit, shared_words(run.category, words))
+    return audit | {"flagged": flagged, "verdict": verdict}
+
+
+def variance_share(values, labels):
+    """Sum of squares between groups / total: values [prompt, layer] -> [layer]; NaN if constant."""
+    centred = values - values.mean(axis=0)
+    between = sum(
+        (labels == label).sum() * centred[labels == label].mean(axis=0) ** 2
+        for label in np.unique(labels)
+    )
+    return divide(between, (centred**2).sum(axis=0))
+
+
+def beyond(values, labels, others):
+    """Adjusted R^2 of both factors together less that of `others` alone: [layer]."""
+    return adjusted_share(values, labels, others) - adjusted_share(values, others)
+
+
+def adjusted_share(values, *factors):
+    """Adjusted R^2 of the layer's values on additive groups: 1 - (1 - R^2) (n - 1) / (n - rank).
+
+    NaN where nothing varies, or no degree of freedom is left.
+    """
+    columns = [labels[:, None] == np.unique(labels) for labels in factors]
+    basis, singular, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+    basis = basis[:, singular > 1e-9 * singular[0]]
+    centred, n, rank = values - values.mean(axis=0), len(values), basis.shape[1]
+    left = ((centred - basis @ (basis.T @ centred)) ** 2).sum(axis=0)
+    return 1 - divide(left * (n - 1), (centred**2).sum(axis=0) * max(n - rank, 0))
+
+
+def describe_clusters(values, category, frame):
+    """ICC [layer], its median, and for every category prompts, frames, design effect, effective n.
+
+    Clusters are the prompts of one category and frame; the median design effect counts.
+    """
+    sizes, within, means, owners = [], 0.0, [], []
+    for name in dict.fromkeys(category.tolist()):
+        for label in dict.fromkeys(frame[category == name].tolist()):
+            rows = values[(category == name) & (frame == label)]
+            within = within + ((rows - rows.mean(axis=0)) ** 2).sum(axis=0)
+            sizes.append(len(rows))
+            means.append(rows.mean(axis=0))
+            owners.append(name)
+    sizes, means, owners = np.array(sizes), np.stack(means), np.array(owners)
+    between, adjusted, of_category = 0.0, 0.0, {}
+    for name in dict.fromkeys(owners.tolist()):
+        n, mean = sizes[owners == name], values[category == name].mean(axis=0)
+        between = between + (n[:, None] * (means[owners == name] - mean) ** 2).sum(axis=0)
+        adjusted += n.sum() - (n**2).sum() / n.sum()
+        of_category[name] = {"prompts": int(n.sum()), "frames": len(n)}
+        of_category[name]["mean_cluster"] = float((n**2).sum() / n.sum())
+    freedom = len(sizes) - len(of_category), len(values) - len(sizes)
+    if min(freedom) < 1:
+        icc = np.full(values.shape[1], np.nan)
+    else:
+        size = adjusted / freedom[0]  # of a cluster, corrected for unequal sizes
+        between, within = between / freedom[0], within / freedom[1]
+        icc = divide(between - within, between + (size - 1) * within)
+    median = _median(icc)
+    for item in of_category.values():
+        effect = 1 + (item["mean_cluster"] - 1) * max(median, 0.0)
+        item |= {"design_effect": effect, "effective_n": item["prompts"] / effect}
+    return {"icc": icc, "median_icc": median, "categories": of_category}
+
+
+def compare_matched(run, values):
+    """RFC and RSI by layer, plain and matched on the first word, and the words that are shared."""
+    matched = index_values(first_word_matched_values(run), run.category)
+    plain = index_values(values, run.category)
+    words = sorted(first_word_weights(run))
+    mean = {f"mean_{name}": float(np.mean(plain[name])) for name in INDICES}
+    mean |= {f"mean_{name}_matched": float(np.mean(matched[name])) for name in INDICES}
+    return {"words": words, **mean, **{f"{name}_matched": matched[name] for name in INDICES}}
+
+
+def shared_words(category, words):
+    """How many first words begin prompts of more than one category."""
+    return sum(len(set(category[words == word].tolist())) > 1 for word in np.unique(words))
+
+
+def judge(audit, n_shared):
+    """(whether a reader is warned, one sentence)."""
+    if audit["crossed"]:
+        return False, CROSSED
+    factors = audit["variance"]
+    own, word = (factors[name]["median_beyond"] for name in ("category", "first word"))
+    shares = [f"{factors[name]['median']:.2f}" for name in ("first word", "category")]
+    says = f"the first word explains {shares[0]} of the variance between prompts, the category "
+    says += f"{shares[1]} (medians over layers; beyond the other {word:.2f} and {own:.2f})"
+    if not n_shared:
+        nothing = "no first word is shared by two categories, so the two cannot be told apart"
+        return True, f"{nothing}: {says}"
+    if word > max(own, LEAST):
+        return True, f"the category explains less than the first word: {says}"
+    return False, f"no warning: {says}"
+
+
+def audit_rows(audit):
+    """Cells of the table of factors."""
+    rows = []
+    for name, factor in audit["variance"].items():
+        share, median = np.asarray(factor["share"]), factor["median"]
+        if np.isnan(share).all():
+            rows.append([name, factor["groups"], "-", "-", "-", "-", "-"])
+            continue
+        ends = [f"{share[at]:.2f} @{at}" for at in (np.nanargmin(share), np.nanargmax(share))]
+        more = f"{factor['median_beyond']:+.2f}" if "median_beyond" in factor else "-"
+        rows.append(
+            [name, factor["groups"], f"{median:.2f}", *ends, f"{factor['chance']:.2f}", more]
+        )
+    return rows
+
+
+def cluster_rows(audit):
+    """Cells of the table of categories: prompts, frames, design effect, effective n."""
+    return [
+        [name, item["prompts"], item["frames"], *(f"{item[key]:.1f}" for key in EFFECTS)]
+        for name, item in audit["clusters"]["categories"].items()
+    ]
+
+
+EFFECTS = ("design_effect", "effective_n")
+
+
+def _describe_factor(values, labels):
+    share, groups = variance_share(values, labels), len(np.unique(labels))
+    chance = (groups - 1) / max(len(values) - 1, 1)
+    return {"groups": groups, "share": share, "median": _median(share), "chance": chance}
+
+
+def _median(values):
+    defined = values[~np.isnan(values)]
+    return float(np.median(defined)) if len(defined) else float("nan")

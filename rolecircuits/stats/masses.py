@@ -1,0 +1,102 @@
+"""What the final token fed attends to: parts of the text, the slot, and segments of the template.
+
+    mass     = sum of the final query's attention over the keys of a part
+    uniform  = keys of the part that the final query sees / keys that it sees
+
+Axes everywhere, in this order: prompt, layer, head, query, key.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+EDGE_TOKENS = 3
+# every key fed belongs to one segment; key 0 is the sink, whatever token it is
+SEGMENTS = ("sink", "system_text", "template", "user_text", "assistant_text", "assistant_header")
+NOWHERE = -1
+
+
+class Places(NamedTuple):
+    """Where things stand among the tokens of every prompt.
+
+    span     [prompt, 2]    first and one-past-last token of the prompt's own text
+    slot     [prompt, 2]    the same of the tokens that differ between the persons of a crossed set;
+                            -1 where a set has none
+    segment  [prompt, key]  position in SEGMENTS of the key's segment, -1 beyond the prompt
+    Without slot and segment (None) only the masses of the text's ends are computed.
+    """
+
+    span: np.ndarray
+    slot: np.ndarray | None = None
+    segment: np.ndarray | None = None
+
+    def take(self, rows):
+        """The same for the prompts at these positions."""
+        return Places(*(None if part is None else part[rows] for part in self))
+
+
+def final_query_masses(final_row, places):
+    """What the last token attends to.
+
+    final_row  [prompt, head, key]   attention of every prompt's final query, 0 beyond its tokens
+    places     Places of the same prompts; the BOS is in no span
+    returns    first_mass, last_mass [prompt, head]   on the first / last three tokens of the text
+               edge_mass [prompt, head, 2]            on the first / last k, which never overlap:
+               edge_tokens [prompt] int               k = min(3, length // 2)
+               slot_mass [prompt, head]               on the slot, NaN without one
+               segment_mass [prompt, head, segment]   on every segment; they sum to 1
+               final_row [prompt, head, key] float16  the row itself, rounded last
+    """
+    n_keys = final_row.shape[-1]
+    key = np.arange(n_keys)
+    start, stop = places.span[:, :1], places.span[:, 1:]
+    edge = np.minimum(EDGE_TOKENS, (stop - start) // 2)
+    inside = (key >= start) & (key < stop)
+
+    def mass(keys):
+        return np.einsum("phk,pk->ph", final_row, keys.astype(final_row.dtype))
+
+    edges = [mass(inside & (key < start + edge)), mass(inside & (key >= stop - edge))]
+    masses = {
+        "first_mass": mass(inside & (key < start + EDGE_TOKENS)),
+        "last_mass": mass(inside & (key >= stop - EDGE_TOKENS)),
+        "edge_mass": np.stack(edges, axis=-1),
+        "edge_tokens": edge[:, 0].astype(np.int64),
+    }
+    if places.segment is None:
+        return masses
+    on_slot = mass(_slot_keys(places, n_keys))
+    masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, on_slot, np.nan)
+    segments = _segment_keys(places, n_keys)
+    masses["segment_mass"] = np.einsum("phk,pks->phs", final_row, segments.astype(final_row.dtype))
+    return masses | {"final_row": final_row.astype(np.float16)}
+
+
+def uniform_masses(places, n_tokens, visible):
+    """The same masses for a final query that attends to all keys it sees alike.
+
+    n_tokens  [prompt]    visible  [layer, query] keys that a row sees
+    returns   slot_uniform [prompt, layer], NaN without a slot; segment_uniform [prompt, layer,
+              segment]
+    """
+    n_keys, last = places.segment.shape[1], np.asarray(n_tokens)[:, None] - 1
+    n_seen = np.asarray(visible)[:, last[:, 0]].T[..., None]  # [prompt, layer, 1]
+    key = np.arange(n_keys)
+    seen = (key <= last[..., None]) & (key > last[..., None] - n_seen)  # [prompt, layer, key]
+    on_slot = np.einsum("plk,pk->pl", seen / n_seen, _slot_keys(places, n_keys).astype(float))
+    segments = _segment_keys(places, n_keys).astype(float)
+    return {
+        "slot_uniform": np.where(places.slot[:, :1] >= 0, on_slot, np.nan),
+        "segment_uniform": np.einsum("plk,pks->pls", seen / n_seen, segments),
+    }
+
+
+def _slot_keys(places, n_keys):
+    """Which keys are in the slot: [prompt, key] bool."""
+    key = np.arange(n_keys)
+    return (key >= places.slot[:, :1]) & (key < places.slot[:, 1:])
+
+
+def _segment_keys(places, n_keys):
+    """Which keys are in which segment: [prompt, key, segment] bool."""
+    return places.segment[:, :n_keys, None] == np.arange(len(SEGMENTS))
