@@ -135,9 +135,9 @@ def print_contrasts(run, chosen, compared):
     if families:
         columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]
         title = "interaction of person and turn, and its control"
-        tables.print_table(
-            columns, role_tests.interaction_cells(families, compared), title, tables.WIDE
-        )
+        cells = role_tests.interaction_cells(families, compared)
+        tables.print_table(columns, cells, title, tables.WIDE)
+        print(role_tests.describe_interactions(families, compared))
 
 
 def head_cells(row, contrast):

@@ -72,7 +72,9 @@ def compare(base, instruct, output_dir, asked=()):
 
     whole = {"base": base, "instruct": instruct}
     runs, notes = run_pairs.match_runs(base, instruct)
-    notes += [f"{side}: {audit.audit_design(run)['verdict']}" for side, run in whole.items()]
+    verdicts = {side: audit.audit_design(run)["verdict"] for side, run in whole.items()}
+    same = len(set(verdicts.values())) == 1
+    notes += [verdicts["base"]] if same else [f"{side}: {v}" for side, v in verdicts.items()]
     has_indices = set(REQUIRED) <= set(runs["base"].counts)
     chosen = {}
     if asked or not has_indices:

@@ -1,24 +1,25 @@
 """The whole study of one model family in one command, and a table of the main numbers.
 
-    both runs -> the base run's strongest heads cut, beside random heads of the same layers
-    -> nine figures for each run -> tests of every layer and head -> base-versus-instruct comparison
+    for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
+    for the first one also: the base run's strongest heads cut, beside random heads of their layers
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
+    python run_pipeline.py --family mistral --prompts crossed
     python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3
 
 The families are in model_families.json, or in a file of that form that --families_file names.
 Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and
-comparison_results/NAME/. With --engine ray a worker runs the models of a whole family. `demo` is
-the bundled model twice, on raw and on chat-formatted prompts: same weights, two framings.
+comparison_results/NAME/; those of a second prompt set to NAME/SET/ in each. With --engine ray a
+worker runs the models of a whole family. `demo` is the bundled model twice, on raw and on
+chat-formatted prompts: same weights, two framings.
 """
 
 import contextlib
 import io
 import sys
 import time
-from argparse import Namespace  # noqa: TID251  (a type)
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -36,39 +37,22 @@ from rolecircuits.inputs import arguments
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec
-from rolecircuits.models.families import FAMILIES_FILE, RUNS, SIDES, load_family, stage_flags
+from rolecircuits.models import families
+from rolecircuits.models.families import LINKS, OUTPUTS, RUNS, SIDES
 from rolecircuits.runs.files import pack_folder
-
-LINKS = {run: arguments.LATEST_RUNS[kind] for run, kind in RUNS.items()}
-LINKS |= {"edits": arguments.LATEST_INTERVENTION}
-OUTPUTS = ("figures", "analysis_results", "comparison_results")
-
-
-@dataclass
-class Study:
-    """One family: the flags of this script and of each stage, and what its models have to do."""
-
-    family: str
-    args: Namespace
-    stages: dict
-    payload: dict  # of `family_task`
-    summary: dict | None = None  # of the comparison, once it is made
-
-    def __post_init__(self):
-        folder = Path(arguments.DEFAULT_RESULTS, self.family)
-        self.links = {stage: folder / link for stage, link in LINKS.items()}
-        self.runs = {side: self.links[side] for side in SIDES}
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     names = "one name in model_families.json or several: demo, mistral, qwen, ..."
     parser.add_argument("--family", required=True, nargs="+", dest="families", help=names)
-    parser.add_argument("--families_file", default=str(FAMILIES_FILE))
+    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE))
     arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
-    parser.add_argument("--prompts", help="JSON file of your own prompts: {category: [text, ...]}")
+    sets = "one set or several, each a name or file (default: those of the family)"
+    parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
     none = "the figures need none"
     parser.add_argument("--raw", choices=arguments.RAW, default="none", help=none)
     parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
@@ -84,33 +68,45 @@ def run(args):
     """Study every family, on Ray side by side; 3 if prompts failed."""
     check_engine_arguments(args)
     arguments.say_unverified(args)
-    studies = [plan_study(args, name) for name in dict.fromkeys(args.families)]
+    studies = {name: plan_family(args, name) for name in dict.fromkeys(args.families)}
     with open_engine(args) as engine:
         return 3 if run_families(studies, engine) else 0
 
 
-def plan_study(args, name):
-    """The Study of a family; UserError where it cannot work."""
-    family = load_family(args.families_file, name)
-    flags = {stage: stage_flags(stage, family, args, name) for stage in LINKS}
-    prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
-    payload = {"flags": flags, "prompts": [asdict(prompt) for prompt in prompts]}
-    payload |= {"analyse": not args.skip_analysis, "top_k": args.top_k}
-    study = Study(name, args, parse_stages(flags), payload)
-    for stage, link in study.links.items():
-        arguments.check_model_arguments(study.stages[stage])
-        arguments.check_output_dir(link.parent, link=link.name)
-    for root in OUTPUTS:
-        arguments.check_output_dir(Path(root, name))
+def plan_family(args, name):
+    """[Study] of a family, one a prompt set; UserError where it cannot work."""
+    family = families.load_family(args.families_file, name)
     if "note" in family:
         print(f"family {name}: {printable(family['note'])}")
-    for note in notes:
-        print(f"note: {note}")
-    payload["plan"] = [] if args.skip_interventions else None  # None: once the base run is there
+    sets = families.list_sets(family, args.prompts, args.prompts_per_category)
+    studies = []
+    for label, chosen in sets.items():
+        folder = f"{name}/{label}" if studies else name
+        flags = {s: families.stage_flags(s, family, args, folder, chosen) for s in LINKS}
+        prompts, notes = load_prompts(*chosen)
+        payload = {"flags": flags, "prompts": [asdict(prompt) for prompt in prompts]}
+        study = families.Study(folder, args, parse_stages(flags), payload, label)
+        for stage, link in study.links.items():
+            arguments.check_model_arguments(study.stages[stage])
+            check_turns(prompts, study.stages[stage].prompt_format, chosen[0])
+            arguments.check_output_dir(link.parent, link=link.name)
+        for root in OUTPUTS:
+            arguments.check_output_dir(Path(root, folder))
+        for note in notes:
+            print(f"note: {note}")
+        studies.append(study)
+    return studies
+
+
+def family_payload(studies):
+    """The payload of `family_task`; plan: None where the base run will choose the heads."""
+    args = studies[0].args
+    payload = {"sets": [study.payload for study in studies], "analyse": not args.skip_analysis}
+    payload |= {"top_k": args.top_k, "plan": [] if args.skip_interventions else None}
     if args.skip_analysis and not args.skip_interventions:
         how = args.top_k, args.seed, not args.no_verify
-        payload["plan"] = choose_heads(study.runs["base"], *how)
-    return study
+        payload["plan"] = choose_heads(studies[0].runs["base"], *how)
+    return payload
 
 
 def parse_stages(flags, *more):
@@ -119,20 +115,24 @@ def parse_stages(flags, *more):
     return {stage: scripts[stage].parse_args([*each, *more]) for stage, each in flags.items()}
 
 
-def run_families(studies, engine):
-    """Every family's models on the engine, one item each, and its report; returns lost prompts."""
+def run_families(studies_of, engine):
+    """Every family's models on the engine, one item each, and its report; returns lost prompts.
+
+    studies_of  {name: [Study]}
+    """
     say_limits(arguments.DEFAULT_RESULTS)
-    by_name, failed = {study.family: study for study in studies}, []
-    here = {"here": engine.name == "local"}
-    items = [Item(name, family_task, by_name[name].payload | here) for name in by_name]
+    here, failed = {"here": engine.name == "local"}, []
+    payloads = {name: family_payload(studies) for name, studies in studies_of.items()}
+    items = [Item(name, family_task, payload | here) for name, payload in payloads.items()]
     for item, done in engine.run(items, None if here["here"] else "families", "family"):
-        study = by_name[item.label]
-        for stage, files in done["files"].items():
-            args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
-            ours = {"arguments": args, "engine": engine.facts()}
-            folder = publish_files(files, args.output_dir, LINKS[stage], prefix, ours)
-            print(f"{study.family}: {stage} -> {printable(folder)}")
-        report_family(study, done["edited"])
+        studies = studies_of[item.label]
+        for study, published in zip(studies, done["files"], strict=False):
+            for stage, files in published.items():
+                args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
+                ours = {"arguments": args, "engine": engine.facts()}
+                folder = publish_files(files, args.output_dir, LINKS[stage], prefix, ours)
+                print(f"{study.folder}: {stage} -> {printable(folder)}")
+        report_family(item.label, studies, done["edited"])
         failed += done["failed"]
         if done["error"]:
             raise done["error"]
@@ -143,32 +143,39 @@ def family_task(state, payload):
     """A family's analyses and the edits of its base model: {"failed", "edited", "error", "files"}.
 
     error  what kept the base model from being edited: the analyses are not lost for it
-    files  {stage: those of its run}, unless `here` says that this is where runs are published
+    files  [{stage: those of its run}] of the prompt sets, unless `here` says that this is where
+           runs are published
     """
-    prompts = [Prompt(**prompt) for prompt in payload["prompts"]]
-    failed, plan, error, files = [], payload["plan"], None, {}
+    sets = [[Prompt(**prompt) for prompt in item["prompts"]] for item in payload["sets"]]
+    failed, plan, error, files = [], payload["plan"], None, []
     with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
-        stages = parse_stages(payload["flags"], *([f"--output_dir={aside}"] if aside else []))
-        links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in stages.items()}
-        for args in (stages[run] for run in RUNS if payload["analyse"]):
-            started, loaded = time.perf_counter(), None  # its memory is free for the next one
-            load = partial(activation_analysis.load_for, prompts, args)
-            loaded = state.model(ModelSpec.of(args), load)
-            timings = {"load_s": time.perf_counter() - started}
-            failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
+        stages = [
+            parse_stages(item["flags"], *([f"--output_dir={Path(aside, str(i))}"] if aside else []))
+            for i, item in enumerate(payload["sets"])
+        ]
+        for side in RUNS if payload["analyse"] else ():
+            for prompts, of_set in zip(sets, stages, strict=True):
+                args, started, loaded = of_set[side], time.perf_counter(), None  # frees its memory
+                load = partial(activation_analysis.load_for, prompts, args)
+                loaded = state.model(ModelSpec.of(args), load)
+                timings = {"load_s": time.perf_counter() - started}
+                failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
         try:
             if plan is None:
-                plan = choose_heads(links["base"], payload["top_k"], stages["base"].seed)
+                base = stages[0]["base"]
+                chosen_on = Path(base.output_dir, LINKS["base"])
+                plan = choose_heads(chosen_on, payload["top_k"], base.seed)
             if plan:
                 from rolecircuits.edits.plan import parse_entries  # pydantic: only for edits
 
                 engine, entries = LocalEngine(state), parse_entries(plan, "plan")
-                interventions.run_interventions(engine, prompts, entries, stages["edits"])
+                interventions.run_interventions(engine, sets[0], entries, stages[0]["edits"])
         except (UserError, RunFailed) as refused:
             error = refused
-        if aside:
+        for of_set in stages if aside else ():
+            links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in of_set.items()}
             made = {stage: link for stage, link in links.items() if link.exists()}
-            files = {stage: pack_folder(resolve_run(link)) for stage, link in made.items()}
+            files.append({stage: pack_folder(resolve_run(link)) for stage, link in made.items()})
     return {"failed": failed, "edited": bool(plan) and not error, "error": error, "files": files}
 
 
@@ -182,55 +189,55 @@ def choose_heads(folder, top_k, seed, verify=True):
     return plan["interventions"]
 
 
-def report_family(study, edited):
+def report_family(name, studies, edited):
     """Figures and tests of each run and the comparison of both, side by side; then the table."""
-    args, runs, verify = study.args, study.runs, not study.args.no_verify
-    figures, tests, comparison = (Path(root, study.family) for root in OUTPUTS)
-    for link in runs.values():
-        resolve_run(link)
+    args, verify = studies[0].args, not studies[0].args.no_verify
+    whats = SIDES if args.skip_comparison else (*SIDES, "comparison")
+    parts = [(study, what) for study in studies for what in whats]
 
     def report(part):
-        summary = None
+        study, what = part
+        figures, tests, comparison = (Path(root, study.folder) for root in OUTPUTS)
         with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, part after part
-            if part == "comparison":
-                loaded = (load_run(link, verify) for link in runs.values())
-                summary = compare_base_instruct.compare(*loaded, comparison)
-            else:
-                run = load_run(runs[part], verify)
-                if not args.skip_visualization:
-                    visualize_results.visualize(run, figures / part)
-                analyze_results.analyze(run, tests / part, args.top_k, args.seed)
-        return said.getvalue(), summary
+            if what == "comparison":
+                loaded = (load_run(link, verify) for link in study.runs.values())
+                return said, compare_base_instruct.compare(*loaded, comparison)
+            run = load_run(study.runs[what], verify)
+            if not args.skip_visualization:
+                visualize_results.visualize(run, figures / what)
+            tested = analyze_results.analyze(run, tests / what, args.top_k, args.seed)
+        return said, tested["layers"]
 
-    parts = [*runs] if args.skip_comparison else [*runs, "comparison"]
-    for said, study.summary in fork_map(report, parts):
-        print(said, end="")
+    for (study, what), (said, found) in zip(parts, fork_map(report, parts), strict=True):
+        print(said.getvalue(), end="")
+        study.found[what] = found
     if edited and not args.skip_visualization:
-        edits = study.links["edits"], figures / "intervention"
+        edits = studies[0].links["edits"], Path("figures", studies[0].folder, "intervention")
         visualize_results.visualize_interventions(*edits, each_run=False, verify=verify)
-    print_main_numbers(study)
+    print_main_numbers(name, studies)
 
 
-def print_main_numbers(study):
-    """One table: the mean over layers of each index of both runs beside its length null."""
+def print_main_numbers(name, studies):
+    """One table of the indices of both runs on every prompt set, and where everything lies."""
     from rolecircuits.drawing import tables  # rich and numpy: --help does without them
     from rolecircuits.stats.run_pairs import main_numbers  # numpy
 
-    args, name, summary = study.args, study.family, study.summary
-    runs = {side: load_run(link, not args.no_verify) for side, link in study.runs.items()}
-    headings = [f"{side}, {run.prompt_format}" for side, run in runs.items()]
-    columns = ["index", *map(tables.right, [*headings, "instruct - base [95 %]"])]
-    title = f"{name}: means over layers (length null)"
-    tables.print_table(columns, main_numbers(runs, summary), title)
-    if summary is not None and summary["pair"]:
-        print(summary["pair"])
-    for side, link in study.runs.items():
-        where = f"{printable(link.parent / resolve_run(link).name)}/"
-        if not args.skip_visualization:
-            where += f"   figures {Path('figures', name, side)}/"
-        print(f"{side:9} {runs[side].label}: {where}")
-    if summary is not None:
-        print(f"comparison {Path('comparison_results', name)}/")
+    numbers, formats, verify = {}, {}, not studies[0].args.no_verify
+    for study in studies:
+        runs = {side: load_run(link, verify) for side, link in study.runs.items()}
+        numbers[study.label] = main_numbers(runs, study.found)
+        formats |= {side: run.prompt_format for side, run in runs.items()}
+    tables.print_main_numbers(name, numbers, formats)
+    if "comparison" in studies[0].found:
+        print(studies[0].found["comparison"]["pair"])
+    for study in studies:
+        for side, link in study.runs.items():
+            where = f"{printable(link.parent / resolve_run(link).name)}/"
+            if not study.args.skip_visualization:
+                where += f"   figures {Path('figures', study.folder, side)}/"
+            print(f"{study.label}, {side}: {where}")
+        if "comparison" in study.found:
+            print(f"{study.label}, comparison: {Path('comparison_results', study.folder)}/")
 
 
 def main(argv=None):

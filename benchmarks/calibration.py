@@ -12,10 +12,11 @@ log spread 0.4 to 1.2; common factors of both signs between heads; token counts 
 prompts, and entropies that depend on them; neutral prompts 1.3 times as variable as self-referent
 ones. The truth is analytic: a head's mean is set, the random factor has mean 1. It is checked
 against one large sample before anything else. Monte-Carlo errors count a data set once, however
-many layers it has.
+many layers it has. Rows where the frame is the unit (n = 36, 12): frame_calibration.py.
 
     python benchmarks/calibration.py            some minutes on two cores
     python benchmarks/calibration.py --quick    a tenth of the data sets
+    python benchmarks/calibration.py --run BASE INSTRUCT    frames of these crossed runs
 """
 
 import os
@@ -27,17 +28,10 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402  (the modules lie one folder up)
+import frame_calibration as frames  # noqa: E402  (the modules lie one folder up)
+import numpy as np  # noqa: E402
 from other_intervals import intervals_by_method, resampled_indices  # noqa: E402
-from simulated_runs import (  # noqa: E402
-    EFFECT,
-    SPREAD,
-    TOKENS,
-    draw_world,
-    labels,
-    simulate,
-    true_indices,  # noqa: E402
-)
+from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices  # noqa: E402
 
 from rolecircuits.inputs.arguments import positive_int, seed_value  # noqa: E402
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED  # noqa: E402
@@ -51,6 +45,7 @@ from rolecircuits.stats.indices import (  # noqa: E402
     position_weights,
 )
 
+DEMO = Path("results_activation_analysis/demo/crossed")
 BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999
 EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
@@ -59,7 +54,9 @@ BOUNDS = {
     "coverage": (0.93, 0.97),
     "level": (0.035, 0.065),
     "family": (0.0, 0.06),
+    "ratio": (0.0, np.inf),
 }
+OTHERS = ("percentile", "BCa", "equal-tailed t", frames.PROMPTS)  # methods that are not in use
 
 
 def parse_args(argv=None):
@@ -73,6 +70,13 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=seed_value, default=0)
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data sets")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        help="one or two runs of the crossed set, two: base and instruct (default: latest_base and "
+        f"latest_run of {DEMO}, if it is there)",
+    )
     return parser.parse_args(argv)
 
 
@@ -339,12 +343,9 @@ def row(what, n, method, observed, kind):
 
 
 def judged(table):
-    """Rows that must be inside their bound: the methods in use, at n = 30."""
-    return [
-        r
-        for r in table
-        if r[1] == 30 and r[5] != "power" and r[2] not in ("percentile", "BCa", "equal-tailed t")
-    ]
+    """Rows that must be inside their bound: the methods in use, 30 prompts or 36 frames."""
+    free = ("power", "ratio")
+    return [r for r in table if r[1] in (30, 36) and r[5] not in free and r[2] not in OTHERS]
 
 
 def needed_effects(table):
@@ -369,7 +370,12 @@ def run_stage(task):
     return stage(np.random.default_rng(seed), n, n_datasets, *arguments)
 
 
-def plan_stages(seed, n_datasets):
+def frame_rows(rng, n, n_datasets, stage, source):
+    """Rows of a stage of frame_calibration.py."""
+    return [row(*cells) for cells in stage(rng, n, n_datasets, source)]
+
+
+def plan_stages(seed, n_datasets, sources):
     """The stages as tasks, the longest first; families get half or a tenth of the data sets."""
     half, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 10))
     stages = [(discovery_rows, 30, tenth, ())]
@@ -382,37 +388,50 @@ def plan_stages(seed, n_datasets):
         stages += [(position_rows, n, n_datasets, ()), (effect_size_rows, n, n_datasets, ())]
     stages.append((change_rows, 30, tenth, ()))
     stages += [(mean_rows, n, n_datasets, ()) for n in (30, 10)]  # behind: streams go by place
+    for source in sources:
+        for n in (36, 12):
+            stages.append((frame_rows, n, half, (frames.coverage_rows, source)))
+            stages.append((frame_rows, n, max(BLOCK, half // 2), (frames.level_rows, source)))
     seeds = np.random.SeedSequence(seed).spawn(len(stages))
     return [(stage, child, *rest) for (stage, *rest), child in zip(stages, seeds, strict=True)]
+
+
+def sources_of(paths):
+    """Where frames come from: the runs given or those of the demo, and two simulations."""
+    if paths is None:
+        paths = [DEMO / name for name in ("latest_base", "latest_run")] if DEMO.exists() else []
+        if not paths:
+            print(f"{DEMO} is not there: no frames of a run are drawn (see --run)")
+    return [frames.read_population(paths)] * bool(paths) + [frames.Simulated(r) for r in (0.0, 0.9)]
 
 
 def run(args):
     n_datasets = max(
         BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK
     )
+    sources = sources_of(args.run)
     print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
     gap = check_truth(np.random.default_rng(args.seed))
     largest = f"largest of 128 gaps is {gap:.2f} standard errors"
     print(f"analytic truth against 50,000 prompts a category: {largest}")
     table = []
     with ProcessPoolExecutor(args.workers) as pool:
-        for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets)):
+        for rows in pool.map(run_stage, plan_stages(args.seed, n_datasets, sources)):
             for what, n, method, rate, error, kind, verdict in rows:
                 shown = f"{100 * rate:6.2f} % +- {100 * error:.2f}"
-                verdict = "" if kind == "power" else verdict
-                print(
-                    f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}", flush=True
-                )
+                verdict = "" if kind in ("power", "ratio") else verdict
+                line = f"{what:36s} n={n:<3d} {method:24s} {kind:9s} {shown}   {verdict}"
+                print(line, flush=True)
             table += rows
     for what, g in needed_effects(table).items():
         print(f"80 % power at n = 30: {what}: g = {g:.2f}")
     rows = judged(table)
     broken = [r for r in rows if r[-1] == "OUTSIDE"]
     if broken:
-        outside = f"{len(broken)} of {len(rows)} rows at n = 30 are outside their bounds"
+        outside = f"{len(broken)} of {len(rows)} rows at n = 30 and 36 are outside their bounds"
         raise RunFailed(f"{outside}: {broken[0][0]}")
     near = sum(r[-1] == "within error" for r in rows)
-    inside = f"{len(rows) - near} of {len(rows)} rows of the methods in use at n = 30"
+    inside = f"{len(rows) - near} of {len(rows)} rows of the methods in use at n = 30 and 36"
     print(f"{inside} are inside their bounds")
     print(f"{near} are within three Monte-Carlo errors of them, none is further out")
 

@@ -2,6 +2,7 @@
 
     world = draw_world(rng, n_layers=3, n_heads=8)
     values, = simulate(rng, world, n=30, n_data=20)          [prompt, data set, layer, head]
+    values, = simulate_frames(rng, world, n=36, n_data=20, rho=0.9)       the same, a crossed set
     true_indices(world, EFFECT)["rfc"]                       [layer], analytic
 
 A value is level * effect * exp(spread * z - spread^2 / 2) * exp(slope * tokens) / E exp(slope *
@@ -23,6 +24,8 @@ TOKENS = {  # counts of prompts with 4, 5, ... 9 tokens
     "neutral": (1, 5, 16, 6, 2, 0),
     "third_person": (0, 1, 15, 13, 1, 0),
 }
+FILLERS = 3
+SHARED = {"frame": 0.45, "filler": 0.45, "person": 0.1}  # of the log variance between prompts
 
 
 def draw_world(rng, n_layers, n_heads):
@@ -82,6 +85,45 @@ def simulate(rng, world, n, n_data, effects=(EFFECT,)):
             values[chosen] = world.level * 0.6**r * effect[c] * grown
         runs.append(values)
     return runs
+
+
+def simulate_frames(rng, world, n, n_data, effects=(EFFECT,), rho=0.9):
+    """`simulate` for a crossed set of n frames x FILLERS fillers in each category.
+
+    Prompts go by category, then by frame, then by filler; a later run relates to the first as in
+    `simulate`. Frames and fillers move all persons of a cell, each by its own SPREAD; on top of
+    them every prompt has a part of its own.
+    """
+
+    def draw():
+        shapes = ((n_data, 1, 1), (n_data, *world.level.shape))
+        factor, own = (_crossed_normal(rng, n, shape, rho) for shape in shapes)
+        return world.loading * factor + np.sqrt(1 - world.loading**2) * own
+
+    first, runs = draw(), []
+    for r, effect in enumerate(effects):
+        z = first if r == 0 else 0.7 * first + np.sqrt(0.51) * draw()
+        values = np.empty_like(z)
+        for i, c in enumerate(CATEGORIES):
+            spread = world.spread * SPREAD[c] * 1.5**r
+            values[i] = world.level * 0.6**r * effect[c] * np.exp(spread * z[i] - spread**2 / 2)
+        runs.append(values.reshape(-1, *z.shape[3:]))
+    return runs
+
+
+def _crossed_normal(rng, n, shape, rho):
+    """Standard normal values [category, frame, filler, *shape].
+
+    The parts of fillers and of prompts correlate by rho inside a frame.
+    """
+
+    def nested(n_categories):
+        frame, filler = (rng.normal(size=(n_categories, n, k, *shape)) for k in (1, FILLERS))
+        return np.sqrt(rho) * frame + np.sqrt(1 - rho) * filler
+
+    parts = {"frame": rng.normal(size=(1, n, 1, *shape)), "filler": nested(1)}
+    parts["person"] = nested(len(CATEGORIES))
+    return sum(np.sqrt(share) * parts[name] for name, share in SHARED.items())
 
 
 def true_indices(world, effect, over_heads=True):

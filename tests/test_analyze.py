@@ -144,7 +144,8 @@ def test_layer_metrics_are_those_of_the_indices(planted):
     found, folder, _ = planted
     run = plant_head(make_run(n_layers=4, n_heads=6, effect=0.0, seed=6))
     rows = read_rows(folder / "layer_metrics.csv")
-    assert len(rows) == 4 * 2 * 4
+    assert len(rows) == 5 * 2 * 4
+    assert {row["kind"] for row in rows} == set(role_tests.LAYER_KINDS)
     for kind in indices.KINDS:
         for index, expected in indices.layer_indices(run, kind).items():
             chosen = [row for row in rows if row["kind"] == kind and row["index"] == index]

@@ -131,7 +131,11 @@ def test_a_file_that_may_not_be_read(here, capsys, monkeypatch):
 def test_many_keys_are_read_in_one_pass(here, capsys):
     """Looking for duplicates by counting every key took minutes for a file of this size."""
     Path("p.json").write_text(json.dumps({str(i): [] for i in range(200_000)}))
-    refused(capsys, prompts.main, ["--prompts", "p.json"], "unknown category '0'")
+    said = "has 200000 categories; allowed are 2 to 16"
+    refused(capsys, prompts.main, ["--prompts", "p.json"], said)
+    double = {"0": [], **{str(i): [] for i in range(200_000)}}
+    Path("p.json").write_text(json.dumps(double)[:-1] + ', "0": []}')
+    refused(capsys, prompts.main, ["--prompts", "p.json"], "appears twice")
 
 
 @pytest.mark.parametrize(
@@ -567,7 +571,7 @@ def test_results_on_another_disk_behind_a_link(here, capsys):
     for link in ("latest_base", "latest_run"):
         save_run(make_run(n_layers=2, n_heads=1, per_category=1), here / "disk" / "x", link)
     args = run_pipeline.parse_args(["--family", "x", "--skip_visualization"])
-    run_pipeline.print_main_numbers(run_pipeline.Study("x", args, {}, {}))
+    run_pipeline.print_main_numbers("x", [families.Study("x", args, {}, {})])
     assert "results_activation_analysis/x/run_" in capsys.readouterr().out
 
 
@@ -719,7 +723,9 @@ def test_an_intervention_run_draws_no_folder_outside_itself(tmp_path):
         ([effect_row("all") | {"kl": "0.1"}], r"rows\[0\]\.kl is 0\.1; it is damaged"),
         ([effect_row("all") | {"kl_low": None}], "half an interval of kl"),
         ([effect_row("neutral")], "has no row for all categories"),
-        ([effect_row("all") | {"category": "selfish"}], "category is 'selfish'"),
+        ([effect_row("all"), effect_row("a/b")], r"rows\[1\]\.category: category 'a/b': a name"),
+        ([effect_row("all"), effect_row("x" * 41)], r"rows\[1\]\.category: category 'x{41}': a"),
+        ([effect_row("all") | {"category": 7}], r"rows\[0\]\.category is '7'; it is damaged"),
         ([effect_row("all") | {"role": "boss"}], "role is 'boss'"),
         (
             [effect_row("all") | {"role": "control"}, effect_row("neutral")],
@@ -734,6 +740,14 @@ def test_effects_that_cannot_be_drawn(tmp_path, rows, said):
     )
     with pytest.raises(UserError, match=said):
         edit_results.read_effects(folder)
+
+
+def test_effects_of_any_category_are_read(tmp_path):
+    rows = [effect_row("all"), effect_row("selfish"), effect_row("neutral")]
+    folder = publish(
+        tmp_path / "run", {"effects.json": json.dumps({"rows": rows}).encode()}, CONFIG
+    )
+    assert edit_results.read_effects(folder) == rows
 
 
 def test_effects_are_checked_against_the_manifest(tmp_path):

@@ -19,10 +19,19 @@ from compare_base_instruct import compare
 from conftest import PROJECT
 from rolecircuits.drawing import pair_figures, run_figures
 from rolecircuits.drawing.study import study_run
+from rolecircuits.inputs import prompt_sets
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import same_weights
-from rolecircuits.stats import indices, original_study, run_pairs
+from rolecircuits.stats import (
+    audit,
+    contrasts,
+    indices,
+    original_study,
+    resampling,
+    run_pairs,
+    units,
+)
 from rolecircuits.stats.resampling import bootstrap_counts
 from synthetic import make_run, save_run
 
@@ -52,6 +61,11 @@ def make_pair(root, base=None, instruct=None, n_layers=3, n_heads=2, per_categor
     return save_run(left, root, "latest_base"), save_run(right, root, "latest_run")
 
 
+def compare_folders(folders, output_dir):
+    """`compare` of two run folders, loaded."""
+    return compare(*map(output_manager.load_run, folders), output_dir)
+
+
 def compare_by_command(base, instruct, output_dir):
     """The script's exit code for two run folders."""
     folders = {"--base_dir": base, "--instruct_dir": instruct, "--output_dir": output_dir}
@@ -67,9 +81,8 @@ def read_table(path):
 def compared(tmp_path_factory):
     """(base run, instruct run, output folder, summary) of one comparison of two models."""
     root = tmp_path_factory.mktemp("pair")
-    folders = make_pair(root)
-    summary = compare(*folders, root / "out")
-    return *(output_manager.load_run(folder) for folder in folders), root / "out", summary
+    runs = [output_manager.load_run(folder) for folder in make_pair(root)]
+    return *runs, root / "out", compare(*runs, root / "out")
 
 
 @pytest.fixture
@@ -131,7 +144,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     own standard error."""
     base, instruct, out, _ = compared
     row = read_table(out / "detailed_comparison.csv")[1]
-    counts = bootstrap_counts(base.category, base.pair_id, seed=DEFAULT_SEED)
+    counts = bootstrap_counts(*units.labels_of(base), seed=DEFAULT_SEED)
     chosen = {name: np.flatnonzero(base.category == name) for name in ("self_referent", "neutral")}
     values = {name: indices.prompt_values(run)[:, 1].mean(axis=-1) for name, run in
               (("base", base), ("instruct", instruct))}  # fmt: skip
@@ -234,17 +247,25 @@ def test_figure_numbers_are_the_tables(compared):
                 assert float(row["length_null"]) == 0
 
 
+def audit_notes(base, instruct):
+    """What a comparison says of the design of both runs: once where it is the same."""
+    verdicts = [audit.audit_design(run)["verdict"] for run in (base, instruct)]
+    if verdicts[0] == verdicts[1]:
+        return verdicts[:1]
+    return [f"{side}: {text}" for side, text in zip(run_pairs.SIDES, verdicts, strict=True)]
+
+
 def test_a_sharper_instruct_run_has_the_larger_index(tmp_path, tables_only):
-    summary = compare(*make_pair(tmp_path, per_category=30), tmp_path / "out")
+    runs = [output_manager.load_run(folder) for folder in make_pair(tmp_path, per_category=30)]
+    summary = compare(*runs, tmp_path / "out")
     assert summary["differences"]["normalised"]["rfc"]["mean_ci_low"] > 0
-    assert (
-        summary["pair"] == "two models" and not summary["same_weights"] and summary["notes"] == []
-    )
+    assert summary["pair"] == "two models" and not summary["same_weights"]
+    assert summary["notes"] == audit_notes(*runs) and summary["contrasts"] == {}
 
 
 def test_a_run_against_itself_differs_by_exactly_0(tmp_path, tables_only):
     base, _ = make_pair(tmp_path)
-    summary = compare(base, base, tmp_path / "out")
+    summary = compare_folders((base, base), tmp_path / "out")
     for row in read_table(tmp_path / "out" / "detailed_comparison.csv"):
         assert [row[f"rsi_raw_diff{end}"] for end in ("", "_ci_low", "_ci_high")] == ["0", "0", "0"]
     assert summary["differences"]["raw"]["rsi"]["layers_excluding_zero"] == 0
@@ -286,9 +307,145 @@ def test_prompts_of_one_run_only_are_left_out_and_counted(tmp_path):
 
 def test_the_same_text_in_another_category_does_not_match():
     base, instruct = make_run(per_category=2), make_run(per_category=2)
-    instruct.category[instruct.category == "neutral"] = "confounder"
+    instruct = instruct.rename({"neutral": "confounder", "confounder": "neutral"})
     with pytest.raises(UserError, match="no neutral prompt is in both runs"):
         run_pairs.match_runs(base, instruct)
+
+
+def test_categories_of_one_run_only_are_left_out_and_two_must_be_left():
+    """Without neutral prompts in one of the runs there is no RFC; what both hold is compared."""
+    base, instruct = make_run(per_category=2), make_run(per_category=2)
+    instruct = instruct.rename({"neutral": "weather"})
+    runs, notes = run_pairs.match_runs(base, instruct)
+    left = dict.fromkeys(["self_referent", "confounder", "third_person"], 2)
+    assert runs["base"].counts == runs["instruct"].counts == left
+    assert "base: left out 2 neutral, not in the other run; 6 of 8 compared" in notes
+    assert "instruct: left out 2 weather, not in the other run; 6 of 8 compared" in notes
+    names = ["confounder", "third_person"]
+    instruct = instruct.rename({name: f"other {name}" for name in names})
+    with pytest.raises(UserError, match="share 2 prompts of 1 categories; two needed"):
+        run_pairs.match_runs(base, instruct)
+    instruct = instruct.rename({"self_referent": "other self_referent"})
+    with pytest.raises(UserError, match="share 0 prompts of 0 categories; two needed"):
+        run_pairs.match_runs(base, instruct)
+
+
+CONTRAST_FILES = {
+    "contrasts_comparison.png",
+    "contrast_comparison.csv",
+    "data/contrasts_comparison.csv",
+}
+
+
+def matched(runs, asked):
+    """What `estimate_contrasts` takes: both runs by name, and the contrasts asked for."""
+    both = dict(zip(run_pairs.SIDES, runs, strict=True))
+    return both, contrasts.available_contrasts(runs[0].category, asked)
+
+
+def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
+    runs = [output_manager.load_run(folder) for folder in make_pair(tmp_path, per_category=8)]
+    asked = ["confounder-third_person", "self_referent-neutral"]
+    summary = compare(*runs, tmp_path / "out", asked)
+    written = {
+        p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("out/**/*") if p.is_file()
+    }
+    assert written == FILES | CONTRAST_FILES
+    rows = read_table(tmp_path / "out" / "contrast_comparison.csv")
+    assert [(row["contrast"], row["layer"]) for row in rows] == [
+        (name, str(layer)) for name in asked for layer in range(3)
+    ]
+    values = {
+        side: indices.layer_values(run, "normalised")
+        for side, run in zip(("base", "instruct"), runs, strict=True)
+    }
+    values["diff"] = values["instruct"] - values["base"]
+    for row in rows:
+        first, second = row["contrast"].split("-")
+        for side, value in values.items():
+            a, b = (
+                value[runs[0].category == name, int(row["layer"])] for name in (first, second)
+            )
+            found = [float(row[f"{part}_{side}"]) for part in ("value", "low", "high", "p", "q")]
+            assert found[0] == pytest.approx(a.mean() - b.mean(), rel=1e-6)
+            low, high = resampling.mean_difference_interval(
+                a[:, None], b[:, None], first == "confounder", seed=DEFAULT_SEED
+            )[1:]
+            assert found[1:3] == pytest.approx([low[0], high[0]], rel=1e-6)
+            assert 0 < found[3] <= found[4] <= 1
+    drawn = read_table(tmp_path / "out" / "data" / "contrasts_comparison.csv")
+    assert len(drawn) == len(asked) * 3 * 3
+    for row in drawn:
+        (of_layer,) = (
+            r for r in rows if (r["contrast"], r["layer"]) == (row["contrast"], row["layer"])
+        )
+        for column, part in {"value": "value", "ci_low": "low", "ci_high": "high", "q": "q"}.items():
+            assert row[column] == of_layer[f"{part}_{row['run']}"]
+    figure, _ = pair_figures.draw_pair(
+        pair_figures.CONTRASTS, run_pairs.estimate_contrasts(*matched(runs, asked)), summary
+    )
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert labels == ["", "", "layer", "layer"]
+    assert "Dashed" not in " ".join(text.get_text() for text in figure.texts)  # none is drawn
+    entry = summary["contrasts"]["self_referent-neutral"]
+    means = [float(r["value_diff"]) for r in rows if r["contrast"] == "self_referent-neutral"]
+    assert entry["mean"] == pytest.approx(np.mean(means))
+    a, b = (
+        values["diff"][runs[0].category == name].mean(axis=1, keepdims=True)
+        for name in ("self_referent", "neutral")
+    )
+    low, high = resampling.mean_difference_interval(a, b, seed=DEFAULT_SEED)[1:]
+    found = entry["mean_ci_low"], entry["mean_ci_high"]
+    assert found == pytest.approx((low[0], high[0]), rel=1e-6)
+    assert "base: left out" not in " ".join(summary["notes"])
+    compare_base_instruct.print_summary(summary)
+
+
+def test_runs_without_indices_are_compared_by_contrasts_alone(tmp_path):
+    folders = make_pair(tmp_path)
+    roles = {"neutral": "weather"}
+    runs = [output_manager.load_run(folder).rename(roles) for folder in folders]
+    summary = compare(*runs, tmp_path / "out")
+    assert summary["differences"] == summary["original"] == {}
+    assert list(summary["contrasts"]) == ["self_confounder", "confounder_third"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        "contrasts_comparison.png",
+        "contrast_comparison.csv",
+        "comparison_summary.json",
+        "data",
+    }
+    compare_base_instruct.print_summary(summary)
+
+
+def test_a_crossed_comparison_takes_frames_as_the_unit(tmp_path):
+    prompts = prompt_sets.cut_prompts(prompt_sets.built_in_prompts("crossed"), 40)
+    folders = make_pair(tmp_path, *[{"prompts": prompts}] * 2)
+    runs = [output_manager.load_run(folder) for folder in folders]
+    summary = compare(*runs, tmp_path / "out")
+    assert summary["bootstrap"]["unit"] == "frame"
+    (note,) = summary["notes"]
+    assert note == "crossed: every frame holds every category, with the same first word and " + (
+        "as many tokens; differences are taken inside frames"
+    )
+    by_hand, layer = [], 1
+    for run in runs:
+        values, frames = indices.layer_values(run, "normalised")[:, layer], np.unique(run.frame)
+        h = {
+            name: np.mean(
+                [values[(run.category == name) & (run.frame == f)].mean() for f in frames]
+            )
+            for name in ("self_referent", "confounder", "neutral")
+        }
+        by_hand.append(
+            [1 - h["self_referent"] / h["neutral"],
+             (h["confounder"] - h["self_referent"]) / h["neutral"]]
+        )  # fmt: skip
+    row = read_table(tmp_path / "out" / "detailed_comparison.csv")[layer]
+    found = [[float(row[f"{i}_normalised_{run}"]) for i in ("rfc", "rsi")] for run in run_pairs.SIDES]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    diff = [float(row[f"{i}_normalised_diff"]) for i in ("rfc", "rsi")]
+    np.testing.assert_allclose(diff, np.subtract(by_hand[1], by_hand[0]), rtol=1e-5)
 
 
 def test_a_repeated_prompt_is_matched_once():
@@ -390,7 +547,7 @@ def test_other_tokenizers_and_token_counts_are_said(tmp_path):
 def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(
     tmp_path, tables_only
 ):
-    summary = compare(*make_pair(tmp_path, per_category=1), tmp_path / "out")
+    summary = compare_folders(make_pair(tmp_path, per_category=1), tmp_path / "out")
     rows = read_table(tmp_path / "out" / "detailed_comparison.csv")
     assert all(row["rfc_normalised_diff"] and not row["rfc_normalised_diff_ci_low"] for row in rows)
     assert all(not row["rsi_raw_base_ci_high"] for row in rows)
@@ -412,7 +569,7 @@ def test_without_confounders_only_rfc_is_compared(tmp_path):
     )
     runs = [make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}").take(keep) for s in (0, 1)]
     folders = [save_run(run, tmp_path, f"latest_{i}") for i, run in enumerate(runs)]
-    summary = compare(*folders, tmp_path / "out")
+    summary = compare_folders(folders, tmp_path / "out")
     assert summary["intervals_left_out"] == [
         "RSI is undefined: no confounder prompts are in both runs"
     ]
@@ -430,7 +587,7 @@ def test_without_confounders_only_rfc_is_compared(tmp_path):
 
 
 def test_one_head_has_no_spread_over_heads(tmp_path):
-    compare(*make_pair(tmp_path, n_layers=1, n_heads=1), tmp_path / "out")
+    compare_folders(make_pair(tmp_path, n_layers=1, n_heads=1), tmp_path / "out")
     (row,) = read_table(tmp_path / "out" / "detailed_comparison.csv")
     assert (
         row["rfc_std_base"],
@@ -448,9 +605,8 @@ def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_
     )
     neutral = base.category == "neutral"
     base.entropy[neutral, 2] = np.where(np.isnan(base.entropy[neutral, 2]), np.nan, 0)
-    summary = compare(
-        save_run(base, tmp_path, "latest_base"), save_run(instruct, tmp_path), tmp_path / "out"
-    )
+    folders = save_run(base, tmp_path, "latest_base"), save_run(instruct, tmp_path)
+    summary = compare_folders(folders, tmp_path / "out")
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[2]
     assert (
         row["rfc_raw_base"],
@@ -474,15 +630,15 @@ def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_
 
 def test_hostile_model_names_are_printed_and_drawn(tmp_path, capsys):
     name = "[/INST] $x$ :smile: \x1b[31m " + "long/" * 60
-    base, instruct = make_pair(tmp_path, base={"model_id": name}, n_layers=2)
-    compare_base_instruct.print_summary(compare(base, instruct, tmp_path / "out"))
+    folders = make_pair(tmp_path, base={"model_id": name}, n_layers=2)
+    compare_base_instruct.print_summary(compare_folders(folders, tmp_path / "out"))
     out = capsys.readouterr().out
     assert r"[/INST] $x$ :smile: \x1b[31m long/" in out and "\x1b[31m" not in out
 
 
 def test_same_command_again_gives_the_same_bytes(compared, tmp_path):
     base, instruct, out, _ = compared
-    compare(base.path, instruct.path, tmp_path)
+    compare(base, instruct, tmp_path)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
 

@@ -1,10 +1,11 @@
-"""The nine figures: what they draw equals what the indices and resampling compute, and they stay
+"""The figures of a run: what they draw equals what the indices and resampling compute, and they stay
 legible and honest."""
 
 import csv
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from conftest import PROJECT
 from rolecircuits.drawing import run_figures, style
 from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs.arrays import ARRAYS
 from rolecircuits.stats import indices, role_tests, units
+from rolecircuits.stats.resampling import mean_interval
 from synthetic import make_run, save_run
 
 NAMES = dict(enumerate(run_figures.FIGURES, start=1))
+NUMBERS = range(1, 10)  # of every run; 10 is that of a run with slots
 LONG_ID = r"/home/someone/a-very-long-organisation-name/$\bad{$ [/INST] "
 LONG_ID += "Meta-Llama-3.1-70B-Instruct-finetuned-v17-000012345"
 
@@ -241,27 +245,132 @@ def test_indices_equal_their_formula(run, study):
 
 
 @pytest.mark.parametrize(
-    "absent, numbers",
+    "absent, numbers, undrawn, contrast",
     [
-        (("third_person",), (1, 8)),
-        (("confounder", "third_person"), (2, 3, 5, 7, 8, 9)),
-        (("neutral",), (1, 2, 4, 5, 6, 8, 9)),
-        (("self_referent",), (1, 2, 8)),
+        (("third_person",), (1, 8), [], ("self_referent", "neutral")),
+        (
+            ("confounder", "third_person"),
+            (2, 3, 5, 7, 8, 9),
+            [8],
+            ("self_referent", "neutral"),
+        ),
+        (("neutral",), (1, 2, 4, 5, 6, 8, 9), [9], ("self_referent", "confounder")),
+        (("self_referent",), (1, 2, 4, 5, 6, 8, 9), [8, 9], ("confounder", "third_person")),
     ],
 )
-def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers):
+def test_missing_category_is_said_and_the_rest_is_drawn(run, absent, numbers, undrawn, contrast):
     study = study_run(take(run, ~np.isin(run.category, absent)), n_resamples=50)
+    assert next(iter(study.tests)) == contrast
+    notes = []
     for number in numbers:
         figure, rows = draw(number, study)
         text = all_text(figure)
-        assert rows and style.NAMES[absent[0]] in text
+        assert rows and style.CATEGORY_LOOKS[absent[0]].label in text
         assert ("this run has none" in text) == (list(rows[0]) == ["note"])
+        notes += [number] if list(rows[0]) == ["note"] else []
         assert np.isfinite([row["mean"] for row in rows if "mean" in row]).all()
+    assert notes == undrawn
+
+
+def test_contrasts_asked_for_replace_the_usual_ones(run):
+    """Figures 2, 4, 5 and 6 by hand, for a contrast that none of them draws unasked."""
+    study = study_run(run, n_resamples=50, asked=["third_person-neutral", "neutral-confounder"])
+    assert list(study.tests) == [("third_person", "neutral"), ("neutral", "confounder")]
+    heads, layers = indices.prompt_values(run, "normalised"), indices.layer_values(run)
+    third, neutral = (run.category == name for name in ("third_person", "neutral"))
+    difference = heads[third].mean(axis=0) - heads[neutral].mean(axis=0)
+    figure, rows = draw(2, study)
+    assert [axes.get_title() for axes in figure.axes[:2]] == [
+        "third person - neutral",
+        "neutral - confounder",
+    ]
+    assert np.allclose(column(rows, "mean", category="third_person"), difference.ravel())
+    assert set(column(rows, "minus", category="third_person")) == {"neutral"}
+    figure, rows = draw(4, study)
+    assert "Heads that separate the sides of third person - neutral" in all_text(figure)
+    measured = [column(rows[: len(rows)], "value", category=name, layer=rows[0]["layer"],
+                       head=rows[0]["head"]) for name in ("third_person", "neutral")]  # fmt: skip
+    a, b = measured
+    spread = np.sqrt((14 * a.var(ddof=1) + 14 * b.var(ddof=1)) / 28)
+    assert np.isclose(rows[0]["hedges_g"], (1 - 3 / (4 * 30 - 9)) * (a.mean() - b.mean()) / spread)
+    figure, rows = draw(5, study)
+    by_layer = layers[neutral].mean(axis=0) - layers[third].mean(axis=0)
+    assert np.allclose(column(rows, "mean", category="neutral", minus="third_person"), by_layer)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["neutral - third person", "confounder - neutral"]
+    _, rows = draw(6, study)
+    top = [row for row in rows if row["rank_in_layer"] == 1]
+    assert [row["head"] for row in top] == np.abs(difference).argmax(axis=1).tolist()
+    assert np.allclose([row["mean"] for row in top], [difference[r["layer"], r["head"]] for r in top])
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    """Frames of unequal numbers of fillers: four have two of them."""
+    prompts = cut_prompts(built_in_prompts("crossed"), 40)
+    return make_run(n_layers=3, n_heads=2, effect=0.4, prompts=prompts)
+
+
+def test_figures_of_a_crossed_run_count_frames(crossed):
+    study = study_run(crossed, n_resamples=50)
+    assert "n = 36 frames per category" in study.subtitle
+    values = indices.layer_values(crossed)
+    frames = dict.fromkeys(crossed.frame.tolist())
+    by_frame = {
+        name: np.array(
+            [values[(crossed.category == name) & (crossed.frame == f)].mean(axis=0) for f in frames]
+        )
+        for name in CATEGORIES
+    }
+    figure, rows = draw(1, study)
+    assert "bootstrap-t intervals over frames" in all_text(figure)
+    for name, own in by_frame.items():
+        means = column(rows, "mean", kind="normalised", category=name)
+        np.testing.assert_allclose(means, own.mean(axis=0), rtol=1e-6)
+    assert set(column(rows, "n")) == {36}
+    _, rows = draw(5, study)
+    paired = by_frame["neutral"] - by_frame["self_referent"]
+    expected = mean_interval(paired, 50, study.seed)
+    chosen = {"category": "neutral", "minus": "self_referent"}
+    found = [column(rows, end, **chosen) for end in ("mean", "ci_low", "ci_high")]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    _, rows = draw(4, study)
+    drawn = {(row["category"], row["prompt_id"]) for row in rows}
+    halves = {name: {frame for c, frame in drawn if c == name} for name in CATEGORIES}
+    assert len(halves["neutral"]) == 18 and halves["neutral"] < set(frames)
+    assert all(half == halves["neutral"] for half in halves.values())
+
+
+def test_slot_attention_is_the_mean_over_prompts_beside_uniform_attention(crossed):
+    figure, rows = draw(10, study_run(crossed, n_resamples=50))
+    last = crossed.n_tokens - 1
+    first, stop = crossed.slot.T
+    assert (stop == first + 1).all()
+    row = np.arange(len(last))
+    for at in ((0, 1), (2, 0)):
+        on_slot = crossed.final_row[(row, *at, first)].astype(float)
+        (found,) = (r for r in rows if (r["layer"], r["head"]) == at)
+        for name in CATEGORIES:
+            mean = on_slot[crossed.category == name].mean()
+            assert found[f"slot_mass_{name}"] == pytest.approx(mean, abs=1e-3)
+        assert found["slot_uniform"] == pytest.approx((1 / (last + 1)).mean())
+    assert len(rows) == 3 * 2
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    labels = [style.CATEGORY_LOOKS[name].label for name in CATEGORIES]
+    assert [axes.get_title() for axes in panels] == labels
+    largest = max(row[f"slot_mass_{name}"] for row in rows for name in CATEGORIES)
+    for axes, name in zip(panels, CATEGORIES, strict=True):
+        shown = axes.collections[0]
+        assert np.allclose(shown.get_array().ravel(), column(rows, f"slot_mass_{name}"))
+        assert shown.get_clim() == (0, pytest.approx(max(largest, rows[0]["slot_uniform"])))
+    (mark,) = (line for line in figure.axes[-1].lines if line.get_color() == "white")
+    assert np.allclose(mark.get_ydata(), (1 / (last + 1)).mean())
+    assert f"Uniform attention would put {(1 / (last + 1)).mean():.3f} there" in all_text(figure)
 
 
 def test_one_prompt_per_category_has_no_intervals_and_says_why():
     study = study_run(make_run(3, 2, per_category=1), n_resamples=50)
-    for number in NAMES:
+    for number in NUMBERS:
         figure, rows = draw(number, study)
         assert all(
             np.isnan(row[end]) for row in rows for end in ("ci_low", "ci_high") if end in row
@@ -270,7 +379,8 @@ def test_one_prompt_per_category_has_no_intervals_and_says_why():
             assert "No intervals" in all_text(figure)
     figure, _ = draw(5, study)
     assert not any(line.size for bars in figure.axes[0].collections for line in bars.get_segments())
-    assert "needs 6 self-referent" in all_text(draw(4, study)[0])
+    reason = "needs 6 prompts of each category of self-referent - neutral."
+    assert reason in all_text(draw(4, study)[0]).replace("\n", " ")
 
 
 def test_an_interval_is_left_out_only_where_a_category_has_one_prompt(run):
@@ -323,15 +433,23 @@ def test_undefined_index_and_missing_bos_are_said(run):
 
 
 @pytest.mark.parametrize("n_layers, n_heads", [(1, 1), (2, 2), (80, 64)])
-def test_text_is_neither_clipped_nor_overlapping(run, n_layers, n_heads):
+@pytest.mark.parametrize("prompt_set", ["original", "deixis"])
+def test_text_is_neither_clipped_nor_overlapping(run, prompt_set, n_layers, n_heads):
+    if prompt_set == "deixis":  # eight categories, contrasts of long names, and figure 10
+        run = make_run(2, 2, prompts=cut_prompts(built_in_prompts(prompt_set), 8))
     run = resize(run, n_layers, n_heads)
     run.config = run.config | {"model": run.config["model"] | {"id": LONG_ID}}
     study = study_run(run, n_resamples=50)
-    for number, name in NAMES.items():
+    assert len(run_figures.names_for(run)) == (10 if prompt_set == "deixis" else 9)
+    for number, name in enumerate(run_figures.names_for(run), start=1):
         figure, _ = draw(number, study)
         figure.draw_without_rendering()
         boxes = [text.get_window_extent() for text in figure.texts]
         boxes += [axes.get_tightbbox() for axes in figure.axes]
+        for text in (box for box in boxes[: len(figure.texts)] if box.width):
+            for axes in boxes[len(figure.texts) :]:
+                apart = text.y0 > axes.y1 - 1 or text.y1 < axes.y0 + 1
+                assert apart, (name, "the text of the figure meets a panel", text, axes)
         for box in boxes:
             inside = [box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1]
             assert min(inside) > -1, (name, box, figure.bbox)
@@ -365,7 +483,8 @@ def test_script_writes_nine_figures_without_torch(run, tmp_path):
         "9 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in "
     )
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["data", *(f"{name}.png" for name in NAMES.values())]
+    assert written == ["data", *(f"{NAMES[number]}.png" for number in NUMBERS)]
+    assert run_figures.names_for(run) == [NAMES[number] for number in NUMBERS]
     with open(tmp_path / "out" / "data" / f"{NAMES[9]}.csv", newline="") as file:
         rows = [
             row for row in csv.DictReader(file) if row["kind"] == "raw" and row["index"] == "rfc"
@@ -416,17 +535,36 @@ def test_wrong_requests_are_one_line(arguments, said, tmp_path, monkeypatch, cap
 
 
 def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
+    """The run is loaded once, checked unless --no_verify, its categories under their roles."""
     monkeypatch.chdir(tmp_path)
-    asked = []
-    monkeypatch.setattr(
-        visualize_results,
-        "visualize",
-        lambda *request: asked.append([str(part) for part in request]),
-    )
-    for arguments in ([], ["--output_type", "base", "--format", "svg"]):
+    results, asked, checked = "results_activation_analysis", [], []
+    run = make_run(1, 1, per_category=1).rename({"neutral": "stone"})
+    for link in ("latest_run", "latest_base"):
+        save_run(run, tmp_path / results, link)
+    load = visualize_results.load_run
+
+    def watch(path, verify):
+        checked.append((str(path), verify))
+        return load(path, verify)
+
+    monkeypatch.setattr(visualize_results, "load_run", watch)
+    monkeypatch.setattr(visualize_results, "visualize", lambda *request: asked.append(request))
+    for arguments in (
+        [],
+        ["--output_type", "base", "--format", "svg", "--no_verify"],
+        ["--roles", "neutral=stone", "--contrast", "neutral-confounder", "confounder-neutral"],
+    ):
         assert visualize_results.main(arguments) == 0
-    results = "results_activation_analysis"
-    assert asked == [
-        [f"{results}/latest_run", "figures", "png", "True"],
-        [f"{results}/latest_base", "figures_base", "svg", "True"],
+    latest, base = f"{results}/latest_run", f"{results}/latest_base"
+    assert checked == [(latest, True), (base, False), (latest, True)]
+    paths = [Path(path).resolve() for path, _ in checked]
+    assert [request[0].path for request in asked] == paths
+    assert ["stone" in request[0].counts for request in asked] == [True, True, False]
+    assert list(asked[2][0].counts) == list(CATEGORIES)
+    assert [request[1:] for request in asked] == [
+        ("figures", "png", []),
+        ("figures_base", "svg", []),
+        ("figures", "png", ["neutral-confounder", "confounder-neutral"]),
     ]
+    arguments = ["--output_type", "intervention", "--contrast", "a-b"]
+    assert visualize_results.main(arguments) == 2 and len(asked) == 3

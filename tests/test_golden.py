@@ -1,4 +1,4 @@
-"""The nine figures and the two of the comparison against stored ones: every number, every text, and
+"""The ten figures and the three of the comparison against stored ones: every number, every text, and
 the picture.
 
     python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones;
@@ -29,9 +29,16 @@ from matplotlib.text import Text
 
 from rolecircuits.drawing import pair_figures, run_figures, style
 from rolecircuits.drawing.study import study_run
+from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs.files import write_csv
+from rolecircuits.stats.contrasts import available_contrasts
 from rolecircuits.stats.pair_tables import summarise_comparison
-from rolecircuits.stats.run_pairs import estimate_original, estimate_pair, match_runs
+from rolecircuits.stats.run_pairs import (
+    estimate_contrasts,
+    estimate_original,
+    estimate_pair,
+    match_runs,
+)
 from synthetic import make_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,13 +60,17 @@ def close_figures():
 
 
 @pytest.fixture(scope="module")
-def study():
-    return study_run(make_run(n_layers=4, n_heads=3, effect=0.4), n_resamples=400)
+def studies():
+    """{whether the prompts are crossed, so that they have slots: Study}"""
+    size = {"n_layers": 4, "n_heads": 3, "effect": 0.4}
+    prompts = cut_prompts(built_in_prompts("crossed"), 12)
+    runs = {False: make_run(**size), True: make_run(**size, prompts=prompts)}
+    return {crossed: study_run(run, n_resamples=400) for crossed, run in runs.items()}
 
 
 @pytest.fixture(scope="module")
 def pair():
-    """(estimates, summary) of a comparison of two synthetic runs."""
+    """{what draw_pair is given: (estimates, summary)} of a comparison of two synthetic runs."""
     base = make_run(n_layers=4, n_heads=3, effect=0.1, seed=1, model_id="base")
     instruct = make_run(
         n_layers=4, n_heads=3, effect=0.9, seed=2, model_id="instruct", prompt_format="chat"
@@ -70,17 +81,20 @@ def pair():
     estimates, reasons = estimate_pair(runs)
     original = estimate_original(runs)
     reasons = [text for text in reasons.values() if text]
-    return estimates, summarise_comparison(runs, estimates, original, notes, reasons)
+    summary = summarise_comparison(runs, estimates, original, notes, reasons)
+    contrasts = estimate_contrasts(runs, available_contrasts(base.category))
+    of_name = dict.fromkeys(pair_figures.FIGURES, estimates) | {pair_figures.CONTRASTS: contrasts}
+    return {name: (numbers, summary) for name, numbers in of_name.items()}
 
 
-def draw(name, study, pair):
-    """(Figure, rows of its CSV) of one of the eleven."""
+def draw(name, studies, pair):
+    """(Figure, rows of its CSV) of one of the thirteen."""
     if name in run_figures.FIGURES:
-        return run_figures.draw_figure(name, study)
-    return pair_figures.draw_pair(name, *pair)
+        return run_figures.draw_figure(name, studies[name == run_figures.SLOT_FIGURE])
+    return pair_figures.draw_pair(name, *pair[name])
 
 
-NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES]
+NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES, pair_figures.CONTRASTS]
 
 
 def hide_texts(figure):
@@ -95,8 +109,8 @@ def hide_texts(figure):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.mpl_image_compare(**PICTURE)
-def test_picture(name, study, pair):
-    return hide_texts(draw(name, study, pair)[0])
+def test_picture(name, studies, pair):
+    return hide_texts(draw(name, studies, pair)[0])
 
 
 def list_texts(figure):
@@ -107,8 +121,8 @@ def list_texts(figure):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts(name, study, pair, request):
-    found, stored = list_texts(draw(name, study, pair)[0]), GOLDEN / f"{name}.txt"
+def test_texts(name, studies, pair, request):
+    found, stored = list_texts(draw(name, studies, pair)[0]), GOLDEN / f"{name}.txt"
     if folder := request.config.getoption("--mpl-generate-path"):
         (Path(folder) / stored.name).write_text("\n".join(found) + "\n", encoding="utf-8")
         pytest.skip("stored")
@@ -130,8 +144,8 @@ def same(found, stored):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers(name, study, pair, tmp_path, request):
-    write_csv(tmp_path / "found.csv", draw(name, study, pair)[1])
+def test_numbers(name, studies, pair, tmp_path, request):
+    write_csv(tmp_path / "found.csv", draw(name, studies, pair)[1])
     stored = GOLDEN / f"{name}.csv"
     if folder := request.config.getoption("--mpl-generate-path"):
         shutil.copy(tmp_path / "found.csv", Path(folder) / stored.name)
@@ -175,13 +189,16 @@ MISTAKES = {
     "panels of the comparison": ("rfc_rsi_comparison", swap_panels),
     "colours of lines": ("visualization_1_layer_attention_lines", swap_colours),
     "length null": ("rfc_rsi_comparison", lose_the_null),
+    "panels of slots": ("visualization_10_slot_attention", swap_panels),
+    "colours of slots": ("visualization_10_slot_attention", shift_colour_centre),
+    "panels of contrasts": ("contrasts_comparison", swap_panels),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_tolerance_sees(mistake, study, pair, tmp_path):
+def test_the_tolerance_sees(mistake, studies, pair, tmp_path):
     name, spoil = MISTAKES[mistake]
-    figure = draw(name, study, pair)[0]
+    figure = draw(name, studies, pair)[0]
     spoil(figure)
     hide_texts(figure).savefig(tmp_path / "wrong.png", dpi=DPI)
     stored, wrong = (

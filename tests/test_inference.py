@@ -288,7 +288,9 @@ def test_half_a_pair_counts_as_one_prompt():
     np.testing.assert_allclose(estimate, np.nanmean(values, axis=0))
     assert (high - low)[0] == pytest.approx((high - low)[1], rel=0.15) and low[0] < high[0]
     sums, sizes, stratum = resampling.sum_units(values, CATEGORY, PAIR)
-    assert sums.shape == (90, 2) and sorted(set(stratum)) == ["neutral", "pair", "self_referent"]
+    strata = ["confounder third_person", "neutral", "self_referent"]
+    assert sums.shape == (90, 2) and sorted(set(stratum)) == strata
+    assert (stratum == strata[0]).tolist() == [False] * 60 + [True] * 30
     assert sums[61, 0] == values[31, 0] and sizes[61].tolist() == [1, 2]
     assert sums[60, 0] == pytest.approx(values[30, 0] + values[90, 0])
 
@@ -485,6 +487,6 @@ def test_position_matched_means_by_hand():
 
 
 def test_memory_is_bounded_by_blocks():
-    blocks = list(resampling.column_blocks(np.ones((120, 5120)), 10_000))
-    assert max(len(columns) for columns, _ in blocks) * 10_001 <= resampling.BLOCK
+    blocks = list(moments.column_blocks(np.ones((120, 5120)), 10_000))
+    assert max(len(columns) for columns, _ in blocks) * 10_001 <= moments.BLOCK
     assert sum(len(columns) for columns, _ in blocks) == 5120

@@ -18,7 +18,7 @@ import pytest
 
 import output_manager as om
 from conftest import PROJECT
-from rolecircuits.inputs import arguments, categories
+from rolecircuits.inputs import arguments, categories, prompt_sets
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files as run_files
@@ -109,19 +109,21 @@ def refused(folder, *said):
     return message
 
 
-def test_a_run_comes_back_as_it_was_written(tmp_path):
-    run = make_run(n_layers=3, n_heads=2, per_category=3, model_id="me/model")
+@pytest.mark.parametrize("prompt_set", ["original", "crossed"])
+def test_a_run_comes_back_as_it_was_written(tmp_path, prompt_set):
+    prompts = prompt_sets.cut_prompts(prompt_sets.built_in_prompts(prompt_set), 3)
+    run = make_run(n_layers=3, n_heads=2, prompts=prompts, model_id="me/model")
     path = save_run(run, tmp_path)
     loaded = om.load_run(tmp_path / "latest_run")
     assert loaded.path == path.resolve() and loaded.label == "me/model, raw prompts"
+    undefined = ("entropy", "sink") if loaded.has_slots else ("entropy", "sink", "slot_")
     for name in run_arrays.ARRAYS:
-        assert np.array_equal(
-            getattr(loaded, name),
-            getattr(run, name),
-            equal_nan=name.startswith(("entropy", "sink")),
-        ), name
+        written, read = getattr(run, name), getattr(loaded, name)
+        assert read.dtype == written.dtype, name
+        assert np.array_equal(read, written, equal_nan=name.startswith(undefined)), name
     assert (loaded.n_layers, loaded.n_heads, loaded.prompts) == (3, 2, run.prompts)
-    assert loaded.counts == dict.fromkeys(categories.CATEGORIES, 3)
+    assert loaded.counts == dict.fromkeys(dict.fromkeys(p.category for p in prompts), 3)
+    assert loaded.crossed == loaded.has_slots == (prompt_set == "crossed")
 
 
 def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
@@ -507,7 +509,9 @@ BAD_ARRAYS = {
         },
         "holds no prompts",
     ),
-    "category": (spoil("category", 0, "selfish"), "unknown category 'selfish'"),
+    "category": (spoil("category", 0, "a/b"), "category 'a/b': a name begins with a letter"),
+    "category all": (spoil("category", 0, "all"), "category 'all': a name begins"),
+    "category empty": (spoil("category", 0, ""), "category '': a name begins"),
     "NaN entropy": (spoil("entropy", (0, 0, 0, 0), np.nan), "entropy is NaN"),
     "infinite sink": (spoil("sink_mass", (0, 0, 0, 0), np.inf), "sink_mass is NaN or infinite"),
     "NaN mass": (spoil("first_mass", (0, 0, 0), np.nan), "first_mass is NaN"),
@@ -528,6 +532,28 @@ BAD_ARRAYS = {
     "span": (spoil("span", (0, 0), 99), "span or n_tokens of prompt 0"),
     "n_tokens": (spoil("n_tokens", 1, 99), "span or n_tokens of prompt 1"),
     "visible": (spoil("visible_keys", (0, 0), 2), "visible_keys is outside"),
+    "added array missing": (lambda run: {"final_row": None}, "array final_row is missing"),
+    "other segments": (
+        lambda run: {"segment_mass": run.segment_mass[..., :5]},
+        "segment_mass is float32 (8, 2, 2, 5), expected",
+    ),
+    "other keys": (
+        lambda run: {"final_row": run.final_row[..., :-1]},
+        "final_row is float16 (8, 2, 2,",
+    ),
+    "slot beyond": (spoil("slot", 0, (1, 99)), "a slot lies outside its prompt"),
+    "slot backwards": (spoil("slot", 0, (3, 2)), "a slot lies outside its prompt"),
+    "half a slot": (spoil("slot", 0, (-1, 2)), "a slot lies outside its prompt"),
+    "NaN segment": (spoil("segment_mass", (0, 0, 0, 0), np.nan), "segment_mass is NaN"),
+    "NaN row": (spoil("final_row", (0, 0, 0, 0), np.nan), "final_row is NaN"),
+    "slot mass": (
+        spoil("slot_mass", (0, 0, 0), 1.1),
+        "slot_mass holds a probability outside",
+    ),
+    "uniform mass": (
+        spoil("segment_uniform", (0, 0, 0), -0.1),
+        "segment_uniform holds a probability outside",
+    ),
 }
 
 
@@ -536,6 +562,39 @@ def test_arrays_that_cannot_be_are_refused(harmed, name):
     change, said = BAD_ARRAYS[name]
     forge_arrays(harmed, **change(om.load_run(harmed)))
     refused(harmed, "attention.npz", said)
+
+
+def test_a_category_of_any_name_is_read_if_the_prompts_agree(harmed):
+    before = om.load_run(harmed)
+    names = np.where(before.category == "neutral", "selfish", before.category)
+    forge_arrays(harmed, category=names)
+    said = refused(harmed, "prompts.jsonl", "category or text of neutral_00 is wrong or missing")
+    assert "the run is damaged" in said
+    lines = [row | {"category": name} for row, name in zip(before.prompts, names, strict=True)]
+    lines = "".join(json.dumps(line | {"category": str(line["category"])}) + "\n" for line in lines)
+    forge(harmed, "prompts.jsonl", lines.encode())
+    expected = {"self_referent": 2, "confounder": 2, "third_person": 2, "selfish": 2}
+    assert om.load_run(harmed).counts == expected
+
+
+def test_a_run_of_schema_1_is_read_as_ever(harmed):
+    whole = om.load_run(harmed)
+    forge_arrays(harmed, **dict.fromkeys(run_arrays.ADDED))
+    refused(harmed, "attention.npz", "array frame is missing")
+    manifest = json.loads((harmed / "manifest.json").read_text("utf-8"))
+    run_files.write_json(harmed / "manifest.json", manifest | {"schema_version": 1})
+    old = om.load_run(harmed)
+    for name in set(run_arrays.ARRAYS) - set(run_arrays.ADDED):
+        undefined = name.startswith(("entropy", "sink"))
+        found = getattr(old, name), getattr(whole, name)
+        assert np.array_equal(*found, equal_nan=undefined), name
+    assert old.frame.tolist() == [row["text"].split()[0].lower() for row in whole.prompts]
+    assert (old.slot == -1).all() and not any(old.filler)
+    assert old.slot_mass is old.segment_mass is old.final_row is None
+    assert not (old.crossed or old.has_slots)
+    for version in (0, 3, True, "1", 1.0):
+        run_files.write_json(harmed / "manifest.json", manifest | {"schema_version": version})
+        refused(harmed, f"schema version {version}; this version reads 1 and 2")
 
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):

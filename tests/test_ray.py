@@ -329,7 +329,7 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
             )
             monkeypatch.chdir(tmp_path / name)
             pipeline.families_file = "../families.json"
-            studies = [run_pipeline.plan_study(pipeline, family) for family in families]
+            studies = {name: run_pipeline.plan_family(pipeline, name) for name in families}
             failed = run_pipeline.run_families(studies, engine)
             monkeypatch.chdir(tmp_path)
             assert failed == []

@@ -5,6 +5,7 @@ Each takes (study, title) and returns (Figure, rows of its CSV).
 """
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 
 from rolecircuits.drawing import style
@@ -48,13 +49,16 @@ def draw_heatmaps(study: Study, title):
         intervals=False,
     )
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
-    grid = Grid((1, len(differences)), panel, gap=(0.4, 0.6), right=1.3)
+    titles = [style.wrap_text(study.label(contrast), panel[0], 10) for contrast in study.tests]
+    lines = 1 + max(title.count("\n") for title in titles)
+    grid = Grid((1, len(differences)), panel, gap=(0.4, 0.6), heading=lines, right=1.3)
     options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
     figure, axes = open_figure(study, title, caption, grid, **options)
     rows = []
-    for place, (contrast, test) in zip(axes[0], study.tests.items(), strict=True):
+    tested = zip(axes[0], titles, study.tests.items(), strict=True)
+    for place, panel_title, (contrast, test) in tested:
         shown = place.pcolormesh(test["difference"], vmin=-limit, vmax=limit, cmap=DIVERGING)
-        place.set_title(style.wrap_text(study.label(contrast), panel[0], 10))
+        place.set_title(panel_title)
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
@@ -284,7 +288,8 @@ def draw_slot_attention(study: Study, title):
         study,
         "Attention of the last token fed, summed over the tokens in which the persons differ, mean "
         "over prompts. Uniform attention would put "
-        f"{describe_range(uniform[:, 0])} there (mark on the colour bar: its mean).",
+        f"{describe_range(uniform[:, 0])} there (white mark on the colour bar: its mean). Colours "
+        "follow the square root.",
         intervals=False,
     )
     figure, axes = open_figure(study, title, caption, grid, sharey=True)
@@ -292,7 +297,7 @@ def draw_slot_attention(study: Study, title):
     for place in axes.flat[len(shown) :]:
         place.set_axis_off()
     for place, (name, mass) in zip(axes.flat, shown.items(), strict=False):
-        drawn = place.pcolormesh(mass, vmin=0, vmax=limit, cmap="viridis")
+        drawn = place.pcolormesh(mass, norm=PowerNorm(0.5, 0, limit), cmap="viridis")
         place.set_title(name)
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")

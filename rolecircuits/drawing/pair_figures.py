@@ -80,10 +80,10 @@ def draw_contrasts(compared, summary):
     handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in LOOKS]
     panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.0)
     grid = style.Grid((len(compared), 2), panel, gap=(0.9, 0.65), heading=2)
-    texts = write_texts(summary, SIDES, "Contrasts of normalised entropy by layer")
+    texts = write_texts(summary, SIDES, of_contrasts=True)
     figure, panels = style.open_panels(grid, texts, handles)
-    for line, (name, sides) in zip(panels, compared.items(), strict=True):
-        bottom = line is panels[-1]
+    for row, (line, (name, sides)) in enumerate(zip(panels, compared.items(), strict=True)):
+        bottom = row == len(panels) - 1
         for axes, shown in zip(line, columns, strict=True):
             style.draw_zero(axes)
             axes.set_title(
@@ -107,14 +107,13 @@ def draw_contrasts(compared, summary):
     ]
 
 
-def write_texts(summary, shown, title=None):
+def write_texts(summary, shown, of_contrasts=False):
     """(title, subtitle, caption): what was compared, formats and n, how the intervals are made."""
     difference = shown == ("diff",)
-    title = title or (
-        "Difference of RFC and RSI by layer"
-        if difference
-        else "RFC and RSI by layer, base and instruct"
-    )
+    title = "Contrasts of normalised entropy by layer"
+    if not of_contrasts:
+        title = "RFC and RSI by layer, base and instruct"
+        title = "Difference of RFC and RSI by layer" if difference else title
     n = summary["prompts_compared"]
     size = f"{next(iter(n.values()))} prompts per category"
     if len(set(n.values())) > 1:
@@ -122,10 +121,11 @@ def write_texts(summary, shown, title=None):
     labels = "; ".join(f"{run}: {summary[run]['label']}" for run in SIDES)
     reasons = summary["intervals_left_out"]
     caption = [f"{reason}." for reason in reasons]
-    caption.append(
-        "Dashed: length null, the same index if attention were uniform over the visible keys; "
-        "0 unless raw."
-    )
+    if not of_contrasts:
+        caption.append(
+            "Dashed: length null, the same index if attention were uniform over the visible keys; "
+            "0 unless raw."
+        )
     if len(reasons) < len(INDICES):
         made = f"{N_RESAMPLES:,} resamples, the same in both runs"
         unit = summary["bootstrap"]["unit"]

@@ -4,6 +4,7 @@ from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
+from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_rows, cluster_rows
 
@@ -27,7 +28,8 @@ def print_audit(audit, label):
     print_table(columns, cluster_rows(audit), file_width=WIDE)
     matched = audit["first_word_matched"]
     icc = audit["clusters"]["median_icc"]
-    print(f"correlation inside a frame (ICC), median over layers: {icc:.2f}")
+    shown = "undefined, one prompt a frame" if icc != icc else f"{icc:.2f}"
+    print(f"correlation inside a frame (ICC), median over layers: {shown}")
     if not audit["crossed"] and matched["words"]:
         words = ", ".join(map(printable, matched["words"]))
         print(
@@ -36,6 +38,21 @@ def print_audit(audit, label):
             f"RSI {matched['mean_rsi']:+.3f} -> {matched['mean_rsi_matched']:+.3f}"
         )
     print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
+
+
+def print_main_numbers(name, numbers, formats):
+    """Means over layers of RFC and RSI, a line an index and prompt set.
+
+    numbers  {prompt set: what run_pairs.main_numbers gives}    formats  {run: prompt format}
+    """
+    headings = [cell for run, form in formats.items() for cell in (f"{run}, {form}", "BH")]
+    columns = ["index", "prompts", *map(right, [*headings, "instruct - base [95 %]"])]
+    rows = []
+    for lines in zip(*numbers.values(), strict=True):
+        for i, (label, (index, *cells)) in enumerate(zip(numbers, lines, strict=True)):
+            rows.append(["" if i else index, label, *cells])
+    print_table(columns, rows, f"{name}: means over layers (length null)", WIDE)
+    print(f"BH: layers that pass Benjamini-Hochberg at {ALPHA}")
 
 
 def print_table(columns: list[str | Column], rows, title=None, file_width=None, **look):

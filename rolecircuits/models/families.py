@@ -1,21 +1,53 @@
-"""model_families.json: the base and instruct models of a family, and the flags they stand for."""
+"""model_families.json: the base and instruct models of a family, and the flags they stand for.
+
+{"NAME": {"base": {"model_id": ...}, "instruct": {"model_id": ...}, "note": TEXT,
+          "prompts": {SET: prompts a category, or null for all}}}    the last two may be missing
+"""
 
 import re
+from argparse import Namespace  # noqa: TID251  (a type)
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rolecircuits.inputs.arguments import DEFAULT_RESULTS
+from rolecircuits.inputs.arguments import DEFAULT_RESULTS, LATEST_INTERVENTION, LATEST_RUNS
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
+from rolecircuits.inputs.prompt_sets import SETS
 
 SIDES = ("base", "instruct")
 RUNS = {"instruct": "latest", "base": "latest_base"}  # in this order: the base model is edited next
-SHARED = "prompts prompts_per_category dtype device device_map batch_size seed".split()
+SHARED = "dtype device device_map batch_size seed".split()
+PROMPT_SETS = {"original": None, "crossed": None}  # of a family that names none
 FAMILIES_FILE = Path(__file__).resolve().parents[2] / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
+LINKS = {run: LATEST_RUNS[kind] for run, kind in RUNS.items()} | {"edits": LATEST_INTERVENTION}
+OUTPUTS = ("figures", "analysis_results", "comparison_results")
+
+
+@dataclass
+class Study:
+    """A family on one prompt set: the flags of this script and of each stage.
+
+    folder   NAME, or NAME/SET, below results, figures and tables
+    payload  {"flags", "prompts"}: what `family_task` needs
+    found    {side: rows of layer_metrics.csv, "comparison": its summary}, once they are made
+    """
+
+    folder: str
+    args: Namespace
+    stages: dict
+    payload: dict
+    label: str = "original"
+    found: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        folder = Path(DEFAULT_RESULTS, self.folder)
+        self.links = {stage: folder / link for stage, link in LINKS.items()}
+        self.runs = {side: self.links[side] for side in SIDES}
 
 
 def load_family(path, name):
-    """One family of a file, checked: {"base": {...}, "instruct": {...}, "note": optional}."""
+    """One family of a file, checked, with its "prompts"; "note" may be missing."""
     families = read_strict_json(Path(path), "--families_file")
     named = isinstance(families, dict) and all(
         re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families
@@ -29,10 +61,10 @@ def load_family(path, name):
         raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
     family = families[name] if isinstance(families[name], dict) else {}
     for key in family:
-        if key not in (*SIDES, "note"):
+        if key not in (*SIDES, "prompts", "note"):
             raise UserError(
                 f"{path}: {name}.{printable(key)}: unknown; "
-                f"a family has {', '.join(SIDES)} and note"
+                f"a family has {', '.join(SIDES)}, prompts and note"
             )
     for side in SIDES:
         model = family.get(side)
@@ -46,17 +78,46 @@ def load_family(path, name):
                 )
         if model.get("prompt_format", "raw") not in ("raw", "chat"):
             raise UserError(f"{path}: {name}.{side}.prompt_format must be raw or chat")
-    return family
+    return family | {"prompts": _check_sets(f"{path}: {name}.prompts", family.get("prompts"))}
 
 
-def stage_flags(stage, family, args, name):
+def _check_sets(where, sets):
+    """{prompt set: prompts a category or None} of a family, checked."""
+    if sets is None:
+        return PROMPT_SETS
+    if not isinstance(sets, dict) or not sets:
+        raise UserError(f"{where} must be an object {{prompt set: prompts a category, or null}}")
+    for source, n in sets.items():
+        if n is not None and (type(n) is not int or n < 1):
+            raise UserError(f"{where}.{printable(source)}: must be a whole number above 0, or null")
+    return sets
+
+
+def list_sets(family, asked, n):
+    """{label: (prompt set, prompts a category or None)} of a family, in order.
+
+    asked, n  --prompts and --prompts_per_category, each None for what the family says
+    """
+    sets = dict.fromkeys(asked) if asked else family["prompts"]
+    labels = [source if source in SETS else Path(source).stem for source in sets]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"--prompts: two sets are called {printable(labels[0])}; rename a file")
+    sizes = [(source, n or of_set) for source, of_set in sets.items()]
+    return dict(zip(labels, sizes, strict=True))
+
+
+def stage_flags(stage, family, args, folder, prompts=(None, None)):
     """The flags that a stage's script would get on its own command line for this family.
 
-    stage  a run ("base", "instruct": activation_analysis.py), or the edits of the base model
-    args   those of run_pipeline.py
+    stage    a run ("base", "instruct": activation_analysis.py), or the edits of the base model
+    args     those of run_pipeline.py
+    folder   of this family and prompt set, below the results
+    prompts  (prompt set, prompts a category), each None for the script's default
     """
-    flags = {"output_dir": Path(DEFAULT_RESULTS, name)}
+    flags = {"output_dir": Path(DEFAULT_RESULTS, folder)}
     flags |= family[stage if stage in RUNS else "base"]
+    named = zip(("prompts", "prompts_per_category"), prompts, strict=True)
+    flags |= {flag: value for flag, value in named if value is not None}
     flags |= {flag: getattr(args, flag) for flag in SHARED if getattr(args, flag) is not None}
     if stage in RUNS:
         flags |= {"output_type": RUNS[stage], "raw": args.raw}

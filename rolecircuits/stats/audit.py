@@ -26,10 +26,6 @@ from rolecircuits.stats.moments import divide
 
 FACTORS = ("category", "first word", "token count")
 LEAST = 0.05  # a share beyond the other factor that is worth a warning
-CROSSED = (
-    "crossed: every frame holds every category, with the same first word and as many tokens; "
-    "differences are taken inside frames"
-)
 
 
 def audit_design(run):
@@ -53,6 +49,10 @@ def audit_design(run):
         "clusters": describe_clusters(values, run.category, run.frame),
         "first_word_matched": compare_matched(run, values),
     }
+    cells = set(zip(run.frame.tolist(), run.filler.tolist(), strict=True))
+    audit["same_first_word"] = run.crossed and len(cells) == len(
+        set(zip(run.frame.tolist(), run.filler.tolist(), words.tolist(), strict=True))
+    )
     flagged, verdict = judge(audit, shared_words(run.category, words))
     return audit | {"flagged": flagged, "verdict": verdict}
 
@@ -115,7 +115,7 @@ def describe_clusters(values, category, frame):
         icc = divide(between - within, between + (size - 1) * within)
     median = _median(icc)
     for item in of_category.values():
-        effect = 1 + (item["mean_cluster"] - 1) * max(median, 0.0)
+        effect = 1 + (item["mean_cluster"] - 1) * max(median, 0.0)  # NaN stays NaN
         item |= {"design_effect": effect, "effective_n": item["prompts"] / effect}
     return {"icc": icc, "median_icc": median, "categories": of_category}
 
@@ -138,7 +138,11 @@ def shared_words(category, words):
 def judge(audit, n_shared):
     """(whether a reader is warned, one sentence)."""
     if audit["crossed"]:
-        return False, CROSSED
+        word = "with the same first word and" if audit["same_first_word"] else "with"
+        return False, (
+            f"crossed: every frame holds every category, {word} as many tokens; differences are "
+            "taken inside frames"
+        )
     factors = audit["variance"]
     own, word = (factors[name]["median_beyond"] for name in ("category", "first word"))
     shares = [f"{factors[name]['median']:.2f}" for name in ("first word", "category")]
@@ -171,7 +175,10 @@ def audit_rows(audit):
 def cluster_rows(audit):
     """Cells of the table of categories: prompts, frames, design effect, effective n."""
     return [
-        [name, item["prompts"], item["frames"], *(f"{item[key]:.1f}" for key in EFFECTS)]
+        [
+            *(name, item["prompts"], item["frames"]),
+            *("-" if np.isnan(item[key]) else f"{item[key]:.1f}" for key in EFFECTS),
+        ]
         for name, item in audit["clusters"]["categories"].items()
     ]
 

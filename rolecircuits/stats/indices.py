@@ -139,8 +139,10 @@ def position_matched_values(run):
     Swensson and Wretman 1992, ch. 5): the mean over the prompts of c is H_c, and their spread
     gives its standard error with w held fixed.
     """
+    out = np.full((len(run.n_tokens), run.visible_keys.shape[0]), np.nan)
+    if not np.isin(run.category, INDEX_CATEGORIES).any():
+        return out
     rows, weight = _own_rows(run), position_weights(run)
-    out = np.full(rows.shape[:2], np.nan)
     for name, count in _position_counts(run).items():
         chosen = run.category == name
         mean = category_mean(rows, run.category, name)
@@ -161,7 +163,7 @@ def first_word_weights(run):
     """
     names = [name for name in INDEX_CATEGORIES if (run.category == name).any()]
     words, share = first_words(run), {}
-    for word in dict.fromkeys(words.tolist()):
+    for word in dict.fromkeys(words.tolist()) if names else ():
         counts = [(words[run.category == name] == word).sum() for name in names]
         sizes = [(run.category == name).sum() for name in names]
         if min(counts) >= MIN_WORD_PROMPTS:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BLOCK = 2**19  # columns times draws of a block
+
 
 def defined_mean(values, axis=-1, where=True):
     """Mean over one axis of the defined values inside `where`; NaN where there is none."""
@@ -36,3 +38,19 @@ def divide(numerator, denominator):
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     out = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def column_blocks(present, n_draws):
+    """(columns, rows): columns that have the same rows, few enough for the memory of their draws.
+
+    present  [row, column]; 0 or False: undefined. Columns of a block are equal in it.
+    """
+    if (present == present[:, :1]).all():
+        patterns, member = present[:, :1].T, np.zeros(present.shape[1], dtype=int)
+    else:
+        patterns, member = np.unique(present.T, axis=0, return_inverse=True)
+    step = max(1, BLOCK // (n_draws + 1))
+    for i, pattern in enumerate(patterns):
+        columns, rows = np.flatnonzero(member.ravel() == i), np.flatnonzero(pattern)
+        for start in range(0, len(columns) if len(rows) else 0, step):
+            yield columns[start : start + step], rows

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.stats.moments import defined_moments
+from rolecircuits.stats.moments import column_blocks, defined_moments
 from rolecircuits.stats.resampling import (
     N_RESAMPLES,
     bootstrap_weights,
-    column_blocks,
     family_p,
     studentised_difference,
 )

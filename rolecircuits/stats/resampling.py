@@ -12,9 +12,8 @@
                family stays below p_max
 
 Draws are columns of a matrix, so that 10,000 of them are a few matrix products; the columns of the
-values are done in blocks that bound the memory. Why not over heads, as the original study: heads of
-a layer share the same prompts, so their spread says nothing about new ones. What each method did on
-simulated runs: METHODS.md and benchmarks/calibration.py.
+values are done in blocks that bound the memory. Heads of a layer share the same prompts, so their
+spread says nothing about new ones. What each method did on simulated runs: METHODS.md.
 """
 
 from functools import lru_cache
@@ -24,13 +23,12 @@ import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, index_values
-from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.moments import category_mean, column_blocks
 from rolecircuits.stats.units import matched_rows, shared_units, strata_of
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 MIN_PROMPTS = 3
-BLOCK = 2**19  # columns times draws of a block
 NUMERATORS = {"rfc": {"self_referent": -1.0}, "rsi": {"confounder": 1.0, "self_referent": -1.0}}
 
 
@@ -88,9 +86,8 @@ def _kept_weights(category, unit, n_resamples, seed):
 
 
 def draw_weights(counts):
-    """Counts [resample, prompt] as [prompt, 1 + resample] float32; entry 0 is the sample itself."""
-    whole = np.ones((1, counts.shape[1]))
-    return np.concatenate([whole, counts]).T.astype(np.float32, order="C")
+    """Counts [resample, row] as [row, 1 + resample] float32; entry 0 is the sample itself."""
+    return np.pad(counts, ((1, 0), (0, 0)), constant_values=1).T.astype(np.float32, order="C")
 
 
 def infer_indices(
@@ -114,8 +111,8 @@ def infer_indices(
     out = {index: _Summary(runs[0].shape[1], n_resamples) for index in INDICES}
     for columns, rows in column_blocks(~np.isnan(sum(runs)), n_resamples):
         parts = [run[np.ix_(rows, columns)] for run in runs]
-        sample = (category[rows], weights[rows], crossed)
-        for index, draws in studentised_indices(parts, *sample).items():
+        draws_of = studentised_indices(parts, category[rows], weights[rows], crossed)
+        for index, draws in draws_of.items():
             out[index].add(columns, *draws)
     return {index: summary.finish(np.shape(values)[1:]) for index, summary in out.items()}
 
@@ -138,8 +135,8 @@ def infer_mean_indices(
         if len(layers):
             means = [values[index][layers].mean() for values in indices]
             estimate = means[0] - means[1] if len(means) == 2 else means[0]
-            labels = (category, weights, crossed)
-            draws = _mean_draws(index, [run[:, layers] for run in runs], *labels)
+            parts = [run[:, layers] for run in runs]
+            draws = _mean_draws(index, parts, category, weights, crossed)
             summary.add(np.array([0]), np.array([estimate]), *draws)
         out[index] = summary.finish(())
     return out
@@ -176,22 +173,23 @@ def _mean_draws(index, runs, category, weights, crossed):
 def _prepare_runs(values, category, unit, base):
     """(category, [values] or [values, base] as [row, column] float64, crossed).
 
-    crossed  the categories of the indices have the same units, in the same order of rows; then an
-             undefined value makes its whole unit undefined
+    crossed  the categories of the indices have the same units, row by row; then an undefined value
+             makes its whole unit undefined
     """
     runs = [values] if base is None else [values, base]
     runs = [np.array(run, dtype=np.float64).reshape(len(run), -1) for run in runs]
     category = np.asarray(category)
     names = [name for name in INDEX_CATEGORIES if (category == name).any()]
-    sides = None
-    if unit is not None and len(names) > 1:
-        sides = matched_rows(category, unit, names)
-    if sides is not None:
-        missing = np.any([np.isnan(sum(runs))[side] for side in sides], axis=0)
-        for run in runs:
-            for side in sides:
-                run[side] = np.where(missing, np.nan, run[side])
-    return category, runs, sides is not None
+    if unit is None or len(names) < 2 or matched_rows(category, unit, names) is None:
+        return category, runs, False
+    sides = [np.flatnonzero(category == name) for name in names]
+    if any((np.asarray(unit)[side] != np.asarray(unit)[sides[0]]).any() for side in sides):
+        raise ValueError("the rows of every category must be in the same order of units")
+    missing = np.any([np.isnan(sum(runs))[side] for side in sides], axis=0)
+    for run in runs:
+        for side in sides:
+            run[side] = np.where(missing, np.nan, run[side])
+    return category, runs, True
 
 
 def studentised_indices(runs, category, weights, crossed=False):
@@ -296,7 +294,7 @@ class _Sample:
 
 
 def columns_first(values):
-    """[prompt, column] as contiguous [column, prompt] float32: the left side of the products."""
+    """[row, column] as contiguous [column, row] float32: the left side of the products."""
     return np.ascontiguousarray(values.T, dtype=np.float32)
 
 
@@ -340,22 +338,6 @@ def family_p(observed, maximum):
     """(1 + how many of the family's maxima reach each observed |t|) / (1 + draws), or NaN."""
     reached = len(maximum) - np.searchsorted(np.sort(maximum), observed)
     return np.where(np.isnan(observed), np.nan, (1 + reached) / (1 + len(maximum)))
-
-
-def column_blocks(present, n_draws):
-    """(columns, rows): columns that have the same rows, few enough for the memory of their draws.
-
-    present  [row, column]; 0 or False: undefined. Columns of a block are equal in it.
-    """
-    if (present == present[:, :1]).all():
-        patterns, member = present[:, :1].T, np.zeros(present.shape[1], dtype=int)
-    else:
-        patterns, member = np.unique(present.T, axis=0, return_inverse=True)
-    step = max(1, BLOCK // (n_draws + 1))
-    for i, pattern in enumerate(patterns):
-        columns, rows = np.flatnonzero(member.ravel() == i), np.flatnonzero(pattern)
-        for start in range(0, len(columns) if len(rows) else 0, step):
-            yield columns[start : start + step], rows
 
 
 def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
@@ -416,8 +398,8 @@ def sum_units(values, category, unit):
         sums.append(values[units].sum(axis=1))
         sizes.append(present[units].sum(axis=1))
         stratum += [" ".join(category[units[0]])] * len(units)
-    sums, sizes = np.concatenate(sums), np.concatenate(sizes)
-    return np.where(sizes > 0, sums, np.nan), sizes, np.array(stratum)
+    sizes = np.concatenate(sizes)
+    return np.where(sizes > 0, np.concatenate(sums), np.nan), sizes, np.array(stratum)
 
 
 def studentised_difference(values, group, weights):

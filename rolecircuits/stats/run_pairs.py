@@ -197,9 +197,10 @@ def _estimate_contrast(values, labels, contrast, seed):
     tests = compare_categories(values, *labels, contrast, seed=seed)
     sides = contrast_sides(values, *labels, contrast)
     _, low, high = mean_difference_interval(*sides, seed=seed)
-    return {"value": tests["difference"], "low": low, "high": high} | {
-        name: tests[name] for name in P_VALUES
-    }
+    means = [side.mean(axis=1) for side in sides[:2]]
+    mean = mean_difference_interval(*means, sides[2], seed=seed)
+    estimate = {"value": tests["difference"], "low": low, "high": high, "mean_interval": mean[1:]}
+    return estimate | {name: tests[name] for name in P_VALUES}
 
 
 def estimate_original(runs):
@@ -241,19 +242,28 @@ def summarise_difference(diff):
     return out
 
 
-def main_numbers(runs, summary):
+def main_numbers(runs, found):
     """Rows of texts, one an index and kind: means over layers of both runs, and their difference.
 
     runs     {"base": Run, "instruct": Run}; each mean stands beside its length null
-    summary  what comparison_summary.json holds, for intervals; None leaves them out
+    found    {side: rows of layer_metrics.csv, for the layers that pass BH; "comparison": what
+             comparison_summary.json holds, for intervals}; what is not in it is left out
     """
+    differences = found.get("comparison", {}).get("differences", {})
     rows = []
     for index in INDICES:
         for kind in KINDS:
             values = [layer_indices(run, kind)[index].mean() for run in runs.values()]
             nulls = [layer_null(run, kind)[index].mean() for run in runs.values()]
-            cells = [f"{v:+.3f} ({null:+.3f})" for v, null in zip(values, nulls, strict=True)]
-            entry = {} if summary is None else summary["differences"][kind][index]
+            cells = []
+            for side, value, null in zip(SIDES, values, nulls, strict=True):
+                passing = [
+                    row["q"] < ALPHA
+                    for row in found.get(side, ())
+                    if (row["kind"], row["index"]) == (kind, index)
+                ]
+                cells += [f"{value:+.3f} ({null:+.3f})", sum(passing) if passing else "-"]
+            entry = differences.get(kind, {}).get(index, {})
             difference = f"{values[1] - values[0]:+.3f}"
             if entry.get("mean_ci_low") is not None:
                 interval = f"[{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"

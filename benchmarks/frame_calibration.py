@@ -1,0 +1,232 @@
+"""Do intervals and tests hold where the frame is the unit? Crossed sets of known truth.
+
+Two sources, each of n frames x 3 fillers x 4 persons:
+
+    Population   frames drawn with replacement from those of saved runs; the truth is the runs' own.
+                 A frame that is drawn twice counts as two frames.
+    Simulated    log-normal values; parts that frame and filler give to all persons, and one of
+                 every prompt; fillers correlate by rho inside a frame (simulated_runs.py)
+
+For the tests a null is made true and everything else kept. In a population, frame by frame:
+
+    categories   every head of every category is shifted to its mean in `neutral`
+    runs         every layer of the second run is shifted to the indices of the first
+
+A row is (what, n, method, one number a data set, kind), which calibration.py judges and prints.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from simulated_runs import EFFECT, FILLERS, draw_world, simulate_frames
+
+import output_manager
+from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError
+from rolecircuits.stats import contrasts, resampling
+from rolecircuits.stats.indices import INDICES, indices_of_means, prompt_values
+from rolecircuits.stats.moments import defined_moments
+from rolecircuits.stats.permutation import permutation_test
+from rolecircuits.stats.units import Design, frame_values, labels_of
+
+BLOCK = 20
+DRAWS, FAMILY_DRAWS = 999, 4096  # 4096: all signs of 12 frames, as in use
+PROMPTS = "prompts alone"  # what is not in use: every prompt a unit, persons unpaired
+TESTED = {"RFC": ("self_referent", "neutral"), "RSI": ("confounder", "self_referent")}
+
+
+@dataclass
+class Simulated:
+    """Made-up models, a new one in every draw; coverage of 10 layers, families of 270 heads."""
+
+    rho: float
+
+    @property
+    def names(self):
+        return (f"rho {self.rho:.1f}",)
+
+    def draw(self, rng, n, n_data, null=None):
+        """([a run [prompt, data set, layer, head], ...], [{category: its mean [layer]}, ...])."""
+        changed = {**EFFECT, "self_referent": 0.9}
+        flat = dict.fromkeys(CATEGORIES, 1.0)
+        effects = {None: (EFFECT, changed), "categories": (flat, flat), "runs": (EFFECT, EFFECT)}
+        world = draw_world(rng, *((10, 8) if null is None else (30, 9)))
+        means = [
+            {c: 0.6**r * effect[c] * world.level.mean(axis=-1) for c in CATEGORIES}
+            for r, effect in enumerate(effects[null])
+        ]
+        return simulate_frames(rng, world, n, n_data, effects[null], self.rho), means
+
+
+@dataclass
+class Population:
+    """The frames of one or two runs: names and values [category, frame, filler, layer, head]."""
+
+    names: tuple
+    runs: list
+
+    def draw(self, rng, n, n_data, null=None):
+        """As `Simulated.draw`; the runs share the frames that are drawn."""
+        runs, drawn = self._under(null), rng.integers(self.runs[0].shape[1], size=(n, n_data))
+        means = [dict(zip(CATEGORIES, run.mean(axis=(1, 2, 4)), strict=True)) for run in runs]
+        values = [np.moveaxis(run[:, drawn], 2, 3) for run in runs]
+        return [v.reshape(-1, *v.shape[3:]) for v in values], means
+
+    def _under(self, null):
+        if null is None:
+            return self.runs
+        if null == "categories":
+            means = [run.mean(axis=(1, 2), keepdims=True) for run in self.runs]
+            at = CATEGORIES.index("neutral")
+            pairs = zip(self.runs, means, strict=True)
+            return [run - mean + mean[at : at + 1] for run, mean in pairs]
+        first, *rest = (run.mean(axis=(1, 2, 4), keepdims=True) for run in self.runs)
+        at = CATEGORIES.index("neutral")
+        ratio = first / first[at]
+        pairs = zip(self.runs[1:], rest, strict=True)
+        return [self.runs[0], *(run - mean + ratio * mean[at] for run, mean in pairs)]
+
+
+def read_population(paths):
+    """The Population of complete crossed runs, in this order: two, a base and its instruct run."""
+    if len(paths) > 2:
+        raise UserError(f"--run: one or two runs, got {len(paths)}")
+    runs = [output_manager.load_run(path) for path in paths]
+    values, cells = [], None
+    for run, path in zip(runs, paths, strict=True):
+        if not run.crossed or set(run.counts) != set(CATEGORIES):
+            raise UserError(f"--run {path}: a run of the prompt set `crossed` is needed")
+        places = [CATEGORIES.index(name) for name in run.category.tolist()]
+        keys = list(zip(places, run.frame.tolist(), run.filler.tolist(), strict=True))
+        rows = sorted(range(len(keys)), key=keys.__getitem__)
+        own = [keys[row][1:] for row in rows[: len(rows) // len(CATEGORIES)]]
+        cells = cells or own
+        sizes = Counter(frame for frame, _ in cells)
+        if set(sizes.values()) != {FILLERS} or own * len(CATEGORIES) != [keys[r][1:] for r in rows]:
+            raise UserError(f"--run {path}: {FILLERS} fillers in every frame and category needed")
+        if own != cells:
+            raise UserError(f"--run {path}: its frames are not those of the other run")
+        own = prompt_values(run)[rows]
+        values.append(own.reshape(len(CATEGORIES), -1, FILLERS, *own.shape[1:]))
+    names = [run.prompt_format for run in runs]
+    names = names if len(set(names)) == len(names) else ["base", "instruct"]
+    return Population(tuple(names), values)
+
+
+def design_of_frames(n):
+    """The Design of n frames x FILLERS fillers in every category, in the order of the draws."""
+    k = FILLERS
+    frame = np.tile(np.repeat([f"f{i}" for i in range(n)], k), len(CATEGORIES))
+    filler = np.tile([f"w{i}" for i in range(k)], n * len(CATEGORIES))
+    category = np.repeat(CATEGORIES, n * k)
+    return Design(category, np.full(len(category), -1), frame, filler, crossed=True)
+
+
+def coverage_rows(rng, n, n_datasets, source):
+    """Coverage of the intervals of layers and of their mean; standard errors beside unpaired."""
+    design, hits = design_of_frames(n), {}
+    for block in range(0, n_datasets, BLOCK):
+        runs, means = source.draw(rng, n, BLOCK)
+        prompts = [run.mean(axis=-1) for run in runs]
+        frames, labels = [frame_values(design, own) for own in prompts], labels_of(design)
+        truths = [indices_of_means(mean.get) for mean in means]
+        cases = [*zip(source.names, frames, [None] * len(frames), truths, strict=False)]
+        if len(frames) == 2:
+            change = {name: truths[1][name] - truths[0][name] for name in INDICES}
+            cases.append((_joined(source), frames[1], frames[0], change))
+        for name, own, base, truth in cases:
+            for what, inside in _cover_indices(own, labels, base, truth, block).items():
+                hits.setdefault((f"{name}: {what}", "frames"), []).append(inside)
+        for name, *data in zip(source.names, prompts, frames, means, strict=False):
+            for (what, method), seen in _cover_contrasts(design, *data, block).items():
+                hits.setdefault((f"{name}: {what}", method), []).append(seen)
+    return [
+        (what, n, method, np.concatenate(x), "ratio" if "error" in what else "coverage")
+        for (what, method), x in hits.items()
+    ]
+
+
+def _joined(source):
+    """What a difference of two runs is called."""
+    return (
+        " - ".join(source.names[::-1]) if len(source.names) > 1 else f"two runs, {source.names[0]}"
+    )
+
+
+def _cover_indices(values, labels, base, truth, seed):
+    """{what: share of layers whose interval holds the truth [data set]}; values [row, data, layer].
+
+    truth  {index: [layer]}
+    """
+    hits = {}
+    for name, own in resampling.infer_indices(values, *labels, base, DRAWS, seed).items():
+        inside = (own.low <= truth[name]) & (truth[name] <= own.high)
+        hits[name.upper()] = inside.mean(axis=-1)
+    for i in range(values.shape[1]):
+        bases = None if base is None else base[:, i]
+        of_mean = resampling.infer_mean_indices(values[:, i], *labels, bases, DRAWS, seed + i)
+        for name, own in of_mean.items():
+            inside = own.low <= truth[name].mean() <= own.high
+            hits.setdefault(f"mean {name.upper()}", []).append(inside)
+    return {what: np.array(inside, dtype=np.float64) for what, inside in hits.items()}
+
+
+def _cover_contrasts(design, prompts, frames, means, seed):
+    """{(what, method): [data set]}: coverage of differences, and ratios of standard errors."""
+    found = {}
+    for first, second in contrasts.CONTRASTS.values():
+        truth = means[first] - means[second]
+        own = contrasts.contrast_sides(frames, *labels_of(design), (first, second))
+        alone = prompts[design.category == first], prompts[design.category == second], False
+        for method, sides in (("frames", own), (PROMPTS, alone)):
+            _, low, high = resampling.mean_difference_interval(*sides, DRAWS, seed)
+            inside = (low <= truth) & (truth <= high)
+            found.setdefault(("differences", method), []).append(inside.mean(axis=-1))
+        error = _standard_error(own[0] - own[1])
+        for method, sides in ((PROMPTS, alone), ("frames unpaired", own)):
+            other = np.hypot(*(_standard_error(side) for side in sides[:2]))
+            ratio = (error / other).mean(axis=-1)
+            found.setdefault(("standard error / that of", method), []).append(ratio)
+    return {key: np.mean(x, axis=0) for key, x in found.items()}
+
+
+def _standard_error(values):
+    n, _, variance = defined_moments(values)
+    return np.sqrt(variance / n)
+
+
+def level_rows(rng, n, n_datasets, source):
+    """Rejections of true nulls, one layer or head at a time and as families."""
+    design, alone, family = design_of_frames(n), {}, {}
+    for i in range(n_datasets):
+        if i % BLOCK == 0:
+            null, _ = source.draw(rng, n, BLOCK, "categories")
+            same, _ = source.draw(rng, n, BLOCK, "runs")
+        tests = {}
+        for name, run in zip(source.names, null, strict=False):
+            own = _test_categories(design, run[:, i % BLOCK], i)
+            tests |= {(f"{name}: {what}", method): p for (what, method), p in own.items()}
+        if len(same) == 2:
+            base, own = (frame_values(design, run[:, i % BLOCK].mean(axis=-1)) for run in same)
+            tested = resampling.infer_indices(own, *labels_of(design), base, FAMILY_DRAWS, i)
+            for index, p in tested.items():
+                tests[f"{_joined(source)}: {index.upper()}, layers", "two runs"] = p
+        for key, test in tests.items():
+            alone.setdefault(key, []).append((test.p < 0.05).mean())
+            if key[1] != PROMPTS:
+                family.setdefault(key, []).append(np.nanmin(test.p_max) < 0.05)
+    rows = [(what, n, method, x, "level") for (what, method), x in alone.items()]
+    return rows + [(what, n, f"{m}, max-T", x, "family") for (what, m), x in family.items()]
+
+
+def _test_categories(design, heads, seed):
+    """{(what, method): Test} of equal categories: values [prompt, layer, head]."""
+    tests, layers = {}, heads.mean(axis=-1)
+    for what, contrast in TESTED.items():
+        for size, values in (("layers", layers), ("heads", heads)):
+            own = frame_values(design, values), *labels_of(design), contrast, FAMILY_DRAWS, seed
+            tests[f"{what}, {size}", "sign flips"] = contrasts.compare_sides(*own)[0]
+        sides = (layers[design.category == name] for name in contrast)
+        tests[f"{what}, layers", PROMPTS] = permutation_test(*sides, DRAWS, seed)
+    return tests
