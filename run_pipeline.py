@@ -1,7 +1,7 @@
 """The whole study of one model family in one command, and a table of the main numbers.
 
     for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
-    for the first one also: the base run's strongest heads cut, beside random heads of their layers
+    for the crossed one (else the first): the base run's strongest heads cut, beside random heads
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
@@ -34,7 +34,7 @@ from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item, LocalEngine, folder_aside
 from rolecircuits.inputs import arguments
-from rolecircuits.inputs.categories import Prompt
+from rolecircuits.inputs.categories import Prompt, is_crossed
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.prompt_sets import check_turns
@@ -86,6 +86,7 @@ def plan_family(args, name):
         prompts, notes = load_prompts(*chosen)
         payload = {"flags": flags, "prompts": [asdict(prompt) for prompt in prompts]}
         study = families.Study(folder, args, parse_stages(flags), payload, label)
+        study.crossed = is_crossed(prompts)
         for stage, link in study.links.items():
             arguments.check_model_arguments(study.stages[stage])
             check_turns(prompts, study.stages[stage].prompt_format, chosen[0])
@@ -102,11 +103,12 @@ def family_payload(studies):
     """The payload of `family_task`; plan: None where the base run will choose the heads."""
     args = studies[0].args
     payload = {"sets": [study.payload for study in studies], "analyse": not args.skip_analysis}
+    edited = families.edited_study(studies)
     payload |= {"top_k": args.top_k, "plan": [] if args.skip_interventions else None}
     if args.skip_analysis and not args.skip_interventions:
         how = args.top_k, args.seed, not args.no_verify
-        payload["plan"] = choose_heads(studies[0].runs["base"], *how)
-    return payload
+        payload["plan"] = choose_heads(studies[edited].runs["base"], *how)
+    return payload | {"edited": edited}
 
 
 def parse_stages(flags, *more):
@@ -116,10 +118,7 @@ def parse_stages(flags, *more):
 
 
 def run_families(studies_of, engine):
-    """Every family's models on the engine, one item each, and its report; returns lost prompts.
-
-    studies_of  {name: [Study]}
-    """
+    """The models of {family: [Study]}, one item a family, and its report; returns lost prompts."""
     say_limits(arguments.DEFAULT_RESULTS)
     here, failed = {"here": engine.name == "local"}, []
     payloads = {name: family_payload(studies) for name, studies in studies_of.items()}
@@ -160,16 +159,16 @@ def family_task(state, payload):
                 loaded = state.model(ModelSpec.of(args), load)
                 timings = {"load_s": time.perf_counter() - started}
                 failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
+        prompts, of_set = sets[payload["edited"]], stages[payload["edited"]]
         try:
             if plan is None:
-                base = stages[0]["base"]
-                chosen_on = Path(base.output_dir, LINKS["base"])
-                plan = choose_heads(chosen_on, payload["top_k"], base.seed)
+                base = Path(of_set["base"].output_dir, LINKS["base"])
+                plan = choose_heads(base, payload["top_k"], of_set["base"].seed)
             if plan:
                 from rolecircuits.edits.plan import parse_entries  # pydantic: only for edits
 
                 engine, entries = LocalEngine(state), parse_entries(plan, "plan")
-                interventions.run_interventions(engine, sets[0], entries, stages[0]["edits"])
+                interventions.run_interventions(engine, prompts, entries, of_set["edits"])
         except (UserError, RunFailed) as refused:
             error = refused
         for of_set in stages if aside else ():
@@ -212,7 +211,8 @@ def report_family(name, studies, edited):
         print(said.getvalue(), end="")
         study.found[what] = found
     if edited and not args.skip_visualization:
-        edits = studies[0].links["edits"], Path("figures", studies[0].folder, "intervention")
+        study = studies[families.edited_study(studies)]
+        edits = study.links["edits"], Path("figures", study.folder, "intervention")
         visualize_results.visualize_interventions(*edits, each_run=False, verify=verify)
     print_main_numbers(name, studies)
 

@@ -74,18 +74,17 @@ class Population:
         return [v.reshape(-1, *v.shape[3:]) for v in values], means
 
     def _under(self, null):
-        if null is None:
-            return self.runs
+        """The runs with this null made true, or as they are."""
+        at = CATEGORIES.index("neutral")
         if null == "categories":
             means = [run.mean(axis=(1, 2), keepdims=True) for run in self.runs]
-            at = CATEGORIES.index("neutral")
+            return [run - mean + mean[at] for run, mean in zip(self.runs, means, strict=True)]
+        if null == "runs":
+            means = [run.mean(axis=(1, 2, 4), keepdims=True) for run in self.runs]
+            ratio = means[0] / means[0][at]
             pairs = zip(self.runs, means, strict=True)
-            return [run - mean + mean[at : at + 1] for run, mean in pairs]
-        first, *rest = (run.mean(axis=(1, 2, 4), keepdims=True) for run in self.runs)
-        at = CATEGORIES.index("neutral")
-        ratio = first / first[at]
-        pairs = zip(self.runs[1:], rest, strict=True)
-        return [self.runs[0], *(run - mean + ratio * mean[at] for run, mean in pairs)]
+            return [run - mean + ratio * mean[at] for run, mean in pairs]
+        return self.runs
 
 
 def read_population(paths):
@@ -149,9 +148,8 @@ def coverage_rows(rng, n, n_datasets, source):
 
 def _joined(source):
     """What a difference of two runs is called."""
-    return (
-        " - ".join(source.names[::-1]) if len(source.names) > 1 else f"two runs, {source.names[0]}"
-    )
+    names = source.names[::-1]
+    return " - ".join(names) if len(names) > 1 else f"two runs, {names[0]}"
 
 
 def _cover_indices(values, labels, base, truth, seed):

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rolecircuits.inputs.arguments import positive_int  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.stats.masses import SEGMENTS
 
 GPU_GB, USED = (80, 141), 0.9
 GB = 1e9
@@ -69,9 +70,11 @@ def activations(s, B, T):
 
 
 def arrays(s, T):
-    """Bytes of attention.npz a prompt, uncompressed: three row arrays 12LHT, four masses of a head
-    16LH."""
-    return 12 * s.L * s.H * T + 16 * s.L * s.H
+    """Bytes of attention.npz a prompt, uncompressed, in float32 unless said: three row arrays and
+    the final row (float16) 14LHT; five masses of a head and those of six segments 44LH; uniform
+    attention on slot and segments 28L."""
+    of_head = 4 * (5 + len(SEGMENTS))
+    return (12 + 2) * s.L * s.H * T + of_head * s.L * s.H + 4 * (1 + len(SEGMENTS)) * s.L
 
 
 def patterns(s, T):

@@ -347,9 +347,8 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
     runs = [output_manager.load_run(folder) for folder in make_pair(tmp_path, per_category=8)]
     asked = ["confounder-third_person", "self_referent-neutral"]
     summary = compare(*runs, tmp_path / "out", asked)
-    written = {
-        p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("out/**/*") if p.is_file()
-    }
+    files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in files}
     assert written == FILES | CONTRAST_FILES
     rows = read_table(tmp_path / "out" / "contrast_comparison.csv")
     assert [(row["contrast"], row["layer"]) for row in rows] == [
@@ -363,9 +362,7 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
     for row in rows:
         first, second = row["contrast"].split("-")
         for side, value in values.items():
-            a, b = (
-                value[runs[0].category == name, int(row["layer"])] for name in (first, second)
-            )
+            a, b = (value[runs[0].category == name, int(row["layer"])] for name in (first, second))
             found = [float(row[f"{part}_{side}"]) for part in ("value", "low", "high", "p", "q")]
             assert found[0] == pytest.approx(a.mean() - b.mean(), rel=1e-6)
             low, high = resampling.mean_difference_interval(
@@ -379,7 +376,8 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
         (of_layer,) = (
             r for r in rows if (r["contrast"], r["layer"]) == (row["contrast"], row["layer"])
         )
-        for column, part in {"value": "value", "ci_low": "low", "ci_high": "high", "q": "q"}.items():
+        parts = {"value": "value", "ci_low": "low", "ci_high": "high", "q": "q"}
+        for column, part in parts.items():
             assert row[column] == of_layer[f"{part}_{row['run']}"]
     figure, _ = pair_figures.draw_pair(
         pair_figures.CONTRASTS, run_pairs.estimate_contrasts(*matched(runs, asked)), summary
@@ -442,7 +440,10 @@ def test_a_crossed_comparison_takes_frames_as_the_unit(tmp_path):
              (h["confounder"] - h["self_referent"]) / h["neutral"]]
         )  # fmt: skip
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[layer]
-    found = [[float(row[f"{i}_normalised_{run}"]) for i in ("rfc", "rsi")] for run in run_pairs.SIDES]
+    found = [
+        [float(row[f"{index}_normalised_{run}"]) for index in ("rfc", "rsi")]
+        for run in run_pairs.SIDES
+    ]
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
     diff = [float(row[f"{i}_normalised_diff"]) for i in ("rfc", "rsi")]
     np.testing.assert_allclose(diff, np.subtract(by_hand[1], by_hand[0]), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The figures of a run: what they draw equals what the indices and resampling compute, and they stay
+"""The ten figures: what they draw equals what the indices and resampling compute, and they stay
 legible and honest."""
 
 import csv
@@ -248,12 +248,7 @@ def test_indices_equal_their_formula(run, study):
     "absent, numbers, undrawn, contrast",
     [
         (("third_person",), (1, 8), [], ("self_referent", "neutral")),
-        (
-            ("confounder", "third_person"),
-            (2, 3, 5, 7, 8, 9),
-            [8],
-            ("self_referent", "neutral"),
-        ),
+        (("confounder", "third_person"), (2, 3, 5, 7, 8, 9), [8], ("self_referent", "neutral")),
         (("neutral",), (1, 2, 4, 5, 6, 8, 9), [9], ("self_referent", "confounder")),
         (("self_referent",), (1, 2, 4, 5, 6, 8, 9), [8, 9], ("confounder", "third_person")),
     ],
@@ -288,9 +283,8 @@ def test_contrasts_asked_for_replace_the_usual_ones(run):
     assert set(column(rows, "minus", category="third_person")) == {"neutral"}
     figure, rows = draw(4, study)
     assert "Heads that separate the sides of third person - neutral" in all_text(figure)
-    measured = [column(rows[: len(rows)], "value", category=name, layer=rows[0]["layer"],
-                       head=rows[0]["head"]) for name in ("third_person", "neutral")]  # fmt: skip
-    a, b = measured
+    first = {"layer": rows[0]["layer"], "head": rows[0]["head"]}
+    a, b = (column(rows, "value", category=name, **first) for name in ("third_person", "neutral"))
     spread = np.sqrt((14 * a.var(ddof=1) + 14 * b.var(ddof=1)) / 28)
     assert np.isclose(rows[0]["hedges_g"], (1 - 3 / (4 * 30 - 9)) * (a.mean() - b.mean()) / spread)
     figure, rows = draw(5, study)
@@ -301,7 +295,8 @@ def test_contrasts_asked_for_replace_the_usual_ones(run):
     _, rows = draw(6, study)
     top = [row for row in rows if row["rank_in_layer"] == 1]
     assert [row["head"] for row in top] == np.abs(difference).argmax(axis=1).tolist()
-    assert np.allclose([row["mean"] for row in top], [difference[r["layer"], r["head"]] for r in top])
+    strongest = [difference[row["layer"], row["head"]] for row in top]
+    assert np.allclose([row["mean"] for row in top], strongest)
 
 
 @pytest.fixture(scope="module")

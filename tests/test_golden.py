@@ -1,5 +1,5 @@
-"""The ten figures and the three of the comparison against stored ones: every number, every text, and
-the picture.
+"""The ten figures and the three of the comparison against stored ones: every number, every text,
+and the picture.
 
     python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones;
     look at them, then commit

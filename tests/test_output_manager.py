@@ -18,7 +18,7 @@ import pytest
 
 import output_manager as om
 from conftest import PROJECT
-from rolecircuits.inputs import arguments, categories, prompt_sets
+from rolecircuits.inputs import arguments, prompt_sets
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files as run_files
@@ -546,10 +546,7 @@ BAD_ARRAYS = {
     "half a slot": (spoil("slot", 0, (-1, 2)), "a slot lies outside its prompt"),
     "NaN segment": (spoil("segment_mass", (0, 0, 0, 0), np.nan), "segment_mass is NaN"),
     "NaN row": (spoil("final_row", (0, 0, 0, 0), np.nan), "final_row is NaN"),
-    "slot mass": (
-        spoil("slot_mass", (0, 0, 0), 1.1),
-        "slot_mass holds a probability outside",
-    ),
+    "slot mass": (spoil("slot_mass", (0, 0, 0), 1.1), "slot_mass holds a probability outside"),
     "uniform mass": (
         spoil("segment_uniform", (0, 0, 0), -0.1),
         "segment_uniform holds a probability outside",

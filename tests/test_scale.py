@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rolecircuits.capture.attention import empty_arrays
 from rolecircuits.capture.tokens import TokenizedPrompt
+from rolecircuits.runs.arrays import ARRAYS
 
 PROJECT = Path(__file__).resolve().parent.parent
 LABELS = ("category", "prompt_id", "pair_id", "n_tokens", "span", "edge_tokens", "visible_keys")
+LABELS += ("frame", "filler", "slot", "segment")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,9 @@ def test_the_tables_are_what_the_script_prints(scale):
 
 def test_the_numbers_in_the_text(scale):
     text = (PROJECT / "docs" / "SCALE.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert "| attention.npz | `N(14LHT + 44LH + 28L)` |" in text
+    unit = scale.Shape("", 1, 1, 1, 1, 1, 1, 1)
+    assert scale.arrays(unit, 1000) == 14 * 1000 + 44 + 28
     _, middle, large = scale.SHAPES
     spare = 2 * 80 - scale.weights(middle) / scale.GB
     rest = round(scale.weights(large) / scale.GB) - 8 * 80 * scale.USED
@@ -57,6 +62,7 @@ def test_the_formulas_count_a_real_model(scale):
     prompt = TokenizedPrompt("p", "neutral", -1, "x", "x", [1] * 5, ["x"] * 5, (1, 5))
     facts = {"n_layers": shape.L, "n_heads": shape.H, "sliding_windows": [None] * shape.L}
     arrays = empty_arrays([prompt], facts)
+    assert set(arrays) == set(ARRAYS)
     assert sum(a.nbytes for name, a in arrays.items() if name not in LABELS) == scale.arrays(
         shape, 5
     )

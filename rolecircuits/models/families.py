@@ -30,6 +30,7 @@ class Study:
 
     folder   NAME, or NAME/SET, below results, figures and tables
     payload  {"flags", "prompts"}: what `family_task` needs
+    crossed  whether the prompt set is
     found    {side: rows of layer_metrics.csv, "comparison": its summary}, once they are made
     """
 
@@ -38,6 +39,7 @@ class Study:
     stages: dict
     payload: dict
     label: str = "original"
+    crossed: bool = False
     found: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -91,6 +93,11 @@ def _check_sets(where, sets):
         if n is not None and (type(n) is not int or n < 1):
             raise UserError(f"{where}.{printable(source)}: must be a whole number above 0, or null")
     return sets
+
+
+def edited_study(studies):
+    """Position of the Study whose base run is edited: the first crossed set, else the first."""
+    return next((i for i, study in enumerate(studies) if study.crossed), 0)
 
 
 def list_sets(family, asked, n):
