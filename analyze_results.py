@@ -27,7 +27,6 @@ import sys
 
 from output_manager import load_run
 from rolecircuits.inputs.arguments import (
-    ALPHA,
     DEFAULT_SEED,
     add_contrast_arguments,
     add_verify_argument,
@@ -75,17 +74,17 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
 
     from rolecircuits.drawing import tables  # rich and numpy: --help does without them
     from rolecircuits.edits import candidates  # numpy
-    from rolecircuits.stats import audit, contrasts, resampling, role_tests, units  # numpy
+    from rolecircuits.stats import contrasts, resampling, role_tests, units  # numpy
 
     chosen = contrasts.available_contrasts(run.category, asked)
-    design = audit.audit_design(run)
-    tables.print_audit(design, run.label)
+    design = tables.print_audit(run)
     tests = role_tests.contrast_heads(run, chosen, seed)
     compared = role_tests.contrast_layers(run, chosen, seed)
     layers, heads = role_tests.layer_metrics(run, seed), role_tests.rank_heads(tests, run)
     categories = role_tests.summarise_categories(run, seed)
     plan = candidates.select_candidates(run, top_k, seed, chosen)
-    too_few = resampling.missing_prompts_reason(units.labels_of(run)[0])
+    what = "frames" if run.crossed else "prompts"
+    too_few = resampling.missing_prompts_reason(units.labels_of(run)[0], what)
     verdicts = [f"note: {too_few}; those are left empty"] if too_few else []
     verdicts += role_tests.list_verdicts(layers, tests)
 
@@ -97,7 +96,7 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     files.write_csv(folder / "category_summary.csv", categories)
     files.write_json(folder / "ablation_candidates.json", plan)
 
-    print_contrasts(run, chosen, compared)
+    tables.print_contrasts(run, chosen, compared)
     contrast = next(iter(chosen))
     interval = tables.Column("95 % interval", no_wrap=True)
     columns = ("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p")
@@ -118,26 +117,6 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     )
     results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
     return results | {"candidates": plan, "design": design, "verdicts": verdicts}
-
-
-def print_contrasts(run, chosen, compared):
-    """Every contrast over the layers, and an interaction layer by layer beside its control."""
-    from rolecircuits.drawing import tables  # rich: --help does without it
-    from rolecircuits.stats import contrasts, role_tests  # numpy
-
-    unit = "frames" if run.crossed else "prompts"
-    columns = ("contrast", unit, "mean difference", "min @layer", "max @layer")
-    columns += (f"layers: p / BH / max-T < {ALPHA}",)
-    rows = [role_tests.contrast_cells(name, compared) for name in chosen]
-    title = f"{run.label}: normalised entropy, first - second, mean over heads"
-    tables.print_table(columns, rows, title, tables.WIDE)
-    families = [name for name in chosen if name in contrasts.INTERACTIONS]
-    if families:
-        columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]
-        title = "interaction of person and turn, and its control"
-        cells = role_tests.interaction_cells(families, compared)
-        tables.print_table(columns, cells, title, tables.WIDE)
-        print(role_tests.describe_interactions(families, compared))
 
 
 def head_cells(row, contrast):

@@ -107,7 +107,6 @@ def run_interventions(engine, prompts, plan, args):
     """
     with collector_paused():
         from rolecircuits.edits import bench, effects, results  # torch: after all checks
-        from rolecircuits.stats.units import design_of
 
     payload = bench.plan_payload(Setting.of(args), prompts, plan, args.controls)
     base = engine.prepare(Item(bench.BASELINE, bench.unedited_task, payload))
@@ -132,8 +131,8 @@ def run_interventions(engine, prompts, plan, args):
         timings["capture_s"] = time.perf_counter() - started
         measured = {name: measured[name] for name in entries}
         values = bench.normalised_values(base["arrays"])
-        design = design_of(base["arrays"])
-        rows, notes = effects.tabulate_effects(measured, values, design, base["notes"], args.seed)
+        fed = base["arrays"], base["notes"]
+        rows, notes = effects.tabulate_effects(measured, values, *fed, args.seed)
         ran = [entry | {"folder": name} for name, entry in entries.items()]
         config |= {"timings": timings, "engine": engine.facts(), "interventions": ran}
         results.save_effects(new.path, rows, notes, measured, config)

@@ -176,10 +176,9 @@ def check_files(path, names, verify=True):
     manifest = read_json(folder / "manifest.json")
     version = manifest.get("schema_version") if isinstance(manifest, dict) else "none"
     if type(version) is not int or version not in READABLE:
-        readable = " and ".join(map(str, READABLE))
+        shown, readable = printable(version), " and ".join(map(str, READABLE))
         raise UserError(
-            f"{folder}: schema version {printable(version)}; this version reads {readable}, "
-            "run the analysis again"
+            f"{folder}: schema version {shown}; this version reads {readable}, run it again"
         )
     files = manifest.get("files")
     for name in names:
@@ -213,9 +212,7 @@ def load_run(path, verify=True):
     arrays = run_arrays.read_arrays(folder / ATTENTION, schema)
     prompts = read_prompts(folder / PROMPTS)
     _check_prompts(folder / PROMPTS, prompts, arrays)
-    if schema == 1:
-        arrays |= run_arrays.design_of_old(prompts)
-    return run_arrays.Run(folder, config, prompts=prompts, **arrays)
+    return run_arrays.assemble_run(folder, config, prompts, arrays)
 
 
 def _check_prompts(path, rows, arrays):
@@ -224,11 +221,10 @@ def _check_prompts(path, rows, arrays):
     if ids != arrays["prompt_id"].tolist():
         raise UserError(f"{path}: its prompts are not those of attention.npz; the run is damaged")
     for row, category in zip(rows, arrays["category"].tolist(), strict=True):
-        if row.get("category") != category or not isinstance(row.get("text"), str):
-            raise UserError(
-                f"{path}: category or text of {printable(row['id'])} is wrong or missing; the run "
-                "is damaged"
-            )
+        text = row.get("text")
+        if row.get("category") != category or not (isinstance(text, str) and text.strip()):
+            shown = printable(row["id"])
+            raise UserError(f"{path}: category or text of {shown} is wrong or missing; damaged")
 
 
 def read_config(folder):

@@ -122,10 +122,8 @@ def audit(args):
     if given:
         raise UserError(f"--{given[0]} with --audit: the run says what its prompts are")
     from rolecircuits.drawing.tables import print_audit  # rich and numpy: not for --help
-    from rolecircuits.stats.audit import audit_design  # numpy
 
-    run = load_run(args.audit)
-    print_audit(audit_design(run), run.label)
+    print_audit(load_run(args.audit))
 
 
 def print_notes(notes):

@@ -1,7 +1,8 @@
 """The whole study of one model family in one command, and a table of the main numbers.
 
     for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
-    for the crossed one (else the first): the base run's strongest heads cut, beside random heads
+    for the crossed one, else the first: the base run's strongest heads cut, beside random heads,
+    on the half of the prompts that did not choose them
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
@@ -53,8 +54,7 @@ def parse_args(argv=None):
     add_engine_arguments(parser)
     sets = "one set or several, each a name or file (default: those of the family)"
     parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
-    none = "the figures need none"
-    parser.add_argument("--raw", choices=arguments.RAW, default="none", help=none)
+    parser.add_argument("--raw", choices=arguments.RAW, default="none", help="figures need none")
     parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
     for stage in ("visualization", "comparison", "interventions"):
         parser.add_argument(f"--skip_{stage}", action="store_true")
@@ -101,14 +101,13 @@ def plan_family(args, name):
 
 def family_payload(studies):
     """The payload of `family_task`; plan: None where the base run will choose the heads."""
-    args = studies[0].args
+    args, edited = studies[0].args, families.edited_study(studies)
     payload = {"sets": [study.payload for study in studies], "analyse": not args.skip_analysis}
-    edited = families.edited_study(studies)
-    payload |= {"top_k": args.top_k, "plan": [] if args.skip_interventions else None}
-    if args.skip_analysis and not args.skip_interventions:
+    plan = {"interventions": []} if args.skip_interventions else None
+    if args.skip_analysis and plan is None:
         how = args.top_k, args.seed, not args.no_verify
-        payload["plan"] = choose_heads(studies[edited].runs["base"], *how)
-    return payload | {"edited": edited}
+        plan = choose_heads(studies[edited].runs["base"], *how)
+    return payload | {"top_k": args.top_k, "plan": plan, "edited": edited}
 
 
 def parse_stages(flags, *more):
@@ -146,7 +145,7 @@ def family_task(state, payload):
            runs are published
     """
     sets = [[Prompt(**prompt) for prompt in item["prompts"]] for item in payload["sets"]]
-    failed, plan, error, files = [], payload["plan"], None, []
+    failed, plan, error, files, cuts = [], payload["plan"], None, [], []
     with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
         stages = [
             parse_stages(item["flags"], *([f"--output_dir={Path(aside, str(i))}"] if aside else []))
@@ -164,10 +163,11 @@ def family_task(state, payload):
             if plan is None:
                 base = Path(of_set["base"].output_dir, LINKS["base"])
                 plan = choose_heads(base, payload["top_k"], of_set["base"].seed)
-            if plan:
+            if cuts := plan["interventions"]:
                 from rolecircuits.edits.plan import parse_entries  # pydantic: only for edits
 
-                engine, entries = LocalEngine(state), parse_entries(plan, "plan")
+                engine, entries = LocalEngine(state), parse_entries(cuts, "plan")
+                prompts = [prompt for prompt in prompts if prompt.id in plan["held_out"]]
                 interventions.run_interventions(engine, prompts, entries, of_set["edits"])
         except (UserError, RunFailed) as refused:
             error = refused
@@ -175,17 +175,17 @@ def family_task(state, payload):
             links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in of_set.items()}
             made = {stage: link for stage, link in links.items() if link.exists()}
             files.append({stage: pack_folder(resolve_run(link)) for stage, link in made.items()})
-    return {"failed": failed, "edited": bool(plan) and not error, "error": error, "files": files}
+    return {"failed": failed, "edited": bool(cuts) and not error, "error": error, "files": files}
 
 
 def choose_heads(folder, top_k, seed, verify=True):
-    """Entries of a plan: a run's strongest heads and controls; says why if there are none."""
+    """ablation_candidates.json of a run; says why if it has none."""
     from rolecircuits.edits.candidates import select_candidates  # numpy: not for --help
 
     plan = select_candidates(load_run(folder, verify), top_k, seed)
     if not plan["interventions"]:
         print(f"no interventions: {printable(plan['note'])}")
-    return plan["interventions"]
+    return plan
 
 
 def report_family(name, studies, edited):

@@ -560,9 +560,8 @@ def test_unknown_key_of_a_family(here, capsys):
     pair = {"base": {"model_id": "m"}, "instruct": {"model_id": "m"}}
     Path("f.json").write_text(json.dumps({"x": pair | {"insturct": {}}}))
     argv = ["--family", "x", "--families_file", "f.json"]
-    refused(
-        capsys, run_pipeline.main, argv, "x.insturct: unknown; a family has base, instruct and note"
-    )
+    said = "x.insturct: unknown; a family has base, instruct, prompts and note"
+    refused(capsys, run_pipeline.main, argv, said)
 
 
 def test_results_on_another_disk_behind_a_link(here, capsys):

@@ -339,10 +339,10 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
     # Ray may start the killed worker beside the other one: then no worker is on the second node
     assert 1 <= found["ray"]["workers_lost"] <= len(lost)
     results = ["latest_intervention", "latest_sweep", "latest_documents", "document_shards"]
+    links = ["latest_run", "latest_base"]
+    links += [f"crossed/{link}" for link in (*links, "latest_intervention")]
     results += [
-        f"results_activation_analysis/{family}/{link}"
-        for family in families
-        for link in ("latest_run", "latest_base", "latest_intervention")
+        f"results_activation_analysis/{family}/{link}" for family in families for link in links
     ]
     for link in results:
         here, there = (study_files(Path(name, link)) for name in ("local", "ray"))
@@ -353,7 +353,8 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
         "/one"
     )
     assert run.config["determinism"]["torch_threads"] == 1
-    assert load_run(Path("ray", results[6], "baseline")).config["git"] == run.config["git"]
+    edits = Path("ray/results_activation_analysis/one/crossed/latest_intervention")
+    assert load_run(edits / "baseline").config["git"] == run.config["git"]
     assert read_npz(Path("ray/latest_sweep/head_effects.npz"), ["kl"])["kl"].shape == (3, 4, 4)
     assert not list(Path("ray").rglob(".tmp_*")) and "/tmp/tmp" not in capsys.readouterr().out
 

@@ -52,7 +52,8 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(tiny, tmp_path_factory):
-    """A pipeline run of a tiny pair in its own folder: (folder, what it printed)."""
+    """A pipeline run of a tiny pair on both prompt sets, in its own folder: (folder, what it
+    printed)."""
     folder = tmp_path_factory.mktemp("pipeline")
     families = {
         "tiny": {
@@ -190,34 +191,40 @@ def test_own_prompts_with_two_categories(tiny, tmp_path):
 
 
 def test_pipeline_writes_everything_and_says_where(family):
+    """The first set in the family's folders, the second in a folder below; edits of the crossed."""
     folder, printed = family
-    for name in ("base", "instruct"):
-        assert len(list((folder / "figures/tiny" / name).glob("visualization_*.png"))) == 9
-    results = folder / "results_activation_analysis/tiny"
-    base, instruct = (
-        output_manager.load_run(results / link) for link in ("latest_base", "latest_run")
-    )
-    assert (base.prompt_format, instruct.prompt_format) == ("raw", "chat")
-    for name in ("rfc_rsi_comparison.png", "rfc_rsi_differences.png", "detailed_comparison.csv"):
-        assert (folder / "comparison_results/tiny" / name).is_file()
-    for name in ("base", "instruct"):
-        assert (folder / "analysis_results/tiny" / name / "head_ranking.csv").is_file()
+    for place, n_figures in (("tiny", 9), ("tiny/crossed", 10)):
+        for name in ("base", "instruct"):
+            figures = (folder / "figures" / place / name).glob("visualization_*.png")
+            assert len(list(figures)) == n_figures
+            assert (folder / "analysis_results" / place / name / "head_ranking.csv").is_file()
+        results = folder / "results_activation_analysis" / place
+        base, instruct = (
+            output_manager.load_run(results / link) for link in ("latest_base", "latest_run")
+        )
+        assert (base.prompt_format, instruct.prompt_format) == ("raw", "chat")
+        assert base.crossed == instruct.crossed == (place == "tiny/crossed")
+        compared = folder / "comparison_results" / place
+        drawn = ("rfc_rsi_comparison.png", "rfc_rsi_differences.png")
+        for name in (*drawn, "detailed_comparison.csv"):
+            assert (compared / name).is_file()
+        rfc = indices.layer_indices(base)["rfc"].mean()
+        assert f"{rfc:+.3f}" in printed
+        assert "same weights" in json.dumps(
+            json.loads((compared / "comparison_summary.json").read_text())
+        )
+    assert not (folder / "results_activation_analysis/tiny/latest_intervention").exists()
     effects = json.loads((results / "latest_intervention/effects.json").read_text())
     assert sum(row["role"] == "candidate" for row in effects["interventions"]) == 3
-    assert (folder / "figures/tiny/intervention/effects.png").is_file()
+    assert (folder / "figures/tiny/crossed/intervention/effects.png").is_file()
     edited = output_manager.load_run(
         results / "latest_intervention" / effects["interventions"][0]["folder"]
     )
-    assert (edited.prompt_format, edited.n_layers) == ("raw", 3)
-    rfc = indices.layer_indices(base)["rfc"].mean()
-    assert f"{rfc:+.3f}" in printed
-    assert "same weights" in json.dumps(
-        json.loads((folder / "comparison_results/tiny/comparison_summary.json").read_text())
-    )
+    assert (edited.prompt_format, edited.n_layers, edited.crossed) == ("raw", 3, True)
 
 
 def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
-    """Both analyses and the edits of the base model take the same one."""
+    """Both analyses of both prompt sets and the edits of the base model take the same one."""
     monkeypatch.chdir(tmp_path)
     loads, real = [], instrument.load_model
 
@@ -230,7 +237,11 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "6"]
     assert run_pipeline.main([*command, "--skip_visualization", "--skip_comparison"]) == 0
     assert loads == [tiny]
-    assert Path("results_activation_analysis/x/latest_intervention").exists()
+    results = Path("results_activation_analysis/x")
+    assert (results / "crossed/latest_intervention").exists()
+    assert not (results / "latest_intervention").exists()
+    assert run_pipeline.main([*command, "--prompts", "original", "--skip_comparison"]) == 0
+    assert (results / "latest_intervention").exists() and loads == [tiny] * 2
 
 
 def test_pipeline_skips_what_it_is_told(family):
@@ -239,7 +250,8 @@ def test_pipeline_skips_what_it_is_told(family):
     done = run_tiny_family(folder, *flags)
     assert done.returncode == 0, done.stderr
     assert "comparison_results" not in done.stdout
-    assert len(list((folder / "results_activation_analysis/tiny").glob("run_*"))) == 2
+    for place in ("tiny", "tiny/crossed"):
+        assert len(list((folder / "results_activation_analysis" / place).glob("run_*"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 
 from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
 from rolecircuits.capture.patterns import Resume, check_patterns, reduce_pattern, run_layers
+from rolecircuits.capture.prefix import common_prefix
 from rolecircuits.capture.streaming import LayerRecorder, stream_layers
 from rolecircuits.inputs.categories import frame_of
 from rolecircuits.models.devices import free_bytes
@@ -209,6 +210,8 @@ class PatternPass:
         captured, arrays, width = self.captured, self.captured.arrays, self._width(batch)
         n_tokens, places = arrays["n_tokens"][batch], self.places.take(batch)
         real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
+        ids = [self.tokenized[i].token_ids for i in batch]
+        shared = common_prefix(ids) if self.edits_for is None else 0
 
         def on_layer(layer, pattern):
             check_patterns(pattern, n_tokens, layer, self.loaded.facts)
@@ -216,10 +219,10 @@ class PatternPass:
                 kept = np.where(real, pattern, 0.0)
                 captured.patterns[layer][batch, :, :width, :width] = kept
             visible = arrays["visible_keys"][layer, :width]
-            store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, places, visible))
+            reduced = reduce_pattern(pattern, n_tokens, places, visible, shared)
+            store_layer(arrays, batch, layer, reduced)
 
         edits = [] if self.edits_for is None else self.edits_for(batch)
-        ids = [self.tokenized[i].token_ids for i in batch]
         want_logits, resume = self.edits_for is not None, self._resume(batch)
         logits = run_layers(self.loaded, ids, on_layer, edits, want_logits, resume)
         if want_logits:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.batches import pad_right
+from rolecircuits.capture.prefix import shared_prefix
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy
 from rolecircuits.stats.masses import final_query_masses
@@ -92,7 +93,8 @@ def run_layers(loaded, token_ids, on_layer, edits=(), want_logits=False, resume=
 
     layers = list(range(resume.layer, loaded.n_layers))
     hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
-    with torch.inference_mode(), skipped_blocks(bridge, resume):
+    once = contextlib.nullcontext() if edits else shared_prefix(bridge.original_model, token_ids)
+    with torch.inference_mode(), skipped_blocks(bridge, resume), once:
         logits = bridge.run_with_hooks(
             ids.to(device),
             attention_mask=mask.to(device),
@@ -161,15 +163,16 @@ def check_patterns(pattern, n_tokens, layer, facts, tolerance=entropy.ROW_SUM_TO
             )
 
 
-def reduce_pattern(pattern, n_tokens, places, visible):
+def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
     """The arrays of one layer of one batch; rows beyond a prompt's tokens are NaN.
 
     pattern [prompt, head, query, key]    n_tokens [prompt]    places  Places of the prompts
-    visible [query] keys a row can see
+    visible [query] keys a row can see    shared  first rows that are equal in all prompts
     returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`
     """
     n_prompts, n_heads, n_query, _ = pattern.shape
     real = np.arange(n_query) < n_tokens[:, None]
+    real[1:, :shared] = False  # those of the first prompt are copied
     rows = pattern.transpose(0, 2, 1, 3)[real]  # [row, head, key]
     few = (entropy.sinkfree_keys(visible) < 2)[np.nonzero(real)[1]]
     sinkfree = np.full(rows.shape[:2], np.nan)
@@ -182,6 +185,7 @@ def reduce_pattern(pattern, n_tokens, places, visible):
     ):
         full = np.full((n_prompts, n_query, n_heads), np.nan, dtype=np.float32)
         full[real] = values
+        full[1:, :shared] = full[0, :shared]
         arrays[name] = full.transpose(0, 2, 1)
     final = pattern[np.arange(n_prompts), :, n_tokens - 1]
     return arrays | final_query_masses(final, places)

@@ -43,7 +43,7 @@ def draw_heatmaps(study: Study, title):
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
-        "Blue: attention is the more focused on what comes first.",
+        "Blue: the category named first has the more focused attention.",
         survivors_note(study, "Dots"),
         "Grey: undefined." if np.isnan(differences).any() else "",
         intervals=False,

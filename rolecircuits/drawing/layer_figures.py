@@ -67,7 +67,9 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
-    caption = write_caption(study, "Above 0: attention is the more focused on what is subtracted.")
+    caption = write_caption(
+        study, "Above 0: the category that is subtracted has the more focused attention."
+    )
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width = axes[0, 0], [], 0.8 / len(contrasts)
     for slot, (contrast, colour) in enumerate(zip(contrasts, colours, strict=True)):

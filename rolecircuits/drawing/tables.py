@@ -6,7 +6,9 @@ from rich.table import Column, Table
 
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
-from rolecircuits.stats.audit import audit_rows, cluster_rows
+from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
+from rolecircuits.stats.contrasts import INTERACTIONS
+from rolecircuits.stats.role_tests import contrast_cells, describe_interactions, interaction_cells
 
 BOXED = {"box": HEAVY_HEAD}
 PLAIN = {"box": None, "pad_edge": False}
@@ -18,11 +20,12 @@ def right(heading):
     return Column(heading, justify="right")
 
 
-def print_audit(audit, label):
-    """How a run's prompts are built: what stats.audit.audit_design found, and its verdict."""
+def print_audit(run):
+    """How a run's prompts are built, and the verdict; returns what stats.audit found."""
+    audit = audit_design(run)
     columns = ("share of the variance", "groups", "median", "min @layer", "max @layer")
     columns += ("by chance", "beyond the other")
-    title = f"{label}: how its prompts are built"
+    title = f"{run.label}: how its prompts are built"
     print_table(columns, audit_rows(audit), title, WIDE)
     columns = ("category", "prompts", "frames", "design effect", "effective n")
     print_table(columns, cluster_rows(audit), file_width=WIDE)
@@ -38,6 +41,26 @@ def print_audit(audit, label):
             f"RSI {matched['mean_rsi']:+.3f} -> {matched['mean_rsi_matched']:+.3f}"
         )
     print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
+    return audit
+
+
+def print_contrasts(run, chosen, compared):
+    """Every contrast over the layers, and an interaction layer by layer beside its control.
+
+    chosen  {name: contrast}    compared  rows of contrasts.csv
+    """
+    unit = "frames" if run.crossed else "prompts"
+    columns = ("contrast", unit, "mean difference", "min @layer", "max @layer")
+    columns += (f"layers: p / BH / max-T < {ALPHA}",)
+    rows = [contrast_cells(name, compared) for name in chosen]
+    title = f"{run.label}: normalised entropy, first - second, mean over heads"
+    print_table(columns, rows, title, WIDE)
+    families = [name for name in chosen if name in INTERACTIONS]
+    if families:
+        columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]
+        title = "interaction of person and turn, and its control"
+        print_table(columns, interaction_cells(families, compared), title, WIDE)
+        print(describe_interactions(families, compared))
 
 
 def print_main_numbers(name, numbers, formats):

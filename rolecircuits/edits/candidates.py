@@ -21,7 +21,7 @@ from rolecircuits.stats.contrasts import (
 from rolecircuits.stats.indices import prompt_values
 from rolecircuits.stats.resampling import MIN_PROMPTS
 from rolecircuits.stats.role_tests import split_units, strongest_heads
-from rolecircuits.stats.units import frame_values, labels_of
+from rolecircuits.stats.units import frame_values, labels_of, units_of
 
 CONTROLS_PER_CANDIDATE = 2
 
@@ -30,14 +30,15 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     """ablation_candidates.json: the top_k heads by |g| of one half, measured on the other.
 
     contrasts  {name: contrast}, the first one chooses; those of available_contrasts if None
-    Where a half has too few prompts, `interventions` is empty and `note` says why.
+    `held_out` are the ids of the prompts that did not choose. Where a half has too few of them,
+    `interventions` is empty and `note` says why.
     """
     contrasts = contrasts or available_contrasts(run.category)
     name, contrast = next(iter(contrasts.items()))
     labels, pair = labels_of(run), categories_of(contrast)
     half, what = split_units(*labels, seed), "frames" if run.crossed else "prompts"
     plan = {"schema_version": 1, "source": _source(run, name, seed)}
-    plan |= {"selection": [], "interventions": []}
+    plan |= {"selection": [], "interventions": [], "held_out": _held_out_ids(run, labels, half)}
     sizes = [(labels[0][part] == name).sum() for part in (half, ~half) for name in pair]
     if min(sizes) < MIN_PROMPTS:
         named = " and ".join(pair)
@@ -51,6 +52,13 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     plan["selection"] = _measure_held_out(parts[1], contrast, heads, g, seed)
     plan["interventions"], notes = _plan_ablations(heads, run.n_heads, seed)
     return plan | ({"note": "; ".join(notes)} if notes else {})
+
+
+def _held_out_ids(run, labels, half):
+    """Ids of the prompts of the rows that are not in `half`: [row] bool."""
+    if not run.crossed:
+        return run.prompt_id[~half].tolist()
+    return run.prompt_id[np.isin(units_of(run), labels[1][~half])].tolist()
 
 
 def _measure_held_out(held_out, contrast, heads, g, seed):

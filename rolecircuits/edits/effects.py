@@ -28,7 +28,7 @@ from rolecircuits.stats.resampling import (
     stratified_mean_interval,
     sum_units,
 )
-from rolecircuits.stats.units import frame_values, labels_of, units_of
+from rolecircuits.stats.units import design_of, frame_values, labels_of, units_of
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
 INDEX_METRICS = tuple(f"{index}_change" for index in INDICES)
@@ -186,8 +186,12 @@ def _cells(metrics, numbers):
     }
 
 
-def tabulate_effects(measured, base_values, design, notes, seed):
-    """(rows of effects.csv, notes with what has no interval or no effect)."""
+def tabulate_effects(measured, base_values, arrays, notes, seed):
+    """(rows of effects.csv, notes with what has no interval or no effect).
+
+    arrays  of the unedited run
+    """
+    design = design_of(arrays)
     notes, reason = list(notes), missing_prompts_reason(labels_of(design)[0])
     if reason:
         notes.append(f"no intervals: {reason}")

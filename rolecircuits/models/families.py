@@ -107,8 +107,11 @@ def list_sets(family, asked, n):
     """
     sets = dict.fromkeys(asked) if asked else family["prompts"]
     labels = [source if source in SETS else Path(source).stem for source in sets]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"--prompts: two sets are called {printable(labels[0])}; rename a file")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"--prompts: two sets are called {printable(label)}; rename a file")
+        if label in (*SIDES, "intervention"):
+            raise UserError(f"--prompts {printable(label)}: a folder is called so; rename the file")
     sizes = [(source, n or of_set) for source, of_set in sets.items()]
     return dict(zip(labels, sizes, strict=True))
 

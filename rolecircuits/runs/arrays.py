@@ -142,11 +142,16 @@ def read_arrays(path, schema):
     return arrays
 
 
-def design_of_old(prompts):
-    """frame, filler and slot of a run of schema 1, from the rows of its prompts.jsonl."""
-    frames = [first_word(row["text"]) for row in prompts]
-    slots = np.full((len(frames), 2), -1)
-    return {"frame": np.array(frames), "filler": np.full(len(frames), ""), "slot": slots}
+def assemble_run(folder, config, prompts, arrays):
+    """The Run; one of schema 1 gets frame (first word), filler and slot from its prompts.jsonl."""
+    if "frame" not in arrays:
+        frame = np.array([first_word(row["text"]) for row in prompts])
+        slots = np.full((len(frame), 2), -1)
+        arrays = arrays | {"frame": frame, "filler": np.full(len(frame), ""), "slot": slots}
+    run = Run(folder, config, prompts=prompts, **arrays)
+    if run.crossed != bool((run.slot[:, 0] >= 0).all()):
+        raise UserError(f"{folder}: its config and its slots disagree whether the set is crossed")
+    return run
 
 
 def check_arrays(path, arrays):

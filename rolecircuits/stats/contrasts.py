@@ -12,7 +12,7 @@ from rolecircuits.inputs.categories import PAIRED, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.stats.moments import defined_moments
 from rolecircuits.stats.permutation import permutation_test, sign_flip_test
-from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
+from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, infer_difference
 from rolecircuits.stats.units import matched_rows
 
 CONTRASTS = {
@@ -47,6 +47,8 @@ def available_contrasts(category, asked=()):
     present = order_categories(np.asarray(category).tolist())
     if asked:
         return {text: parse_contrast(text, present) for text in dict.fromkeys(asked)}
+    if len(present) < 2:
+        raise UserError(f"only {' '.join(map(printable, present))} prompts; a contrast needs two")
     known = CONTRASTS | INTERACTIONS
     found = {name: c for name, c in known.items() if set(present).issuperset(categories_of(c))}
     return found or {f"{present[0]}-{other}": (present[0], other) for other in present[1:]}
@@ -91,11 +93,18 @@ def contrast_sides(values, category, unit, contrast):
 
 
 def compare_sides(values, category, unit, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
-    """(Test of first - second, and what `contrast_sides` gives)."""
+    """(Test of first - second, and what `contrast_sides` gives).
+
+    Paired: p by sign flips; p_max is the larger of that of the sign flips and that of the
+    bootstrap-t of all columns, because real differences inside frames are skewed, and the largest
+    of many sign-flipped |t| is too small for them (METHODS.md).
+    """
     a, b, paired = contrast_sides(values, category, unit, contrast)
     draws = n_permutations, seed
-    test = sign_flip_test(a - b, *draws) if paired else permutation_test(a, b, *draws)
-    return test, a, b, paired
+    if not paired:
+        return permutation_test(a, b, *draws), a, b, paired
+    test, inferred = sign_flip_test(a - b, *draws), infer_difference(a, b, True, *draws)
+    return test._replace(p_max=np.maximum(test.p_max, inferred.p_max)), a, b, paired
 
 
 def compare_categories(

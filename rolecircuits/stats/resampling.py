@@ -42,13 +42,16 @@ class Inference(NamedTuple):
     p_max: np.ndarray
 
 
-def missing_prompts_reason(category):
-    """Why there can be no interval or test, or None if every category has MIN_PROMPTS prompts."""
+def missing_prompts_reason(category, what="prompts"):
+    """Why there can be no interval or test, or None if every category has MIN_PROMPTS rows.
+
+    what  the rows are: prompts, or frames
+    """
     names, n = np.unique(np.asarray(category), return_counts=True)
     if not len(n) or n.min() >= MIN_PROMPTS:
         return None
     short = f"{names[np.argmin(n)]} has {n.min()}"
-    return f"intervals and tests need at least {MIN_PROMPTS} prompts a category; {short}"
+    return f"intervals and tests need at least {MIN_PROMPTS} {what} a category; {short}"
 
 
 def bootstrap_counts(category, unit, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
@@ -340,10 +343,10 @@ def family_p(observed, maximum):
     return np.where(np.isnan(observed), np.nan, (1 + reached) / (1 + len(maximum)))
 
 
-def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
-    """Symmetric bootstrap-t interval of mean(a) - mean(b): (estimate, low, high), each [...].
+def infer_difference(a, b, paired=False, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
+    """Symmetric bootstrap-t Inference of mean(a) - mean(b), each field [...].
 
-    a, b  [prompt, ...]; paired: row i of both is one pair, drawn together
+    a, b  [row, ...]; paired: row i of both is one pair (frame), drawn together
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     values = a - b if paired else np.concatenate([a, b])
@@ -354,7 +357,12 @@ def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=D
     for columns, rows in column_blocks(~np.isnan(flat), n_resamples):
         part = flat[np.ix_(rows, columns)]
         out.add(columns, *studentised_difference(part, group[rows], weights[rows]))
-    return out.finish(values.shape[1:])[:3]
+    return out.finish(values.shape[1:])
+
+
+def mean_difference_interval(a, b, paired=False, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
+    """(estimate, low, high) of `infer_difference`."""
+    return infer_difference(a, b, paired, n_resamples, seed)[:3]
 
 
 def mean_interval(values, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):

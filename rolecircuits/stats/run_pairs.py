@@ -68,6 +68,11 @@ def match_runs(base, instruct):
         raise UserError(
             f"{where}: share {len(keys)} prompts of {len(there)} categories; two needed"
         )
+    design = [(run.crossed, run.frame.tolist(), run.filler.tolist()) for run in runs.values()]
+    if design[0] != design[1]:
+        raise UserError(
+            f"{where}: the same prompts are in other frames; use one prompt set for both"
+        )
     return runs, _pair_notes({"base": base, "instruct": instruct}, runs)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rolecircuits.inputs.categories import PAIRED, order_categories
+from rolecircuits.inputs.errors import UserError, printable
 
 ALONE = -1
 
@@ -77,6 +78,8 @@ def _frame_rows(design):
         for (unit, _), cell in cells.items():
             if len(cell) == len(names):
                 rows.setdefault((name, unit), []).append(cell[name])
+    if not rows:
+        raise UserError(f"no frame has all of {', '.join(map(printable, names))}")
     return rows
 
 

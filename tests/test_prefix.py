@@ -1,0 +1,87 @@
+"""What all prompts of a batch begin with is computed once, and nothing changes."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from rolecircuits.capture import attention, patterns
+from rolecircuits.capture.prefix import common_prefix, shared_prefix
+from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
+from rolecircuits.inputs.specs import PromptFormat
+from tiny_models import CONFIGS, load_checked, save_tiny
+
+CROSSED = cut_prompts(built_in_prompts("crossed"), 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "n"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2], [1, 2, 0, 0]], 2),  # padding with 0 is no token of the first prompt
+        ([[5], [6]], 0),
+        ([[1, 2], [1, 2]], 2),
+        ([[7, 8, 9]], 3),
+    ],
+)
+def test_the_common_prefix_by_hand(rows, n):
+    assert common_prefix(rows) == n
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, name):
+    loaded = load_checked(save_tiny(name, tmp_path / name))
+    tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
+    ids = [prompt.token_ids for prompt in tokenized]
+    assert common_prefix(ids) > 15, "a chat template begins alike"
+    found = attention.capture_patterns(loaded, tokenized, keep_patterns=True)
+    monkeypatch.setattr(patterns, "shared_prefix", lambda *given: contextlib.nullcontext())
+    monkeypatch.setattr(attention, "common_prefix", lambda ids: 0)
+    whole = attention.capture_patterns(loaded, tokenized, keep_patterns=True)
+    for key, expected in whole.arrays.items():
+        if expected.dtype.kind == "f":
+            np.testing.assert_allclose(found.arrays[key], expected, atol=2e-6, err_msg=key)
+    for layer, expected in whole.patterns.items():
+        np.testing.assert_allclose(found.patterns[layer], expected, atol=2e-6)
+
+
+def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(tmp_path):
+    loaded = load_checked(save_tiny("llama", tmp_path))
+    model, rows, seen = loaded.bridge.original_model, [[1, 2, 3, 4], [1, 2, 3, 5, 6]], []
+    linear = next(part for part in model.modules() if type(part) is torch.nn.Linear)
+    hidden = torch.randn(2, 5, linear.in_features)
+    hidden[1, :3] = hidden[0, :3]
+    plain, forward = linear(hidden), linear.forward
+    wrapped = lambda values: seen.append(values.shape) or forward(values)  # noqa: E731
+    linear.forward = wrapped
+    with shared_prefix(model, rows):
+        torch.testing.assert_close(linear(hidden), plain)
+    assert seen == [(3 + 2 * 2, linear.in_features)]
+    with pytest.raises(RuntimeError, match="inside"), shared_prefix(model, rows):
+        raise RuntimeError("inside")
+    assert linear.forward is wrapped
+    linears = [part for part in model.modules() if type(part) is torch.nn.Linear]
+    assert [part for part in linears if "forward" in vars(part)] == [linear]
+
+
+def test_edits_are_never_shared(tmp_path, monkeypatch):
+    """An edit may treat prompts differently: passes with edits run whole."""
+    loaded = load_checked(save_tiny("llama", tmp_path))
+    tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
+    used = []
+    monkeypatch.setattr(
+        patterns, "shared_prefix", lambda *given: used.append(1) or contextlib.nullcontext()
+    )
+
+    def cut_first_prompt(z, hook):
+        z = z.clone()
+        z[0] = 0
+        return z
+
+    edits = [("blocks.0.attn.hook_z", cut_first_prompt)]
+    attention.capture_edited(loaded, tokenized, lambda batch: edits)
+    assert used == []
+    attention.capture_patterns(loaded, tokenized)
+    assert used == [1]
