@@ -223,8 +223,8 @@ def _check_prompts(path, rows, arrays):
     for row, category in zip(rows, arrays["category"].tolist(), strict=True):
         text = row.get("text")
         if row.get("category") != category or not (isinstance(text, str) and text.strip()):
-            shown = printable(row["id"])
-            raise UserError(f"{path}: category or text of {shown} is wrong or missing; damaged")
+            which = f"category or text of {printable(row['id'])}"
+            raise UserError(f"{path}: {which} is wrong or missing; the run is damaged")
 
 
 def read_config(folder):

@@ -89,6 +89,7 @@ def test_candidates_file_has_the_agreed_format(planted):
         "source",
         "selection",
         "interventions",
+        "held_out",
         "note",
     }
     candidates = [

@@ -11,6 +11,7 @@ import activation_analysis
 import analyze_results
 import compare_base_instruct
 import visualize_results
+from rolecircuits.edits import candidates
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
@@ -240,3 +241,24 @@ def test_the_frame_is_the_unit_of_every_table_of_a_crossed_run():
             np.testing.assert_allclose(single[index][part], triple[index][part], rtol=1e-4)
     naive = resampling.infer_indices(indices.layer_values(copies), copies.category)
     assert (naive["rfc"].high - naive["rfc"].low < 0.7 * (single["rfc"]["high"] - single["rfc"]["low"])).all()  # fmt: skip  # noqa: E501
+
+
+def test_halves_are_halves_of_frames_and_the_plan_names_the_prompts_that_did_not_choose():
+    run = make_run(n_layers=2, n_heads=4, prompts=cut_prompts(built_in_prompts("crossed"), 72))
+    plan = candidates.select_candidates(run, 2)
+    held = np.isin(run.prompt_id, plan["held_out"])
+    of_frame = {frame: set(held[run.frame == frame]) for frame in run.frame.tolist()}
+    assert all(len(chosen) == 1 for chosen in of_frame.values()), "a frame is never split"
+    assert sum(chosen == {True} for chosen in of_frame.values()) == 18
+    values = units.frame_values(run, indices.prompt_values(run))
+    category, unit = units.labels_of(run)
+    frames = [name for name, chosen in of_frame.items() if chosen == {True}]
+    order = list(dict.fromkeys(run.frame.tolist()))
+    rows = np.isin(unit, [order.index(name) for name in frames])
+    own, other = (values[rows & (category == c)] for c in ("self_referent", "confounder"))
+    for row in plan["selection"]:
+        at = row["layer"], row["head"]
+        g = contrasts.hedges_g(own[(slice(None), *at)], other[(slice(None), *at)], True)
+        assert row["g_held_out"] == pytest.approx(float(g))
+    plain = make_run(n_layers=2, n_heads=4, per_category=10)
+    assert len(candidates.select_candidates(plain, 2)["held_out"]) == 20

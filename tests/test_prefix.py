@@ -67,12 +67,14 @@ def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(t
 
 
 def test_edits_are_never_shared(tmp_path, monkeypatch):
-    """An edit may treat prompts differently: passes with edits run whole."""
+    """An edit may treat prompts differently, and is compared with a clean pass: both run whole."""
     loaded = load_checked(save_tiny("llama", tmp_path))
     tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
-    used = []
+    used, n = [], len(tokenized)
     monkeypatch.setattr(
-        patterns, "shared_prefix", lambda *given: used.append(1) or contextlib.nullcontext()
+        patterns,
+        "shared_prefix",
+        lambda model, ids: used.append(len(ids)) or contextlib.nullcontext(),
     )
 
     def cut_first_prompt(z, hook):
@@ -82,6 +84,6 @@ def test_edits_are_never_shared(tmp_path, monkeypatch):
 
     edits = [("blocks.0.attn.hook_z", cut_first_prompt)]
     attention.capture_edited(loaded, tokenized, lambda batch: edits)
-    assert used == []
+    attention.capture_edited(loaded, tokenized, lambda batch: [])
     attention.capture_patterns(loaded, tokenized)
-    assert used == [1]
+    assert used == [1, 1, n]

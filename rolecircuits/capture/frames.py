@@ -8,8 +8,6 @@ tokens in both. What is not matched is left out whole, and said.
 from rolecircuits.inputs.categories import cells_of, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
 
-SHOWN = 5
-
 
 def keep_matched(tokenized):
     """(TokenizedPrompts of matched frames, {frame: why it is left out}).
@@ -56,8 +54,7 @@ def find_mismatch(cell):
 def describe_left_out(left_out, prompts):
     """One line on the frames of `prompts` that were left out."""
     named = [f"{printable(frame)} ({printable(why)})" for frame, why in left_out.items()]
-    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     return (
         f"{len(left_out)} of {len({p.frame for p in prompts})} frames are not matched under this "
-        f"tokenizer and left out: {', '.join(named[:SHOWN])}{more}"
+        f"tokenizer and left out: {', '.join(named)}"
     )

@@ -93,7 +93,9 @@ def run_layers(loaded, token_ids, on_layer, edits=(), want_logits=False, resume=
 
     layers = list(range(resume.layer, loaded.n_layers))
     hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
-    once = contextlib.nullcontext() if edits else shared_prefix(bridge.original_model, token_ids)
+    # an edited pass is compared with an unedited one bit for bit, and both come with logits
+    shares = not (edits or want_logits)
+    once = shared_prefix(bridge.original_model, token_ids if shares else token_ids[:1])
     with torch.inference_mode(), skipped_blocks(bridge, resume), once:
         logits = bridge.run_with_hooks(
             ids.to(device),

@@ -23,8 +23,10 @@ def common_prefix(token_ids):
 def shared_prefix(model, token_ids):
     """Inside the block, linear layers of `model` compute the common prefix of a batch once.
 
-    token_ids  of the prompts, which are fed right-padded. Only for passes without edits, which may
-    treat prompts differently. Layers that accelerate moves between devices are left alone.
+    token_ids  of the prompts, which are fed right-padded; of one prompt nothing is shared. Only for
+               passes without edits, which may treat prompts differently
+
+    Layers that accelerate moves between devices are left alone.
     """
     n, shape = common_prefix(token_ids), (len(token_ids), max(map(len, token_ids)))
     shares = len(token_ids) > 1 and n > 0
