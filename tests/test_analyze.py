@@ -13,6 +13,7 @@ import analyze_results
 import output_manager
 from conftest import PROJECT
 from rolecircuits.edits import candidates as candidates_module
+from rolecircuits.edits.plan import read_plan
 from rolecircuits.stats import indices, role_tests, units
 from rolecircuits.stats.contrasts import hedges_g
 from synthetic import make_run, save_run
@@ -92,6 +93,8 @@ def test_candidates_file_has_the_agreed_format(planted):
         "held_out",
         "note",
     }
+    read = read_plan(str(planted[1] / "ablation_candidates.json"))
+    assert [entry.layer for entry in read] == [e["layer"] for e in plan["interventions"]]
     candidates = [
         (e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "candidate"
     ]

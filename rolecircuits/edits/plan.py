@@ -12,8 +12,8 @@
                  layer                                        patch-layer_5_paired
     steer        add project_out                              steer_12_add_4, steer_12_project_out
 
-source, selection and note say where the plan came from; analyze_results.py writes them, nothing
-here reads them.
+source, selection, held_out and note say where the plan came from; analyze_results.py writes them,
+nothing here reads them.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 
 SCHEMA_VERSION = 1
-ROOT_KEYS = ("schema_version", "source", "selection", "note", "interventions")
+ROOT_KEYS = ("schema_version", "source", "selection", "held_out", "note", "interventions")
 HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
 FACTORS = {"zero_out": 0.0, "half_out": 0.5}  # what a head's or an MLP's output is multiplied by
 FROM_OTHERS = ("resample", "paired", "other_model")  # activations of another prompt or model
