@@ -67,6 +67,8 @@ def parse_args(argv=None):
     plan.add_argument(
         "--method", choices=SWEEP_METHODS, help="what --sweep does to a head (default zero_out)"
     )
+    kept = "measure on the prompts that did not choose the plan's heads (its held_out)"
+    plan.add_argument("--held_out", action="store_true", help=kept)
     add_engine_arguments(parser)
     parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
     return parser.parse_args(argv)
@@ -83,13 +85,20 @@ def run(args):
         raise UserError(
             f"--method {args.method} needs --sweep heads; a plan names a method for each entry"
         )
-    plan = None
+    if args.held_out and not args.config_file:
+        raise UserError("--held_out needs --config_file: a plan that analyze_results.py wrote")
+    plan, held_out = None, None
     if not args.sweep:
-        from rolecircuits.edits.plan import read_plan  # pydantic: after the arguments are checked
+        from rolecircuits.edits.plan import read_held_out, read_plan  # pydantic: not for --help
 
         plan = read_plan(args.config_file or DEFAULT_PLAN)
+        held_out = read_held_out(args.config_file) if args.held_out else None
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
+    if held_out is not None:
+        prompts = [prompt for prompt in prompts if prompt.id in held_out]
+        if not prompts:
+            raise UserError("--held_out: none of the plan's prompts is in this prompt set")
     for note in notes:
         print(f"note: {note}")
     say_limits(args.output_dir)

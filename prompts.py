@@ -143,11 +143,13 @@ def measure(prompts, notes, args):
         unit = "words"
     else:  # torch, which counting words does without
         with collector_paused():
-            from rolecircuits.capture import tokens  # jinja2
+            from rolecircuits.capture import frames, tokens  # jinja2
             from rolecircuits.models import load  # torch
 
         tokenizer = load.load_tokenizer(args.model_id, revision=args.revision)
         tokenized = tokens.tokenize_all(prompts, tokenizer, PromptFormat.of(args))
+        if left_out := frames.keep_matched(tokenized)[1]:
+            print_notes([frames.describe_left_out(left_out, prompts)])
         lengths, spans = zip(*((len(t.token_ids), t.span) for t in tokenized), strict=True)
         unit = "tokens"
     print_lengths(prompts, lengths, spans, unit, whole_prompt=args.prompt_format == "raw")

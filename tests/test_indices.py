@@ -34,6 +34,7 @@ def hand_run(rows, category, span, windows=(None,), prompt_format="raw"):
         return np.where(few, np.nan, full) if missing else full
 
     return SimpleNamespace(
+        crossed=False,
         category=np.array(category),
         n_tokens=np.array([len(prompt) for prompt in rows]),
         span=np.array(span),

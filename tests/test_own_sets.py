@@ -10,12 +10,13 @@ import pytest
 import activation_analysis
 import analyze_results
 import compare_base_instruct
+import interventions
 import visualize_results
 from rolecircuits.edits import candidates
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
-from rolecircuits.stats import contrasts, indices, resampling, role_tests, units
+from rolecircuits.stats import contrasts, indices, resampling, role_tests, run_pairs, units
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -262,3 +263,62 @@ def test_halves_are_halves_of_frames_and_the_plan_names_the_prompts_that_did_not
         assert row["g_held_out"] == pytest.approx(float(g))
     plain = make_run(n_layers=2, n_heads=4, per_category=10)
     assert len(candidates.select_candidates(plain, 2)["held_out"]) == 20
+
+
+def test_a_run_says_which_category_has_which_role():
+    run = crossed_run({}, n_frames=3, n_layers=1)
+    renamed = run.rename({"robot": "self_referent", "stone": "neutral"})
+    assert "self_referent = robot; neutral = stone" in renamed.label
+    assert run.rename({}) is run and "robot" not in run.label
+
+
+def test_unequal_fillers_weigh_frames_and_leave_intervals_of_edits_defined():
+    """One frame has a second filler: a frame still counts once, and effects keep their interval."""
+    one = cut_prompts(built_in_prompts("crossed"), 37)
+    run = make_run(n_layers=2, n_heads=2, prompts=one)
+    values = units.frame_values(run, indices.layer_values(run))
+    category = units.labels_of(run)[0]
+    by_hand = indices.index_values(values, category)["rfc"]
+    np.testing.assert_allclose(indices.layer_indices(run)["rfc"], by_hand)
+    unit = units.units_of(run)
+    effects = np.random.default_rng(0).uniform(0, 1, (len(one), 1))
+    _, low, high = resampling.stratified_mean_interval(effects, run.category, unit, 999)
+    assert np.isfinite([low, high]).all() and low < effects.mean() < high
+
+
+def test_two_frames_have_no_effect_size():
+    values = np.random.default_rng(1).normal(size=(2, 5))
+    assert np.isnan(contrasts.hedges_g(values, values[::-1] + 1, True)).all()
+    assert np.isfinite(contrasts.hedges_g(np.eye(3), 1 - np.eye(3) * 0.3, True)).any()
+
+
+def test_a_text_in_both_turns_is_two_prompts_of_a_comparison():
+    run = make_run(n_layers=1, n_heads=1, per_category=4)
+    for i, row in enumerate(run.prompts):
+        row |= {"text": f"t{i // 2}", "turn": ("user", "assistant")[i % 2]}
+    matched, _ = run_pairs.match_runs(run, run)
+    assert len(matched["base"].category) == 16
+
+
+def test_a_plan_is_measured_on_the_prompts_that_did_not_choose_it(here, capsys):
+    model = save_tiny("llama", here / "model")
+    fed = ["--model_id", model, "--prompts", "crossed", "--prompts_per_category", "12"]
+    argv = [*fed, "--output_dir", "runs"]
+    assert activation_analysis.main([*argv, "--raw", "none"]) == 0
+    assert analyze_results.main(["--input_dir", "runs/latest_run", "--top_k", "1"]) == 0
+    plan = "analysis_results/ablation_candidates.json"
+    assert interventions.main([*argv, "--config_file", plan, "--held_out"]) == 0
+    held = set(json.loads(Path(plan).read_text())["held_out"])
+    lines = Path("runs/latest_intervention/baseline/prompts.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == held and len(held) == 4 * 6
+    capsys.readouterr()
+    assert interventions.main([*argv, "--held_out"]) == 2
+    assert "--held_out needs --config_file" in capsys.readouterr().err
+    other = ["--model_id", model, "--config_file", plan, "--held_out"]
+    assert interventions.main(other) == 2
+    assert "none of the plan's prompts is in this prompt set" in capsys.readouterr().err
+    content = json.loads(Path(plan).read_text())
+    del content["held_out"]
+    Path(plan).write_text(json.dumps(content))
+    assert interventions.main([*argv, "--config_file", plan, "--held_out"]) == 2
+    assert "held_out is missing" in capsys.readouterr().err

@@ -52,5 +52,5 @@ def _compute_once(forward, shape, n, values):
     out = forward(torch.cat([values[0, :n], rest.flatten(0, 1)]))
     whole = out.new_empty((*shape, out.shape[-1]))
     whole[:, :n] = out[:n]
-    whole[:, n:] = out[n:].view(shape[0], shape[1] - n, -1)
+    whole[:, n:] = out[n:].view(shape[0], shape[1] - n, out.shape[-1])
     return whole

@@ -25,9 +25,9 @@ INDEX_COLOURS = {"rfc_change": style.RFC_COLOUR, "rsi_change": style.RSI_COLOUR}
 ROW_HEIGHT, MAX_SHOWN = 0.44, 30
 NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest font for it
 EFFECTS_CAPTION = (
-    "Points: effect of an edit with its 95 % bootstrap interval over prompts, by category for KL "
-    "and surprisal, one value for RFC and RSI. Crosses: mean of the same edit on random other "
-    "heads of the layer. q: test over prompts of candidate minus controls, "
+    "Points: effect of an edit with its 95 % bootstrap interval over prompts (frames), by "
+    "category for KL and surprisal, one value for RFC and RSI. Crosses: mean of the same edit on "
+    "random other heads of the layer. q: test over prompts (frames) of candidate minus controls, "
     "Benjamini-Hochberg; for KL and surprisal over all prompts. Later layers: those after the edit."
 )
 

@@ -8,6 +8,7 @@ from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
 from rolecircuits.stats.contrasts import INTERACTIONS
+from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.role_tests import contrast_cells, describe_interactions, interaction_cells
 
 BOXED = {"box": HEAVY_HEAD}
@@ -31,15 +32,20 @@ def print_audit(run):
     print_table(columns, cluster_rows(audit), file_width=WIDE)
     matched = audit["first_word_matched"]
     icc = audit["clusters"]["median_icc"]
-    shown = "undefined, one prompt a frame" if icc != icc else f"{icc:.2f}"
+    few = "too few frames, or one prompt in each"
+    shown = f"undefined: {few}" if icc != icc else f"{icc:.2f}"
     print(f"correlation inside a frame (ICC), median over layers: {shown}")
     if not audit["crossed"] and matched["words"]:
         words = ", ".join(map(printable, matched["words"]))
-        print(
-            f"means over layers, plain -> matched on the first word ({words}): "
-            f"RFC {matched['mean_rfc']:+.3f} -> {matched['mean_rfc_matched']:+.3f}, "
-            f"RSI {matched['mean_rsi']:+.3f} -> {matched['mean_rsi_matched']:+.3f}"
-        )
+        means = [(index, matched[f"mean_{index}"]) for index in INDICES]
+        shown = [
+            f"{index.upper()} {mean:+.3f} -> {matched[f'mean_{index}_matched']:+.3f}"
+            for index, mean in means
+            if mean == mean
+        ]
+        if shown:
+            what = f"means over layers, plain -> matched on the first word ({words})"
+            print(f"{what}: {', '.join(shown)}")
     print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
     return audit
 

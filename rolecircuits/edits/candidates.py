@@ -85,6 +85,7 @@ def _source(run, contrast, seed):
         "prompt_format": run.prompt_format,
         "kind": "normalised",
         "contrast": contrast,
+        "roles": run.config.get("roles") or {},
         "seed": seed,
     }
 

@@ -12,8 +12,8 @@
                  layer                                        patch-layer_5_paired
     steer        add project_out                              steer_12_add_4, steer_12_project_out
 
-source, selection, held_out and note say where the plan came from; analyze_results.py writes them,
-nothing here reads them.
+source, selection and note say where the plan came from; analyze_results.py writes them, nothing
+here reads them. held_out are the ids of the prompts that did not choose the heads.
 """
 
 from pathlib import Path
@@ -161,6 +161,15 @@ def needed(entry, field, wanted, what):
     if given == wanted:
         return None
     return f"method {entry.method} " + (f"needs {field}, {what}" if wanted else f"takes no {field}")
+
+
+def read_held_out(path, flag="--config_file"):
+    """Ids of the prompts that did not choose the heads of a plan file."""
+    root = read_strict_json(Path(path), flag)
+    ids = root.get("held_out") if isinstance(root, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise UserError(f"{flag} {path}: held_out is missing; --held_out needs the prompts' ids")
+    return ids
 
 
 def read_plan(path, flag="--config_file"):

@@ -99,8 +99,10 @@ class Run:
 
     @property
     def label(self):
-        """Model and format, for titles and tables."""
-        return f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
+        """Model and format, for titles and tables, and which categories have other names here."""
+        named = f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
+        roles = self.config.get("roles") or {}
+        return "; ".join([named, *(f"{role} = {printable(name)}" for role, name in roles.items())])
 
     @property
     def counts(self):
@@ -109,7 +111,12 @@ class Run:
         return {name: int((self.category == name).sum()) for name in names}
 
     def rename(self, roles):
-        """The same run with categories under other names: roles {name: new name}."""
+        """The same run with categories under other names, which its label says.
+
+        roles  {name: new name}
+        """
+        if not roles:
+            return self
         present = ", ".join(map(printable, self.counts))
         for name, role in roles.items():
             if name not in self.counts:
@@ -125,7 +132,8 @@ class Run:
         rows = [
             row | {"category": roles.get(row["category"], row["category"])} for row in self.prompts
         ]
-        return dataclasses.replace(self, category=names, prompts=rows)
+        config = self.config | {"roles": {role: name for name, role in roles.items()}}
+        return dataclasses.replace(self, config=config, category=names, prompts=rows)
 
     def take(self, rows):
         """The same run with only the prompts at these positions, in this order."""

@@ -15,6 +15,7 @@ from rolecircuits.stats.permutation import permutation_test, sign_flip_test
 from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, infer_difference
 from rolecircuits.stats.units import matched_rows
 
+MIN_PAIRS = 3  # of two pairs the correlation is 1 or -1, and g would be 0
 CONTRASTS = {
     "self_confounder": ("self_referent", "confounder"),
     "self_neutral": ("self_referent", "neutral"),
@@ -188,5 +189,5 @@ def _effect_size(a, b, paired):
             df = n_a + n_b - 2
             j = 1 - 3 / (4 * df - 1)
             variance = 1 / n_a + 1 / n_b + (j * d) ** 2 / (2 * (n_a + n_b))
-    defined = np.isfinite(d) & np.isfinite(variance)
+    defined = np.isfinite(d) & np.isfinite(variance) & (not paired or n_a >= MIN_PAIRS)
     return np.where(defined, j * d, np.nan), np.where(defined, variance, np.nan), df

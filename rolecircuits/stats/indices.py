@@ -22,6 +22,7 @@ import numpy as np
 from rolecircuits.inputs.categories import first_word
 from rolecircuits.stats.entropy import normalise_entropy, sinkfree_keys, visible_keys
 from rolecircuits.stats.moments import category_mean, defined_mean, divide
+from rolecircuits.stats.units import frame_values, row_categories
 
 KINDS = ("raw", "normalised", "sinkfree")
 INDICES = ("rfc", "rsi")
@@ -104,12 +105,12 @@ def layer_values(run, kind="normalised"):
 
 def layer_indices(run, kind="normalised"):
     """RFC and RSI of every layer: {"rfc": [layer], "rsi": [layer]}."""
-    return index_values(layer_values(run, kind), run.category)
+    return index_values(frame_values(run, layer_values(run, kind)), row_categories(run))
 
 
 def layer_null(run, kind="normalised"):
     """`layer_indices` of attention that is uniform over the visible keys; 0 unless raw."""
-    return index_values(null_values(run, kind), run.category)
+    return index_values(frame_values(run, null_values(run, kind)), row_categories(run))
 
 
 def position_weights(run):
@@ -230,7 +231,8 @@ def summarize(run):
     summary = {"axes": "layer", "n": run.counts}
     for kind in KINDS:
         values = layer_values(run, kind)
-        means = {name: category_mean(values, run.category, name) for name in run.counts}
+        rows, category = frame_values(run, values), row_categories(run)
+        means = {name: category_mean(rows, category, name) for name in run.counts}
         null = {f"{name}_null": value for name, value in layer_null(run, kind).items()}
         summary[kind] = {"entropy": means} | layer_indices(run, kind) | null
         undefined = int(np.isnan(values).any(axis=1).sum())

@@ -405,7 +405,7 @@ def sum_units(values, category, unit):
     for units in shared:
         sums.append(values[units].sum(axis=1))
         sizes.append(present[units].sum(axis=1))
-        stratum += [" ".join(category[units[0]])] * len(units)
+        stratum += [" ".join(dict.fromkeys(category[units[0]].tolist()))] * len(units)
     sizes = np.concatenate(sizes)
     return np.where(sizes > 0, np.concatenate(sums), np.nan), sizes, np.array(stratum)
 

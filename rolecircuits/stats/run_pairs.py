@@ -77,7 +77,7 @@ def match_runs(base, instruct):
 
 
 def _prompt_keys(run):
-    texts = [row["text"] for row in run.prompts]
+    texts = [(row["text"], row.get("turn", "user")) for row in run.prompts]
     return list(zip(run.category.tolist(), texts, strict=True))
 
 
@@ -267,9 +267,12 @@ def main_numbers(runs, found):
                     for row in found.get(side, ())
                     if (row["kind"], row["index"]) == (kind, index)
                 ]
+                if np.isnan(value):
+                    cells += ["undefined", "-"]
+                    continue
                 cells += [f"{value:+.3f} ({null:+.3f})", sum(passing) if passing else "-"]
             entry = differences.get(kind, {}).get(index, {})
-            difference = f"{values[1] - values[0]:+.3f}"
+            difference = "-" if np.isnan(sum(values)) else f"{values[1] - values[0]:+.3f}"
             if entry.get("mean_ci_low") is not None:
                 interval = f"[{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
                 difference = f"{entry['mean']:+.3f} {interval}"

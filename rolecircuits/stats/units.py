@@ -56,6 +56,11 @@ def labels_of(design):
     return np.array([name for name, _ in rows]), np.array([unit for _, unit in rows])
 
 
+def row_categories(design):
+    """The category of each of those rows."""
+    return labels_of(design)[0] if design.crossed else np.asarray(design.category)
+
+
 def frame_values(design, values):
     """[prompt, ...] -> [row, ...]: one row a category and frame of a crossed set.
 
