@@ -59,7 +59,7 @@ def parse_args(argv=None):
 def run(args):
     say_unverified(args)
     check_output_dir(args.output_dir)
-    run = load_run(args.input_dir, not args.no_verify).rename(args.roles or {})
+    run = load_run(args.input_dir, not args.no_verify).rename(args.roles)
     analyze(run, args.output_dir, args.top_k, args.seed, args.contrast)
 
 

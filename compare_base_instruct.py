@@ -54,7 +54,7 @@ def run(args):
     say_unverified(args)
     check_output_dir(args.output_dir)
     folders = (args.base_dir, args.instruct_dir)
-    runs = [load_run(path, not args.no_verify).rename(args.roles or {}) for path in folders]
+    runs = [load_run(path, not args.no_verify).rename(args.roles) for path in folders]
     print_summary(compare(*runs, args.output_dir, args.contrast))
     print(f"figures, tables and comparison_summary.json are in {printable(args.output_dir)}")
 

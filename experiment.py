@@ -71,7 +71,8 @@ def run(args):
     started = time.perf_counter()
     results = answers.answer_prompts(loaded, prompts, plan, setting, args.max_tokens)
     timings["generation_s"] = time.perf_counter() - started
-    fed = record.describe_prompts(args, prompts)
+    answered = results["baseline"]
+    fed = record.describe_fed(args, prompts, [row["id"] for row in answered])
     config = record.describe_run("experiment.py", args, loaded.facts, fed, determinism, timings)
     entries = record.portable([entry.model_dump() for entry in plan])
     with create_run(args.output_dir, LATEST_GENERATION, "generation") as new:
@@ -79,7 +80,7 @@ def run(args):
         answers.save_answers(new.path, results, config)
     answers.print_answers(results)
     print(
-        f"{len(prompts)} prompts answered {1 + len(plan)} times, "
+        f"{len(answered)} prompts answered {1 + len(plan)} times, "
         f"{timings['generation_s']:.1f} s -> {printable(new.final)}"
     )
 

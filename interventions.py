@@ -181,14 +181,7 @@ def run_sweep(engine, prompts, args):
 
 def describe(engine, base, prompts, args):
     """experiment_config.json of a run whose unedited pass is `base`."""
-    fed_ids, left_out = set(base["arrays"]["prompt_id"].tolist()), {}
-    for prompt in prompts:
-        if prompt.id not in fed_ids:
-            left_out[prompt.frame] = "not matched under this tokenizer"
-    if left_out:
-        print(f"note: frames not matched under this tokenizer: {printable(', '.join(left_out))}")
-    prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
-    fed = record.describe_prompts(args, prompts, left_out=left_out)
+    fed = record.describe_fed(args, prompts, base["arrays"]["prompt_id"].tolist())
     how = (base["determinism"], base["timings"])
     config = record.describe_run("interventions.py", args, base["facts"], fed, *how)
     return config | {"engine": engine.facts()}

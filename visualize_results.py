@@ -73,7 +73,7 @@ def run(args):
         visualize_interventions(input_dir, output_dir, args.format, verify)
         return
     check_output_dir(output_dir)
-    loaded = load_run(input_dir, verify).rename(args.roles or {})
+    loaded = load_run(input_dir, verify).rename(args.roles)
     visualize(loaded, output_dir, args.format, args.contrast)
 
 

@@ -10,6 +10,7 @@ import pytest
 import activation_analysis
 import analyze_results
 import compare_base_instruct
+import experiment
 import interventions
 import visualize_results
 from rolecircuits.edits import candidates
@@ -241,7 +242,8 @@ def test_the_frame_is_the_unit_of_every_table_of_a_crossed_run():
         for part in ("estimate", "low", "high", "p", "p_max"):
             np.testing.assert_allclose(single[index][part], triple[index][part], rtol=1e-4)
     naive = resampling.infer_indices(indices.layer_values(copies), copies.category)
-    assert (naive["rfc"].high - naive["rfc"].low < 0.7 * (single["rfc"]["high"] - single["rfc"]["low"])).all()  # fmt: skip  # noqa: E501
+    wide = single["rfc"]["high"] - single["rfc"]["low"]
+    assert (naive["rfc"].high - naive["rfc"].low < 0.7 * wide).all()
 
 
 def test_halves_are_halves_of_frames_and_the_plan_names_the_prompts_that_did_not_choose():
@@ -322,3 +324,19 @@ def test_a_plan_is_measured_on_the_prompts_that_did_not_choose_it(here, capsys):
     Path(plan).write_text(json.dumps(content))
     assert interventions.main([*argv, "--config_file", plan, "--held_out"]) == 2
     assert "held_out is missing" in capsys.readouterr().err
+
+
+def test_answers_record_the_prompts_that_were_fed_and_say_what_was_left_out(here, capsys):
+    model, names = save_tiny("llama", here / "model"), ("robot", "Xylophonist")
+    prompts = write_five("own.csv", frames=FRAMES[:1], names=names)
+    with open(prompts, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [["robot", "Is it old?", "g"], ["Xylophonist", "Is it new?", "g"]]
+        )
+    argv = ["--model_id", model, "--prompts", prompts, "--max_tokens", "1", "--output_dir", "runs"]
+    assert experiment.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "note: frames not matched under this tokenizer: f0" in out
+    assert "2 prompts answered 1 times" in out
+    config = json.loads(Path("runs/latest_generation/experiment_config.json").read_text())
+    assert config["prompts"]["n"] == 2 and list(config["prompts"]["frames_left_out"]) == ["f0"]

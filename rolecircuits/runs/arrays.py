@@ -113,7 +113,7 @@ class Run:
     def rename(self, roles):
         """The same run with categories under other names, which its label says.
 
-        roles  {name: new name}
+        roles  {name: new name}, or None
         """
         if not roles:
             return self

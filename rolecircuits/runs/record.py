@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deterministic import ROUNDING_TOLERANCE
 from rolecircuits.inputs.categories import is_crossed, prompt_set_sha256
+from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION, READABLE = 2, (1, 2)
@@ -59,6 +60,18 @@ def describe_prompts(args, prompts, failed=(), left_out=None):
     set_facts = {"n": len(prompts) - len(lost), "sha256": prompt_set_sha256(prompts)}
     set_facts |= {"crossed": is_crossed(prompts), "frames_left_out": left_out or {}}
     return {"prompts": how | set_facts | {"failed": lost}}
+
+
+def describe_fed(args, prompts, fed_ids):
+    """`describe_prompts` of what was fed; frames that the tokenizer does not match are said."""
+    fed_ids, left_out = set(fed_ids), {}
+    for prompt in prompts:
+        if prompt.id not in fed_ids:
+            left_out[prompt.frame] = "not matched under this tokenizer"
+    if left_out:
+        print(f"note: frames not matched under this tokenizer: {printable(', '.join(left_out))}")
+    prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
+    return describe_prompts(args, prompts, left_out=left_out)
 
 
 def describe_documents(args, n, failed):
