@@ -110,7 +110,7 @@ def test_the_search_lets_safe_calls_pass():
 
 @pytest.mark.parametrize(
     "path",
-    sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("benchmarks/*.py")),
+    sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("benchmarks/**/*.py")),
     ids=lambda p: p.name,
 )
 def test_no_script_can_run_the_content_of_a_file(path):
