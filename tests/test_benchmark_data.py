@@ -17,7 +17,7 @@ from rolecircuits.runs.npz import read_npz
 DATA = PROJECT / "benchmarks" / "data"
 NOBODY = [f"nobody_{i}" for i in range(1, 7)]
 OWN = ["prompts", *NOBODY]
-LABELS = ("category", "frame", "filler", "pair_id", "first_word")
+LABELS = ("category", "frame", "filler", "pair_id", "first_word", "text")
 PERSONS = {
     "self_referent": "you your yours yourself",
     "confounder": "i me my mine myself",
@@ -57,6 +57,7 @@ def test_values_are_of_these_prompts(name, form):
     assert data["frame"].tolist() == [frame_of(prompt) for prompt in prompts]
     assert data["filler"].tolist() == [prompt.filler for prompt in prompts]
     assert data["pair_id"].tolist() == [prompt.pair_id for prompt in prompts]
+    assert data["text"].tolist() == [prompt.text for prompt in prompts]
     assert data["first_word"].tolist() == [first_word(prompt.text) for prompt in prompts]
 
 

@@ -2,13 +2,13 @@
 
     values      [prompt, layer, head] float32: mean over the prompt's own rows of row entropy
                 divided by ln(visible keys), in [0, 1] (stats.indices.prompt_values, normalised)
-    category, frame, filler, pair_id, first_word    [prompt], as the run has them
+    category, frame, filler, pair_id, first_word, text    [prompt], as the run has them
 
 One file <set>_<format>.npz for every set (the *.csv beside this script, and `crossed`) and prompt
 format (raw, chat). Own sets have no frame: theirs is the first word. The weights are float32, and
 the same machine writes the same bytes again; another one may differ in the last digits.
 
-    python benchmarks/data/make_data.py                      all of them, about 10 minutes
+    python benchmarks/data/make_data.py                      all of them, about 8 minutes
     python benchmarks/data/make_data.py --only prompts       both formats of one set
     python benchmarks/data/make_data.py --output_dir other   elsewhere, to compare
 """
@@ -77,7 +77,8 @@ def describe(loaded):
 
     labels = {name: getattr(loaded, name) for name in ("category", "frame", "filler", "pair_id")}
     values = prompt_values(loaded).astype(np.float32)
-    return {"values": values, **labels, "first_word": first_words(loaded)}
+    labels |= {"first_word": first_words(loaded)}
+    return {"values": values, **labels, "text": np.array([row["text"] for row in loaded.prompts])}
 
 
 def main(argv=None):
