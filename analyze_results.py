@@ -11,7 +11,9 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 
     design.json               how the prompts are built, by layer
     layer_metrics.csv         RFC and RSI of every layer, five ways, each with 95 % interval, null,
-                              p, q and max-T p
+                              p, q and max-T p; how many prompts and frames it rests on; what could
+                              have been found, and whether it differs or is equivalent to its null
+    multiverse.csv            sign and significance under every choice of the analysis
     contrasts.csv             every contrast, layer by layer
     head_ranking.csv          every head, strongest first: differences, g with interval, p, q and
                               max-T p; in a crossed set also its attention on the slot, by category
@@ -28,10 +30,12 @@ import sys
 from output_manager import load_run
 from rolecircuits.inputs.arguments import (
     DEFAULT_SEED,
+    MARGIN,
     add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
     positive_int,
+    positive_number,
     say_unverified,
     seed_value,
 )
@@ -51,6 +55,8 @@ def parse_args(argv=None):
     parser.add_argument("--top_k", type=positive_int, default=10, help=proposed)
     use = f"of resamples and prompt split (default {DEFAULT_SEED})"
     parser.add_argument("--seed", type=seed_value, default=DEFAULT_SEED, help=use)
+    least = f"an index nearer to its null than this is no effect (default {MARGIN})"
+    parser.add_argument("--margin", type=positive_number, default=MARGIN, help=least)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
@@ -60,33 +66,34 @@ def run(args):
     say_unverified(args)
     check_output_dir(args.output_dir)
     run = load_run(args.input_dir, not args.no_verify).rename(args.roles)
-    analyze(run, args.output_dir, args.top_k, args.seed, args.contrast)
+    analyze(run, args.output_dir, args.top_k, args.seed, args.contrast, args.margin)
 
 
-def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=()):
+def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):
     """Analyse a loaded run, write the files, print the tables.
 
-    asked    contrasts "a-b"; without any the usual ones
-    returns  {"layers", "contrasts", "heads", "categories": rows of the CSVs, "candidates": the
-             plan, "design": the audit, "verdicts": the lines printed}
+    asked    contrasts "a-b"; without any the usual ones    margin  as --margin
+    returns  {"layers", "contrasts", "heads", "categories", "multiverse": rows of the CSVs,
+             "candidates": the plan, "design": the audit, "verdicts": the lines printed}
     """
     folder = check_output_dir(output_dir)
 
     from rolecircuits.drawing import tables  # rich and numpy: --help does without them
     from rolecircuits.edits import candidates  # numpy
-    from rolecircuits.stats import contrasts, resampling, role_tests, units  # numpy
+    from rolecircuits.stats import contrasts, multiverse, role_tests, verdicts  # numpy
 
     chosen = contrasts.available_contrasts(run.category, asked)
     design = tables.print_audit(run)
     tests = role_tests.contrast_heads(run, chosen, seed)
     compared = role_tests.contrast_layers(run, chosen, seed)
-    layers, heads = role_tests.layer_metrics(run, seed), role_tests.rank_heads(tests, run)
+    inferred = role_tests.infer_kinds(run, seed)
+    layers = role_tests.layer_metrics(run, inferred, margin)
+    heads = role_tests.rank_heads(tests, run)
     categories = role_tests.summarise_categories(run, seed)
     plan = candidates.select_candidates(run, top_k, seed, chosen)
-    what = "frames" if run.crossed else "prompts"
-    too_few = resampling.missing_prompts_reason(units.labels_of(run)[0], what)
-    verdicts = [f"note: {too_few}; those are left empty"] if too_few else []
-    verdicts += role_tests.list_verdicts(layers, tests)
+    choices = multiverse.multiverse_rows(run, inferred, run.prompt_set, seed)
+    reasons = role_tests.list_reasons(run, chosen)
+    said = verdicts.list_verdicts(layers, tests, reasons, margin)
 
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "design.json", design)
@@ -94,6 +101,7 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     files.write_csv(folder / "layer_metrics.csv", layers)
     files.write_csv(folder / "head_ranking.csv", heads)
     files.write_csv(folder / "category_summary.csv", categories)
+    files.write_csv(folder / "multiverse.csv", choices)
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
@@ -102,7 +110,7 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     columns = ("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p")
     title = f"{run.label}: strongest heads, {contrast}, normalised entropy"
     tables.print_table(columns, [head_cells(row, contrast) for row in heads[:top_k]], title)
-    print("\n".join(verdicts))
+    print("\n".join(said))
     if plan["selection"]:
         confirmed = sum(row["q_held_out"] < 0.05 for row in plan["selection"])
         print(
@@ -112,11 +120,12 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     if "note" in plan:
         print(plan["note"])
     print(
-        f"written to {printable(folder)}: layer_metrics, contrasts, head_ranking, category_summary "
-        "(csv), design, ablation_candidates (json)"
+        f"written to {printable(folder)}: layer_metrics, multiverse, contrasts, head_ranking, "
+        "category_summary (csv), design, ablation_candidates (json)"
     )
     results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
-    return results | {"candidates": plan, "design": design, "verdicts": verdicts}
+    results |= {"multiverse": choices, "candidates": plan}
+    return results | {"design": design, "verdicts": said}
 
 
 def head_cells(row, contrast):

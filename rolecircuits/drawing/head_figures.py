@@ -24,9 +24,9 @@ from rolecircuits.drawing.study import (
 )
 from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.stats.contrasts import contrast_sides, hedges_g, hedges_g_interval
-from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import slot_masses, split_units, strongest_heads
+from rolecircuits.stats.contrasts import compare_categories, contrast_sides, hedges_g
+from rolecircuits.stats.resampling import SHARE
+from rolecircuits.stats.role_tests import MIN_HALF, slot_masses, split_units, strongest_heads
 
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",
@@ -100,7 +100,7 @@ def draw_token_attention(study: Study, title):
     rows = []
     for column, (target, mass) in zip(axes.T, zip(TARGETS, masses, strict=True), strict=True):
         measured = {
-            name: estimate(study, study.rows(mass[:, shown].astype(np.float64)), name)
+            name: estimate(study, study.rows(mass[:, shown].astype(np.float64)), name, bounds=SHARE)
             for name in study.names
         }
         column[0].set_title(TARGETS[target])
@@ -147,18 +147,20 @@ def draw_distributions(study: Study, title):
         for half in (choosing, ~choosing)
     )
     n = [len(part) for part in measured_on[:2]]
-    if min(n) < MIN_PROMPTS:
-        least, named = 2 * MIN_PROMPTS, study.label(contrast)
+    if min(n) < MIN_HALF:
+        least, named = 2 * MIN_HALF, study.label(contrast)
         reason = f"This figure needs {least} {what} of each category of {named}."
         return draw_reason(study, title, reason)
-    sizes = {"hedges_g": hedges_g(*measured_on), "hedges_g_choosing_half": hedges_g(*chosen_on)}
-    sizes |= dict(zip(("ci_low", "ci_high"), hedges_g_interval(*measured_on), strict=True))
+    rows = (values[~choosing], category[~choosing], study.unit[~choosing])
+    measured = compare_categories(*rows, contrast, study.n_resamples, study.seed)
+    sizes = {"hedges_g": measured["g"], "hedges_g_choosing_half": hedges_g(*chosen_on)}
+    sizes |= {"ci_low": measured["g_low"], "ci_high": measured["g_high"]}
     heads = strongest_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
     if not heads:
         reason = "Hedges g is undefined for every head: no entropy varies between prompts."
         return draw_reason(study, title, reason)
     note = (
-        f"g: Hedges g of {study.label(contrast)} with its 95 % interval (normal approximation), "
+        f"g: Hedges g of {study.label(contrast)} with its 95 % interval, "
         f"measured on the {' and '.join(map(str, dict.fromkeys(n)))} {what} of each side drawn; "
         "the heads were chosen on the other half, by |g|."
     )
@@ -175,7 +177,7 @@ def draw_distributions(study: Study, title):
         groups = {name: values[(~choosing & (category == name), *at)] for name in study.names}
         draw_violins(place, groups, study.looks)
         g, low, high = (sizes[name][at] for name in ("hedges_g", "ci_low", "ci_high"))
-        measured = f"g = {g:+.2f} [{low:+.2f}, {high:+.2f}]"
+        measured = f"g = {g:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low == low else "")
         measured = "g undefined: no spread" if np.isnan(g) else measured
         place.set_title(f"layer {at[0]}, head {at[1]}\n{measured}", fontsize=9)
     for place in axes[:, 0]:

@@ -25,9 +25,12 @@ from rolecircuits.drawing.study import (
 from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
+from rolecircuits.stats.audit import contrast_reason
+from rolecircuits.stats.index_inference import COMPARED
 from rolecircuits.stats.indices import index_values
 from rolecircuits.stats.moments import category_mean
-from rolecircuits.stats.role_tests import infer_layers
+from rolecircuits.stats.resampling import SHARE
+from rolecircuits.stats.role_tests import disagrees, infer_layers
 from rolecircuits.stats.units import matched_rows
 
 
@@ -46,7 +49,9 @@ def draw_layer_lines(study: Study, title):
         layers, null = study.layers(kind), study.null(kind)
         for slot, name in enumerate(study.names):
             expected = category_mean(null, study.category, name)
-            measured, look = estimate(study, layers, name), study.looks[name]
+            bounds = (0.0, np.inf) if kind == "raw" else SHARE
+            measured = estimate(study, layers, name, bounds=bounds)
+            look = study.looks[name]
             style.draw_series(place, measured, look.colour, look.marker, slot - 1.5)
             if kind == "raw":
                 style.draw_null(place, expected, look.colour)
@@ -113,7 +118,8 @@ def draw_edge_attention(study: Study, title):
         per_token = np.divide(mass, k, out=np.full(mass.shape, np.nan), where=k > 0)
         per_token = study.rows(per_token)
         for slot, name in enumerate(study.names):
-            measured, look = estimate(study, per_token, name), study.looks[name]
+            measured = estimate(study, per_token, name, bounds=SHARE)
+            look = study.looks[name]
             style.draw_series(place, measured, look.colour, look.marker, slot - 1.5)
             n = int(((study.category == name) & (tokens > 0)).sum())
             rows += axis_rows("layer", measured, category=name, position=position, n=n)
@@ -157,6 +163,11 @@ def draw_confounder_controls(study: Study, title):
     return figure, rows
 
 
+def reasons_of(study: Study, names):
+    """[(index, why it has no interval and no test, or None), ...]."""
+    return [(name, contrast_reason(study.run, COMPARED[name])) for name in names]
+
+
 def draw_indices(study: Study, title):
     """9: RFC and RSI, raw beside normalised; raw ones count by their distance from the null."""
     run, looks = study.run, {"rfc": (style.RFC_COLOUR, "o"), "rsi": (style.RSI_COLOUR, "s")}
@@ -173,7 +184,12 @@ def draw_indices(study: Study, title):
         "Above the panels: layers that differ from the null by Benjamini-Hochberg at "
         f"{ALPHA}, over all layers.",
         f"Undefined because H neutral is 0: layers {layers}." if layers else "",
+        *dict.fromkeys(f"{i.upper()}: {r}." for i, r in reasons_of(study, looks) if r),
+        ""
+        if run.crossed
+        else "Crosses: the estimate within shared first words has the other sign.",
     )
+    within = infer_layers(run, "first_word_matched", study.seed, study.n_resamples)
     grid, handles = two_panels(study, gap=(0.5, 0.6), heading=2), [*handles, NULL_HANDLE]
     figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
     rows = []
@@ -185,6 +201,10 @@ def draw_indices(study: Study, title):
             measured = tuple(numbers[name] for name in ("estimate", "low", "high"))
             style.draw_series(place, measured, *look, slot - 0.5)
             style.mark_layers(place, numbers["q"] < ALPHA, *look, slot)
+            if kind == "normalised" and not run.crossed:
+                other = disagrees(numbers["estimate"], within[index]["estimate"])
+                at = np.flatnonzero(other)
+                place.plot(at + 0.12 * (slot - 0.5), numbers["estimate"][at], "x", color=look[0])
             if kind == "raw":
                 style.draw_null(place, numbers["null"], look[0])
             facts = {"kind": kind, "index": index, "length_null": numbers["null"]}

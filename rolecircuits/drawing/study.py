@@ -8,21 +8,18 @@ from rolecircuits.drawing.style import NULL_COLOUR, Grid, Line2D, category_looks
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import Run
+from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.contrasts import (
     CONTRASTS,
     available_contrasts,
     compare_categories,
-    contrast_sides,
+    infer_contrast,
     name_of,
 )
 from rolecircuits.stats.indices import null_values, prompt_values
-from rolecircuits.stats.resampling import (
-    MIN_PROMPTS,
-    N_RESAMPLES,
-    mean_difference_interval,
-    mean_interval,
-)
-from rolecircuits.stats.units import frame_values, labels_of
+from rolecircuits.stats.resampling import N_RESAMPLES, UNBOUNDED, infer_mean, untestable_reason
+from rolecircuits.stats.role_tests import blank_untestable
+from rolecircuits.stats.units import frame_values, is_clustered, labels_of
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
@@ -72,6 +69,13 @@ class Study:
         return f"{self.run.label}; n = {named}{what}"
 
     @property
+    def reasons(self):
+        """{category: why its mean has no interval}, where it has none."""
+        what = "frames" if self.run.crossed else "prompts"
+        found = {n: untestable_reason(self.category, self.unit, [n], what) for n in self.names}
+        return {name: reason for name, reason in found.items() if reason}
+
+    @property
     def row_names(self):
         """The prompt's id, or the frame of a row: [row]."""
         if not self.run.crossed:
@@ -108,7 +112,11 @@ def study_run(run: Run, n_resamples=N_RESAMPLES, asked=()):
     chosen = [pair for pair in USUAL if not asked and present.issuperset(pair)]
     chosen = chosen or list(available_contrasts(run.category, asked).values())
     tests = {
-        contrast: compare_categories(values["normalised"], *labels, contrast, n_resamples, seed)
+        contrast: blank_untestable(
+            run,
+            contrast,
+            compare_categories(values["normalised"], *labels, contrast, n_resamples, seed),
+        )
         for contrast in chosen
     }
     return Study(run, *labels, values, tests, category_looks(run.counts), seed, n_resamples)
@@ -127,23 +135,25 @@ def draw_reason(study: Study, title, reason):
     return figure, [{"note": reason}]
 
 
-def estimate(study: Study, values, name, minus=None):
+def estimate(study: Study, values, name, minus=None, bounds=UNBOUNDED):
     """(mean, ci_low, ci_high), each [...], of a category, or of its difference from `minus`.
 
-    values  [prompt, ...]; the interval is NaN where a category has too few prompts
-
-    Categories that match unit for unit are resampled together.
+    values  [row, ...]    bounds  what a mean cannot leave
+    The interval is NaN where the design allows none.
     """
-    settings = (study.n_resamples, study.seed)
-    if minus is None:
-        return mean_interval(values[study.category == name], *settings)
-    return contrast_estimate(study, values, (name, minus))
+    if minus is not None:
+        return contrast_estimate(study, values, (name, minus))
+    rows, draws = study.category == name, (study.n_resamples, study.seed)
+    return infer_mean(values[rows], None, study.unit[rows], bounds, *draws)[:3]
 
 
 def contrast_estimate(study: Study, values, contrast):
     """(mean, ci_low, ci_high), each [...], of first - second; values [row, ...]."""
-    sides = contrast_sides(values, study.category, study.unit, contrast)
-    return mean_difference_interval(*sides, study.n_resamples, study.seed)
+    labels, draws = (study.category, study.unit), (study.n_resamples, study.seed)
+    mean, low, high = infer_contrast(values, *labels, contrast, *draws)[:3]
+    if contrast_reason(study.run, contrast):
+        low, high = np.full((2, *np.shape(mean)), np.nan)
+    return mean, low, high
 
 
 def contrast_facts(study: Study, contrast):
@@ -175,17 +185,15 @@ def axis_rows(axis, estimated, **columns):
 def write_caption(study: Study, *sentences, intervals=True):
     """What a reader must know under a figure: how intervals are made or why there are none, which
     categories are missing, then `sentences`; empty ones are left out."""
-    few = [f"{n} {study.looks[name].label}" for name, n in study.counts.items() if n < MIN_PROMPTS]
     missing = [study.looks[name].label for name in CATEGORIES if name not in study.names]
     missing = missing if len(missing) < len(CATEGORIES) else []
     notes, what = [], "frames" if study.run.crossed else "prompts"
-    if intervals and len(few) < len(study.names):
+    what = "frames (first words)" if is_clustered(study.category, study.unit) else what
+    reasons = study.reasons
+    if intervals and len(reasons) < len(study.names):
         notes.append(f"95 % bootstrap-t intervals over {what} ({study.n_resamples:,} resamples).")
-    if intervals and few:
-        notes.append(
-            f"No intervals for what rests on too few prompts ({', '.join(few)}): "
-            f"they need {MIN_PROMPTS}."
-        )
+    if intervals:
+        notes += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons.values())]
     if missing:
         notes.append(
             f"This run has no {' and no '.join(missing)} prompts: what needs them is left out."

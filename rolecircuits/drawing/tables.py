@@ -9,7 +9,7 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
 from rolecircuits.stats.contrasts import INTERACTIONS
 from rolecircuits.stats.indices import INDICES
-from rolecircuits.stats.role_tests import contrast_cells, describe_interactions, interaction_cells
+from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, interaction_cells
 
 BOXED = {"box": HEAVY_HEAD}
 PLAIN = {"box": None, "pad_edge": False}
@@ -28,7 +28,8 @@ def print_audit(run):
     columns += ("by chance", "beyond the other")
     title = f"{run.label}: how its prompts are built"
     print_table(columns, audit_rows(audit), title, WIDE)
-    columns = ("category", "prompts", "frames", "design effect", "effective n")
+    columns = ("category", "prompts", "frames", "effective frames", "design effect")
+    columns += ("effective n",)
     print_table(columns, cluster_rows(audit), file_width=WIDE)
     matched = audit["first_word_matched"]
     icc = audit["clusters"]["median_icc"]

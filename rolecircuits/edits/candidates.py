@@ -19,8 +19,7 @@ from rolecircuits.stats.contrasts import (
     hedges_g,
 )
 from rolecircuits.stats.indices import prompt_values
-from rolecircuits.stats.resampling import MIN_PROMPTS
-from rolecircuits.stats.role_tests import split_units, strongest_heads
+from rolecircuits.stats.role_tests import MIN_HALF, split_units, strongest_heads
 from rolecircuits.stats.units import frame_values, labels_of, units_of
 
 CONTROLS_PER_CANDIDATE = 2
@@ -40,10 +39,10 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     plan = {"schema_version": 1, "source": _source(run, name, seed)}
     plan |= {"selection": [], "interventions": [], "held_out": _held_out_ids(run, labels, half)}
     sizes = [(labels[0][part] == name).sum() for part in (half, ~half) for name in pair]
-    if min(sizes) < MIN_PROMPTS:
+    if min(sizes) < MIN_HALF:
         named = " and ".join(pair)
-        needs = f"the halves need at least {MIN_PROMPTS} {what} of {named} each"
-        smallest = next(n for n in map(min, (sizes[:2], sizes[2:])) if n < MIN_PROMPTS)
+        needs = f"the halves need at least {MIN_HALF} {what} of {named} each"
+        smallest = next(n for n in map(min, (sizes[:2], sizes[2:])) if n < MIN_HALF)
         return plan | {"note": f"no candidates: {needs}, one has {smallest}"}
     values = frame_values(run, prompt_values(run, "normalised"))
     parts = [(values[part], *(label[part] for label in labels)) for part in (half, ~half)]

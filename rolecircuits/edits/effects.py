@@ -19,15 +19,10 @@ import numpy as np
 
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.stats.contrasts import q_values
+from rolecircuits.stats.index_inference import infer_mean_indices
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.moments import defined_mean
-from rolecircuits.stats.permutation import sign_flip_test
-from rolecircuits.stats.resampling import (
-    infer_mean_indices,
-    missing_prompts_reason,
-    stratified_mean_interval,
-    sum_units,
-)
+from rolecircuits.stats.resampling import infer_mean, untestable_reason
 from rolecircuits.stats.units import design_of, frame_values, labels_of, units_of
 
 PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
@@ -151,8 +146,8 @@ def _prompt_cells(measured, labels, group, seed):
     controls[np.isnan(edited)] = np.nan
     shape = edited.shape[1:]
     flat, difference = edited.reshape(len(edited), -1), (edited - controls).reshape(len(edited), -1)
-    _, low, high = stratified_mean_interval(flat, *labels, seed=seed)
-    p = sign_flip_test(sum_units(difference, *labels)[0], seed=seed).p
+    low, high = infer_mean(flat, *labels, seed=seed)[1:3]
+    p = infer_mean(difference, *labels, seed=seed).p
     numbers = [defined_mean(edited, axis=0), low, high, defined_mean(controls, axis=0), p]
     numbers = np.stack([np.reshape(x, shape) for x in numbers], axis=-1).tolist()
     n = (~np.isnan(edited[..., 0])).sum(axis=0).tolist()
@@ -192,7 +187,7 @@ def tabulate_effects(measured, base_values, arrays, notes, seed):
     arrays  of the unedited run
     """
     design = design_of(arrays)
-    notes, reason = list(notes), missing_prompts_reason(labels_of(design)[0])
+    notes, reason = list(notes), untestable_reason(*labels_of(design))
     if reason:
         notes.append(f"no intervals: {reason}")
     rows = effect_rows(measured, base_values, design, seed)

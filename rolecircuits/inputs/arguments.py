@@ -14,6 +14,7 @@ DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
 DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
 ALPHA = 0.05  # below which a p or q is said to pass
+MARGIN = 0.05  # an index nearer to its null than this is called equivalent to it
 MAX_COUNT = 10**9
 FREE_IN_REPETITION = (  # with --repeat: where and how it is run, not what
     *("model_id", "device", "device_map", "batch_size", "output_dir", "raw"),
@@ -35,6 +36,18 @@ def positive_int(text):
 def seed_value(text):
     """A seed that numpy and torch both take: 0 to 2**32 - 1."""
     return _whole_number(text, 0, MAX_SEED, f"from 0 to {MAX_SEED}")
+
+
+def positive_number(text):
+    """A number above 0 and at most 1, without exponents or names such as nan."""
+    try:
+        value = float(text) if re.fullmatch(r"[0-9]*\.?[0-9]+", text) else 0.0
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        shown = printable(text)[:60]
+        raise argparse.ArgumentTypeError(f"{shown}: must be a number above 0 and at most 1")
+    return value
 
 
 def controls_number(text):

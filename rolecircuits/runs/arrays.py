@@ -105,6 +105,12 @@ class Run:
         return "; ".join([named, *(f"{role} = {printable(name)}" for role, name in roles.items())])
 
     @property
+    def prompt_set(self):
+        """What the prompt set was called when the run was made, a file without its folder."""
+        given = (self.config.get("arguments") or {}).get("prompts") or "original"
+        return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+
+    @property
     def counts(self):
         """{category: number of prompts} of the categories that have any, in the usual order."""
         names = order_categories(self.category.tolist())

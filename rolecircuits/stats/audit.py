@@ -8,6 +8,8 @@ beyond  what a factor explains beyond the other one, of category and first word:
 ICC     correlation of prompts of one category that share their frame (first word); one-way
         analysis of variance for groups of unequal size (Donner and Koval 1980)
 design effect 1 + (m - 1) ICC, m = sum n_i^2 / sum n_i (Kish 1965); effective n = n / it
+effective frames  (sum n_i)^2 / sum n_i^2, n_i the prompts of a frame: how many equal ones they are
+        worth; a category needs resampling.MIN_EFFECTIVE of them for an interval or a test
 
 python prompts.py --audit results_activation_analysis/latest_run
 """
@@ -21,8 +23,11 @@ from rolecircuits.stats.indices import (
     first_words,
     index_values,
     layer_values,
+    word_weights,
 )
-from rolecircuits.stats.moments import divide
+from rolecircuits.stats.moments import defined_mean, divide
+from rolecircuits.stats.resampling import untestable_reason
+from rolecircuits.stats.units import effective_units, labels_of
 
 FACTORS = ("category", "first word", "token count")
 LEAST = 0.05  # a share beyond the other factor that is worth a warning
@@ -106,6 +111,8 @@ def describe_clusters(values, category, frame):
         adjusted += n.sum() - (n**2).sum() / n.sum()
         of_category[name] = {"prompts": int(n.sum()), "frames": len(n)}
         of_category[name]["mean_cluster"] = float((n**2).sum() / n.sum())
+        own = np.unique(frame[category == name], return_inverse=True)[1]
+        of_category[name]["effective_frames"] = effective_units(own)
     freedom = len(sizes) - len(of_category), len(values) - len(sizes)
     if min(freedom) < 1:
         icc = np.full(values.shape[1], np.nan)
@@ -183,7 +190,42 @@ def cluster_rows(audit):
     ]
 
 
-EFFECTS = ("design_effect", "effective_n")
+EFFECTS = ("effective_frames", "design_effect", "effective_n")
+
+
+def contrast_reason(run, contrast):
+    """Why these two sides of a run get no interval and no test, or None.
+
+    contrast  (first, second) of stats.contrasts
+    In a set that is not crossed, two categories of which no prompts begin alike differ in how they
+    begin as well as in whom they are about, and no test can tell the two apart.
+    """
+    names = [name for side in contrast for name in ((side,) if isinstance(side, str) else side)]
+    if not set(names) <= set(run.counts):
+        return None
+    if not run.crossed and not word_weights(run.category, first_words(run), names, 1):
+        joined = " and ".join(names)
+        return f"not identified: no first word begins prompts of {joined}, so who and how are one"
+    category, unit = labels_of(run)
+    return untestable_reason(category, unit, names, "frames" if run.crossed else "prompts")
+
+
+def within_words(run, values, contrast):
+    """first - second among prompts that begin alike: values [prompt, ...] -> [...], or NaN.
+
+    sum_w w(word) (m_first(word) - m_second(word)), w as in indices.word_weights
+    """
+    words, category = first_words(run), run.category
+    if not all(isinstance(side, str) for side in contrast):
+        return np.full(values.shape[1:], np.nan)
+    weights = word_weights(category, words, contrast, 1)
+    total = 0.0
+    for word, weight in weights.items():
+        first, second = (
+            defined_mean(values[(category == name) & (words == word)], axis=0) for name in contrast
+        )
+        total = total + weight * (first - second)
+    return total if weights else np.full(values.shape[1:], np.nan)
 
 
 def _describe_factor(values, labels):

@@ -10,10 +10,18 @@ from scipy.special import ndtri, stdtrit
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import PAIRED, order_categories
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.stats.moments import defined_moments
-from rolecircuits.stats.permutation import permutation_test, sign_flip_test
-from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES, infer_difference
-from rolecircuits.stats.units import matched_rows
+from rolecircuits.stats.index_inference import Means
+from rolecircuits.stats.moments import column_blocks, defined_mean, defined_moments, divide
+from rolecircuits.stats.resampling import (
+    CONFIDENCE,
+    N_RESAMPLES,
+    Summary,
+    bootstrap_weights,
+    infer_difference,
+    is_testable,
+    nth_seed,
+)
+from rolecircuits.stats.units import is_clustered, matched_rows
 
 MIN_PAIRS = 3  # of two pairs the correlation is 1 or -1, and g would be 0
 CONTRASTS = {
@@ -93,19 +101,35 @@ def contrast_sides(values, category, unit, contrast):
     return *sides, True
 
 
-def compare_sides(values, category, unit, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED):
-    """(Test of first - second, and what `contrast_sides` gives).
+def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
+    """first - second of a contrast: Inference, each field [...].
 
-    Paired: p by sign flips; p_max is the larger of that of the sign flips and that of the
-    bootstrap-t of all columns, because real differences inside frames are skewed, and the largest
-    of many sign-flipped |t| is too small for them (METHODS.md).
+    values  [row, ...]; category, unit  [row] as in stats.units
+    Categories that match unit for unit are compared inside the units; clusters are drawn whole.
     """
-    a, b, paired = contrast_sides(values, category, unit, contrast)
-    draws = n_permutations, seed
-    if not paired:
-        return permutation_test(a, b, *draws), a, b, paired
-    test, inferred = sign_flip_test(a - b, *draws), infer_difference(a, b, True, *draws)
-    return test._replace(p_max=np.maximum(test.p_max, inferred.p_max)), a, b, paired
+    values, category = np.asarray(values, dtype=np.float64), np.asarray(category)
+    if unit is None or not is_clustered(category, unit):
+        return infer_difference(
+            *contrast_sides(values, category, unit, contrast), n_resamples, seed
+        )
+    slopes = {}
+    for sign, side in zip((1.0, -1.0), contrast, strict=True):
+        names = (side,) if isinstance(side, str) else side
+        slopes |= {name: sign / len(names) for name in names}
+    flat, unit = values.reshape(len(values), -1), np.asarray(unit)
+    chosen = np.isin(category, list(slopes))
+    flat, category, unit = flat[chosen], category[chosen], unit[chosen]
+    out = Summary(flat.shape[1], n_resamples)
+    for columns, rows in column_blocks(~np.isnan(flat), n_resamples):
+        part, own, together = flat[np.ix_(rows, columns)], category[rows], unit[rows]
+
+        def draw(places, number, part=part, own=own, rows=rows, together=together):
+            weights = bootstrap_weights(category, unit, n_resamples, nth_seed(seed, number))
+            means = Means([part[:, places]], own, weights[rows], together, tuple(slopes))
+            return means.draws(slopes)
+
+        out.add(columns, draw(slice(None), 0), is_testable(own, together, slopes), draw)
+    return out.finish(values.shape[1:])
 
 
 def compare_categories(
@@ -114,17 +138,24 @@ def compare_categories(
     """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
 
     values   [row, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
-    returns  "difference", "g", "g_low", "g_high", "p", "q", "p_max"
-
-    Categories that match unit for unit (all of a crossed set; confounder and third_person) are
-    tested by sign flips of their differences, others by label permutation.
+    returns  "difference", "low", "high", "g", "g_low", "g_high", "p", "q", "p_max"
     """
-    draws = n_permutations, seed
-    test, a, b, paired = compare_sides(values, category, unit, contrast, *draws)
-    low, high = hedges_g_interval(a, b, paired)
-    sizes = {"g": hedges_g(a, b, paired), "g_low": low, "g_high": high}
-    tests = {"p": test.p, "q": q_values(test.p), "p_max": test.p_max}
-    return {"difference": test.difference} | sizes | tests
+    found = infer_contrast(values, category, unit, contrast, n_permutations, seed)
+    a, b, paired = contrast_sides(values, category, unit, contrast)
+    g = hedges_g(a, b, paired)
+    if unit is not None and is_clustered(category, unit):
+        low, high = _clustered_g_interval(g, a, b, found)
+    else:
+        low, high = hedges_g_interval(a, b, paired)
+    sizes = {"difference": found.estimate, "low": found.low, "high": found.high}
+    sizes |= {"g": g, "g_low": low, "g_high": high}
+    return sizes | {"p": found.p, "q": q_values(found.p), "p_max": found.p_max}
+
+
+def _clustered_g_interval(g, a, b, found):
+    """The interval of the difference in units of g's spread; the spread counts as known."""
+    scale = divide(g, defined_mean(a, axis=0) - defined_mean(b, axis=0))
+    return found.low * scale, found.high * scale
 
 
 def q_values(p):
@@ -147,8 +178,8 @@ def q_values(p):
 def hedges_g(a, b, paired=False):
     """Standardised mean difference without small-sample bias: [prompt, ...] twice -> [...].
 
-        g = J(df) (mean a - mean b) / s, s pools both variances, J = 1 - 3 / (4 df - 1)
-        (Hedges 1981; Hedges and Olkin 1985)
+        g = J(df) (mean a - mean b) / s, s^2 the mean of both variances, J = 1 - 3 / (4 df - 1)
+        (Hedges 1981; Bonett 2008)
 
     df = n_a + n_b - 2; for pairs that correlate with r 2 (n - 1) / (1 + r^2), the pooled spread's
     NaN where a group has fewer than two defined values or nothing varies
@@ -159,9 +190,9 @@ def hedges_g(a, b, paired=False):
 def hedges_g_interval(a, b, paired=False):
     """(low, high) of `hedges_g` at 95 %, from a variance that supposes nearly normal values.
 
-    unpaired  Hedges and Olkin (1985): 1/n_a + 1/n_b + g^2 / (2 (n_a + n_b)), normal quantile
-    paired    Bonett (2008), t quantile; Borenstein et al. (2009) treat the correlation as known:
-              88 % coverage at n = 10
+    Bonett (2008), separate variances: unpaired with a normal quantile, paired with the t quantile
+    of n - 1. Borenstein et al. (2009) treat the correlation of pairs as known: 88 % coverage at
+    n = 10.
     """
     g, variance, df = _effect_size(a, b, paired)
     quantile = stdtrit(df, (1 + CONFIDENCE) / 2) if paired else ndtri((1 + CONFIDENCE) / 2)
@@ -177,7 +208,7 @@ def _effect_size(a, b, paired):
         a, b = np.where(broken, np.nan, a), np.where(broken, np.nan, b)
     (n_a, mean_a, var_a), (n_b, mean_b, var_b) = defined_moments(a), defined_moments(b)
     with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = ((n_a - 1) * var_a + (n_b - 1) * var_b) / (n_a + n_b - 2)
+        pooled = (var_a + var_b) / 2
         d = (mean_a - mean_b) / np.sqrt(pooled)
         if paired:
             var_difference, df = defined_moments(a - b)[2], n_a - 1
@@ -188,6 +219,8 @@ def _effect_size(a, b, paired):
         else:
             df = n_a + n_b - 2
             j = 1 - 3 / (4 * df - 1)
-            variance = 1 / n_a + 1 / n_b + (j * d) ** 2 / (2 * (n_a + n_b))
+            df_a, df_b = n_a - 1, n_b - 1
+            variance = d**2 * (var_a**2 / df_a + var_b**2 / df_b) / (8 * pooled**2)
+            variance = j**2 * (variance + (var_a / df_a + var_b / df_b) / pooled)
     defined = np.isfinite(d) & np.isfinite(variance) & (not paired or n_a >= MIN_PAIRS)
     return np.where(defined, j * d, np.nan), np.where(defined, variance, np.nan), df

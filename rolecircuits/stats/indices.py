@@ -155,19 +155,26 @@ def position_matched_values(run):
 
 
 def first_word_weights(run):
-    """Weight of every first word that all categories of the indices share: {word: weight}.
+    """`word_weights` of the categories of the indices, of words that two prompts of each have.
+
+    A word that fewer than two prompts of a category begin with says nothing about its spread.
+    """
+    names = [name for name in INDEX_CATEGORIES if (run.category == name).any()]
+    return word_weights(run.category, first_words(run), names, MIN_WORD_PROMPTS)
+
+
+def word_weights(category, words, names, least):
+    """Weight of every first word that `least` prompts of each category begin with: {word: weight}.
 
         w(word) proportional to min over categories of (prompts that begin with it / prompts)
 
-    A word that fewer than two prompts of a category begin with says nothing about its spread and
-    weighs nothing. Empty where no word is shared.
+    category, words  [prompt]. Empty where no word is shared.
     """
-    names = [name for name in INDEX_CATEGORIES if (run.category == name).any()]
-    words, share = first_words(run), {}
-    for word in dict.fromkeys(words.tolist()) if names else ():
-        counts = [(words[run.category == name] == word).sum() for name in names]
-        sizes = [(run.category == name).sum() for name in names]
-        if min(counts) >= MIN_WORD_PROMPTS:
+    share = {}
+    for word in dict.fromkeys(words.tolist()) if len(names) else ():
+        counts = [(words[category == name] == word).sum() for name in names]
+        sizes = [(category == name).sum() for name in names]
+        if min(counts) >= least:
             share[word] = min(n / size for n, size in zip(counts, sizes, strict=True))
     return {word: weight / sum(share.values()) for word, weight in share.items()}
 

@@ -1,27 +1,27 @@
 """What a run says about its layers and heads, tested: numbers in, rows of tables out.
 
-    layer_metrics(run)               RFC and RSI of every layer, five ways, with interval, null
+    infer_kinds(run)                 RFC and RSI of every layer, five ways, with interval, null
                                      and tests
+    layer_metrics(run, inferred)     the same as rows, with what was found and what could have been
     contrast_layers(run, contrasts)  differences between categories, layer by layer
     contrast_heads(run, contrasts)   the same of every head, with Hedges g
     rank_heads(tests)                the heads as rows, strongest first
 
-A family for q and max-T is all layers of one kind and index, or all heads of one contrast.
+A family for q and max-T is all layers of one kind and index, or all heads of one contrast. The
+primary family is both indices of `crossed`, normalised: p_primary is max-T over its layers.
 """
 
 import numpy as np
+from scipy.special import ndtri
 
-from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
+from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED, MARGIN
 from rolecircuits.stats import indices
-from rolecircuits.stats.contrasts import compare_categories, compare_sides, contrast_sides, q_values
+from rolecircuits.stats.audit import contrast_reason, within_words
+from rolecircuits.stats.contrasts import compare_categories, contrast_sides, q_values
+from rolecircuits.stats.index_inference import COMPARED, Means, infer_indices
 from rolecircuits.stats.moments import defined_mean, divide
-from rolecircuits.stats.resampling import (
-    N_RESAMPLES,
-    infer_indices,
-    mean_difference_interval,
-    mean_interval,
-)
-from rolecircuits.stats.units import frame_values, labels_of, strata_of
+from rolecircuits.stats.resampling import N_RESAMPLES, SHARE, infer_mean, join_families
+from rolecircuits.stats.units import frame_values, is_clustered, labels_of, strata_of
 
 MATCHED = {
     "position_matched": indices.position_matched_values,
@@ -29,72 +29,182 @@ MATCHED = {
 }
 LAYER_KINDS = (*indices.KINDS, *MATCHED)
 MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
+TESTS = ("low", "high", "p", "q", "p_max")
+POWER = 0.80
+MIN_HALF = 3  # units of each half that chooses or measures heads
+PRIMARY = "normalised"
+VERDICTS = ("differs", "differs, less than the margin", "equivalent", "undecided")
 
 
 def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
-    """{index: {"estimate", "low", "high", "null", "p", "q", "p_max"}} of RFC and RSI, each [layer].
+    """{index: numbers} of RFC and RSI; p tests index = null.
 
-    p tests index = null. Normalised and sink-free: `compare_sides` (RFC: self against neutral,
-    RSI: confounder against self). Raw: bootstrap-t against the index of uniform attention on the
-    same prompts. Matched on position or first word: bootstrap-t.
+    numbers  "estimate", "low", "high", "null", "p", "q", "p_max", "p_primary" (max-T over the
+             layers of both indices), "error", "inner" (half the 90 % interval), each [layer];
+             "reason", why there is no interval and no test, or None; "family", the Inference
+    Raw is tested against the index of uniform attention on the same prompts. What is matched on the
+    first word has an estimate alone: it counts the words as fixed, while prompts are drawn word by
+    word.
     """
-    matched = MATCHED.get(kind)
+    matched, draws = MATCHED.get(kind), (n_resamples, seed)
     values = matched(run) if matched else indices.layer_values(run, kind)
     values, labels = frame_values(run, values), labels_of(run)
-    null, draws = indices.layer_null(run, "normalised" if matched else kind), (n_resamples, seed)
+    null = indices.layer_null(run, "normalised" if matched else kind)
     inferred = tests = infer_indices(values, *labels, None, *draws)
     if kind == "raw":
         uniform = frame_values(run, indices.null_values(run, "raw"))
         tests = infer_indices(values, *labels, uniform, *draws)
-    elif not matched:
-        tests = {
-            index: compare_sides(values, *labels, (other, "self_referent"), *draws)[0]
-            for index, other in (("rfc", "neutral"), ("rsi", "confounder"))
-        }
     layers = {}
     for index, test in tests.items():
-        layers[index] = dict(zip(("estimate", "low", "high"), inferred[index][:3], strict=True))
-        layers[index] |= {"null": null[index], "p": test.p, "q": q_values(test.p)}
-        layers[index]["p_max"] = test.p_max
+        own, reason = inferred[index], contrast_reason(run, COMPARED[index])
+        numbers = {"estimate": own.estimate, "low": own.low, "high": own.high}
+        numbers |= {"null": null[index], "p": test.p, "q": q_values(test.p), "p_max": test.p_max}
+        numbers |= {"error": test.error, "inner": test.inner}
+        if kind == "first_word_matched" and not run.crossed and reason is None:
+            reason = "words count as fixed"
+        if reason:
+            numbers |= dict.fromkeys((*TESTS, "inner"), np.full(len(null[index]), np.nan))
+        layers[index] = numbers | {"reason": reason, "family": test}
+    tested = [index for index, numbers in layers.items() if not numbers["reason"]]
+    joint = join_families([tests[index] for index in tested]) if tested else []
+    for index, numbers in layers.items():
+        numbers["p_primary"] = joint[tested.index(index)] if index in tested else numbers["p"]
     return layers
 
 
-def layer_metrics(run, seed=DEFAULT_SEED):
-    """Rows of layer_metrics.csv: one a kind, index and layer."""
-    return [
-        {"layer": layer, "kind": kind, "index": index}
-        | {name: column[layer] for name, column in numbers.items()}
-        for kind in LAYER_KINDS
-        for index, numbers in infer_layers(run, kind, seed).items()
-        for layer in range(run.n_layers)
-    ]
+def infer_kinds(run, seed=DEFAULT_SEED):
+    """{kind: what `infer_layers` gives} of LAYER_KINDS."""
+    return {kind: infer_layers(run, kind, seed) for kind in LAYER_KINDS}
+
+
+def layer_metrics(run, inferred, margin=MARGIN):
+    """Rows of layer_metrics.csv: one a kind, index and layer.
+
+    inferred  what `infer_kinds` gave    margin  an index nearer to its null than this is no effect
+    """
+    rows, within = [], inferred["first_word_matched"]
+    for kind, of_kind in inferred.items():
+        sizes = describe_sizes(run, kind)
+        for index, numbers in of_kind.items():
+            found = judge_layers(numbers, margin)
+            columns = {name: numbers[name] for name in ("estimate", "low", "high", "null")}
+            columns |= {name: numbers[name] for name in ("p", "q", "p_max", "p_primary", "error")}
+            columns |= sizes[index] | found
+            if kind == PRIMARY and not run.crossed:
+                columns["within_words"] = within[index]["estimate"]
+                columns["sign_disagrees"] = disagrees(
+                    numbers["estimate"], within[index]["estimate"]
+                )
+            empty = {"within_words": np.nan, "sign_disagrees": ""}
+            place = {"kind": kind, "index": index, "family": family_name(run, kind)}
+            rows += [
+                {"layer": layer}
+                | place
+                | empty
+                | {name: np.broadcast_to(c, run.n_layers)[layer] for name, c in columns.items()}
+                for layer in range(run.n_layers)
+            ]
+    return rows
+
+
+def family_name(run, kind):
+    """primary: RFC and RSI of a crossed set, normalised; everything else is secondary."""
+    return "primary" if run.crossed and kind == PRIMARY else "secondary"
+
+
+def disagrees(plain, within):
+    """Whether the estimate within shared first words has the other sign: [layer] bool."""
+    return np.sign(plain) * np.sign(within) < 0
+
+
+def judge_layers(numbers, margin):
+    """{"mde", "equivalent", "verdict"}, each [layer], of numbers as `infer_layers` gives them.
+
+    mde      the smallest difference from the null that is found with 80 % power by a test of this
+             layer alone: (c + z_0.8) error, c error half the 95 % interval (Bloom 1995)
+    verdict  differs: q < 0.05; equivalent: the 90 % interval around estimate - null lies within
+             the margin (two one-sided tests, Schuirmann 1987); undecided: neither
+    """
+    distance = np.abs(numbers["estimate"] - numbers["null"])
+    half = (numbers["high"] - numbers["low"]) / 2
+    half = np.where(np.isnan(numbers["p"]), np.nan, half)
+    small, differs = distance + numbers["inner"] < margin, numbers["q"] < ALPHA
+    verdict = np.select([differs & ~small, differs, small], VERDICTS[:3], VERDICTS[3])
+    verdict = np.where(np.isnan(numbers["p"]) & ~small, "", verdict)
+    mde = half + ndtri(POWER) * numbers["error"]
+    return {"mde": mde, "verdict": verdict}
+
+
+def describe_sizes(run, kind):
+    """{index: {"prompts", "frames", "design_effect", "effective_n"}} of its two categories.
+
+    design_effect  (standard error / that of independent prompts)^2 [layer]; effective_n is prompts
+                   divided by it
+    """
+    matched, category = MATCHED.get(kind), run.category
+    values = matched(run) if matched else indices.layer_values(run, kind)
+    frames, labels = frame_values(run, values), labels_of(run)
+    sizes = {}
+    for index, names in COMPARED.items():
+        there = np.isin(category, names)
+        n, n_frames = int(there.sum()), len(set(run.frame[there].tolist()))
+        effect = np.full(values.shape[1], np.nan)
+        if {*names, "neutral"} <= set(run.counts) and not np.isnan(values).any():
+            one = np.ones((len(values), 2), dtype=np.float32)
+            alone = Means([values], category, one).index_draws(index)[2][:, 0]
+            shared = run.crossed or is_clustered(*labels)
+            unit, rows = (labels[1], np.ones((len(frames), 2), dtype=np.float32))
+            error = Means([frames], labels[0], rows, unit if shared else None)
+            effect = divide(error.index_draws(index)[2][:, 0], alone) ** 2
+        sizes[index] = {"prompts": n, "frames": n_frames, "design_effect": effect}
+        sizes[index]["effective_n"] = divide(n, effect)
+    return sizes
+
+
+def list_reasons(run, contrasts):
+    """{contrast or index: why it has no interval and no test, or None}."""
+    there = {index: pair for index, pair in COMPARED.items() if set(pair) <= set(run.counts)}
+    return {name: contrast_reason(run, contrast) for name, contrast in (contrasts | there).items()}
 
 
 def contrast_heads(run, contrasts, seed=DEFAULT_SEED):
     """{contrast: {measure: [layer, head]}} of normalised values; contrasts {name: contrast}."""
     values, labels = frame_values(run, indices.prompt_values(run, "normalised")), labels_of(run)
     return {
-        name: compare_categories(values, *labels, contrast, seed=seed)
-        for name, contrast in contrasts.items()
+        name: blank_untestable(run, c, compare_categories(values, *labels, c, seed=seed))
+        for name, c in contrasts.items()
     }
+
+
+def blank_untestable(run, contrast, compared):
+    """What compare_categories gave, without intervals and tests where the design allows none."""
+    if contrast_reason(run, contrast) is None:
+        return compared
+    blank = {name: np.full_like(compared["p"], np.nan) for name in TESTS}
+    return compared | blank | {"g_low": blank["low"], "g_high": blank["high"]}
 
 
 def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
     """Rows of contrasts.csv: one a contrast and layer, of normalised and of sink-free values.
 
     difference is first - second with its 95 % interval; share is the difference divided by the
-    mean of the second side.
+    mean of the second side; within_words is the difference among prompts that begin alike.
     """
     labels, rows = labels_of(run), []
     for name, contrast in contrasts.items():
         for kind in ("normalised", "sinkfree"):
-            values = frame_values(run, indices.layer_values(run, kind))
+            layers = indices.layer_values(run, kind)
+            values = frame_values(run, layers)
             a, b, paired = contrast_sides(values, *labels, contrast)
             tests = compare_categories(values, *labels, contrast, seed=seed)
-            _, low, high = mean_difference_interval(a, b, paired, seed=seed)
-            share = divide(tests["difference"], defined_mean(b, axis=0))
-            columns = {"difference": tests["difference"], "low": low, "high": high, "share": share}
+            tests = blank_untestable(run, contrast, tests)
+            columns = {key: tests[key] for key in ("difference", "low", "high")}
+            columns["share"] = divide(tests["difference"], defined_mean(b, axis=0))
             columns |= {measure: tests[measure] for measure in ("g", "p", "q", "p_max")}
+            if not run.crossed:
+                within = within_words(run, layers, contrast)
+                columns |= {"within_words": within}
+                columns["sign_disagrees"] = disagrees(tests["difference"], within)
             labelled = {"contrast": name, "kind": kind, "n": len(a), "paired": paired}
             rows += [
                 labelled
@@ -105,58 +215,21 @@ def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
     return rows
 
 
-def rows_of(compared, name, kind="normalised"):
-    """The rows of contrasts.csv of one contrast and kind, layer by layer."""
-    return [row for row in compared if row["contrast"] == name and row["kind"] == kind]
-
-
-def contrast_cells(name, compared):
-    """Cells of one contrast over its layers: mean, extremes, and how many layers pass."""
-    rows = rows_of(compared, name)
-    value = np.array([row["difference"] for row in rows])
-    paired = " (paired)" if rows[0]["paired"] else ""
-    if np.isnan(value).all():
-        return [name, f"{rows[0]['n']}{paired}", "undefined", "-", "-", "-"]
-    ends = [f"{value[at]:+.4f} @{at}" for at in (np.nanargmin(value), np.nanargmax(value))]
-    passed = [sum(row[test] < ALPHA for row in rows) for test in ("p", "q", "p_max")]
-    counts = " / ".join(map(str, passed)) + f" of {len(rows)}"
-    return [name, f"{rows[0]['n']}{paired}", f"{np.nanmean(value):+.4f}", *ends, counts]
-
-
-def interaction_cells(names, compared):
-    """Rows of cells, one a layer: difference with interval, q and max-T p of every contrast."""
-    columns = [rows_of(compared, name) for name in names]
-    return [
-        [
-            rows[0]["layer"],
-            *(
-                f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
-                f"{row['q']:.3f} {row['p_max']:.3f}"
-                for row in rows
-            ),
-        ]
-        for rows in zip(*columns, strict=True)
-    ]
-
-
-def describe_interactions(names, compared):
-    """One line: how large every family is over its layers, the control among them."""
-    sizes = []
-    for name in names:
-        value = np.array([row["difference"] for row in rows_of(compared, name)])
-        sizes.append(f"{name} {np.sqrt(np.nanmean(value**2)):.4f}")
-    return (
-        f"root mean square over layers: {', '.join(sizes)}; what the control shows as well is not "
-        "about the model"
-    )
-
-
 def split_units(category, unit, seed=DEFAULT_SEED):
-    """True for the rows that choose heads: a random half of the units, frames and pairs whole."""
+    """True for the rows that choose heads: a random half of the units, each whole.
+
+    Clusters are of unequal size: in random order, each goes to the half that has fewer rows.
+    """
     rng, chosen = np.random.default_rng(seed), np.zeros(len(category), dtype=bool)
+    clustered = is_clustered(category, unit)
     for stratum in strata_of(category, unit):
-        half = rng.permutation(stratum.shape[1])[: stratum.shape[1] // 2]
-        chosen[stratum[:, half].ravel()] = True
+        order, sizes = rng.permutation(len(stratum)), [0, 0]
+        for place, i in enumerate(order):
+            into = place < len(stratum) // 2
+            if clustered:
+                into = sizes[1] < sizes[0]
+                sizes[int(into)] += len(stratum[i])
+            chosen[stratum[i]] = into
     return chosen
 
 
@@ -199,50 +272,18 @@ def slot_masses(run):
 
 def summarise_categories(run, seed=DEFAULT_SEED):
     """Rows of category_summary.csv, one a kind and category: means over layers and heads."""
-    rows, category = [], labels_of(run)[0]
+    rows, (category, unit) = [], labels_of(run)
     for kind in indices.KINDS:
         values = frame_values(run, indices.layer_values(run, kind).mean(axis=1))
+        bounds = (0.0, np.inf) if kind == "raw" else SHARE
         for name, n in run.counts.items():
             chosen, own = run.category == name, values[category == name]
-            row = {"category": name, "kind": kind, "n_prompts": n, "n_units": len(own)}
+            row = {"category": name, "kind": kind, "n_prompts": n}
+            row["n_frames"] = len(set(run.frame[chosen].tolist()))
             row["mean_tokens"] = run.n_tokens[chosen].mean()
             row["mean_own_tokens"] = np.diff(run.span[chosen]).mean()
-            interval = (float(x) for x in mean_interval(own, seed=seed))
+            found = infer_mean(own, None, unit[category == name], bounds, seed=seed)
+            interval = (float(x) for x in found[:3])
             row |= dict(zip(("entropy", "low", "high"), interval, strict=True))
             rows.append(row | {"sink_mass": np.nanmean(run.sink_mass[chosen])})
     return rows
-
-
-def describe_survivors(what, tests):
-    """One line on a family of tests: what passes BH and max-T at ALPHA, or that nothing does."""
-    p, q, p_max = (np.ravel(tests[key]) for key in ("p", "q", "p_max"))
-    tested = int(np.isfinite(p).sum())
-    if not tested:
-        return f"no {what} could be tested"
-    alone, by_bh, by_max = (int((x < ALPHA).sum()) for x in (p, q, p_max))
-    uncorrected = f"uncorrected p < {ALPHA}: {alone} of {tested}"
-    uncorrected += f", {ALPHA * tested:.1f} expected by chance"
-    if not by_bh and not by_max:
-        return f"no {what} survives max-T/BH at {ALPHA} ({uncorrected})"
-    return f"{by_max} of {tested} {what}s survive max-T and {by_bh} BH at {ALPHA} ({uncorrected})"
-
-
-def list_verdicts(layers, contrasts):
-    """One line a family of tests: the heads of every contrast, the layers of every index.
-
-    layers  rows of `layer_metrics`      contrasts  as `contrast_heads` gives them
-    Indices whose categories the run lacks have no line, and a crossed set none for what is matched
-    on the first word, which is the normalised index there.
-    """
-    estimates = {}
-    lines = [f"{name}: {describe_survivors('head', tests)}" for name, tests in contrasts.items()]
-    for kind in ("normalised", "sinkfree", *MATCHED):
-        for index in indices.INDICES:
-            rows = [row for row in layers if row["kind"] == kind and row["index"] == index]
-            tests = {name: [row[name] for row in rows] for name in ("p", "q", "p_max")}
-            estimates[kind, index] = np.array([row["estimate"] for row in rows])
-            again = np.array_equal(estimates[kind, index], estimates["normalised", index])
-            if np.isnan(estimates[kind, index]).all() or (kind == "first_word_matched" and again):
-                continue
-            lines.append(f"{kind} {index.upper()}: {describe_survivors('layer', tests)}")
-    return [*lines, "each line is one family: its corrections hold inside it, not across lines"]

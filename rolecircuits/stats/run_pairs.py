@@ -13,7 +13,9 @@ from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.stats import original_study
-from rolecircuits.stats.contrasts import compare_categories, contrast_sides, q_values
+from rolecircuits.stats.audit import contrast_reason
+from rolecircuits.stats.contrasts import compare_categories, infer_contrast, q_values
+from rolecircuits.stats.index_inference import COMPARED, infer_indices, infer_mean_indices
 from rolecircuits.stats.indices import (
     INDEX_CATEGORIES,
     INDICES,
@@ -22,14 +24,7 @@ from rolecircuits.stats.indices import (
     layer_null,
     layer_values,
 )
-from rolecircuits.stats.resampling import (
-    MIN_PROMPTS,
-    infer_indices,
-    infer_mean_indices,
-    mean_difference_interval,
-    missing_prompts_reason,
-)
-from rolecircuits.stats.role_tests import infer_layers
+from rolecircuits.stats.role_tests import blank_untestable, infer_layers
 from rolecircuits.stats.units import frame_values, labels_of
 
 P_VALUES = ("p", "q", "p_max")
@@ -129,18 +124,14 @@ def facts_of_run(run):
     return {"run": run.path.name, "label": run.label, "prompt_format": run.prompt_format, **facts}
 
 
-def missing_interval_reason(category, index):
+def missing_interval_reason(run, index):
     """Why this index gets no interval, or None if it gets one."""
-    n = {name: int((category == name).sum()) for name in CATEGORIES_OF[index]}
-    absent = [name for name in n if not n[name]]
+    absent = [name for name in CATEGORIES_OF[index] if name not in run.counts]
     if absent:
         missing = " and no ".join(absent)
         return f"{index.upper()} is undefined: no {missing} prompts are in both runs"
-    if missing_prompts_reason(category[np.isin(category, list(n))]) is None:
-        return None
-    there = ", ".join(f"{n[name]} {name}" for name in n)
-    needs = f"they need {MIN_PROMPTS} prompts of each category"
-    return f"no intervals for {index.upper()}: {needs}, there are {there}"
+    reason = contrast_reason(run, COMPARED[index])
+    return f"{index.upper()}: {reason}" if reason else None
 
 
 def estimate_pair(runs, seed=DEFAULT_SEED):
@@ -152,8 +143,7 @@ def estimate_pair(runs, seed=DEFAULT_SEED):
     differences are not tested: raw indices also differ where only lengths do. Numbers left out are
     NaN, or None.
     """
-    category = labels_of(runs["base"])[0]
-    reasons = {index: missing_interval_reason(category, index) for index in INDICES}
+    reasons = {index: missing_interval_reason(runs["base"], index) for index in INDICES}
     return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
 
 
@@ -166,8 +156,10 @@ def _estimate_kind(runs, kind, reasons, seed):
     means = infer_mean_indices(values["instruct"], *labels, values["base"], seed=seed)
     out = {}
     for index in INDICES:
-        value, low, high, p, p_max = differences[index]
+        value, low, high, p, p_max = differences[index][:5]
         diff = {"value": value, "low": low, "high": high, "p": p, "q": q_values(p), "p_max": p_max}
+        if reasons[index]:
+            diff |= dict.fromkeys(("low", "high", *P_VALUES), np.full(len(value), np.nan))
         if kind == "raw":
             diff |= dict.fromkeys(P_VALUES, np.full(len(value), np.nan))
         diff["null"] = null["instruct"][index] - null["base"][index]
@@ -191,21 +183,20 @@ def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED):
     values["diff"] = values["instruct"] - values["base"]
     return {
         name: {
-            side: _estimate_contrast(of_side, labels, contrast, seed)
+            side: _estimate_contrast(runs["base"], of_side, labels, contrast, seed)
             for side, of_side in values.items()
         }
         for name, contrast in contrasts.items()
     }
 
 
-def _estimate_contrast(values, labels, contrast, seed):
+def _estimate_contrast(run, values, labels, contrast, seed):
     tests = compare_categories(values, *labels, contrast, seed=seed)
-    sides = contrast_sides(values, *labels, contrast)
-    _, low, high = mean_difference_interval(*sides, seed=seed)
-    means = [side.mean(axis=1) for side in sides[:2]]
-    mean = mean_difference_interval(*means, sides[2], seed=seed)
-    estimate = {"value": tests["difference"], "low": low, "high": high, "mean_interval": mean[1:]}
-    return estimate | {name: tests[name] for name in P_VALUES}
+    tests = blank_untestable(run, contrast, tests)
+    mean = infer_contrast(values.mean(axis=1), *labels, contrast, seed=seed)[1:3]
+    testable = contrast_reason(run, contrast) is None
+    estimate = {"value": tests["difference"], "mean_interval": mean if testable else None}
+    return estimate | {name: tests[name] for name in ("low", "high", *P_VALUES)}
 
 
 def estimate_original(runs):

@@ -1,7 +1,10 @@
-"""What is drawn, has its sign flipped or is held out as one: the unit of inference.
+"""What is drawn or held out as one: the unit of inference.
 
     crossed set        the frame: all of its persons and fillers
-    any other set      a matched pair (confounder[i], third_person[i]); else the prompt alone
+    any other set      the frame too (the first word, unless frames are given): prompts that begin
+                       alike have alike entropies, so they are one cluster
+    every prompt its   a matched pair (confounder[i], third_person[i]); else the prompt alone
+    own frame
 
 In a crossed set the values of a run are first averaged over the fillers of a frame, so that a frame
 has one value a category, and differences are taken inside frames (`frame_values`). What resamples
@@ -39,13 +42,33 @@ def design_of(arrays):
 
 def units_of(design):
     """The unit of every prompt: [prompt] int, ALONE where it has no partner."""
+    frame, category = np.asarray(design.frame), np.asarray(design.category)
+    frames = np.unique(frame, return_inverse=True)[1]
     if design.crossed:
-        places = {name: i for i, name in enumerate(dict.fromkeys(design.frame.tolist()))}
-        return np.array([places[name] for name in design.frame.tolist()])
-    category, pair_id = np.asarray(design.category), np.asarray(design.pair_id)
+        places = {name: i for i, name in enumerate(dict.fromkeys(frame.tolist()))}
+        return np.array([places[name] for name in frame.tolist()])
+    if is_clustered(category, frames):
+        return frames
+    pair_id = np.asarray(design.pair_id)
     left, right = (pair_id[(category == name) & (pair_id >= 0)] for name in PAIRED)
     whole = sorted(left.tolist()) == sorted(right.tolist())
     return np.where(np.isin(category, PAIRED) & whole, pair_id, ALONE)
+
+
+def is_clustered(category, unit):
+    """True if some unit holds several rows of one category."""
+    unit = np.asarray(unit)
+    used = unit >= 0
+    cells = list(zip(np.asarray(category)[used].tolist(), unit[used].tolist(), strict=True))
+    return len(set(cells)) < len(cells)
+
+
+def effective_units(unit):
+    """How many units of equal size these rows are worth: (sum n)^2 / sum n^2 (Kish 1965)."""
+    unit = np.asarray(unit)
+    size = np.unique(unit[unit >= 0], return_counts=True)[1]
+    size = np.concatenate([size, np.ones((unit < 0).sum())])
+    return float(size.sum() ** 2 / (size**2).sum()) if len(size) else 0.0
 
 
 def labels_of(design):
@@ -104,19 +127,24 @@ def shared_units(category, unit):
 
 
 def strata_of(category, unit):
-    """What is drawn within what: arrays [row of the unit, unit] of rows.
+    """What is drawn within what: lists of units, each unit an array of its rows.
 
-    First those of `shared_units`; then the rows of every category that are units by themselves.
+    Clusters are one list. Else units of one composition are a list each (all frames of a crossed
+    set; pairs), and then the rows of every category that are units by themselves.
     """
-    category = np.asarray(category)
-    strata = [np.array(stratum).T for stratum in shared_units(category, unit)]
+    category, unit = np.asarray(category), np.asarray(unit)
+    if is_clustered(category, unit):
+        own = np.where(unit >= 0, unit, unit.max() + 1 + np.arange(len(unit)))
+        order = np.argsort(own, kind="stable")
+        return [np.split(order, np.flatnonzero(np.diff(own[order])) + 1)]
+    strata = [[np.array(rows) for rows in stratum] for stratum in shared_units(category, unit)]
     alone = np.ones(len(category), dtype=bool)
     for stratum in strata:
-        alone[stratum.ravel()] = False
+        alone[np.concatenate(stratum)] = False
     for name in dict.fromkeys(category.tolist()):
         rows = np.flatnonzero((category == name) & alone)
         if len(rows):
-            strata.append(rows[None])
+            strata.append(list(rows[:, None]))
     return strata
 
 

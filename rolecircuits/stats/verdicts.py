@@ -1,0 +1,137 @@
+"""What the tests of a run say, in lines and cells for the terminal; rows as stats.role_tests gives
+them.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from rolecircuits.inputs.arguments import ALPHA
+from rolecircuits.stats import indices
+from rolecircuits.stats.role_tests import MATCHED, PRIMARY, VERDICTS
+
+
+def rows_of(compared, name, kind="normalised"):
+    """The rows of contrasts.csv of one contrast and kind, layer by layer."""
+    return [row for row in compared if row["contrast"] == name and row["kind"] == kind]
+
+
+def contrast_cells(name, compared):
+    """Cells of one contrast over its layers: mean, extremes, and how many layers pass."""
+    rows = rows_of(compared, name)
+    value = np.array([row["difference"] for row in rows])
+    paired = " (paired)" if rows[0]["paired"] else ""
+    if np.isnan(value).all():
+        return [name, f"{rows[0]['n']}{paired}", "undefined", "-", "-", "-"]
+    ends = [f"{value[at]:+.4f} @{at}" for at in (np.nanargmin(value), np.nanargmax(value))]
+    passed = [sum(row[test] < ALPHA for row in rows) for test in ("p", "q", "p_max")]
+    counts = " / ".join(map(str, passed)) + f" of {len(rows)}"
+    counts = counts if any(row["p"] == row["p"] for row in rows) else "not tested"
+    return [name, f"{rows[0]['n']}{paired}", f"{np.nanmean(value):+.4f}", *ends, counts]
+
+
+def interaction_cells(names, compared):
+    """Rows of cells, one a layer: difference with interval, q and max-T p of every contrast."""
+    columns = [rows_of(compared, name) for name in names]
+    return [
+        [
+            rows[0]["layer"],
+            *(
+                f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
+                f"{row['q']:.3f} {row['p_max']:.3f}"
+                for row in rows
+            ),
+        ]
+        for rows in zip(*columns, strict=True)
+    ]
+
+
+def describe_interactions(names, compared):
+    """One line: how large every family is over its layers, the control among them."""
+    sizes = []
+    for name in names:
+        value = np.array([row["difference"] for row in rows_of(compared, name)])
+        sizes.append(f"{name} {np.sqrt(np.nanmean(value**2)):.4f}")
+    return (
+        f"root mean square over layers: {', '.join(sizes)}; what the control shows as well is not "
+        "about the model"
+    )
+
+
+def describe_survivors(what, tests):
+    """One line on a family of tests: what passes BH and max-T at ALPHA, or that nothing does."""
+    p, q, p_max = (np.ravel(tests[key]) for key in ("p", "q", "p_max"))
+    tested = int(np.isfinite(p).sum())
+    if not tested:
+        return f"no {what} could be tested"
+    alone, by_bh, by_max = (int((x < ALPHA).sum()) for x in (p, q, p_max))
+    uncorrected = f"uncorrected p < {ALPHA}: {alone} of {tested}"
+    uncorrected += f", {ALPHA * tested:.1f} expected by chance"
+    if not by_bh and not by_max:
+        return f"no {what} survives max-T/BH at {ALPHA} ({uncorrected})"
+    return f"{by_max} of {tested} {what}s survive max-T and {by_bh} BH at {ALPHA} ({uncorrected})"
+
+
+def list_verdicts(layers, heads, reasons, margin):
+    """The primary family first, then one line a secondary family of tests.
+
+    layers   rows of `layer_metrics`      heads  as `contrast_heads` gives them
+    reasons  {contrast or index: why it has no tests, or None}
+    Indices whose categories the run lacks have no line, and a crossed set none for what is matched
+    on the first word, which is the normalised index there.
+    """
+    primary = [row for row in layers if row["family"] == "primary"]
+    lines = (
+        describe_primary(primary, margin)
+        if primary
+        else [
+            "no primary family: that is RFC and RSI of a crossed set, normalised; all is secondary"
+        ]
+    )
+    for name, tests in heads.items():
+        lines.append(f"secondary, {name}: {reasons.get(name) or describe_survivors('head', tests)}")
+    for kind in ("normalised", "sinkfree", *MATCHED):
+        for index in indices.INDICES:
+            rows = [row for row in layers if row["kind"] == kind and row["index"] == index]
+            done = rows[0]["family"] == "primary" or kind == "first_word_matched"
+            if done or np.isnan([row["estimate"] for row in rows]).all():
+                continue
+            tests = {name: [row[name] for row in rows] for name in ("p", "q", "p_max")}
+            said = reasons.get(index) or describe_survivors("layer", tests)
+            lines.append(f"secondary, {kind} {index.upper()}: {said}")
+            if kind == PRIMARY and not reasons.get(index):
+                lines.append(f"    {describe_found(rows, margin)}")
+    return [*lines, "each line is one family: its corrections hold inside it, not across lines"]
+
+
+def describe_primary(rows, margin):
+    """Lines on RFC and RSI of a crossed set, one family of max-T over the layers of both."""
+    tested = sum(row["p"] == row["p"] for row in rows)
+    if not tested:
+        return ["primary (RFC and RSI by layer, normalised): no layer could be tested"]
+    lines = [f"primary (RFC and RSI of {tested} layers, normalised, max-T over both):"]
+    for index in indices.INDICES:
+        own = [row for row in rows if row["index"] == index]
+        if all(row["p"] != row["p"] for row in own):
+            continue
+        n = sum(row["p_primary"] < ALPHA for row in own)
+        lines.append(
+            f"    {index.upper()}: {n} of {len(own)} layers differ (p < {ALPHA}); "
+            f"{describe_found(own, margin)}"
+        )
+    return lines
+
+
+def describe_found(rows, margin):
+    """How many layers differ, are equivalent or undecided, and what could have been found."""
+    counts = Counter(row["verdict"] for row in rows)
+    named = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+    mde = [row["mde"] for row in rows if row["mde"] == row["mde"]]
+    smallest = f"{np.median(mde):.3f}" if mde else "undefined"
+    opposite = sum(row["sign_disagrees"] is True or row["sign_disagrees"] == 1 for row in rows)
+    text = (
+        f"BH, margin {margin:g}: {named or 'none'}; 80 % power for a layer at {smallest} (median)"
+    )
+    if opposite:
+        text += f"; {opposite} layers have the other sign within shared first words"
+    return text
