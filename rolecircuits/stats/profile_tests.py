@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from rolecircuits.stats.moments import divide
+
 TRENDS = {"plain": 0, "linear": 1, "quadratic": 2}  # degree of the polynomial that is removed
 ROUNDING = 1e-9  # what is left of a profile that is nothing but trend, of its size
 
@@ -104,7 +106,7 @@ def correlate_detrended(left, right, degree):
 
 def correlate_rows(a, b):
     """Cosine of vectors along the last axis: Pearson's r where their means are removed."""
-    return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return divide((a * b).sum(axis=-1), np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))
 
 
 def share_reached(a, shifted):
