@@ -24,23 +24,16 @@ cross_model_profiles.png.
         --comparison qwen=comparison_results/qwen
 """
 
-import math
 import sys
-from itertools import combinations
 from pathlib import Path
 
 from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
-from rolecircuits.runs import files
+from rolecircuits.runs import files, npz
 
 DEFAULT_OUTPUT = "cross_model_results"
 KINDS = ("normalised", "sinkfree", "original")
-COLUMNS = {"plain": "as is", "linear": "linear", "quadratic": "quadratic"}
-READ = (
-    "read the quadratic r and its p: profiles that drift with depth correlate by their trends, and "
-    "p of the other columns does not hold then"
-)
 
 
 def parse_args(argv=None):
@@ -85,7 +78,7 @@ def compare_models(comparisons, output_dir, kind=None):
     folder = check_output_dir(output_dir)
 
     from rolecircuits.drawing import profile_figure, style, tables  # matplotlib
-    from rolecircuits.stats import profiles  # numpy: --help does without it
+    from rolecircuits.stats import profile_noise, profiles  # scipy: --help does without it
 
     changes, used = profiles.read_profiles(comparisons, kind)
     summary = [
@@ -95,7 +88,9 @@ def compare_models(comparisons, output_dir, kind=None):
     ]
     draw, notes = None, []
     if used != "original":
-        draw, notes = prepare_draws(comparisons, changes, used)
+        places = {name: profiles.table_file(path) for name, path in comparisons.items()}
+        rows = read_rows(places, changes, profile_noise)
+        draw, notes = profile_noise.prepare_draws(list(comparisons), rows, used)
     elif kind is None:
         missing = "rfc_normalised_diff, rsi_normalised_diff are not in every file"
         notes = [f"read as original (rfc_diff, rsi_diff, the published estimator): {missing}"]
@@ -112,7 +107,7 @@ def compare_models(comparisons, output_dir, kind=None):
     title = f"{used}: share of layers below -0.01, near 0, above +0.01"
     tables.print_table(columns, map(summary_cells, summary), title)
     if correlations:
-        print_correlations(correlations, used)
+        tables.print_profile_correlations(correlations, used)
     else:
         print("one model: nothing to correlate")
     for note in notes:
@@ -121,36 +116,19 @@ def compare_models(comparisons, output_dir, kind=None):
     return {"summary": summary, "correlations": correlations, "kind": used}
 
 
-def prepare_draws(comparisons, changes, kind):
-    """(what profiles.correlate_models draws with, a note for each pair that cannot be drawn).
+def read_rows(tables, changes, noise):
+    """{name: arrays of its profile_rows.npz, checked} of the comparisons that have one.
 
-    changes  {name: profile}, whose layers each profile_rows.npz must have
+    tables  {name: path of its table}, beside which the file lies
+    changes  {name: profile}, whose layers it must have    noise  the module profile_noise
     """
-    from rolecircuits.runs import npz  # numpy: --help does without it
-    from rolecircuits.stats import profile_noise, profiles  # the same
-
-    rows, notes = {}, []
-    for name, place in comparisons.items():
-        path = profiles.table_file(place).parent / profile_noise.ROWS_FILE
+    rows = {}
+    for name, table in tables.items():
+        path = table.parent / noise.ROWS_FILE
         if path.exists():
-            rows[name] = npz.read_npz(path, profile_noise.ARRAYS)
-            profile_noise.check_rows(path, rows[name], len(changes[name]["layer"]))
-    missing = [printable(name) for name in comparisons if name not in rows]
-    if missing and len(comparisons) > 1:
-        where = f"{profile_noise.ROWS_FILE} is missing for {', '.join(missing)}"
-        notes.append(f"no joint resampling: {where} (compare_base_instruct.py writes it)")
-    for pair in combinations(rows, 2):
-        reason = profile_noise.missing_rows_reason(*(rows[name] for name in pair))
-        if reason:
-            notes.append(f"no joint resampling: {' and '.join(map(printable, pair))} {reason}")
-
-    def draw(*pair):
-        both = [rows.get(name) for name in pair]
-        if any(own is None for own in both) or profile_noise.missing_rows_reason(*both):
-            return None
-        return profile_noise.draw_jointly(*both, kind)
-
-    return draw, notes
+            rows[name] = npz.read_npz(path, noise.ARRAYS)
+            noise.check_rows(path, rows[name], len(changes[name]["layer"]))
+    return rows
 
 
 def summary_cells(row):
@@ -158,48 +136,6 @@ def summary_cells(row):
     shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
     moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
     return [row["model"], row["index"], row["n_layers"], *moments, *shares]
-
-
-def print_correlations(correlations, kind):
-    """Rows of cross_model_correlations.csv as a table, and what was corrected below it."""
-    from rolecircuits.drawing import tables  # matplotlib: --help does without it
-
-    columns = ("models", "index", "layers", *(f"{name}: r (p)" for name in COLUMNS.values()))
-    columns += ("shifts: p of each",)
-    title = f"{kind}: Pearson's r of layer profiles, as they are and with a trend removed"
-    tables.print_table(columns, map(correlation_cells, correlations), title, tables.WIDE)
-    print(READ)
-    corrected = [row for row in correlations if row["shared_rows"]]
-    if corrected:
-        columns = ("models", "index", "rows", "as is: r", "corrected", "signal")
-        columns += ("quadratic: r", "corrected", "signal")
-        title = f"{kind}: r without the noise of the shared prompts"
-        tables.print_table(columns, map(corrected_cells, corrected), title, tables.WIDE)
-        print(
-            "signal: share of each profile's variance that is no such noise; below 0.5 do not read"
-        )
-
-
-def correlation_cells(row):
-    """Cells of one row of cross_model_correlations.csv on the terminal."""
-    tested = [f"{row[f'{name}_r']:+.3f} ({row[f'{name}_p']:.3f})" for name in COLUMNS]
-    shifts = " / ".join(f"{row[f'{name}_shift_p']:.3f}" for name in COLUMNS)
-    return [pair_of(row), row["index"], row["n_points"], *tested, shifts]
-
-
-def corrected_cells(row):
-    """Cells of one row on the terminal: r with its correction; - where too little is left."""
-    cells = []
-    for trend in ("plain", "quadratic"):
-        r, signals = row[f"{trend}_corrected_r"], [row[f"{trend}_signal_{end}"] for end in "ab"]
-        cells += [f"{row[f'{trend}_r']:+.3f}", "-" if math.isnan(r) else f"{r:+.3f}"]
-        cells += [" / ".join(f"{signal:.2f}" for signal in signals)]
-    return [pair_of(row), row["index"], row["shared_rows"], *cells]
-
-
-def pair_of(row):
-    """The two models of a row."""
-    return f"{row['model_a']} - {row['model_b']}"
 
 
 def main(argv=None):

@@ -28,12 +28,13 @@ sets with 50 % of noise or less.
 """
 
 from hashlib import sha256
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, indices_of_means, layer_values
 from rolecircuits.stats.moments import divide
 from rolecircuits.stats.profile_tests import align_profiles, trend_remover
@@ -145,6 +146,29 @@ def _same_units(left, right):
         groups.append(np.unique(own, return_inverse=True)[1])
     pairs = len(set(zip(*(group.tolist() for group in groups), strict=True)))
     return all(pairs == len(set(group.tolist())) for group in groups)
+
+
+def prepare_draws(names, rows, kind):
+    """(what profiles.correlate_models draws with, a note for each pair that cannot be drawn).
+
+    names  of all models    rows  {name: arrays of `profile_rows`} of those that have them
+    """
+    notes, missing = [], [printable(name) for name in names if name not in rows]
+    if missing and len(names) > 1:
+        where = f"{ROWS_FILE} is missing for {', '.join(missing)}"
+        notes.append(f"no joint resampling: {where} (compare_base_instruct.py writes it)")
+    pairs = {}
+    for pair in combinations(rows, 2):
+        reason = missing_rows_reason(*(rows[name] for name in pair))
+        if reason:
+            notes.append(f"no joint resampling: {' and '.join(map(printable, pair))} {reason}")
+        else:
+            pairs[pair] = [rows[name] for name in pair]
+
+    def draw(*pair):
+        return draw_jointly(*pairs[pair], kind) if pair in pairs else None
+
+    return draw, notes
 
 
 def draw_jointly(left, right, kind, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
