@@ -9,9 +9,11 @@ from scipy import stats
 
 import cross_model_correlation as cross
 from rolecircuits.drawing import profile_figure
+from rolecircuits.inputs import prompt_sets
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import npz
 from rolecircuits.stats import profile_noise, profile_tests, profiles
+from synthetic import make_run
 
 
 def write_comparison(folder, rfc, rsi, **more):
@@ -358,6 +360,18 @@ def test_joint_draws_by_hand():
                 means[side] = (of["confounder"] - of["self_referent"]) / of["neutral"]
             expected = means["instruct"] - means["base"]
             np.testing.assert_allclose(draws.resampled["rsi"][model][draw], expected, atol=1e-9)
+
+
+def test_rows_of_a_crossed_set_are_its_frames():
+    prompts = prompt_sets.cut_prompts(prompt_sets.built_in_prompts("crossed"), 12)
+    run = make_run(n_layers=3, n_heads=1, prompts=prompts)
+    rows = profile_noise.profile_rows({"base": run, "instruct": run})
+    profile_noise.check_rows("rows", rows, 3)
+    frames = set(run.frame.tolist())
+    per_category = [rows["key"][rows["category"] == name].tolist() for name in run.counts]
+    assert all(sorted(keys) == sorted(frames) for keys in per_category)
+    assert len(set(zip(rows["key"].tolist(), rows["unit"].tolist(), strict=True))) == len(frames)
+    assert profile_noise.missing_rows_reason(rows, rows) is None
 
 
 def write_pair(tmp_path, left, right, layers=30):
