@@ -15,7 +15,8 @@ which of them RFC and RSI are of. In a crossed set everything is taken inside fr
 
 detailed_comparison.csv begins with the columns of the original study under its estimator (rows
 pooled, t-intervals over heads), for comparison with published numbers only; the columns behind them
-(rfc_normalised_diff, ...) are the result.
+(rfc_normalised_diff, ...) are the result. profile_rows.npz holds the rows behind them, from which
+cross_model_correlation.py draws prompts jointly for two models.
 
     python compare_base_instruct.py --base_dir results_activation_analysis/latest_base \\
         --instruct_dir results_activation_analysis/latest_run --output_dir comparison_results
@@ -36,7 +37,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
-from rolecircuits.runs import files
+from rolecircuits.runs import files, npz
 
 
 def parse_args(argv=None):
@@ -68,7 +69,13 @@ def compare(base, instruct, output_dir, asked=()):
     check_output_dir(output_dir)
     with collector_paused():
         from rolecircuits.drawing import pair_figures, style  # matplotlib: not for --help
-        from rolecircuits.stats import audit, contrasts, pair_tables, run_pairs  # numpy
+        from rolecircuits.stats import (
+            audit,
+            contrasts,
+            pair_tables,
+            profile_noise,
+            run_pairs,
+        )  # numpy
 
     whole = {"base": base, "instruct": instruct}
     runs, notes = run_pairs.match_runs(base, instruct)
@@ -97,6 +104,7 @@ def compare(base, instruct, output_dir, asked=()):
     if has_indices:
         rows = pair_tables.list_layers(estimates, original)
         files.write_csv(folder / "detailed_comparison.csv", rows)
+        npz.write_npz(folder / profile_noise.ROWS_FILE, profile_noise.profile_rows(runs))
     if chosen:
         rows = pair_tables.list_contrasts(compared)
         files.write_csv(folder / "contrast_comparison.csv", rows)

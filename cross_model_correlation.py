@@ -1,15 +1,24 @@
 """Do models change alike? Compares how RFC and RSI differ (instruct - base) in several model pairs.
 
-    correlation  Pearson and Spearman of two layer profiles; models of unequal depth are compared on
-                 relative depth, the deeper one interpolated linearly at the layers of the shallower
-    p            share of the circular shifts of one profile along depth, the unshifted one among
-                 them, that correlate as strongly. Neighbouring layers are alike, so shuffling
-                 would find correlations everywhere; L layers have L shifts, so p cannot be below
-                 1 / L: fewer than 21 layers cannot reach 0.05
+    as is, linear, quadratic  Pearson's r of two layer profiles, and of what is left after a line or
+          a parabola in relative depth is removed from each; models of unequal depth are compared
+          at the relative depths of the shallower, the deeper one interpolated linearly
+    p     modified t-test: neighbouring layers are alike, so r is compared with t of as many degrees
+          of freedom as the autocorrelation of both profiles leaves (rolecircuits/stats/
+          profile_tests.py). Two profiles that drift with depth correlate whatever they are: only p
+          of the quadratic column is near its level then, and is the one to read
+    shifts   the same by circular shifts along depth: the share of them, the unshifted profile among
+          them, that correlate as strongly. L layers have L shifts: under 21 cannot reach 0.05
+    corrected  r without the noise of the prompts, where two models ran on the same prompts and both
+          folders hold profile_rows.npz: 2,000 joint resamples (stats/profile_noise.py). signal: the
+          share of the variance of each profile that is no such noise; below 0.5 do not trust the
+          corrected r. It has no interval: none that was tried covers
 
-A folder holds detailed_comparison.csv as compare_base_instruct.py writes it; only layer, rfc_diff
-and rsi_diff are needed, so that files of others can be read. Written to --output_dir:
-cross_model_summary.csv, cross_model_correlations.csv and cross_model_profiles.png.
+--kind normalised | sinkfree reads rfc_<kind>_diff, rsi_<kind>_diff of detailed_comparison.csv as
+compare_base_instruct.py writes it; original reads rfc_diff, rsi_diff, the published estimator,
+which raw lengths move. Without the flag: normalised where every file has it, else original of all.
+Written to --output_dir: cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
+cross_model_profiles.png.
 
     python cross_model_correlation.py --comparison mistral=comparison_results/mistral \\
         --comparison qwen=comparison_results/qwen
@@ -21,22 +30,25 @@ from pathlib import Path
 from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
-from rolecircuits.runs import files
+from rolecircuits.runs import files, npz
 
 DEFAULT_OUTPUT = "cross_model_results"
+KINDS = ("normalised", "sinkfree", "original")
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     named = {"nargs": "+", "metavar": "NAME=DIR", "help": "a comparison folder, named"}
     parser.add_argument("--comparison", action="append", required=True, **named)
+    kinds = "which columns are read (default: normalised where every file has it, else original)"
+    parser.add_argument("--kind", choices=KINDS, help=kinds)
     parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
     return parser.parse_args(argv)
 
 
 def run(args):
     comparisons = parse_comparisons([text for texts in args.comparison for text in texts])
-    compare_models(comparisons, args.output_dir)
+    compare_models(comparisons, args.output_dir, args.kind)
 
 
 def parse_comparisons(texts):
@@ -57,40 +69,66 @@ def parse_comparisons(texts):
     return folders
 
 
-def compare_models(comparisons, output_dir):
+def compare_models(comparisons, output_dir, kind=None):
     """Summarise, correlate and plot the comparison folders {name: Path}.
 
-    returns  {"summary", "correlations": rows of the CSVs}
+    kind     one of KINDS, or None: normalised where every file has it, else original
+    returns  {"summary", "correlations": rows of the CSVs, "kind"}
     """
     folder = check_output_dir(output_dir)
 
     from rolecircuits.drawing import profile_figure, style, tables  # matplotlib
-    from rolecircuits.stats import profiles  # numpy: --help does without it
+    from rolecircuits.stats import profile_noise, profiles  # scipy: --help does without it
 
-    changes = {name: profiles.read_profile(path) for name, path in comparisons.items()}
+    changes, used = profiles.read_profiles(comparisons, kind)
     summary = [
-        profiles.summarise_profile(name, column, profile[column])
+        profiles.summarise_profile(name, column, profile[column], used)
         for name, profile in changes.items()
         for column in profiles.COLUMNS
     ]
-    correlations = profiles.correlate_models(changes)
+    draw, notes = None, []
+    if used != "original":
+        places = {name: profiles.table_file(path) for name, path in comparisons.items()}
+        rows = read_rows(places, changes, profile_noise)
+        draw, notes = profile_noise.prepare_draws(list(comparisons), rows, used)
+    elif kind is None:
+        missing = "rfc_normalised_diff, rsi_normalised_diff are not in every file"
+        notes = [f"read as original (rfc_diff, rsi_diff, the published estimator): {missing}"]
+    correlations = profiles.correlate_models(changes, used, draw)
 
     folder.mkdir(parents=True, exist_ok=True)
     files.write_csv(folder / "cross_model_summary.csv", summary)
     if correlations:
         files.write_csv(folder / "cross_model_correlations.csv", correlations)
-    style.save_figure(profile_figure.plot_profiles(changes), folder / "cross_model_profiles.png")
+    figure = profile_figure.plot_profiles(changes, used)
+    style.save_figure(figure, folder / "cross_model_profiles.png")
 
     columns = ("model", "index", "layers", "mean", "sd", "below", "near 0", "above")
-    title = "share of layers: below -0.01, near 0, above +0.01"
+    title = f"{used}: share of layers below -0.01, near 0, above +0.01"
     tables.print_table(columns, map(summary_cells, summary), title)
     if correlations:
-        columns = ("models", "index", "layers", "Pearson r", "p", "Spearman r", "p")
-        tables.print_table(columns, map(correlation_cells, correlations), "layer profiles")
+        tables.print_profile_correlations(correlations, used)
     else:
         print("one model: nothing to correlate")
+    for note in notes:
+        print(f"note: {note}")
     print(f"written to {printable(folder)}")
-    return {"summary": summary, "correlations": correlations}
+    return {"summary": summary, "correlations": correlations, "kind": used}
+
+
+def read_rows(tables, changes, noise):
+    """{name: arrays of its profile_rows.npz, checked} of the comparisons that have one.
+
+    tables  {name: path of its table}, beside which the file lies
+    changes  {name: profile}, whose layers it must have    noise  the module profile_noise
+    """
+    rows = {}
+    for name, table in tables.items():
+        path = table.parent / noise.ROWS_FILE
+        if path.exists():
+            rows[name] = npz.read_npz(path, noise.ARRAYS)
+            noise.check_rows(path, rows[name], len(changes[name]["layer"]))
+    return rows
 
 
 def summary_cells(row):
@@ -98,15 +136,6 @@ def summary_cells(row):
     shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
     moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
     return [row["model"], row["index"], row["n_layers"], *moments, *shares]
-
-
-def correlation_cells(row):
-    """Cells of one row of cross_model_correlations.csv on the terminal."""
-    pair = f"{row['model_a']} - {row['model_b']}"
-    pearson, spearman = (
-        [f"{row[f'{name}_r']:+.3f}", f"{row[f'{name}_p']:.3f}"] for name in ("pearson", "spearman")
-    )
-    return [pair, row["index"], row["n_points"], *pearson, *spearman]
 
 
 def main(argv=None):

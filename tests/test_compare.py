@@ -23,11 +23,13 @@ from rolecircuits.inputs import prompt_sets
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import same_weights
+from rolecircuits.runs import npz
 from rolecircuits.stats import (
     audit,
     contrasts,
     indices,
     original_study,
+    profile_noise,
     resampling,
     run_pairs,
     units,
@@ -47,6 +49,7 @@ FILES = {
     "rfc_rsi_differences.png",
     "detailed_comparison.csv",
     "comparison_summary.json",
+    "profile_rows.npz",
     "data/rfc_rsi_comparison.csv",
     "data/rfc_rsi_differences.csv",
 }
@@ -100,6 +103,24 @@ def test_every_file_is_written_and_whole(compared):
     assert json.loads((out / "comparison_summary.json").read_text("utf-8")) == json.loads(
         json.dumps(summary)
     )
+
+
+def test_rows_behind_the_profiles_are_kept(compared):
+    """profile_rows.npz: the index of its rows is the profile in the table."""
+    base, instruct, out, _ = compared
+    rows = npz.read_npz(out / "profile_rows.npz", profile_noise.ARRAYS)
+    profile_noise.check_rows(out, rows, base.n_layers)
+    assert len(set(rows["key"].tolist())) == len(base.prompts)
+    table = read_table(out / "detailed_comparison.csv")
+    for kind in profile_noise.ROW_KINDS:
+        found = {
+            side: indices.index_values(rows[f"{side}_{kind}"].astype(float), rows["category"])
+            for side in ("base", "instruct")
+        }
+        for index in indices.INDICES:
+            change = found["instruct"][index] - found["base"][index]
+            written = [float(row[f"{index}_{kind}_diff"]) for row in table]
+            np.testing.assert_allclose(change, written, atol=1e-6)
 
 
 def test_original_columns_come_first_in_their_order(compared):

@@ -9,10 +9,11 @@ from rolecircuits.stats.profiles import COLUMNS
 MARKERS = "os^Dv<>PX*"
 
 
-def plot_profiles(profiles):
+def plot_profiles(profiles, kind):
     """Figure: RFC and RSI difference of every model against relative depth.
 
-    profiles  {model: as stats.profiles.read_profile gives it, with intervals or without}
+    profiles  {model: as stats.profiles.read_profiles gives it, with intervals or without}
+    kind      which RFC and RSI these are: normalised, sinkfree or original
     """
     figure, axes = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(profiles)))
@@ -26,7 +27,7 @@ def plot_profiles(profiles):
             if ends[0] is not None and ends[1] is not None:
                 axis.fill_between(depth, *ends, color=colours[i], alpha=0.12, linewidth=0)
         limit_axis(axis, np.concatenate([profile[column] for profile in profiles.values()]))
-        axis.set_ylabel(f"{column[:3].upper()}, instruct - base")
+        axis.set_ylabel(f"{column[:3].upper()} {kind}, instruct - base")
     axes[0].set_title(
         "change from base to instruct along depth (shaded: the intervals in each file)"
     )

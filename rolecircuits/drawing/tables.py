@@ -1,5 +1,7 @@
 """Tables on the terminal, the same in every script; text is never read as markup or emoji."""
 
+import math
+
 from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
@@ -14,6 +16,11 @@ from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, i
 BOXED = {"box": HEAVY_HEAD}
 PLAIN = {"box": None, "pad_edge": False}
 WIDE = 132  # characters, for tables that a redirected output would break at 80
+TREND_NAMES = {"plain": "as is", "linear": "linear", "quadratic": "quadratic"}
+HOW_TO_READ = (
+    "read the quadratic r and its p: profiles that drift with depth correlate by their trends, and "
+    "p of the other columns does not hold then"
+)
 
 
 def right(heading):
@@ -83,6 +90,46 @@ def print_main_numbers(name, numbers, formats):
             rows.append(["" if i else index, label, *cells])
     print_table(columns, rows, f"{name}: means over layers (length null)", WIDE)
     print(f"BH: layers that pass Benjamini-Hochberg at {ALPHA}")
+
+
+def print_profile_correlations(correlations, kind):
+    """Rows of cross_model_correlations.csv as a table, and what was corrected below it."""
+    columns = ("models", "index", "layers", *(f"{name}: r (p)" for name in TREND_NAMES.values()))
+    columns += ("shifts: p of each",)
+    title = f"{kind}: Pearson's r of layer profiles, as they are and with a trend removed"
+    print_table(columns, map(_profile_cells, correlations), title, WIDE)
+    print(HOW_TO_READ)
+    corrected = [row for row in correlations if row["shared_rows"]]
+    if corrected:
+        columns = ("models", "index", "rows", "as is: r", "corrected", "signal")
+        columns += ("quadratic: r", "corrected", "signal")
+        title = f"{kind}: r without the noise of the shared prompts"
+        print_table(columns, map(_corrected_cells, corrected), title, WIDE)
+        print(
+            "signal: share of each profile's variance that is no such noise; below 0.5 do not read"
+        )
+
+
+def _profile_cells(row):
+    """Cells of one row of cross_model_correlations.csv on the terminal."""
+    tested = [f"{row[f'{name}_r']:+.3f} ({row[f'{name}_p']:.3f})" for name in TREND_NAMES]
+    shifts = " / ".join(f"{row[f'{name}_shift_p']:.3f}" for name in TREND_NAMES)
+    return [_pair_of(row), row["index"], row["n_points"], *tested, shifts]
+
+
+def _corrected_cells(row):
+    """Cells of one row on the terminal: r with its correction; - where too little is left."""
+    cells = []
+    for trend in ("plain", "quadratic"):
+        r, signals = row[f"{trend}_corrected_r"], [row[f"{trend}_signal_{end}"] for end in "ab"]
+        cells += [f"{row[f'{trend}_r']:+.3f}", "-" if math.isnan(r) else f"{r:+.3f}"]
+        cells += [" / ".join(f"{signal:.2f}" for signal in signals)]
+    return [_pair_of(row), row["index"], row["shared_rows"], *cells]
+
+
+def _pair_of(row):
+    """The two models of a row."""
+    return f"{row['model_a']} - {row['model_b']}"
 
 
 def print_table(columns: list[str | Column], rows, title=None, file_width=None, **look):

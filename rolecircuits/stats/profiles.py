@@ -1,4 +1,8 @@
-"""Profiles over layers: read from comparison tables, summarised, correlated between models."""
+"""Profiles over layers: read from comparison tables, summarised, correlated between models.
+
+kind  normalised, sinkfree: the columns rfc_<kind>_diff and rsi_<kind>_diff of this project's tables
+      original: rfc_diff and rsi_diff, the published estimator, which files of others have too
+"""
 
 import csv
 import re
@@ -7,9 +11,18 @@ from itertools import combinations
 import numpy as np
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.stats.profile_noise import correct_correlation
+from rolecircuits.stats.profile_tests import (
+    TRENDS,
+    align_profiles,
+    average_ranks,
+    correlate_detrended,
+)
 
 FILE = "detailed_comparison.csv"
+KINDS = ("normalised", "sinkfree", "original")
 COLUMNS = ("rfc_diff", "rsi_diff")
+CORRECTED = ("plain", "quadratic")  # where r is also given without the noise of the prompts
 NEAR_ZERO = 0.01
 # float() would also take 1_000 and the digits of other scripts.
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -17,13 +30,41 @@ MIN_LAYERS, MAX_LAYERS = 3, 1000  # the shifts of a profile take layers * layers
 LARGEST = 1e100  # its square is still a number
 
 
-def read_profile(folder):
-    """{"layer": [layer], "rfc_diff": ..., "rsi_diff": ..., their _ci_low and _ci_high if there}.
+def read_profiles(folders, kind=None):
+    """({name: profile}, kind): the profiles of several comparisons, all of one kind.
 
-    raises  UserError with file, column and line unless there is one finite number a layer,
-            layers 0 to L - 1
+    folders   {name: Path}    kind  one of KINDS; None: normalised where every file has it, else
+              original
+    profile   {"layer": [layer], "rfc_diff": ..., "rsi_diff": ..., their _ci_low and _ci_high if
+              they are there}, under these names whatever the kind
+    raises    UserError with file, column and line unless there is one finite number a layer,
+              layers 0 to L - 1
     """
-    path = folder / FILE if folder.is_dir() else folder
+    tables = {name: _read_table(folder) for name, folder in folders.items()}
+    wanted = kind
+    if kind is None:
+        ours = [
+            set(columns_of("normalised").values()) <= set(columns)
+            for *_, columns in tables.values()
+        ]
+        kind = "normalised" if all(ours) else "original"
+    return {name: _profile_of(*table, kind, wanted) for name, table in tables.items()}, kind
+
+
+def columns_of(kind):
+    """{name in a profile: column of the table} of the two differences of a kind."""
+    own = "" if kind == "original" else f"{kind}_"
+    return {column: column.replace("_diff", f"_{own}diff") for column in COLUMNS}
+
+
+def table_file(folder):
+    """The table of a comparison folder, or the table itself."""
+    return folder / FILE if folder.is_dir() else folder
+
+
+def _read_table(folder):
+    """(path, rows, names of the columns) of a comparison."""
+    path = table_file(folder)
     if not path.is_file():
         where = f"compare_base_instruct.py writes {FILE} into its folder"
         raise UserError(f"--comparison {path}: no such file; {where}")
@@ -33,20 +74,28 @@ def read_profile(folder):
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    columns = [str(name) for name in rows[0]] if rows else []
-    for column in ("layer", *COLUMNS):
+    return path, rows, [str(name) for name in reader.fieldnames or ()] if rows else []
+
+
+def _profile_of(path, rows, columns, kind, wanted):
+    """One profile; `wanted` is the kind that was asked for, or None."""
+    names = {"layer": "layer"} | columns_of(kind)
+    for column in names.values():
         if column not in columns:
-            needed = ", ".join(("layer", *COLUMNS))
-            raise UserError(f"{path}: column {column} is missing; needed are {needed}")
-        if reader.fieldnames.count(column) > 1:
+            asked = f"--kind {wanted} needs" if wanted else "needed are"
+            raise UserError(
+                f"{path}: column {column} is missing; {asked} {', '.join(names.values())}"
+            )
+        if columns.count(column) > 1:
             raise UserError(f"{path}: column {column} appears twice; keep one of them")
     if not MIN_LAYERS <= len(rows) <= MAX_LAYERS:
         allowed = f"a profile needs at least {MIN_LAYERS} and at most {MAX_LAYERS}"
         raise UserError(f"{path}: column layer has {len(rows)} layers; {allowed}")
-    intervals = [f"{c}_ci_{end}" for c in COLUMNS for end in ("low", "high")]
-    optional = [c for c in intervals if c in columns]
-    wanted = ("layer", *COLUMNS, *optional)
-    profile = {c: _read_column(path, rows, c, c in optional) for c in wanted}
+    profile = {name: _read_column(path, rows, column) for name, column in names.items()}
+    for name, column in columns_of(kind).items():
+        for end in ("ci_low", "ci_high"):
+            if f"{column}_{end}" in columns:
+                profile[f"{name}_{end}"] = _read_column(path, rows, f"{column}_{end}", True)
     if profile["layer"].tolist() != list(range(len(rows))):
         excerpt = ", ".join(f"{v:g}" for v in profile["layer"][:5])
         more = ", ..." if len(rows) > 5 else ""
@@ -55,7 +104,7 @@ def read_profile(folder):
     return profile
 
 
-def _read_column(path, rows, column, may_be_empty):
+def _read_column(path, rows, column, may_be_empty=False):
     """[layer] float64 of a column; an interval may be empty (NaN), all else is a finite number."""
     values = np.full(len(rows), np.nan)
     for i, row in enumerate(rows):
@@ -70,58 +119,49 @@ def _read_column(path, rows, column, may_be_empty):
     return values
 
 
-def summarise_profile(name, column, values):
+def summarise_profile(name, column, values, kind):
     """One row of cross_model_summary.csv: mean, spread and shares of the layers; sd has ddof 1."""
     below, above = (values < -NEAR_ZERO).mean(), (values > NEAR_ZERO).mean()
-    row = {"model": name, "index": column, "n_layers": len(values)}
+    row = {"model": name, "index": column, "kind": kind, "n_layers": len(values)}
     row |= {"mean": values.mean(), "sd": values.std(ddof=1)}
     row |= {"median": np.median(values), "min": values.min(), "max": values.max()}
     return row | {"share_below": below, "share_near_zero": 1 - below - above, "share_above": above}
 
 
-def align_profiles(left, right):
-    """Both profiles at the relative depths of the shallower: layer i of L lies at i / (L - 1)."""
-    depth = np.linspace(0, 1, min(len(left), len(right)))
-    return tuple(np.interp(depth, np.linspace(0, 1, len(x)), x) for x in (left, right))
+def correlate_spearman(left, right):
+    """(r, share of shifts) of the ranks of two aligned profiles; NaN if one is constant."""
+    found = correlate_detrended(average_ranks(left), average_ranks(right), TRENDS["plain"])
+    return found.r, found.shift_p
 
 
-def average_ranks(values):
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
+def correlate_models(profiles, kind, draw=None):
+    """Rows of cross_model_correlations.csv: one a pair of models and index.
 
-
-def correlate_profiles(left, right):
-    """{"pearson": (r, p), "spearman": (r, p)} of two aligned profiles; NaN where one is constant.
-
-    p  share of the circular shifts of one profile, the unshifted one among them, whose |r| is as
-       large as the observed |r|
+    draw   (model, model) -> profile_noise.JointDraws of the two, or None where they share no rows
     """
-    correlations = {}
-    for name, prepare in (("pearson", np.asarray), ("spearman", average_ranks)):
-        # scaled, so that squares do not vanish
-        a, b = (x / (np.abs(x).max() or 1.0) for x in (prepare(left), prepare(right)))
-        if np.ptp(a) == 0 or np.ptp(b) == 0:
-            correlations[name] = (np.nan, np.nan)
-            continue
-        shifted = np.stack([np.roll(b, k) for k in range(len(b))])
-        a, shifted = a - a.mean(), shifted - shifted.mean(axis=1, keepdims=True)
-        r = shifted @ a / np.sqrt((a**2).sum() * (shifted**2).sum(axis=1))
-        reached = np.abs(r) >= np.abs(r[0]) * (1 - 1e-9)
-        correlations[name] = (float(r[0]), float(reached.mean()))
-    return correlations
-
-
-def correlate_models(profiles):
-    """Rows of cross_model_correlations.csv: one a pair of models and index."""
     rows = []
     for left, right in combinations(profiles, 2):
         depths = {len(profiles[name]["layer"]) for name in (left, right)}
+        draws = draw(left, right) if draw else None
         for column in COLUMNS:
             a, b = align_profiles(profiles[left][column], profiles[right][column])
-            row = {"model_a": left, "model_b": right, "index": column, "n_points": len(a)}
-            row["depth"] = "equal" if len(depths) == 1 else "interpolated"
-            for name, (r, p) in correlate_profiles(a, b).items():
-                row |= {f"{name}_r": r, f"{name}_p": p}
-            rows.append(row)
+            row = {"model_a": left, "model_b": right, "index": column, "kind": kind}
+            row |= {"n_points": len(a), "depth": "equal" if len(depths) == 1 else "interpolated"}
+            for trend, degree in TRENDS.items():
+                found = correlate_detrended(a, b, degree)
+                row |= {f"{trend}_{part}": value for part, value in found._asdict().items()}
+            row["spearman_r"], row["spearman_shift_p"] = correlate_spearman(a, b)
+            rows.append(row | _corrected_cells(draws, column.removesuffix("_diff")))
     return rows
+
+
+def _corrected_cells(draws, index):
+    """Columns of the correlation without the noise of the prompts; NaN without joint draws."""
+    row = {"shared_rows": draws.shared if draws else 0}
+    for trend in CORRECTED:
+        cells = (np.nan,) * 3
+        if draws:
+            cells = correct_correlation(draws, index, TRENDS[trend])
+        names = ("corrected_r", "signal_a", "signal_b")
+        row |= {f"{trend}_{name}": cell for name, cell in zip(names, cells, strict=True)}
+    return row
