@@ -205,7 +205,7 @@ def report_family(name, studies, edited):
             if not args.skip_visualization:
                 visualize_results.visualize(run, figures / what)
             tested = analyze_results.analyze(run, tests / what, args.top_k, args.seed)
-        return said, tested["layers"]
+        return said, tested
 
     for (study, what), (said, found) in zip(parts, fork_map(report, parts), strict=True):
         print(said.getvalue(), end="")
@@ -218,8 +218,10 @@ def report_family(name, studies, edited):
 
 
 def print_main_numbers(name, studies):
-    """One table of the indices of both runs on every prompt set, and where everything lies."""
-    from rolecircuits.drawing import tables  # rich and numpy: --help does without them
+    """One table of the indices of both runs on every prompt set, one figure of every choice of the
+    analysis, and where everything lies.
+    """
+    from rolecircuits.drawing import multiverse_figure, tables  # matplotlib, rich: not for --help
     from rolecircuits.stats.run_pairs import main_numbers  # numpy
 
     numbers, formats, verify = {}, {}, not studies[0].args.no_verify
@@ -230,14 +232,12 @@ def print_main_numbers(name, studies):
     tables.print_main_numbers(name, numbers, formats)
     if "comparison" in studies[0].found:
         print(studies[0].found["comparison"]["pair"])
+    choices = [row for study in studies for row in study.list_choices()]
+    figures = None if studies[0].args.skip_visualization else Path("figures", name)
+    multiverse_figure.save_multiverse(choices, name, Path("analysis_results", name), figures)
     for study in studies:
-        for side, link in study.runs.items():
-            where = f"{printable(link.parent / resolve_run(link).name)}/"
-            if not study.args.skip_visualization:
-                where += f"   figures {Path('figures', study.folder, side)}/"
-            print(f"{study.label}, {side}: {where}")
-        if "comparison" in study.found:
-            print(f"{study.label}, comparison: {Path('comparison_results', study.folder)}/")
+        names = {side: resolve_run(link).name for side, link in study.runs.items()}
+        print("\n".join(study.list_places(names)))
 
 
 def main(argv=None):

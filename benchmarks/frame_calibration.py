@@ -17,22 +17,23 @@ A row is (what, n, method, one number a data set, kind), which calibration.py ju
 
 from collections import Counter
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
+from prompt_calibration import ALONE as PROMPTS
+from prompt_calibration import FORMATS, read_data
 from simulated_runs import EFFECT, FILLERS, draw_world, simulate_frames
 
 import output_manager
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.stats import contrasts, resampling
+from rolecircuits.stats import contrasts, index_inference, resampling
 from rolecircuits.stats.indices import INDICES, indices_of_means, prompt_values
 from rolecircuits.stats.moments import defined_moments
-from rolecircuits.stats.permutation import permutation_test
 from rolecircuits.stats.units import Design, frame_values, labels_of
 
 BLOCK = 20
-DRAWS, FAMILY_DRAWS = 999, 4096  # 4096: all signs of 12 frames, as in use
-PROMPTS = "prompts alone"  # what is not in use: every prompt a unit, persons unpaired
+DRAWS, FAMILY_DRAWS = 999, 1999
 TESTED = {"RFC": ("self_referent", "neutral"), "RSI": ("confounder", "self_referent")}
 
 
@@ -92,24 +93,44 @@ def read_population(paths):
     if len(paths) > 2:
         raise UserError(f"--run: one or two runs, got {len(paths)}")
     runs = [output_manager.load_run(path) for path in paths]
-    values, cells = [], None
     for run, path in zip(runs, paths, strict=True):
-        if not run.crossed or set(run.counts) != set(CATEGORIES):
+        if not run.crossed:
             raise UserError(f"--run {path}: a run of the prompt set `crossed` is needed")
-        places = [CATEGORIES.index(name) for name in run.category.tolist()]
-        keys = list(zip(places, run.frame.tolist(), run.filler.tolist(), strict=True))
+    names = [run.prompt_format for run in runs]
+    names = names if len(set(names)) == len(names) else ["base", "instruct"]
+    facts = [
+        (f"--run {path}", prompt_values(run), run) for run, path in zip(runs, paths, strict=True)
+    ]
+    return make_population(names, facts)
+
+
+def read_kept():
+    """The Population of the crossed runs kept in benchmarks/data, raw and chat."""
+    data = [read_data(f"crossed_{form}") for form in FORMATS]
+    facts = [(f"crossed_{f}.npz", own["values"], own) for f, own in zip(FORMATS, data, strict=True)]
+    return make_population(
+        FORMATS, [(where, values, SimpleNamespace(**own)) for where, values, own in facts]
+    )
+
+
+def make_population(names, facts):
+    """facts  (what a message calls it, values [prompt, layer, head], anything with category, frame
+    and filler [prompt]) of every run
+    """
+    values, cells = [], None
+    for where, given, labels in facts:
+        places = [CATEGORIES.index(name) for name in labels.category.tolist()]
+        keys = list(zip(places, labels.frame.tolist(), labels.filler.tolist(), strict=True))
         rows = sorted(range(len(keys)), key=keys.__getitem__)
         own = [keys[row][1:] for row in rows[: len(rows) // len(CATEGORIES)]]
         cells = cells or own
         sizes = Counter(frame for frame, _ in cells)
         if set(sizes.values()) != {FILLERS} or own * len(CATEGORIES) != [keys[r][1:] for r in rows]:
-            raise UserError(f"--run {path}: {FILLERS} fillers in every frame and category needed")
+            raise UserError(f"{where}: {FILLERS} fillers in every frame and category needed")
         if own != cells:
-            raise UserError(f"--run {path}: its frames are not those of the other run")
-        own = prompt_values(run)[rows]
-        values.append(own.reshape(len(CATEGORIES), -1, FILLERS, *own.shape[1:]))
-    names = [run.prompt_format for run in runs]
-    names = names if len(set(names)) == len(names) else ["base", "instruct"]
+            raise UserError(f"{where}: its frames are not those of the other run")
+        ordered = given[rows].astype(np.float64)
+        values.append(ordered.reshape(len(CATEGORIES), -1, FILLERS, *ordered.shape[1:]))
     return Population(tuple(names), values)
 
 
@@ -158,12 +179,12 @@ def _cover_indices(values, labels, base, truth, seed):
     truth  {index: [layer]}
     """
     hits = {}
-    for name, own in resampling.infer_indices(values, *labels, base, DRAWS, seed).items():
+    for name, own in index_inference.infer_indices(values, *labels, base, DRAWS, seed).items():
         inside = (own.low <= truth[name]) & (truth[name] <= own.high)
         hits[name.upper()] = inside.mean(axis=-1)
     for i in range(values.shape[1]):
         bases = None if base is None else base[:, i]
-        of_mean = resampling.infer_mean_indices(values[:, i], *labels, bases, DRAWS, seed + i)
+        of_mean = index_inference.infer_mean_indices(values[:, i], *labels, bases, DRAWS, seed + i)
         for name, own in of_mean.items():
             inside = own.low <= truth[name].mean() <= own.high
             hits.setdefault(f"mean {name.upper()}", []).append(inside)
@@ -178,8 +199,8 @@ def _cover_contrasts(design, prompts, frames, means, seed):
         own = contrasts.contrast_sides(frames, *labels_of(design), (first, second))
         alone = prompts[design.category == first], prompts[design.category == second], False
         for method, sides in (("frames", own), (PROMPTS, alone)):
-            _, low, high = resampling.mean_difference_interval(*sides, DRAWS, seed)
-            inside = (low <= truth) & (truth <= high)
+            interval = resampling.infer_difference(*sides, DRAWS, seed)
+            inside = (interval.low <= truth) & (truth <= interval.high)
             found.setdefault(("differences", method), []).append(inside.mean(axis=-1))
         error = _standard_error(own[0] - own[1])
         for method, sides in ((PROMPTS, alone), ("frames unpaired", own)):
@@ -196,7 +217,7 @@ def _standard_error(values):
 
 def level_rows(rng, n, n_datasets, source):
     """Rejections of true nulls, one layer or head at a time and as families."""
-    design, alone, family = design_of_frames(n), {}, {}
+    design, seen = design_of_frames(n), {}
     for i in range(n_datasets):
         if i % BLOCK == 0:
             null, _ = source.draw(rng, n, BLOCK, "categories")
@@ -207,24 +228,27 @@ def level_rows(rng, n, n_datasets, source):
             tests |= {(f"{name}: {what}", method): p for (what, method), p in own.items()}
         if len(same) == 2:
             base, own = (frame_values(design, run[:, i % BLOCK].mean(axis=-1)) for run in same)
-            tested = resampling.infer_indices(own, *labels_of(design), base, FAMILY_DRAWS, i)
+            labels = labels_of(design)
+            tested = index_inference.infer_indices(own, *labels, base, FAMILY_DRAWS, i)
             for index, p in tested.items():
                 tests[f"{_joined(source)}: {index.upper()}, layers", "two runs"] = p
         for key, test in tests.items():
-            alone.setdefault(key, []).append((test.p < 0.05).mean())
+            seen.setdefault((*key, "level"), []).append((test.p < 0.05).mean())
             if key[1] != PROMPTS:
-                family.setdefault(key, []).append(np.nanmin(test.p_max) < 0.05)
-    rows = [(what, n, method, x, "level") for (what, method), x in alone.items()]
-    return rows + [(what, n, f"{m}, max-T", x, "family") for (what, m), x in family.items()]
+                seen.setdefault((*key, "family"), []).append(np.nanmin(test.p_max) < 0.05)
+                any_bh = (contrasts.q_values(test.p) < 0.05).any()
+                seen.setdefault((*key, "discovery"), []).append(any_bh)
+    return [(what, n, method, x, kind) for (what, method, kind), x in seen.items()]
 
 
 def _test_categories(design, heads, seed):
-    """{(what, method): Test} of equal categories: values [prompt, layer, head]."""
+    """{(what, method): Inference} of equal categories: values [prompt, layer, head]."""
     tests, layers = {}, heads.mean(axis=-1)
     for what, contrast in TESTED.items():
         for size, values in (("layers", layers), ("heads", heads)):
             own = frame_values(design, values), *labels_of(design), contrast, FAMILY_DRAWS, seed
-            tests[f"{what}, {size}", "sign flips"] = contrasts.compare_sides(*own)[0]
+            tests[f"{what}, {size}", "frames"] = contrasts.infer_contrast(*own)
         sides = (layers[design.category == name] for name in contrast)
-        tests[f"{what}, layers", PROMPTS] = permutation_test(*sides, DRAWS, seed)
+        alone = resampling.infer_difference(*sides, False, DRAWS, seed)
+        tests[f"{what}, layers", PROMPTS] = alone
     return tests

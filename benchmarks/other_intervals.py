@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import norm
 from simulated_runs import labels
 
-from rolecircuits.stats import resampling
+from rolecircuits.stats import index_inference, resampling
 from rolecircuits.stats.indices import INDICES, indices_of_means
 
 
@@ -60,16 +60,16 @@ def intervals_by_method(runs, n, n_draws, seed):
     category, pair_id = labels(n)
     counts = resampling.bootstrap_counts(category, pair_id, n_draws, seed)
     base = runs[1] if len(runs) == 2 else None
-    own = resampling.infer_indices(runs[0], category, pair_id, base, n_draws, seed)
+    own = index_inference.infer_indices(runs[0], category, pair_id, base, n_draws, seed)
     out = {
         "bootstrap-t": {k: own[k][1:3] for k in own},
         "BCa": bca_interval(category, counts, runs),
     }
     draws = [resampled_indices(run, category, counts) for run in runs]
     out["percentile"], out["equal-tailed t"] = {}, {}
-    for name, (estimate, shift, error) in resampling.studentised_indices(
-        runs, category, resampling.draw_weights(counts)
-    ).items():
+    means = index_inference.Means(runs, category, resampling.draw_weights(counts))
+    for name in INDICES:
+        estimate, shift, error = means.index_draws(name)
         both = draws[0][name] - draws[1][name] if len(runs) == 2 else draws[0][name]
         out["percentile"][name] = tuple(np.quantile(both, [0.025, 0.975], axis=0))
         low, high = np.quantile(shift[:, 1:] / error[:, 1:], [0.025, 0.975], axis=1)

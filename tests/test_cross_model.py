@@ -2,6 +2,7 @@
 shared prompts, files of others, files that are broken."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -369,8 +370,12 @@ def test_rows_of_a_crossed_set_are_its_frames():
     profile_noise.check_rows("rows", rows, 3)
     frames = set(run.frame.tolist())
     per_category = [rows["key"][rows["category"] == name].tolist() for name in run.counts]
-    assert all(sorted(keys) == sorted(frames) for keys in per_category)
+    assert all(sorted(keys) == sorted(per_category[0]) for keys in per_category)
     assert len(set(zip(rows["key"].tolist(), rows["unit"].tolist(), strict=True))) == len(frames)
+    others = [replace(prompt, text=f"{prompt.text} Why?") for prompt in prompts]
+    other = make_run(n_layers=3, n_heads=1, prompts=others)
+    changed = profile_noise.profile_rows({"base": other, "instruct": other})
+    assert not set(changed["key"].tolist()) & set(rows["key"].tolist())  # equal names of frames
     assert profile_noise.missing_rows_reason(rows, rows) is None
 
 

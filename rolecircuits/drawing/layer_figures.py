@@ -184,7 +184,7 @@ def draw_indices(study: Study, title):
         "Above the panels: layers that differ from the null by Benjamini-Hochberg at "
         f"{ALPHA}, over all layers.",
         f"Undefined because H neutral is 0: layers {layers}." if layers else "",
-        *dict.fromkeys(f"{i.upper()}: {r}." for i, r in reasons_of(study, looks) if r),
+        *(f"{i.upper()} is {r}." for i, r in reasons_of(study, looks) if r and "not id" in r),
         ""
         if run.crossed
         else "Crosses: the estimate within shared first words has the other sign.",

@@ -5,24 +5,29 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
 from rolecircuits.drawing import style
+from rolecircuits.drawing.study import Study
 from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.errors import printable
+from rolecircuits.runs.files import prepare_folder, write_csv
 from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.multiverse import multiverse_rows
+from rolecircuits.stats.role_tests import infer_kinds
 
 STRENGTH = {"": 0, "none": 1, "BH": 2, "max-T": 3}
 NAMES = {"": "not tested", "none": "neither", "BH": "BH only", "max-T": "max-T over all choices"}
 BELOW = ("#f4f4f4", "#cfe1f2", "#6aaed6", "#08519c")  # not tested, and by strength
 ABOVE = ("#f4f4f4", "#fddccb", "#f4886a", "#b11218")
+TITLE = "Every choice of the analysis"
 CAPTION = (
-    "Every line is one way to analyse the same runs. Red: above the null, self-referent is the more "
-    "focused; blue: below it. The darker, the stronger: {strengths} at 0.05; grey: no test (an "
-    "estimate alone, or a design that allows none). By unit: frames, or prompts that begin alike, "
-    "are drawn together; the other lines take prompts as if they were independent, which those of "
-    "one frame are not."
+    "Every line is one way to analyse the same runs. Red: above the null, self-referent is the "
+    "more focused; blue: below it. The darker, the stronger: passes neither, Benjamini-Hochberg "
+    "over the layers, max-T over all choices of one run, all at 0.05. Grey: no test, because the "
+    "design allows none or words count as fixed. By unit: frames, or prompts that begin alike, are "
+    "drawn together; the other lines take prompts as if they were independent, which they are not."
 )
 
 
-def draw_multiverse(rows, label):
+def draw_multiverse(rows, label, title=TITLE):
     """(Figure, rows): RFC left, RSI right, a line a choice, a cell a layer.
 
     rows  of multiverse.csv, of one run or several (column "run", if there)
@@ -31,8 +36,7 @@ def draw_multiverse(rows, label):
     n_layers = 1 + max(row["layer"] for row in rows)
     longest = max(map(len, map(name_line, lines)))
     width = max(4.0, min(6.5, 0.13 * n_layers))
-    strengths = "does not pass, passes Benjamini-Hochberg, passes max-T over all choices"
-    texts = ("Every choice of the analysis", label, CAPTION.format(strengths=strengths))
+    texts = (title, label, CAPTION)
     handles = [
         Patch(color=colours[rank], label=f"{side}, {NAMES[name]}")
         for side, colours in (("above", ABOVE), ("below", BELOW))
@@ -64,6 +68,20 @@ def draw_multiverse(rows, label):
         panel.tick_params(labelleft=False, left=False)
         style.number_axis(panel.xaxis, n_layers, "layer")
     return figure, rows
+
+
+def draw_run(study: Study, title):
+    """11: the choices of one run."""
+    inferred = infer_kinds(study.run, study.seed, study.n_resamples)
+    rows = multiverse_rows(study.run, inferred, study.run.prompt_set, study.seed)
+    return draw_multiverse(rows, study.subtitle, title)
+
+
+def save_multiverse(rows, label, tables, figures):
+    """multiverse.csv into the folder `tables`, and the figure into `figures` unless None."""
+    write_csv(prepare_folder(tables) / "multiverse.csv", rows)
+    if figures is not None:
+        style.save_drawing(figures, "multiverse", draw_multiverse(rows, label))
 
 
 def line_of(row):

@@ -25,6 +25,7 @@ from rolecircuits.drawing.layer_figures import (
     draw_indices,
     draw_layer_lines,
 )
+from rolecircuits.drawing.multiverse_figure import draw_run
 from rolecircuits.drawing.study import Study, draw_reason
 from rolecircuits.inputs.categories import REQUIRED
 
@@ -49,6 +50,8 @@ FIGURES = {
         draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
     "visualization_10_slot_attention": (
         draw_slot_attention, (), "Attention of the final query on the person"),
+    "visualization_11_multiverse": (
+        draw_run, REQUIRED, "Every choice of the analysis"),
 }  # fmt: skip
 
 
@@ -56,7 +59,7 @@ SLOT_FIGURE = "visualization_10_slot_attention"
 
 
 def names_for(run):
-    """The figures that a run gets: nine, and a tenth where its prompts have slots."""
+    """The figures that a run gets: all, the one of the slot only where its prompts have slots."""
     return [name for name in FIGURES if name != SLOT_FIGURE or run.has_slots]
 
 

@@ -31,7 +31,7 @@ class Study:
     folder   NAME, or NAME/SET, below results, figures and tables
     payload  {"flags", "prompts"}: what `family_task` needs
     crossed  whether the prompt set is
-    found    {side: rows of layer_metrics.csv, "comparison": its summary}, once they are made
+    found    {side: what analyze_results.analyze returns, "comparison": its summary}, once made
     """
 
     folder: str
@@ -46,6 +46,23 @@ class Study:
         folder = Path(DEFAULT_RESULTS, self.folder)
         self.links = {stage: folder / link for stage, link in LINKS.items()}
         self.runs = {side: self.links[side] for side in SIDES}
+
+    def list_places(self, names):
+        """Lines that say where everything lies; names {side: the folder of its run}."""
+        lines, (figures, _, comparison) = [], (Path(root, self.folder) for root in OUTPUTS)
+        for side, link in self.runs.items():
+            where = f"{printable(link.parent / names[side])}/"
+            if not self.args.skip_visualization:
+                where += f"   figures {figures / side}/"
+            lines.append(f"{self.label}, {side}: {where}")
+        if "comparison" in self.found:
+            lines.append(f"{self.label}, comparison: {comparison}/")
+        return lines
+
+    def list_choices(self):
+        """Rows of multiverse.csv of both runs."""
+        rows = [(side, row) for side in SIDES for row in self.found[side]["multiverse"]]
+        return [{"run": side} | row | {"set": self.label} for side, row in rows]
 
 
 def load_family(path, name):

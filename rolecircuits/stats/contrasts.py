@@ -21,7 +21,7 @@ from rolecircuits.stats.resampling import (
     is_testable,
     nth_seed,
 )
-from rolecircuits.stats.units import is_clustered, matched_rows
+from rolecircuits.stats.units import ALONE, is_clustered, matched_rows
 
 MIN_PAIRS = 3  # of two pairs the correlation is 1 or -1, and g would be 0
 CONTRASTS = {
@@ -108,7 +108,8 @@ def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, se
     Categories that match unit for unit are compared inside the units; clusters are drawn whole.
     """
     values, category = np.asarray(values, dtype=np.float64), np.asarray(category)
-    if unit is None or not is_clustered(category, unit):
+    unit = np.full(len(category), ALONE) if unit is None else np.asarray(unit)
+    if not is_clustered(category, unit):
         return infer_difference(
             *contrast_sides(values, category, unit, contrast), n_resamples, seed
         )
@@ -116,7 +117,7 @@ def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, se
     for sign, side in zip((1.0, -1.0), contrast, strict=True):
         names = (side,) if isinstance(side, str) else side
         slopes |= {name: sign / len(names) for name in names}
-    flat, unit = values.reshape(len(values), -1), np.asarray(unit)
+    flat = values.reshape(len(values), -1)
     chosen = np.isin(category, list(slopes))
     flat, category, unit = flat[chosen], category[chosen], unit[chosen]
     out = Summary(flat.shape[1], n_resamples)
@@ -141,9 +142,10 @@ def compare_categories(
     returns  "difference", "low", "high", "g", "g_low", "g_high", "p", "q", "p_max"
     """
     found = infer_contrast(values, category, unit, contrast, n_permutations, seed)
+    unit = np.full(len(category), ALONE) if unit is None else unit
     a, b, paired = contrast_sides(values, category, unit, contrast)
     g = hedges_g(a, b, paired)
-    if unit is not None and is_clustered(category, unit):
+    if is_clustered(category, unit):
         low, high = _clustered_g_interval(g, a, b, found)
     else:
         low, high = hedges_g_interval(a, b, paired)

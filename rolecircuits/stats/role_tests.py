@@ -72,9 +72,9 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
     return layers
 
 
-def infer_kinds(run, seed=DEFAULT_SEED):
+def infer_kinds(run, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
     """{kind: what `infer_layers` gives} of LAYER_KINDS."""
-    return {kind: infer_layers(run, kind, seed) for kind in LAYER_KINDS}
+    return {kind: infer_layers(run, kind, seed, n_resamples) for kind in LAYER_KINDS}
 
 
 def layer_metrics(run, inferred, margin=MARGIN):

@@ -242,8 +242,8 @@ def main_numbers(runs, found):
     """Rows of texts, one an index and kind: means over layers of both runs, and their difference.
 
     runs     {"base": Run, "instruct": Run}; each mean stands beside its length null
-    found    {side: rows of layer_metrics.csv, for the layers that pass BH; "comparison": what
-             comparison_summary.json holds, for intervals}; what is not in it is left out
+    found    {side: what analyze_results.analyze returns, for the layers that pass BH; "comparison":
+             what comparison_summary.json holds, for intervals}; what is not in it is left out
     """
     differences = found.get("comparison", {}).get("differences", {})
     rows = []
@@ -255,8 +255,8 @@ def main_numbers(runs, found):
             for side, value, null in zip(SIDES, values, nulls, strict=True):
                 passing = [
                     row["q"] < ALPHA
-                    for row in found.get(side, ())
-                    if (row["kind"], row["index"]) == (kind, index)
+                    for row in found.get(side, {}).get("layers", ())
+                    if (row["kind"], row["index"]) == (kind, index) and row["q"] == row["q"]
                 ]
                 if np.isnan(value):
                     cells += ["undefined", "-"]
