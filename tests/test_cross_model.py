@@ -419,7 +419,7 @@ def shift_units(rows):
     ("change", "why"),
     [
         (rename_keys, "a and b have no rows in common"),
-        (keep_two_neutral, "a and b have 2 neutral rows in common, 3 are needed"),
+        (keep_two_neutral, "a and b have 2 neutral rows in common, 8 are needed"),
         (shift_units, "a and b join the rows that they have in common into other units"),
     ],
 )

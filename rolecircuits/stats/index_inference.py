@@ -27,6 +27,7 @@ from rolecircuits.stats.resampling import (
     columns_first,
     is_testable,
     nth_seed,
+    tail_freedom,
 )
 from rolecircuits.stats.units import is_clustered, matched_rows
 
@@ -102,7 +103,7 @@ def infer_mean_indices(
 
 
 def _mean_draws(index, runs, category, weights, unit):
-    """(shift, standard error) of the mean over layers in every resample, each [1, 1 + resample].
+    """(shift, standard error, both [1, 1 + resample], freedom [1]) of the mean over layers.
 
     Layers are no samples: each unit's contributions are summed over the layers first.
     unit  [row], or None: every row alone
@@ -124,13 +125,15 @@ def _mean_draws(index, runs, category, weights, unit):
         names = (*NUMERATORS[index], "neutral")
         used = [(category == name) & ~missing.all(axis=1) for name in names]
         groups = [np.any(used, axis=0)] if unit is not None else used
-        variance = 0.0
+        variance, parts = 0.0, []
         for chosen in groups:
             own = np.unique(places[chosen])
             weight = weights[first[own]]
             k = weight.sum(axis=0)
+            parts.append(linear[own, :1])
             variance += (weight * linear[own] ** 2).sum(axis=0) * k / (k - 1)
-        return shift[None] / len(missing.T), np.sqrt(variance)[None] / len(missing.T)
+        error, freedom = np.sqrt(variance)[None], tail_freedom(np.concatenate(parts))
+        return shift[None] / len(missing.T), error / len(missing.T), freedom
 
 
 def _prepare_runs(values, category, unit, base):
@@ -207,22 +210,34 @@ class Means:
             self.means[name] = [own @ weight / size for own in self.sums[name]]
 
     def index_draws(self, index):
-        """(estimate [column], shift, standard error, both [column, 1 + resample]) of an index."""
+        """(estimate [column]; shift and standard error [column, 1 + resample]; freedom [column] as
+        resampling.tail_freedom) of an index.
+        """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             estimate, shift, slopes = self.index_changes(index)
-            error = np.sqrt(np.maximum(self.variance(slopes), 0)) if slopes else shift
-        return estimate, shift, error
+            return self._studentise(estimate, shift, slopes)
 
     def draws(self, slopes):
         """The same for sum_c slope_c mean_c of the first run; slopes {category: number}."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            estimate = sum(a * self.centres[name][0] for name, a in slopes.items())
+            estimate, shift = sum(a * self.centres[name][0] for name, a in slopes.items()), 0.0
+            given = {name: [np.full((1, 1), a, np.float32)] for name, a in slopes.items()}
             if not slopes.keys() <= self.means.keys():
-                nothing = np.full((len(estimate), 1), np.nan, dtype=np.float32)
-                return estimate, nothing, nothing
-            shift = sum(np.float32(a) * self.means[name][0] for name, a in slopes.items())
-            variance = self.variance({name: [np.float32(a)] for name, a in slopes.items()})
-            return estimate, shift, np.sqrt(np.maximum(variance, 0))
+                given, shift = {}, np.full((len(estimate), 1), np.nan, dtype=np.float32)
+            for name in given:
+                shift = shift + np.float32(slopes[name]) * self.means[name][0]
+            return self._studentise(estimate, shift, given)
+
+    def _studentise(self, estimate, shift, slopes):
+        if not slopes:
+            return estimate, shift, shift, np.full(len(estimate), np.nan)
+        parts = []
+        for name, of_runs in slopes.items():
+            pairs = zip(of_runs, self.sums[name], strict=True)
+            parts.append(sum(a[:, :1] * own for a, own in pairs) / self.counts[name].sum())
+        parts = sum(parts) if self.shared else np.concatenate(parts, axis=1)
+        error = np.sqrt(np.maximum(self.variance(slopes), 0))
+        return estimate, shift, error, tail_freedom(parts.T)
 
     def index_changes(self, index):
         """(estimate [column], shift [column, 1 + resample], {category: slopes of each run}).

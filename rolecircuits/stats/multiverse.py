@@ -15,8 +15,8 @@ from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.stats import indices
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import COMPARED, infer_indices
-from rolecircuits.stats.resampling import family_p, is_testable
-from rolecircuits.stats.role_tests import LAYER_KINDS, MATCHED
+from rolecircuits.stats.resampling import is_testable, join_families
+from rolecircuits.stats.role_tests import MATCHED
 
 BY_UNIT, AS_INDEPENDENT = "by unit", "prompts as if independent"
 
@@ -75,12 +75,9 @@ def _infer_prompts(run, kind, seed):
 def _joint_p(inferred):
     """{(kind, index): max-T p over all of them [layer]}; what has no test is NaN and no member."""
     members = [n for of_kind in inferred.values() for n in of_kind.values() if not n["reason"]]
-    maximum = np.max([n["family"].maximum for n in members], axis=0) if members else np.array([])
+    joined = iter(join_families([n["family"] for n in members]) if members else [])
     return {
-        (kind, index): np.full(len(numbers["p"]), np.nan)
-        if numbers["reason"]
-        else family_p(numbers["family"].reach, maximum)
-        for kind in LAYER_KINDS
-        if kind in inferred
-        for index, numbers in inferred[kind].items()
+        (kind, index): np.full(len(numbers["p"]), np.nan) if numbers["reason"] else next(joined)
+        for kind, of_kind in inferred.items()
+        for index, numbers in of_kind.items()
     }

@@ -5,12 +5,14 @@
                prompts within each category. Two runs of a comparison use the same draw
     interval   estimate -+ c * error, c the 95 % point of |t*| = |estimate* - estimate| / error*
                over the draws, error* recomputed in every draw (symmetric bootstrap-t, Hall 1988)
-    p          (b + 1) / (m + 1), b the draws whose |t*| reaches |t| (Hall 1992, ch. 3; Phipson and
-               Smyth 2010), so it is below 0.05 where the interval leaves 0 out. Columns that few
-               draws reach get more draws (`Summary.continue_draws`)
-    p_max      max-T: the share of draws whose largest |t*| of the whole family reaches this one's
-               (Westfall and Young 1993), every column's |t*| in units of its own 80 % point
-               (balanced, Beran 1988): heavy-tailed heads would set the bar for all others
+    p          up to c (b + 1) / (m + 1), b the draws whose |t*| reaches |t| (Hall 1992, ch. 3;
+               Phipson and Smyth 2010). Beyond c, where it is below 0.05 and the interval leaves 0
+               out, the larger of b / m and of Student's t scaled to pass (c, 0.05), whose degrees
+               of freedom are the number of units that carry the variance,
+               (sum D^2)^2 / sum D^4 - 1 over their contributions D: far out a bootstrap of skewed
+               values is too sure. Columns that few draws reach get more draws
+    p_max      max-T by smallest p (Westfall and Young 1993): 1 - (1 - p)^k, k the number of
+               independent tests that the correlated columns of the family are worth in the draws
 
 Below MIN_UNITS units, or MIN_EFFECTIVE effective ones, there is neither interval nor p. Draws are
 columns of a matrix; the columns of the values are done in blocks that bound the memory. What was
@@ -21,13 +23,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.stats.moments import column_blocks
 from rolecircuits.stats.units import effective_units, is_clustered, shared_units, strata_of
 
 N_RESAMPLES = 10_000
-CONFIDENCE, INNER, BALANCE = 0.95, 0.90, 0.80
+CONFIDENCE, INNER = 0.95, 0.90
 MIN_UNITS, MIN_EFFECTIVE = 8, 5.0
 ENOUGH, FINEST = 20, 20  # draws that reach a column; the smallest p is 0.05 / (FINEST * columns)
 UNBOUNDED = (-np.inf, np.inf)
@@ -38,7 +41,7 @@ class Inference(NamedTuple):
     """An estimate with its 95 % interval, p of the null 0, and max-T p of its family.
 
     error    standard error         inner    half the width of the 90 % interval
-    reach    |t| in units of its balance, which `maximum` [draw], the family's largest, is held to
+    least    [draw] the highest rank from above, 1 the largest, that a column's |t*| has in a draw
     """
 
     estimate: np.ndarray
@@ -48,8 +51,7 @@ class Inference(NamedTuple):
     p_max: np.ndarray
     error: np.ndarray
     inner: np.ndarray
-    reach: np.ndarray
-    maximum: np.ndarray
+    least: np.ndarray
 
 
 def untestable_reason(category, unit=None, names=None, what="prompts"):
@@ -133,24 +135,24 @@ def draw_weights(counts):
 
 
 class Summary:
-    """Intervals and p gathered block by block; of the draws only their maximum is kept."""
+    """Intervals and p gathered block by block; of the draws only their ranks are kept."""
 
     def __init__(self, n_columns, n_draws):
-        self.n_draws = n_draws
-        self.ranks = [int(np.ceil((n_draws + 1) * q)) - 1 for q in (CONFIDENCE, INNER, BALANCE)]
-        fields = np.full((7, n_columns), np.nan)
-        self.estimate, self.error, self.width, self.inner, self.p, self.reach, _ = fields
-        self.maximum = np.full(n_draws, -np.inf, dtype=np.float32)
+        self.n_draws, self.n_ranked = n_draws, int(np.ceil((1 - CONFIDENCE) * n_draws))
+        self.ranks = [int(np.ceil((n_draws + 1) * q)) - 1 for q in (CONFIDENCE, INNER)]
+        self.estimate, self.error, self.width, self.inner, self.p = np.full((5, n_columns), np.nan)
+        self.least = np.full(n_draws, n_draws)
 
     def add(self, columns, draws, testable=True, draw_more=None):
         """One block of columns.
 
-        draws      (estimate [column], shift [column, 1 + resample], error [column, 1 + resample])
+        draws      (estimate [column]; shift and standard error [column, 1 + resample]; freedom
+                   [column], the degrees of freedom of the tail)
         testable   False: the estimate alone is kept
         draw_more  function (places of columns in the block, number) -> draws of these columns from
                    other resamples; None: p stays as coarse as the draws
         """
-        estimate, shift, error = draws
+        estimate, shift, error, freedom = draws
         self.estimate[columns] = estimate
         if not testable:
             return
@@ -165,47 +167,51 @@ class Summary:
         chosen = columns[usable]
         self.error[chosen] = error[usable, 0]
         reached = (t >= observed[:, None]).sum(axis=1)
-        self.p[chosen] = (1 + reached) / (1 + t.shape[1])
         if max(self.ranks) < t.shape[1]:
             points = np.partition(t, self.ranks, axis=1)[:, self.ranks]
-            self.width[chosen], self.inner[chosen] = points[:, 0], points[:, 1]
-            balance = points[:, 2:]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                self.reach[chosen] = observed / balance[:, 0]
-                np.fmax(self.maximum, np.fmax.reduce(t / balance, axis=0), out=self.maximum)
-        if draw_more is not None:
-            self.continue_draws(chosen, (usable, observed, reached), draw_more)
+            self.width[chosen], self.inner[chosen] = points.T
+        self._rank(t)
+        reached, total = self.continue_draws(usable, observed, reached, draw_more)
+        tail = tail_p(observed, self.width[chosen], freedom[usable])
+        seen = (1 + reached) / (1 + total)
+        self.p[chosen] = np.where(np.isnan(tail), seen, np.fmax(tail, reached / total))
 
-    def continue_draws(self, columns, block, draw_more):
-        """More draws for columns that fewer than ENOUGH draws reach (sequential, Besag and
-        Clifford 1991), until the smallest possible p is below 0.05 / (FINEST * family) * k.
+    def _rank(self, t):
+        """Keep in which draws a column is among its largest; t [column, draw]."""
+        top = np.argpartition(t, -self.n_ranked, axis=1)[:, -self.n_ranked :]
+        order = np.argsort(-np.take_along_axis(t, top, axis=1), axis=1)
+        top = np.take_along_axis(top, order, axis=1)
+        np.minimum.at(self.least, top, np.arange(1, self.n_ranked + 1)[None])
+
+    def continue_draws(self, places, observed, reached, draw_more):
+        """(draws that reach the observed |t|, all draws) of columns. Those that fewer than ENOUGH
+        draws reach get more (sequential, Besag and Clifford 1991), until one of them would be a p
+        below 0.05 / (FINEST * family) * k.
 
         k is the number of such columns: Benjamini-Hochberg compares the k-th smallest of m with
-        0.05 k / m. block: (places in the block, observed |t|, draws that reached it)
+        0.05 k / m. places: in the block; reached: the draws that reached the observed |t|
         """
-        places, observed, reached = block
         total, number = np.full(len(observed), self.n_draws), 0
-        while True:
+        while draw_more is not None:
             few = np.flatnonzero(reached < ENOUGH)
-            goal = FINEST / 0.05 * len(self.p) / max(len(few), 1)
+            goal = FINEST / (1 - CONFIDENCE) * len(self.p) / max(len(few), 1)
             few = few[total[few] < goal]
             if not len(few):
                 break
             number += 1
-            _, shift, error = draw_more(places[few], number)
+            _, shift, error, _ = draw_more(places[few], number)
             t = studentise(shift, error)
             reached[few] += (t >= observed[few, None]).sum(axis=1)
             total[few] += t.shape[1]
-        self.p[columns] = (1 + reached) / (1 + total)
+        return reached, total
 
     def finish(self, shape, bounds=UNBOUNDED):
         """The Inference of all columns, each field reshaped to `shape`; intervals clipped."""
         half = np.where(np.isfinite(self.width), self.width, np.nan) * self.error
         inner = np.where(np.isfinite(self.inner), self.inner, np.nan) * self.error
         ends = (np.clip(self.estimate + sign * half, *bounds) for sign in (-1, 1))
-        p_max = family_p(self.reach, self.maximum)
-        fields = (self.estimate, *ends, self.p, p_max, self.error, inner, self.reach)
-        return Inference(*(field.reshape(shape) for field in fields), self.maximum)
+        fields = (self.estimate, *ends, self.p, family_p(self.p, self.least), self.error, inner)
+        return Inference(*(field.reshape(shape) for field in fields), self.least)
 
 
 def studentise(shift, error):
@@ -216,16 +222,43 @@ def studentise(shift, error):
     return t
 
 
-def family_p(reach, maximum):
-    """(1 + how many of the family's maxima reach each observed value) / (1 + draws), or NaN."""
-    reached = len(maximum) - np.searchsorted(np.sort(maximum), reach)
-    return np.where(np.isnan(reach), np.nan, (1 + reached) / (1 + len(maximum)))
+def tail_p(observed, width, freedom):
+    """P(|T| >= x), T Student's t scaled to pass its 5 % point at `width`; NaN up to there."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = observed * stdtrit(freedom, (1 + CONFIDENCE) / 2) / width
+    return np.where(observed > width, 2 * stdtr(freedom, -scaled), np.nan)
+
+
+def tail_freedom(contributions):
+    """(sum D^2)^2 / sum D^4 - 1, at least 1: contributions D [unit, column] -> [column].
+
+    About n / 3 for normal values, 1 where a single unit carries the variance.
+    """
+    squares = np.asarray(contributions, dtype=np.float64) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.fmax(squares.sum(axis=0) ** 2 / (squares**2).sum(axis=0) - 1, 1.0)
+
+
+def family_p(p, least):
+    """1 - (1 - p)^k, k the effective number of tests of the family: [...], NaN stays.
+
+    k is such that 5 % of the draws hold a column as extreme as one test with p = 1 - 0.95^(1/k).
+    """
+    n, draws = int(np.isfinite(p).sum()), len(least)
+    share = np.cumsum(np.bincount(least, minlength=draws + 1)[1:]) / draws
+    k = int(np.argmax(share >= 1 - CONFIDENCE)) + 1
+    with np.errstate(divide="ignore"):
+        tests = np.log1p(-share[k - 1]) / np.log1p(-k / draws) if k < draws else 1.0
+        return -np.expm1(np.clip(tests, 1, max(n, 1)) * np.log1p(-p))
 
 
 def join_families(inferences):
     """max-T p of several Inferences as one family: they must come from the same resamples."""
-    maximum = np.max([one.maximum for one in inferences], axis=0)
-    return [family_p(one.reach, maximum) for one in inferences]
+    least = np.min([one.least for one in inferences], axis=0)
+    together = family_p(np.concatenate([np.ravel(one.p) for one in inferences]), least)
+    ends = np.cumsum([one.p.size for one in inferences])[:-1]
+    parts = zip(np.split(together, ends), inferences, strict=True)
+    return [part.reshape(one.p.shape) for part, one in parts]
 
 
 def infer_difference(a, b, paired=False, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
@@ -323,16 +356,16 @@ def sum_units(values, category, unit):
 
 
 def studentised_sum(values, group, weights, coefficients, size):
-    """(estimate, shift, error) of `_infer_sums` in every resample; no value may be undefined.
+    """(estimate, shift, error, freedom) of `_infer_sums`; no value may be undefined.
 
     values   [unit, column] sums    group, size  [unit]    coefficients  {group: number}
     weights  [unit, 1 + resample] as `draw_weights`
     estimate [column]; shift [column, 1 + resample] float32, estimate* - estimate; error the
-             standard error inside the resample, same shape
+             standard error inside the resample, same shape; freedom [column] as `tail_freedom`
     """
     scale = np.abs(values).max(axis=0, initial=0.0)
     scale[scale == 0] = 1.0
-    estimate, shift, variance = 0.0, 0.0, 0.0
+    estimate, shift, variance, parts = 0.0, 0.0, 0.0, []
     with np.errstate(divide="ignore", invalid="ignore"):
         for name, coefficient in coefficients.items():
             if not (chosen := group == name).any():
@@ -340,6 +373,7 @@ def studentised_sum(values, group, weights, coefficients, size):
             weight, k = weights[chosen], size[chosen]
             centre = values[chosen].sum(axis=0) / k.sum()
             part = columns_first((values[chosen] - centre * k[:, None]) / scale)
+            parts.append(part.T * (coefficient / k.sum()))
             drawn = k @ weight
             mean = part @ weight / drawn
             estimate, shift = estimate + coefficient * centre, shift + coefficient * mean
@@ -352,7 +386,8 @@ def studentised_sum(values, group, weights, coefficients, size):
                 square = (square + mean**2 * (k**2 @ weight) / drawn) / drawn * n / (n - 1)
             variance = variance + coefficient**2 * square
     unit = np.float32(scale)[:, None]
-    return estimate, shift * unit, np.sqrt(np.maximum(variance, 0)) * unit
+    error = np.sqrt(np.maximum(variance, 0)) * unit
+    return estimate, shift * unit, error, tail_freedom(np.concatenate(parts))
 
 
 def columns_first(values):
