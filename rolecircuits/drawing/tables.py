@@ -54,6 +54,9 @@ def print_audit(run):
         if shown:
             what = f"means over layers, plain -> matched on the first word ({words})"
             print(f"{what}: {', '.join(shown)}")
+    if odd := audit["pairs_with_other_first_words"]:
+        ids = ", ".join(map(printable, odd))
+        print(f"{len(odd) // 2} matched pairs change their first word with the person: {ids}")
     print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
     return audit
 
@@ -63,8 +66,8 @@ def print_contrasts(run, chosen, compared):
 
     chosen  {name: contrast}    compared  rows of contrasts.csv
     """
-    unit = "frames" if run.crossed else "prompts"
-    columns = ("contrast", unit, "mean difference", "min @layer", "max @layer")
+    columns = ("contrast", "prompts", "frames", "effective n", "mean difference", "min @layer")
+    columns += ("max @layer",)
     columns += (f"layers: p / BH / max-T < {ALPHA}",)
     rows = [contrast_cells(name, compared) for name in chosen]
     title = f"{run.label}: normalised entropy, first - second, mean over heads"

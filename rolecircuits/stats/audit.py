@@ -16,6 +16,7 @@ python prompts.py --audit results_activation_analysis/latest_run
 
 import numpy as np
 
+from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.indices import (
     INDICES,
     first_word_matched_values,
@@ -53,6 +54,7 @@ def audit_design(run):
         "variance": factors,
         "clusters": describe_clusters(values, run.category, run.frame),
         "first_word_matched": compare_matched(run, values),
+        "pairs_with_other_first_words": list_odd_pairs(run, words),
     }
     cells = set(zip(run.frame.tolist(), run.filler.tolist(), strict=True))
     audit["same_first_word"] = run.crossed and len(cells) == len(
@@ -60,6 +62,23 @@ def audit_design(run):
     )
     flagged, verdict = judge(audit, shared_words(run.category, words))
     return audit | {"flagged": flagged, "verdict": verdict}
+
+
+def list_odd_pairs(run, words):
+    """Ids of the prompts of matched pairs whose two texts begin differently; they differ in more
+    than the person.
+    """
+    first, second = PAIRED
+    ids, odd = run.prompt_id.tolist(), []
+    if run.crossed:
+        return odd
+    for pair in np.unique(run.pair_id[run.pair_id >= 0]):
+        rows = [
+            np.flatnonzero((run.pair_id == pair) & (run.category == c)) for c in (first, second)
+        ]
+        if all(len(own) == 1 for own in rows) and words[rows[0][0]] != words[rows[1][0]]:
+            odd += [ids[own[0]] for own in rows]
+    return odd
 
 
 def variance_share(values, labels):

@@ -139,7 +139,7 @@ def compare_categories(
     """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
 
     values   [row, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
-    returns  "difference", "low", "high", "g", "g_low", "g_high", "p", "q", "p_max"
+    returns  "difference", "low", "high", "error", "g", "g_low", "g_high", "p", "q", "p_max"
     """
     found = infer_contrast(values, category, unit, contrast, n_permutations, seed)
     unit = np.full(len(category), ALONE) if unit is None else unit
@@ -150,7 +150,7 @@ def compare_categories(
     else:
         low, high = hedges_g_interval(a, b, paired)
     sizes = {"difference": found.estimate, "low": found.low, "high": found.high}
-    sizes |= {"g": g, "g_low": low, "g_high": high}
+    sizes |= {"error": found.error, "g": g, "g_low": low, "g_high": high}
     return sizes | {"p": found.p, "q": q_values(found.p), "p_max": found.p_max}
 
 

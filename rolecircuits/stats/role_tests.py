@@ -19,7 +19,7 @@ from rolecircuits.stats import indices
 from rolecircuits.stats.audit import contrast_reason, within_words
 from rolecircuits.stats.contrasts import compare_categories, contrast_sides, q_values
 from rolecircuits.stats.index_inference import COMPARED, Means, infer_indices
-from rolecircuits.stats.moments import defined_mean, divide
+from rolecircuits.stats.moments import defined_mean, defined_moments, divide
 from rolecircuits.stats.resampling import N_RESAMPLES, SHARE, infer_mean, join_families
 from rolecircuits.stats.units import frame_values, is_clustered, labels_of, strata_of
 
@@ -205,14 +205,30 @@ def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
                 within = within_words(run, layers, contrast)
                 columns |= {"within_words": within}
                 columns["sign_disagrees"] = disagrees(tests["difference"], within)
+            columns |= describe_contrast(run, layers, contrast, tests["error"])
             labelled = {"contrast": name, "kind": kind, "n": len(a), "paired": paired}
             rows += [
                 labelled
                 | {"layer": layer}
-                | {key: column[layer] for key, column in columns.items()}
+                | {key: np.broadcast_to(c, run.n_layers)[layer] for key, c in columns.items()}
                 for layer in range(run.n_layers)
             ]
     return rows
+
+
+def describe_contrast(run, values, contrast, error):
+    """As `describe_sizes` for one contrast; values [prompt, layer], error [layer]."""
+    there, variance = np.zeros(len(values), dtype=bool), 0.0
+    for side in contrast:
+        names = (side,) if isinstance(side, str) else side
+        for name in names:
+            chosen = run.category == name
+            there |= chosen
+            n, _, spread = defined_moments(values[chosen])
+            variance = variance + divide(spread, n) / len(names) ** 2
+    effect = divide(error**2, variance)
+    sizes = {"prompts": int(there.sum()), "frames": len(set(run.frame[there].tolist()))}
+    return sizes | {"design_effect": effect, "effective_n": divide(there.sum(), effect)}
 
 
 def split_units(category, unit, seed=DEFAULT_SEED):

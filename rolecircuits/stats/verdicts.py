@@ -20,14 +20,16 @@ def contrast_cells(name, compared):
     """Cells of one contrast over its layers: mean, extremes, and how many layers pass."""
     rows = rows_of(compared, name)
     value = np.array([row["difference"] for row in rows])
-    paired = " (paired)" if rows[0]["paired"] else ""
+    size = [rows[0]["prompts"], rows[0]["frames"]]
+    effective = np.array([row["effective_n"] for row in rows])
+    size.append("-" if np.isnan(effective).all() else f"{np.nanmedian(effective):.0f}")
     if np.isnan(value).all():
-        return [name, f"{rows[0]['n']}{paired}", "undefined", "-", "-", "-"]
+        return [name, *size, "undefined", "-", "-", "-"]
     ends = [f"{value[at]:+.4f} @{at}" for at in (np.nanargmin(value), np.nanargmax(value))]
     passed = [sum(row[test] < ALPHA for row in rows) for test in ("p", "q", "p_max")]
     counts = " / ".join(map(str, passed)) + f" of {len(rows)}"
     counts = counts if any(row["p"] == row["p"] for row in rows) else "not tested"
-    return [name, f"{rows[0]['n']}{paired}", f"{np.nanmean(value):+.4f}", *ends, counts]
+    return [name, *size, f"{np.nanmean(value):+.4f}", *ends, counts]
 
 
 def interaction_cells(names, compared):
