@@ -123,14 +123,24 @@ def test_rare_columns_get_more_draws_and_others_keep_theirs():
     assert alone.p[0] < 0.05 / (20 * 23)
     theirs = stats.ttest_1samp(values, 0).pvalue
     assert 0 < found[0].p[1] < 0.05 and found[0].p[1] == pytest.approx(theirs[1], rel=0.6)
-    counts = bootstrap_counts(np.full(30, "all"), np.full(30, -1), 499, 1)
-    centred = values - values.mean(axis=0)
-    mean = counts @ centred / 30
-    error = np.sqrt((counts @ centred**2 / 30 - mean**2) / 29)
-    reached = (np.abs(mean / error) >= np.abs(stats.ttest_1samp(values, 0).statistic)).sum(axis=0)
+    observed = np.abs(stats.ttest_1samp(values, 0).statistic)
+
+    def count_reached(seed):
+        counts = bootstrap_counts(np.full(30, "all"), np.full(30, -1), 499, seed)
+        centred = values - values.mean(axis=0)
+        mean = counts @ centred / 30
+        error = np.sqrt((counts @ centred**2 / 30 - mean**2) / 29)
+        return (np.abs(mean / error) >= observed).sum(axis=0)
+
+    reached = count_reached(1)
     often = reached >= resampling.ENOUGH
     assert often.tolist() == [False] * 2 + [True] * 22
     assert found[0].p[often] == pytest.approx((1 + reached[often]) / 500, abs=0.0021)
+    rare, rounds = reached[1], 1
+    while rare < resampling.ENOUGH:
+        rare += count_reached((1, rounds))[1]
+        rounds += 1
+    assert found[0].p[1] == pytest.approx((1 + rare) / (1 + 499 * rounds))
     assert (found[0].p_max >= 1 / 500).all(), "families are judged by the first draws alone"
 
 
@@ -287,6 +297,7 @@ def test_the_mean_leaves_undefined_layers_and_prompts_out():
     assert found.estimate == pytest.approx(np.mean(layers))
     near = infer_mean_indices(lognormal((4,))[:, [0, 1, 3]], CATEGORY, PAIR, None, 499)["rfc"]
     assert (found.high - found.low) / (near.high - near.low) == pytest.approx(1, abs=0.05)
+    assert found.error / near.error == pytest.approx(1, abs=0.05)
     nothing = infer_mean_indices(np.zeros((120, 0)), CATEGORY, PAIR, None, 99)["rsi"]
     assert np.isnan(nothing[:8]).all()
 
