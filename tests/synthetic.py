@@ -25,9 +25,13 @@ def make_run(
     model_id="synthetic",
     prompt_format="raw",
     prompts=None,
+    first_words=False,
 ):
     """Attention rows from softmax of Gaussian scores with a sink on key 0; `effect` sharpens
-    self-referent rows. Prompts are the original ones, or those given."""
+    self-referent rows. Prompts are the original ones, or those given.
+
+    The rows of prompts are independent, so each is a frame by itself unless the prompts give
+    frames; first_words: frames are first words, as in a real run."""
     rng = np.random.default_rng(seed)
     prompts = select_prompts(per_category=per_category) if prompts is None else prompts
     words = np.array([len(p.text.split()) for p in prompts])
@@ -75,7 +79,7 @@ def make_run(
         "sink_mass": np.where(real, pattern[..., 0], np.nan),
         "visible_keys": visible,
         "edge_tokens": measured[0]["edge_tokens"],
-        "frame": np.array([frame_of(p) for p in prompts]),
+        "frame": np.array([frame_of(p) if first_words else p.frame or p.id for p in prompts]),
         "filler": np.array([p.filler for p in prompts]),
         "slot": places.slot,
         "segment": np.array(masses.SEGMENTS),

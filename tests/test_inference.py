@@ -7,12 +7,14 @@ from scipy import stats
 
 from rolecircuits.stats import contrasts, entropy, indices, moments, resampling
 from rolecircuits.stats.contrasts import hedges_g, hedges_g_interval
-from rolecircuits.stats.permutation import permutation_test, sign_flip_test
-from rolecircuits.stats.resampling import bootstrap_counts, infer_indices, infer_mean_indices
+from rolecircuits.stats.index_inference import Means, infer_indices, infer_mean_indices
+from rolecircuits.stats.resampling import bootstrap_counts
 from synthetic import make_run
 
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
 PAIR = np.where(np.isin(CATEGORY, ["confounder", "third_person"]), np.tile(np.arange(30), 4), -1)
+
+WORD = np.tile(np.repeat(np.arange(10), 3), 4)  # first words: ten clusters of three a category
 
 
 def lognormal(shape, means=(1, 1, 1, 1), spread=(0.3, 0.3, 0.4, 0.3), per=30, seed=0):
@@ -38,55 +40,115 @@ def drawn_indices(values, category, counts):
     return {name: np.array(draw) for name, draw in draws.items()}
 
 
-def welch(a, b, axis=-1):
-    """Welch's |t| along an axis, as scipy.stats.ttest_ind(equal_var=False) has it."""
-    variance = a.var(axis=axis, ddof=1) / a.shape[axis] + b.var(axis=axis, ddof=1) / b.shape[axis]
-    return abs(a.mean(axis=axis) - b.mean(axis=axis)) / np.sqrt(variance)
+def own_draws(runs, weights, category=CATEGORY, unit=None):
+    """{index: (estimate, shift, error)} as `Means` has them."""
+    means = Means(runs, category, weights, unit)
+    return {index: means.index_draws(index) for index in indices.INDICES}
 
 
-def test_permutation_enumerates_as_scipy_does():
-    a, b = np.array([1.0, 2.5, 2.0, 4.0]), np.array([3.0, 5.5, 4.5])
-    ours = permutation_test(a, b)
-    theirs = stats.permutation_test((a, b), welch, n_resamples=np.inf, alternative="greater")
-    assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12)
-    assert ours.difference == pytest.approx(a.mean() - b.mean())
+def test_a_difference_is_symmetric_bootstrap_t_with_balanced_max_t_by_hand():
+    """Unequal sizes and spreads, resample by resample; three columns are one family."""
+    rng, draws = np.random.default_rng(3), (399, 4)
+    a, b = rng.normal(0.6, 1, (12, 3)), rng.exponential(2, (20, 3))
+    group = np.repeat(["a", "b"], [12, 20])
+    counts = bootstrap_counts(group, np.full(32, -1), *draws).astype(int)
+
+    def estimate_and_error(x, y):
+        error = np.sqrt(x.var(axis=0, ddof=1) / len(x) + y.var(axis=0, ddof=1) / len(y))
+        return x.mean(axis=0) - y.mean(axis=0), error
+
+    estimate, error = estimate_and_error(a, b)
+    drawn = [
+        estimate_and_error(np.repeat(a, count[:12], axis=0), np.repeat(b, count[12:], axis=0))
+        for count in counts
+    ]
+    t = np.array([np.abs(star - estimate) / spread for star, spread in drawn])
+    points, observed = np.sort(t, axis=0), np.abs(estimate) / error
+    found = resampling.infer_difference(a, b, False, *draws)
+    np.testing.assert_allclose(found.estimate, estimate)
+    np.testing.assert_allclose(found.error, error, rtol=1e-5)
+    np.testing.assert_allclose(found.high - estimate, points[379] * error, rtol=1e-4)
+    np.testing.assert_allclose(estimate - found.low, points[379] * error, rtol=1e-4)
+    np.testing.assert_allclose(found.inner, points[359] * error, rtol=1e-4)
+    often = (t >= observed).sum(axis=0) >= resampling.ENOUGH
+    p = (1 + (t >= observed).sum(axis=0)) / 400
+    assert often.any() and found.p[often] == pytest.approx(p[often], abs=0.0026)
+    balance = points[319]
+    largest = (t / balance).max(axis=1)
+    p_max = [(1 + (largest >= x).sum()) / 400 for x in observed / balance]
+    assert found.p_max == pytest.approx(p_max, abs=0.0051) and (found.p_max >= found.p).all()
 
 
-def test_sign_flips_enumerate_as_scipy_does():
-    d = np.array([0.3, -0.1, 0.8, 0.4, 0.05, 0.6])
-    theirs = stats.permutation_test(
-        (d,),
-        lambda x: abs(x.mean()),
-        permutation_type="samples",
-        n_resamples=np.inf,
-        alternative="greater",
+def test_a_difference_of_normal_values_has_nearly_welchs_p_and_interval():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.5, 1, (40, 6)), rng.normal(0, 2, (40, 6))
+    found, theirs = resampling.infer_difference(a, b), stats.ttest_ind(a, b, equal_var=False)
+    assert found.p == pytest.approx(theirs.pvalue, abs=0.025)
+    interval = theirs.confidence_interval()
+    np.testing.assert_allclose(found[1:3], [interval.low, interval.high], atol=0.06)
+
+
+def test_pairs_are_the_mean_of_their_differences():
+    values = lognormal((4,))
+    a, b = values[:30], values[:30] + 0.1 * values[30:60]
+    paired, plain = (resampling.infer_difference(a, b, how, 499, 2) for how in (True, False))
+    of_mean = resampling.infer_mean(a - b, np.full(30, "a"), None, n_resamples=499, seed=2)
+    for own, expected in zip(paired, of_mean, strict=True):
+        np.testing.assert_array_equal(own, expected)
+    assert (paired.p == 0.002).all() and (plain.p > 0.05).all()
+
+
+def test_draws_are_the_seeds_and_p_agrees_with_its_interval():
+    a, b = lognormal((200,), (1, 1.15, 1, 1))[:60].reshape(2, 30, 200)
+    found, again, other = (
+        resampling.infer_difference(a, b, False, 499, seed) for seed in (1, 1, 2)
     )
-    assert sign_flip_test(d).p == pytest.approx(theirs.pvalue, abs=1e-12)
+    for own, same in zip(found, again, strict=True):
+        np.testing.assert_array_equal(own, same)
+    assert (found.p != other.p).any()
+    out = (found.low > 0) | (found.high < 0)
+    assert 0.1 < out.mean() < 0.95 and (out == (found.p <= 0.05)).all()
 
 
-def test_permutation_by_hand():
-    # 4 prompts, 2 and 2: six labellings; the observed split {1, 2} against {3, 4} and its mirror
-    # are the two extremes
-    assert permutation_test(np.array([1.0, 2.0]), np.array([3.0, 4.0])).p == pytest.approx(2 / 6)
-    assert sign_flip_test(np.array([1.0, 2.0, 3.0])).p == pytest.approx(2 / 8)
+def test_rare_columns_get_more_draws_and_others_keep_theirs():
+    """Of 24 columns two are far from 0: 999 draws cannot say how far."""
+    values = np.random.default_rng(1).normal(size=(30, 24))
+    values += np.linspace(0, 1.2, 24) * stats.sem(values) - values.mean(axis=0)
+    values[:, 0] += 3
+    values[:, 1] += 0.45
+    found = [resampling.infer_mean(values, n_resamples=499, seed=seed) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(found[0].p, found[1].p)
+    assert found[0].p[0] < 0.05 / (20 * 24) * 2, "two columns are rare, as Benjamini-Hochberg needs"
+    alone = resampling.infer_mean(values[:, [0, *range(2, 24)]], n_resamples=499, seed=1)
+    assert alone.p[0] < 0.05 / (20 * 23)
+    theirs = stats.ttest_1samp(values, 0).pvalue
+    assert 0 < found[0].p[1] < 0.05 and found[0].p[1] == pytest.approx(theirs[1], rel=0.6)
+    observed = np.abs(stats.ttest_1samp(values, 0).statistic)
 
+    def count_reached(seed):
+        counts = bootstrap_counts(np.full(30, "all"), np.full(30, -1), 499, seed)
+        centred = values - values.mean(axis=0)
+        mean = counts @ centred / 30
+        error = np.sqrt((counts @ centred**2 / 30 - mean**2) / 29)
+        return (np.abs(mean / error) >= observed).sum(axis=0)
 
-def test_sampled_permutations_agree_with_scipy_and_count_the_observed_one():
-    rng = np.random.default_rng(3)
-    a, b = rng.normal(0.5, 1, 20), rng.normal(0, 2, 20)
-    ours = permutation_test(a, b, n_permutations=9999)
-    theirs = stats.permutation_test((a, b), welch, n_resamples=2000, alternative="greater", rng=1)
-    assert ours.p == pytest.approx(theirs.pvalue, abs=0.04)
-    assert permutation_test(a + 100, b, n_permutations=999).p == pytest.approx(1 / 1000)
+    reached = count_reached(1)
+    often = reached >= resampling.ENOUGH
+    assert often.tolist() == [False] * 2 + [True] * 22
+    assert found[0].p[often] == pytest.approx((1 + reached[often]) / 500, abs=0.0021)
+    rare, rounds = reached[1], 1
+    while rare < resampling.ENOUGH:
+        rare += count_reached((1, rounds))[1]
+        rounds += 1
+    assert found[0].p[1] == pytest.approx((1 + rare) / (1 + 499 * rounds))
+    assert (found[0].p_max >= 1 / 500).all(), "families are judged by the first draws alone"
 
 
 def test_indices_agree_with_their_formula_in_every_resample():
     values, base = lognormal((5,), (0.9, 1, 1, 1)), lognormal((5,), (0.5, 0.6, 0.6, 0.6), seed=1)
     counts = bootstrap_counts(CATEGORY, PAIR, 50, seed=2)
     expected = [drawn_indices(run, CATEGORY, counts) for run in (values, base)]
-    found = resampling.studentised_indices(
-        [values, base], CATEGORY, resampling.draw_weights(counts)
-    )
+    found = own_draws([values, base], resampling.draw_weights(counts))
     for name, (estimate, shift, _) in found.items():
         draws = (expected[0][name] - expected[1][name]).T
         np.testing.assert_allclose(estimate[:, None] + shift[:, 1:], draws, atol=2e-6)
@@ -96,9 +158,7 @@ def test_indices_agree_with_their_formula_in_every_resample():
 def test_standard_error_is_the_delta_method_by_hand():
     values = lognormal((), (0.9, 1, 1.2, 1))
     s, c, n = (values[k * 30 : k * 30 + 30] for k in range(3))
-    found = resampling.studentised_indices(
-        [values[:, None]], CATEGORY, np.ones((120, 2), np.float32)
-    )
+    found = own_draws([values[:, None]], np.ones((120, 2), np.float32))
     rfc = np.sqrt(
         s.var(ddof=1) / 30 / n.mean() ** 2 + s.mean() ** 2 * n.var(ddof=1) / 30 / n.mean() ** 4
     )
@@ -113,9 +173,7 @@ def test_standard_error_of_two_runs_uses_the_same_prompts():
     linearised indices."""
     values = lognormal((), (0.9, 1, 1.2, 1))
     base = 0.5 * values * lognormal((), spread=(0.1,) * 4, seed=1)
-    found = resampling.studentised_indices(
-        [values[:, None], base[:, None]], CATEGORY, np.ones((120, 2), np.float32)
-    )["rfc"]
+    found = own_draws([values[:, None], base[:, None]], np.ones((120, 2), np.float32))["rfc"]
 
     def linearised(run):
         s, n = run[:30], run[60:90]
@@ -133,10 +191,7 @@ def test_spread_of_the_draws_agrees_with_scipy_bootstrap():
     how = {"vectorized": False, "method": "percentile", "n_resamples": 4000, "rng": 0}
     theirs = stats.bootstrap((s, n), lambda x, y: 1 - x.mean() / y.mean(), **how)
     counts = bootstrap_counts(CATEGORY, PAIR, 4000)
-    drawn = resampling.studentised_indices(
-        [values[:, None]], CATEGORY, resampling.draw_weights(counts)
-    )
-    estimate, shift, _ = drawn["rfc"]
+    estimate, shift, _ = own_draws([values[:, None]], resampling.draw_weights(counts))["rfc"]
     draws = estimate + shift[0, 1:]
     ours = np.quantile(draws, [0.025, 0.975])
     np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.012)
@@ -242,8 +297,9 @@ def test_the_mean_leaves_undefined_layers_and_prompts_out():
     assert found.estimate == pytest.approx(np.mean(layers))
     near = infer_mean_indices(lognormal((4,))[:, [0, 1, 3]], CATEGORY, PAIR, None, 499)["rfc"]
     assert (found.high - found.low) / (near.high - near.low) == pytest.approx(1, abs=0.05)
+    assert found.error / near.error == pytest.approx(1, abs=0.05)
     nothing = infer_mean_indices(np.zeros((120, 0)), CATEGORY, PAIR, None, 99)["rsi"]
-    assert np.isnan(nothing).all()
+    assert np.isnan(nothing[:8]).all()
 
 
 def test_interval_of_the_mean_over_layers_covers():
@@ -270,21 +326,22 @@ def test_a_mean_over_categories_is_stratified_and_keeps_pairs():
     """The standard error by hand: variances of the categories' prompts, pairs as one."""
     values = lognormal((1,), (0.5, 1, 1.5, 1))
     values[90:] = 0.5 * values[30:60] + 0.5 * values[90:]
-    estimate, low, high = resampling.stratified_mean_interval(values, CATEGORY, PAIR, 9999, 1)
+    estimate, low, high = resampling.infer_mean(values, CATEGORY, PAIR, seed=1)[:3]
     parts = [values[:30], values[60:90], values[30:60] + values[90:]]
     error = np.sqrt(sum(part.var(ddof=1) * 30 for part in parts)) / 120
     assert estimate[0] == pytest.approx(values.mean())
     assert 1.9 < (high[0] - estimate[0]) / error < 2.15
     assert estimate[0] - low[0] == pytest.approx(high[0] - estimate[0])
-    independent = resampling.stratified_mean_interval(values, CATEGORY, None, 9999, 1)
-    assert independent[2][0] - independent[1][0] < 0.97 * (high[0] - low[0])
+    independent = resampling.infer_mean(values, CATEGORY, None, seed=1)
+    assert independent.high[0] - independent.low[0] < 0.97 * (high[0] - low[0])
 
 
 def test_half_a_pair_counts_as_one_prompt():
     """n of the mean is the number of defined values; the error is that of a ratio of two sums."""
     values = lognormal((2,))
     values[[91, 95, 99], 0] = np.nan
-    estimate, low, high = resampling.stratified_mean_interval(values, CATEGORY, PAIR, 1999, 1)
+    draws = {"n_resamples": 1999, "seed": 1}
+    estimate, low, high = resampling.infer_mean(values, CATEGORY, PAIR, **draws)[:3]
     np.testing.assert_allclose(estimate, np.nanmean(values, axis=0))
     assert (high - low)[0] == pytest.approx((high - low)[1], rel=0.15) and low[0] < high[0]
     sums, sizes, stratum = resampling.sum_units(values, CATEGORY, PAIR)
@@ -295,24 +352,35 @@ def test_half_a_pair_counts_as_one_prompt():
     assert sums[60, 0] == pytest.approx(values[30, 0] + values[90, 0])
 
 
-def test_one_category_alone_is_a_plain_mean():
+def test_one_category_alone_is_a_plain_mean_within_its_bounds():
     values = lognormal((3,))[:30]
-    plain = resampling.mean_interval(values, 499, 1)
-    stratified = resampling.stratified_mean_interval(values, CATEGORY[:30], None, 499, 1)
-    np.testing.assert_allclose(stratified, plain, rtol=1e-6)
+    plain = resampling.infer_mean(values, n_resamples=499, seed=1)
+    stratified = resampling.infer_mean(values, CATEGORY[:30], n_resamples=499, seed=1)
+    np.testing.assert_allclose(stratified[:6], plain[:6], rtol=1e-6)
+    counts = bootstrap_counts(CATEGORY[:30], np.full(30, -1), 499, 1)
+    mean = counts @ values / 30
+    error = np.sqrt((counts @ values**2 / 30 - mean**2) / 29)
+    t = np.sort(np.abs(mean - values.mean(axis=0)) / error, axis=0)[474]
+    reach = t * stats.sem(values)
+    np.testing.assert_allclose(plain.high, values.mean(axis=0) + reach, rtol=1e-4)
+    bounds = (float(values.mean(axis=0).min()), 1.0)
+    cut = resampling.infer_mean(values, None, None, bounds, 499, 1)
+    np.testing.assert_array_equal(cut.low, np.clip(plain.low, *bounds))
+    np.testing.assert_array_equal(cut.high, np.clip(plain.high, *bounds))
 
 
 def test_what_is_undefined_for_every_prompt_stays_undefined():
     values = lognormal((2,))
     values[:, 1] = np.nan
     for found in (
-        resampling.mean_interval(values, 99),
-        resampling.mean_difference_interval(values[:30], values[30:60], n_resamples=99),
-        resampling.stratified_mean_interval(values, CATEGORY, PAIR, 99),
-        sign_flip_test(values, 99),
-        permutation_test(values[:30], values[30:60], 99),
+        resampling.infer_mean(values, n_resamples=99),
+        resampling.infer_mean(values, CATEGORY, PAIR, n_resamples=99),
+        resampling.infer_difference(values[:30], values[30:60], True, 99),
+        resampling.infer_difference(values[:30], values[30:60], False, 99),
+        contrasts.infer_contrast(values, CATEGORY, WORD, ("self_referent", "neutral"), 99),
     ):
-        assert np.isnan(np.stack(found)[:, 1]).all() and np.isfinite(np.stack(found)[:, 0]).all()
+        assert np.isnan(np.stack(found[:8])[:, 1]).all()
+        assert np.isfinite(np.stack(found[:8])[:, 0]).all()
 
 
 def test_undefined_values_are_left_out_column_by_column():
@@ -321,35 +389,42 @@ def test_undefined_values_are_left_out_column_by_column():
     keep = ~np.isnan(values[:, 1])
     found = infer_indices(values, CATEGORY, PAIR)["rfc"]
     counts = bootstrap_counts(CATEGORY, PAIR)[:, keep]
-    alone = resampling.studentised_indices(
-        [values[keep][:, 1:2]], CATEGORY[keep], resampling.draw_weights(counts)
-    )["rfc"]
+    weights = resampling.draw_weights(counts)
+    alone = own_draws([values[keep][:, 1:2]], weights, CATEGORY[keep])["rfc"]
     assert found.estimate[1] == pytest.approx(alone[0][0])
     t = np.sort(np.abs(alone[1][0, 1:] / alone[2][0, 1:]))[9500]
     assert found.high[1] - found.estimate[1] == pytest.approx(t * alone[2][0, 0], rel=1e-5)
-    assert np.isfinite(permutation_test(values[:30], values[60:90], 99).p).all()
+    difference = resampling.infer_difference(values[:30], values[60:90], False, 99)
+    expected = np.nanmean(values[:30], axis=0) - np.nanmean(values[60:90], axis=0)
+    np.testing.assert_allclose(difference.estimate, expected)
+    assert np.isfinite(difference.p).all()
 
 
-def test_too_few_prompts_give_nothing_and_the_reason():
-    category = CATEGORY[[0, 30, 60, 90]]
-    result = infer_indices(
-        lognormal((2,))[[0, 30, 60, 90]], category, np.full(4, -1), n_resamples=99
-    )["rfc"]
-    assert np.isfinite(result.estimate).all()
-    assert np.isnan([result.low, result.high, result.p, result.p_max]).all()
-    assert "at least 3 prompts a category; confounder has 1" in resampling.missing_prompts_reason(
-        category
-    )
-    assert resampling.missing_prompts_reason(CATEGORY) is None
-    assert np.isnan(permutation_test(np.ones((1, 2)), np.zeros((1, 2))).p).all()
+def test_too_few_units_give_estimates_alone_and_effect_sizes_of_one_prompt_nothing():
+    keep = np.concatenate([np.arange(7) + 30 * k for k in range(4)])
+    values = lognormal((2,))[keep]
+    found = [
+        *infer_indices(values, CATEGORY[keep], n_resamples=99).values(),
+        *infer_mean_indices(values, CATEGORY[keep], n_resamples=99).values(),
+        resampling.infer_mean(values[:7], n_resamples=99),
+        resampling.infer_difference(values[:7], values[7:14], False, 99),
+        resampling.infer_difference(values[:7], values[7:14], True, 99),
+        resampling.infer_difference(lognormal((2,))[:30], values[:7], False, 99),
+    ]
+    for one in found:
+        assert np.isfinite(one.estimate).all()
+        assert np.isnan(np.stack([np.atleast_1d(field) for field in one[1:8]])).all()
+    more = resampling.infer_difference(lognormal((2,))[:8], lognormal((2,))[30:38], False, 99)
+    assert np.isfinite(np.stack(more[:8])).all()
     assert np.isnan(hedges_g(np.ones((1, 2)), np.zeros((1, 2)))).all()
 
 
 def test_nothing_varies_nothing_tested():
     a = np.full((10, 2), 0.1)
     a[:, 1] = np.arange(10)
-    test = permutation_test(a, a[::-1], 99)
-    assert np.isnan(test.p[0]) and test.p[1] == 1
+    test = resampling.infer_difference(a, a[::-1], False, 99)
+    assert np.isnan(test.p[0]) and test.p[1] == 1 and np.isnan(test.p_max[0])
+    assert test.low[0] == test.high[0] == test.error[0] == 0
     assert np.isnan(hedges_g(a, a)[0]) and hedges_g(a, a)[1] == 0
 
 
@@ -370,12 +445,29 @@ def test_q_values_are_benjamini_hochberg_without_the_undefined():
 
 
 def test_hedges_g_by_hand():
-    a, b = np.array([4.0, 6.0, 8.0]), np.array([1.0, 3.0, 5.0])
-    d, j = 3 / 2, 1 - 3 / (4 * 4 - 1)
-    half = 1.959964 * np.sqrt(2 / 3 + (j * d) ** 2 / 12)
+    """The mean of both variances, whatever the sizes; the interval is Bonett's (2008, eq. 7)."""
+    a, b = np.array([4.0, 6.0, 8.0]), np.array([1.0, 3.0, 5.0, 9.0, 2.0])
+    sa, sb = a.var(ddof=1), b.var(ddof=1)
+    s2, j = (sa + sb) / 2, 1 - 3 / (4 * 6 - 1)
+    d = 2 / np.sqrt(s2)
+    variance = d**2 * (sa**2 / 2 + sb**2 / 4) / (8 * s2**2) + sa / (2 * s2) + sb / (4 * s2)
+    half = 1.959964 * j * np.sqrt(variance)
     assert hedges_g(a, b) == pytest.approx(j * d)
     np.testing.assert_allclose(hedges_g_interval(a, b), (j * d - half, j * d + half), rtol=1e-6)
     assert hedges_g(b, a) == -hedges_g(a, b)
+
+
+def test_the_interval_of_g_covers_with_unequal_variances_and_sizes():
+    """The larger group has the smaller spread: an interval from a pooled variance would not."""
+    rng, n = np.random.default_rng(2), (12, 48)
+    a, b = 1 + 2 * rng.normal(size=(n[0], 4000)), rng.normal(size=(n[1], 4000))
+    low, high = hedges_g_interval(a, b)
+    true = 1 / np.sqrt((4 + 1) / 2)
+    assert 0.93 < ((low < true) & (true < high)).mean() < 0.98
+    pooled = (11 * a.var(axis=0, ddof=1) + 47 * b.var(axis=0, ddof=1)) / 58
+    d = (a.mean(axis=0) - b.mean(axis=0)) / np.sqrt(pooled)
+    half = 1.96 * np.sqrt(1 / 12 + 1 / 48 + d**2 / 120)
+    assert (np.abs(d - 1 / np.sqrt((11 * 4 + 47) / 58)) < half).mean() < 0.87
 
 
 def test_paired_g_by_hand():
@@ -395,13 +487,13 @@ def test_paired_g_by_hand():
 def test_compare_categories_uses_the_pairs():
     values = lognormal((6,), per=30)
     values[90:] = values[30:60] * 1.02 + np.random.default_rng(0).normal(size=(30, 6)) * 0.001
-    found = contrasts.compare_categories(
-        values, CATEGORY, PAIR, ("confounder", "third_person"), 999
-    )
-    alone = contrasts.compare_categories(
-        values, CATEGORY, np.full(120, -1), ("confounder", "third_person"), 999
+    own = values, CATEGORY
+    found, alone = (
+        contrasts.compare_categories(*own, unit, ("confounder", "third_person"), 999)
+        for unit in (PAIR, np.full(120, -1))
     )
     assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
+    assert (found["high"] < 0).all() and (alone["high"] > 0).all()
 
 
 def test_intervals_cover_and_percentile_would_not():
@@ -432,22 +524,40 @@ def test_two_run_test_keeps_its_level_when_scales_differ():
 def test_tests_keep_their_level_with_unequal_spread():
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(30, 800)), 1.5 * rng.normal(size=(15, 800))
-    assert 0.03 < (permutation_test(a, b, 499).p < 0.05).mean() < 0.075
-    assert 0.03 < (sign_flip_test(rng.normal(size=(30, 800)), 499).p < 0.05).mean() < 0.075
+    assert 0.03 < (resampling.infer_difference(a, b, False, 499).p < 0.05).mean() < 0.075
+    skewed = np.exp(rng.normal(size=(30, 800))) - np.exp(0.5)
+    for pairs in (rng.normal(size=(30, 800)), skewed):
+        p = resampling.infer_mean(pairs, n_resamples=499).p
+        assert 0.02 < (p < 0.05).mean() < 0.1
 
 
 def test_family_error_of_max_t():
-    """200 families of 60 correlated heads without effect: some head below 0.05 in nearly all, max-T
-    in about 5 %."""
+    """200 families of 60 correlated heads, six heavy-tailed, no effect: some head below 0.05 in
+    nearly all, max-T in about 5 %."""
     rng = np.random.default_rng(7)
-    alone, family = [], []
+    alone, family, scale = [], [], np.where(np.arange(60) < 6, 1.2, 0.3)
     for i in range(200):
-        values = np.exp(0.3 * (0.7 * rng.normal(size=(60, 1)) + rng.normal(size=(60, 60))))
-        test = permutation_test(values[:30], values[30:], 399, i)
+        values = np.exp(scale * (0.7 * rng.normal(size=(60, 1)) + rng.normal(size=(60, 60))))
+        test = resampling.infer_difference(values[:30], values[30:], False, 399, i)
         alone.append(test.p.min() < 0.05)
         family.append(test.p_max.min() < 0.05)
     assert np.mean(alone) > 0.6
     assert 0.01 < np.mean(family) < 0.095
+
+
+def test_a_family_of_families_is_judged_by_the_largest_of_all():
+    """max-T over both is max-T over all their columns at once: the draws are the same."""
+    values, draws = lognormal((9,), (0.9, 1, 1, 1)), (499, 3)
+    sides = values[:30], values[60:90]
+    whole = resampling.infer_difference(*sides, False, *draws)
+    parts = [
+        resampling.infer_difference(*(side[:, own] for side in sides), False, *draws)
+        for own in (slice(0, 4), slice(4, 9))
+    ]
+    joined = np.concatenate(resampling.join_families(parts))
+    np.testing.assert_allclose(joined, whole.p_max)
+    assert (joined >= np.concatenate([part.p_max for part in parts])).all()
+    assert (joined[:4] > parts[0].p_max).any()
 
 
 def test_position_matching_removes_what_position_does():

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from prompts import select_prompts
-from rolecircuits.stats import original_study, permutation, resampling
+from rolecircuits.stats import original_study, resampling
 
 PROMPTS = select_prompts(per_category=5)
 CATEGORY = np.array([p.category for p in PROMPTS])
@@ -55,24 +55,67 @@ def test_counts_have_the_moments_of_drawing_with_replacement():
     assert counts.var(axis=0) == pytest.approx(np.full(10, 0.9), abs=0.05)
 
 
+def units_of_sizes(**sizes):
+    """(category, unit): every category with clusters of these sizes, numbered from 0 in each."""
+    rows = [(name, k) for name, own in sizes.items() for k, n in enumerate(own) for _ in range(n)]
+    category, unit = zip(*rows, strict=True)
+    return np.array(category), np.array(unit)
+
+
 @pytest.mark.parametrize(
-    ("n_self", "n_neutral", "enough"),
-    [(3, 3, True), (2, 3, False), (3, 1, False), (1, 1, False), (0, 3, True)],
+    ("n_self", "n_neutral", "reason"),
+    [
+        (8, 8, None),
+        (7, 8, "no interval and no test below 8 prompts: self_referent has 7"),
+        (30, 1, "no interval and no test below 8 prompts: neutral has 1"),
+        (0, 8, None),
+    ],
 )
-def test_an_interval_needs_three_prompts_of_each_category(n_self, n_neutral, enough):
-    category = ["self_referent"] * n_self + ["neutral"] * n_neutral
-    assert (resampling.missing_prompts_reason(category) is None) is enough
+def test_an_interval_needs_eight_prompts_of_each_category(n_self, n_neutral, reason):
+    category = np.array(["self_referent"] * n_self + ["neutral"] * n_neutral)
+    names = ["self_referent", "neutral"]
+    assert resampling.untestable_reason(category, None, names) == reason
+    assert resampling.is_testable(category, None, names) is (reason is None and n_self > 0)
+    if reason:
+        assert resampling.untestable_reason(category, None, names, "frames") == reason.replace(
+            "prompts", "frames"
+        )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"a": [2] * 8, "b": [1] * 8}, None),
+        (
+            {"a": [9, 1, 1, 1, 1, 1, 1, 1], "b": [2] * 8},
+            "no interval and no test below 5 effective frames: the prompts of a begin in 8 ways, "
+            "worth 2.9",
+        ),
+        ({"a": [2] * 7, "b": [2] * 6}, "no interval and no test below 8 frames: b has 6"),
+    ],
+)
+def test_clusters_need_eight_frames_and_five_effective_ones(sizes, reason):
+    category, unit = units_of_sizes(**sizes)
+    assert resampling.untestable_reason(category, unit) == reason
+    assert resampling.is_testable(category, unit) is (reason is None)
+
+
+def test_frames_of_a_contrast_are_counted_over_both_of_its_categories():
+    category, unit = units_of_sizes(a=[2] * 6, b=[2] * 6, c=[1])
+    unit[category == "b"] += 3
+    assert resampling.untestable_reason(category, unit, ["a", "b"]) is None
+    assert "c begin in 1 ways, worth 1.0" in resampling.untestable_reason(category, unit)
 
 
 def test_what_never_varies_has_an_interval_of_length_0():
-    values = np.stack([np.full(6, 0.5), np.arange(6.0)], axis=1)
-    estimate, low, high = resampling.mean_interval(values, n_resamples=500)
+    values = np.stack([np.full(9, 0.5), np.arange(9.0)], axis=1)
+    estimate, low, high = resampling.infer_mean(values, n_resamples=500)[:3]
     assert low[0] == estimate[0] == high[0] == 0.5
-    assert low[1] < estimate[1] == 2.5 < high[1]
+    assert low[1] < estimate[1] == 4 < high[1]
 
 
 def test_an_empty_group_gives_undefined_tests():
-    found = permutation.permutation_test(np.ones((0, 4)), np.ones((3, 4)), 50)
+    found = resampling.infer_difference(np.ones((0, 4)), np.ones((9, 4)), False, 50)
     assert np.isnan(found.p).all() and found.p_max.shape == (4,)
 
 

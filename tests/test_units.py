@@ -4,11 +4,13 @@ draws, errors and contrasts. Every expectation is computed by hand, frame by fra
 import numpy as np
 import pytest
 
-from prompts import select_prompts
+from conftest import PROJECT
+from prompts import load_prompts, select_prompts
 from rolecircuits.inputs.categories import CATEGORIES, Prompt
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts
-from rolecircuits.stats import contrasts, indices, permutation, resampling, units
+from rolecircuits.stats import contrasts, indices, resampling, units
+from rolecircuits.stats.index_inference import Means, infer_indices, infer_mean_indices
 from rolecircuits.stats.role_tests import infer_layers, split_units
 from synthetic import make_run
 
@@ -65,8 +67,9 @@ def error_of(psi):
 def own_errors(runs, crossed):
     """{index: (estimate, delta-method error)} of the sample itself, as resampling has it."""
     once = np.ones((len(CATEGORY), 1), np.float32)
-    found = resampling.studentised_indices(runs, CATEGORY, once, crossed)
-    return {name: (estimate, error[:, 0]) for name, (estimate, _, error) in found.items()}
+    means = Means(runs, CATEGORY, once, FRAMES if crossed else None)
+    drawn = {name: means.index_draws(name) for name in indices.INDICES}
+    return {name: (estimate, error[:, 0]) for name, (estimate, _, error) in drawn.items()}
 
 
 def by_loop(index, counts, runs, of_mean):
@@ -91,6 +94,16 @@ def by_loop(index, counts, runs, of_mean):
     half = t[int(np.ceil(0.95 * (len(t) + 1))) - 1] * error
     p = (1 + (t >= np.abs(theta) / error).sum(axis=0)) / (1 + len(t))
     return theta, theta - half, theta + half, p
+
+
+def assert_same(found, expected):
+    """Estimate and interval agree, and p where these draws are enough for it."""
+    for own, other in zip(found[:3], expected[:3], strict=True):
+        assert own == pytest.approx(other, rel=2e-3)
+    often = np.atleast_1d(expected[3] >= (1 + resampling.ENOUGH) / 201)
+    p, other = np.atleast_1d(found.p), np.atleast_1d(expected[3])
+    assert p[often] == pytest.approx(other[often], abs=0.0051)
+    assert (p[~often] < 0.2).all()
 
 
 def test_a_frame_has_one_value_a_category_the_mean_over_its_fillers():
@@ -188,8 +201,9 @@ def test_rows_match_unit_for_unit_or_not_at_all():
 
 def test_frames_are_drawn_whole():
     (stratum,) = units.strata_of(CATEGORY, FRAMES)
-    assert stratum.shape == (4, N) and (FRAMES[stratum] == np.arange(N)).all()
-    assert (np.sort(CATEGORY[stratum], axis=0) == np.sort(CATEGORIES)[:, None]).all()
+    for frame, rows in enumerate(stratum):
+        assert (FRAMES[rows] == frame).all() and CATEGORY[rows].tolist() == sorted(CATEGORIES)
+    assert len(stratum) == N
     counts = resampling.bootstrap_counts(CATEGORY, FRAMES, 300, 1).reshape(300, 4, N)
     assert (counts == counts[:, :1]).all() and (counts.sum(axis=2) == N).all()
     assert counts[:, 0].var(axis=0).min() > 0.5
@@ -210,11 +224,11 @@ def test_prompts_alone_are_drawn_inside_their_category_and_pairs_in_theirs():
     category = np.array([p.category for p in prompts])
     unit = np.array([p.pair_id for p in prompts])
     strata = units.strata_of(category, unit)
-    assert [s.shape for s in strata] == [(2, 6), (1, 6), (1, 6)]
-    covered = np.sort(np.concatenate([s.ravel() for s in strata]))
+    assert [np.shape(s) for s in strata] == [(6, 2), (6, 1), (6, 1)]
+    covered = np.sort(np.concatenate([np.ravel(s) for s in strata]))
     assert covered.tolist() == list(range(24))
     for stratum in strata[1:]:
-        assert len(set(category[stratum].ravel())) == 1
+        assert len(set(category[np.ravel(stratum)])) == 1
     alone = resampling.bootstrap_counts(category, np.full(24, -1), 300, 1).reshape(300, 4, 6)
     assert (alone.sum(axis=2) == 6).all()
     correlation = np.corrcoef(alone.reshape(300, 24).T)[:6, 6:]
@@ -222,11 +236,41 @@ def test_prompts_alone_are_drawn_inside_their_category_and_pairs_in_theirs():
 
 
 def test_units_of_unlike_composition_are_drawn_apart():
-    category = np.array(["a", "b", "a", "b", "a", "a", "a", "a"])
-    unit = np.array([0, 0, 1, 1, 2, 2, 3, 3])
-    assert [s.shape for s in units.strata_of(category, unit)] == [(2, 2), (2, 2)]
+    category, unit = np.array(list("abababab" + "ac" * 3)), np.repeat(np.arange(7), 2)
+    assert [np.shape(s) for s in units.strata_of(category, unit)] == [(4, 2), (3, 2)]
     counts = resampling.bootstrap_counts(category, unit, 50, 1)
-    assert (counts[:, :4].sum(axis=1) == 4).all() and (counts[:, 0] == counts[:, 1]).all()
+    assert (counts[:, :8].sum(axis=1) == 8).all() and (counts[:, 0] == counts[:, 1]).all()
+
+
+def test_prompts_that_begin_alike_are_one_cluster_whatever_their_category():
+    """All clusters are one pool, and so categories vary in size; a prompt alone is one too."""
+    run = make_run(1, 1, first_words=True)
+    unit = units.units_of(run)
+    assert units.is_clustered(run.category, unit) and (units.labels_of(run)[1] == unit).all()
+    for frame in set(run.frame.tolist()):
+        assert len(set(unit[run.frame == frame])) == 1
+    assert len(set(unit.tolist())) == len(set(run.frame.tolist())) < 40
+    (stratum,) = units.strata_of(run.category, unit)
+    assert len(stratum) == unit.max() + 1
+    counts = resampling.bootstrap_counts(run.category, unit, 200, 1)
+    for number in range(len(stratum)):
+        own = counts[:, unit == number]
+        assert (own == own[:, :1]).all()
+    first = [counts[:, unit == number][:, 0] for number in range(len(stratum))]
+    assert (np.sum(first, axis=0) == len(stratum)).all()
+    sizes = counts[:, run.category == "neutral"].sum(axis=1)
+    assert sizes.mean() == pytest.approx(30, rel=0.1) and sizes.std() > 3
+    (mixed,) = units.strata_of(np.array(list("aabcc")), np.array([0, 0, -1, 0, -1]))
+    assert [rows.tolist() for rows in mixed] == [[0, 1, 3], [2], [4]]
+    assert not units.is_clustered(["a", "a", "b"], [-1, -1, 0])
+    assert not units.is_clustered(["a", "b"], [0, 0]) and units.is_clustered(["a", "a"], [1, 1])
+
+
+def test_frames_of_unequal_size_are_worth_less():
+    assert units.effective_units([0, 0, 1, 1, 2, 2]) == pytest.approx(3)
+    assert units.effective_units([-1, -1, -1]) == pytest.approx(3)
+    assert units.effective_units([0] * 8 + [1, -1]) == pytest.approx(100 / 66)
+    assert units.effective_units([]) == 0
 
 
 @pytest.mark.parametrize("index", ["rfc", "rsi"])
@@ -248,12 +292,10 @@ def test_intervals_and_p_are_bootstrap_t_over_frames_by_loop(index, two_runs):
     runs = [crossed_values(), 0.7 * crossed_values(1)][: 1 + two_runs]
     base, draws = (runs[1] if two_runs else None), (200, 3)
     counts = resampling.bootstrap_counts(CATEGORY, FRAMES, *draws)
-    found = resampling.infer_indices(runs[0], CATEGORY, FRAMES, base, *draws)[index]
-    for own, expected in zip(found, by_loop(index, counts, runs, False), strict=False):
-        assert own == pytest.approx(expected, rel=2e-3)
-    found = resampling.infer_mean_indices(runs[0], CATEGORY, FRAMES, base, *draws)[index]
-    for own, expected in zip(found, by_loop(index, counts, runs, True), strict=False):
-        assert own == pytest.approx(expected, rel=2e-3)
+    found = infer_indices(runs[0], CATEGORY, FRAMES, base, *draws)[index]
+    assert_same(found, by_loop(index, counts, runs, False))
+    found = infer_mean_indices(runs[0], CATEGORY, FRAMES, base, *draws)[index]
+    assert_same(found, by_loop(index, counts, runs, True))
 
 
 def test_what_scales_all_persons_of_a_frame_costs_the_indices_nothing():
@@ -279,9 +321,9 @@ def test_what_shifts_all_persons_of_a_frame_costs_rsi_nothing_where_neutral_is_c
 @pytest.mark.parametrize("side", [0, 1])
 def test_an_undefined_person_takes_its_frame_along_in_that_column(side):
     runs = [crossed_values(), 0.7 * crossed_values(1)]
-    whole = resampling.infer_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
+    whole = infer_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
     runs[side][(CATEGORY == "confounder") & (FRAMES == 2), 1] = np.nan
-    found = resampling.infer_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
+    found = infer_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
     without = [run[FRAMES != 2] for run in runs]
     left = [indices.index_values(run, CATEGORY[FRAMES != 2]) for run in without]
     for index in ("rfc", "rsi"):
@@ -291,7 +333,7 @@ def test_an_undefined_person_takes_its_frame_along_in_that_column(side):
         for end in ("low", "high", "p"):
             own, before = (getattr(x[index], end) for x in (found, whole))
             assert own[[0, 2]] == pytest.approx(before[[0, 2]]) and own[1] != before[1]
-    of_mean = resampling.infer_mean_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
+    of_mean = infer_mean_indices(runs[0], CATEGORY, FRAMES, runs[1], 100, 1)
     expected = [found[index].estimate.mean() for index in ("rfc", "rsi")]
     assert [of_mean[index].estimate for index in ("rfc", "rsi")] == pytest.approx(expected)
 
@@ -300,8 +342,8 @@ def test_third_person_is_no_category_of_the_indices():
     values = crossed_values()
     values[(CATEGORY == "third_person") & (FRAMES == 2)] = np.nan
     draws = 100, 1
-    found = resampling.infer_indices(values, CATEGORY, FRAMES, None, *draws)
-    whole = resampling.infer_indices(crossed_values(), CATEGORY, FRAMES, None, *draws)
+    found = infer_indices(values, CATEGORY, FRAMES, None, *draws)
+    whole = infer_indices(crossed_values(), CATEGORY, FRAMES, None, *draws)
     for index in ("rfc", "rsi"):
         assert found[index].low == pytest.approx(whole[index].low)
 
@@ -309,33 +351,36 @@ def test_third_person_is_no_category_of_the_indices():
 def test_rows_of_the_categories_in_unlike_order_are_refused():
     order = np.concatenate([np.arange(N)[::-1], np.arange(N, 4 * N)])
     with pytest.raises(ValueError, match="same order of units"):
-        resampling.infer_indices(crossed_values()[order], CATEGORY, FRAMES[order], None, 50, 1)
+        infer_indices(crossed_values()[order], CATEGORY, FRAMES[order], None, 50, 1)
 
 
 def test_units_that_are_shared_only_in_part_do_not_covary():
     """The pairs of the original set are drawn together; none of the indices holds both of them."""
     values, pair = crossed_values(), np.where(np.isin(CATEGORY, CATEGORIES[1::2]), FRAMES, -1)
     weights = resampling.draw_weights(resampling.bootstrap_counts(CATEGORY, pair, 200, 1))
-    found = resampling.infer_indices(values, CATEGORY, pair, None, 200, 1)
-    drawn = resampling.studentised_indices([values], CATEGORY, weights, crossed=False)
-    for index, (estimate, shift, error) in drawn.items():
+    found = infer_indices(values, CATEGORY, pair, None, 200, 1)
+    means = Means([values], CATEGORY, weights)
+    for index, own in found.items():
+        estimate, shift, error = means.index_draws(index)
         t = np.sort(np.abs(shift[:, 1:] / error[:, 1:]), axis=1)
         half = t[:, int(np.ceil(0.95 * 201)) - 1] * error[:, 0]
-        assert found[index].high == pytest.approx(estimate + half, rel=1e-4)
+        assert own.high == pytest.approx(estimate + half, rel=1e-4)
 
 
-def test_a_contrast_of_a_crossed_set_flips_signs_of_differences_inside_frames():
+def test_a_contrast_of_a_crossed_set_is_taken_inside_frames_whatever_the_order_of_rows():
     order = np.concatenate([c * N + np.random.default_rng(c).permutation(N) for c in range(4)])
-    values = crossed_values()
-    own = values[order], CATEGORY[order], FRAMES[order], ("self_referent", "neutral")
-    test, a, b, paired = contrasts.compare_sides(*own, 500, 2)
-    difference = rows_of(values, "self_referent") - rows_of(values, "neutral")
-    assert paired and (a - b) == pytest.approx(difference)
-    assert test.p == pytest.approx(permutation.sign_flip_test(difference, 500, 2).p)
-    alone = np.full(len(FRAMES), -1)
-    test, a, b, paired = contrasts.compare_sides(*own[:2], alone, own[3], 500, 2)
-    assert not paired
-    assert test.p == pytest.approx(permutation.permutation_test(a, b, 500, 2).p)
+    contrast, draws = ("self_referent", "neutral"), (500, 2)
+    own = crossed_values()[order], CATEGORY[order]
+    difference = rows_of(crossed_values(), contrast[0]) - rows_of(crossed_values(), contrast[1])
+    found = contrasts.infer_contrast(*own, FRAMES[order], contrast, *draws)
+    expected = resampling.infer_mean(difference, n_resamples=500, seed=2)
+    assert found.estimate == pytest.approx(expected.estimate)
+    assert found.error == pytest.approx(error_of(difference), rel=1e-4)
+    assert (found.error < 0.6 * contrasts.infer_contrast(*own, None, contrast, *draws).error).all()
+    alone = contrasts.infer_contrast(*own, np.full(len(FRAMES), -1), contrast, *draws)
+    sides = [own[0][own[1] == name] for name in contrast]
+    for one, other in zip(alone, resampling.infer_difference(*sides, False, *draws), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_an_interaction_is_the_difference_of_differences_inside_frames():
@@ -358,20 +403,19 @@ def test_an_interaction_is_the_difference_of_differences_inside_frames():
             contrasts.contrast_sides(values, category, np.full(len(unit), -1), contrast)
 
 
-def test_layers_of_a_crossed_run_are_tested_over_its_frames():
-    run = make_run(2, 2, effect=0.02, prompts=built_in_prompts("crossed"))
-    found = infer_layers(run, n_resamples=200, seed=4)
-    values, (category, unit) = (
-        units.frame_values(run, indices.layer_values(run)),
-        units.labels_of(run),
-    )
-    expected = resampling.infer_indices(values, category, unit, None, 200, 4)
-    sides = {"rfc": ("self_referent", "neutral"), "rsi": ("confounder", "self_referent")}
-    for index, (first, second) in sides.items():
-        assert found[index]["low"] == pytest.approx(expected[index].low)
-        difference = values[category == first] - values[category == second]
-        p = permutation.sign_flip_test(difference, 200, 4).p
-        assert found[index]["p"] == pytest.approx(p) and p.min() > 0.01
+@pytest.mark.parametrize("name", ["crossed", "benchmarks/data/prompts.csv"])
+def test_layers_of_a_run_are_tested_over_its_units(name):
+    chosen = built_in_prompts(name) if name == "crossed" else load_prompts(PROJECT / name)[0]
+    run = make_run(2, 2, effect=0.02, prompts=chosen, first_words=True)
+    found, layers = infer_layers(run, n_resamples=200, seed=4), indices.layer_values(run)
+    labels, values = units.labels_of(run), units.frame_values(run, layers)
+    expected = infer_indices(values, *labels, None, 200, 4)
+    plain = infer_indices(layers, run.category, None, None, 200, 4)
+    for index in indices.INDICES:
+        assert np.isfinite(found[index]["p"]).all()
+        for name in ("low", "high", "p", "p_max"):
+            assert found[index][name] == pytest.approx(getattr(expected[index], name))
+        assert found[index]["error"] != pytest.approx(plain[index].error, rel=0.01)
 
 
 def test_a_frame_adds_up_whole_in_a_mean_over_all_prompts():
@@ -392,6 +436,19 @@ def test_half_of_the_frames_choose_heads_and_no_frame_is_split():
     chosen = split_units(design.category, unit, seed=1)
     shares = [chosen[unit == number].mean() for number in range(7)]
     assert sorted(shares) == [0.0] * 4 + [1.0] * 3
+
+
+def test_halves_of_clusters_are_whole_and_balanced():
+    run = make_run(1, 1, first_words=True)
+    category, unit = units.labels_of(run)
+    halves = [split_units(category, unit, seed) for seed in range(20)]
+    for chosen in halves:
+        shares = {chosen[unit == number].mean() for number in set(unit.tolist())}
+        assert shares <= {0.0, 1.0}
+        largest = np.unique(unit, return_counts=True)[1].max()
+        assert abs(chosen.sum() - (~chosen).sum()) <= largest
+    assert (halves[0] != halves[1]).any()
+    assert (halves[0] == split_units(category, unit, 0)).all()
 
 
 def test_a_set_of_one_category_a_frame_is_not_crossed():

@@ -122,9 +122,9 @@ def _mean_draws(index, runs, category, weights, unit):
                 own = rows[category[rows] == name] if unit is None else sample.units
                 linear[own] += sample.contributions(name, slope)
         first = np.unique(places, return_index=True)[1]
-        names = (*NUMERATORS[index], "neutral")
-        used = [(category == name) & ~missing.all(axis=1) for name in names]
-        groups = [np.any(used, axis=0)] if unit is not None else used
+        groups = [~missing.all(axis=1)]
+        if unit is None:
+            groups = [(category == name) & groups[0] for name in (*NUMERATORS[index], "neutral")]
         variance, parts = 0.0, []
         for chosen in groups:
             own = np.unique(places[chosen])

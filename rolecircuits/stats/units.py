@@ -152,7 +152,10 @@ def matched_rows(category, unit, names):
     """[rows of each of these categories], unit for unit, or None where they do not match.
 
     They match where each unit has one row in every one of these categories.
+    unit  [row], or None: every row alone
     """
+    if unit is None:
+        return None
     category, unit = np.asarray(category), np.asarray(unit)
     sides = [np.flatnonzero(category == name) for name in names]
     sides = [side[np.argsort(unit[side], kind="stable")] for side in sides]
