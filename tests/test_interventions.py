@@ -367,7 +367,7 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
                 expected = sweep.distribution.effects(one.logits)
                 for metric in ("kl", "surprisal_change"):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
-                values = bench.normalised_values(one.arrays)
+                values = effects.normalised_values(one.arrays)
                 np.testing.assert_allclose(
                     found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5
                 )
@@ -382,7 +382,7 @@ def interventions_donors(loaded, tokenized, entry):
 def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
     prompts = select_prompts(per_category=2)
     sweep = sweep_module.Sweep(loaded, tokens.tokenize_prompts(prompts, loaded.tokenizer), "mean")
-    whole, real, sizes = sweep.layer(1), sweep_module.run_layers, []
+    whole, real, sizes = sweep.layer(1), head_batches.run_layers, []
 
     def scarce(loaded, token_ids, *rest):
         sizes.append(len(token_ids))
@@ -390,9 +390,9 @@ def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
             raise RuntimeError("MPS backend out of memory")
         return real(loaded, token_ids, *rest)
 
-    monkeypatch.setattr(sweep_module, "run_layers", scarce)
+    monkeypatch.setattr(head_batches, "run_layers", scarce)
     halved = sweep.layer(1)
-    assert max(sizes) > 4 and sweep.rows <= 4
+    assert max(sizes) > 4 and sweep.batches.rows <= 4
     for name, values in whole.items():
         np.testing.assert_allclose(halved[name], values, atol=1e-5)
     n_before = len(sizes)

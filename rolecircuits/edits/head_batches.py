@@ -5,8 +5,8 @@
 
 What makes it cheap: prompts of one length are batched without padding, the rows of a batch differ
 in the head that is edited, the blocks below the layer are not executed (the clean residual is put
-in their place), and logits are computed for the final token only. The sweep and the control heads
-of a plan are measured here.
+in their place), logits are computed for the final token only, and linear layers compute what the
+prompts of a head begin with alike once. The sweep and the controls of a plan are measured here.
 """
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from rolecircuits.capture.attention import CleanRun
 from rolecircuits.capture.batches import check_all_ran, run_batches
 from rolecircuits.capture.patterns import Resume, run_layers
+from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.hooks import edit_own_head
@@ -53,7 +54,7 @@ class HeadBatches:
         def edit(batch):
             places, prompts = pairs[batch].T
             change = edit_own_head(heads[places], factor, means)
-            logits, values = self.run_batch(layer, prompts, [(site, change)])
+            logits, values = self.run_batch(layer, prompts, [(site, change)], places)
             measured = self.distribution.effects(logits, prompts)
             for name in names:
                 out[name][places, prompts] = measured[name]
@@ -64,9 +65,10 @@ class HeadBatches:
         check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"heads of layer {layer}")
         return out
 
-    def run_batch(self, layer, prompts, edits):
+    def run_batch(self, layer, prompts, edits, owners):
         """A pass over prompts of one length that starts at `layer`.
 
+        owners   [row]  rows of one owner are edited in the same way
         returns  (final logits [row, vocabulary], values [row, later layer])
         """
         n_tokens, entropy = self.lengths[prompts[0]], []
@@ -79,7 +81,9 @@ class HeadBatches:
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
         token_ids = [self.tokenized[i].token_ids for i in prompts]
         resume = Resume(layer, hidden, self.clean.as_tuple)
-        logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume).cpu().numpy()
+        with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
+            logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume)
+        logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
         arrays = self.clean.arrays

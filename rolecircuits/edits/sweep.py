@@ -108,7 +108,7 @@ class Sweep:
         lengths = self.batches.lengths
         most = max(set(lengths), key=lengths.count)
         positions = np.flatnonzero(np.array(lengths) == most)[:4]
-        logits, _ = self.batches.run_batch(self.loaded.n_layers // 2, positions, [])
+        logits, _ = self.batches.run_batch(self.loaded.n_layers // 2, positions, [], positions)
         clean = self.base.logits[positions]
         gap = float(np.abs(logits - clean).max())
         if gap > 1e-3 * max(1.0, float(np.abs(clean).max())):
