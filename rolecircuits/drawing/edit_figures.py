@@ -22,8 +22,8 @@ PANELS = {
     "rsi_change": "RSI of later layers",
 }
 INDEX_COLOURS = {"rfc_change": style.RFC_COLOUR, "rsi_change": style.RSI_COLOUR}
-TICKS = {"color": NULL_COLOUR, "marker": "|", "ls": "", "markersize": 5, "markeredgewidth": 0.9}
-ROW_HEIGHT, MAX_SHOWN = 0.5, 30
+TICKS = {"color": NULL_COLOUR, "marker": "|", "ls": "", "markersize": 4, "alpha": 0.7}
+ROW_HEIGHT, MAX_SHOWN = 0.56, 30
 NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest font for it
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts (frames), by "
@@ -107,7 +107,7 @@ def draw_effect(axis, height, rows, others, metric, looks):
         points = [(height, overall, INDEX_COLOURS[metric], "o")]
     else:
         present = [row for c in looks for row in rows if row["category"] == c]
-        spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else [0.0]
+        spread = np.linspace(-0.18, 0.3, len(present)) if len(present) > 1 else [0.0]
         points = [
             (height + aside, row, *looks[row["category"]][:2])
             for aside, row in zip(spread, present, strict=False)
@@ -126,7 +126,7 @@ def draw_effect(axis, height, rows, others, metric, looks):
         axis.text(0.98, height, "no later layer", va="center", fontsize=7, **place)
     elif overall[f"{metric}_rank"] is not None:
         rank = f"rank {overall[f'{metric}_rank']:g} of {overall['pool']:g}"
-        axis.text(1.0, height - 0.29, rank, va="bottom", fontsize=6.5, color="#444444", **place)
+        axis.text(1.0, height - 0.27, rank, va="bottom", fontsize=6.5, color="#444444", **place)
 
 
 def draw_sweep(arrays, label, method):

@@ -172,7 +172,9 @@ class Bench:
         """{what they are: names} of the drawn controls that are measured together."""
         groups = {}
         for entry in self.drawn:
+            n = len(entry.head_list)
             title = f"controls of layer {entry.layer}, {entry.type} {entry.change}"
+            title += f" of {n} heads" if n > 1 else ""
             groups.setdefault(title, []).append(entry.name)
         return groups
 

@@ -74,15 +74,15 @@ def select_often(half, contrast, top_k, seed, n_subsamples=SUBSAMPLES):
     """
     values, *labels = half
     of_value = values.reshape(len(values), -1)
-    frequency, size = np.zeros((2, of_value.shape[1]))
+    times, size = np.zeros(of_value.shape[1], dtype=int), np.zeros(of_value.shape[1])
     for draw in range(n_subsamples):
         rows = split_units(*labels, [seed, draw])
         drawn = of_value[rows], *(label[rows] for label in labels)
         strength = np.abs(hedges_g(*contrast_sides(*drawn, contrast)))
         order = np.argsort(-np.nan_to_num(strength, nan=-1.0), kind="stable")[:top_k]
-        frequency[order[~np.isnan(strength[order])]] += 1 / n_subsamples
+        times[order[~np.isnan(strength[order])]] += 1
         size += strength / n_subsamples
-    return frequency.reshape(values.shape[1:]), size.reshape(values.shape[1:])
+    return tuple(x.reshape(values.shape[1:]) for x in (times / n_subsamples, size))
 
 
 def _held_out_ids(run, labels, half):

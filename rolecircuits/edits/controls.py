@@ -65,18 +65,16 @@ def draw_controls(plan: list[Entry], n_heads, n_controls, seed=0):
         pools.setdefault((*key, len(entry.head_list)), []).append(entry)
     taken = set(controls)
     for (_, _, layer, _, size), members in pools.items():
-        names = [entry.name for entry in members]
-        if n_controls and size:
-            wanted = max(n_controls + 1, 2 * len(members)) - len(members)
-            rng = np.random.default_rng([seed, layer])
-            others = [
-                control
-                for heads in draw_heads([e.head_list for e in members], n_heads, wanted, rng)
-                if (control := edit_others(members[0], heads)).name not in taken
-            ]
-            drawn += others
-            taken |= {entry.name for entry in others}
-            names += [entry.name for entry in others]
+        if not (n_controls and size):
+            continue
+        wanted = max(n_controls + 1, 2 * len(members)) - len(members)
+        sets = [entry.head_list for entry in members]
+        heads = draw_heads(sets, n_heads, wanted, np.random.default_rng([seed, layer]))
+        others = [edit_others(members[0], each) for each in heads]
+        others = [entry for entry in others if entry.name not in taken]
+        drawn += others
+        taken |= {entry.name for entry in others}
+        names = [entry.name for entry in (*members, *others)]
         controls |= {entry.name: [n for n in names if n != entry.name] for entry in members}
     return drawn, controls
 

@@ -53,6 +53,8 @@ def _check_row(where, row):
         if not good:
             raise UserError(f"{where}.{name} is {shown}; it is damaged")
     for metric in DRAWN:
+        if row[f"{metric}_rank"] is not None and row["pool"] is None:
+            raise UserError(f"{where} has a rank of {metric} without a pool; it is damaged")
         if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
             raise UserError(f"{where} has half an interval of {metric}; it is damaged")
 
