@@ -67,7 +67,7 @@ def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(t
 
 
 def test_rows_of_one_owner_share_what_they_begin_with_alike(tmp_path):
-    """Not with rows of another owner, whose edit is another, and not after the first other token."""
+    """Not with rows of another owner, whose edit is another, nor after the first other token."""
     loaded = load_checked(save_tiny("llama", tmp_path))
     model, rows, seen = loaded.bridge.original_model, [[1, 2, 3], [1, 2, 4], [1, 5, 3]] * 2, []
     linear = next(part for part in model.modules() if type(part) is torch.nn.Linear)
