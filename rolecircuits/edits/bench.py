@@ -117,7 +117,9 @@ class Bench:
         self.entries = list(plan)
         found = find_controls(plan, loaded.n_heads, controls, setting.seed)
         self.drawn, self.controls, self.notes = found
-        self.notes += notes_on(self.entries, self.tokenized, setting.seed, self.controls)
+        self.notes += notes_on(self.entries, self.tokenized, setting.seed)
+        if lonely := [name for name, names in self.controls.items() if not names]:
+            self.notes.append(f"without controls (no rank, no p-value): {', '.join(lonely)}")
         edits, size = [*self.entries, *self.drawn], setting.batch_size
         self.donors = donors_for(loaded, self.tokenized, edits, setting)
         layers = sorted({entry.layer for entry in edits})
@@ -205,7 +207,7 @@ def shares_batches(entry: Entry):
     return one_head and entry.method in (*FACTORS, "scale", "mean")
 
 
-def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed, controls):
+def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed):
     """What a reader must know about a plan; an entry that would edit no prompt is refused."""
     notes, n_paired = [], sum(prompt.pair_id >= 0 for prompt in tokenized)
     for entry in entries:
@@ -222,9 +224,6 @@ def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed, contr
             )
         if entry.method == "paired" and unequal > 0:
             notes.append(f"{entry.name}: {unequal} prompts of unequal pairs stay unedited")
-    lonely = [name for name, names in controls.items() if not names]
-    if lonely:
-        notes.append(f"without controls (no rank, no p-value): {', '.join(lonely)}")
     return notes
 
 
