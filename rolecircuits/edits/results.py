@@ -67,7 +67,7 @@ def print_effects(rows, tests, notes):
             for metric, title in SHOWN.items():
                 cells.append([*place, title, *effect_cells(row, metric)])
                 place = "", ""
-    title = "effects over all prompts; rank: among the layer's heads by size, 1 the largest; "
+    title = "effects over all prompts; rank: among the layer's heads, 1 the largest; "
     title += "q: differs from the mean of these controls"
     print_table(columns, cells, title, file_width=WIDE, title_justify="left", **BOXED)
     for test in tests:
