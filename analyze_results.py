@@ -112,11 +112,11 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     tables.print_table(columns, [head_cells(row, contrast) for row in heads[:top_k]], title)
     print("\n".join(said))
     if plan["selection"]:
-        confirmed = sum(row["q_held_out"] < 0.05 for row in plan["selection"])
-        print(
-            f"ablation candidates: {len(plan['selection'])} heads, {confirmed} confirmed on the "
-            "held-out half (q < 0.05)"
-        )
+        q = [row["q_held_out"] for row in plan["selection"]]
+        confirmed = f"{sum(x < 0.05 for x in q)} confirmed on the held-out half (q < 0.05)"
+        if all(x != x for x in q):
+            confirmed = "the held-out half is too small to confirm one"
+        print(f"ablation candidates: {len(q)} heads, {confirmed}")
     if "note" in plan:
         print(plan["note"])
     print(

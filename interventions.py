@@ -12,8 +12,9 @@
 Heads, patterns, MLPs and the residual can be edited; plan.py lists how, and the default plan is
 targeted_interventions.json. effects.csv has one row an intervention and category: KL of the next
 token, change of the top token, change of surprisal of the unedited answer, change of the mean RFC
-and RSI of later layers (effects.py defines them), each with its interval and its test against the
-same edit on random other heads of the layer. A plan without controls gets them drawn here.
+and RSI of later layers (effects.py defines them), each with its interval and its rank among the
+other heads of the layer under the same edit. Whether all candidates together are more than a random
+choice of heads is tested exactly (ranks.py). A plan may bring its own controls instead.
 --sweep heads ablates every head in turn and writes head_effects.npz [layer, head, category]; it can
 be interrupted and continued. The newest run is linked as latest_intervention, the newest sweep as
 latest_sweep.
@@ -58,8 +59,9 @@ def parse_args(argv=None):
     plan.add_argument(
         "--controls",
         type=controls_number,
-        default=2,
-        help="random control heads a candidate, for a plan that brings none (default 2, 0: none)",
+        default=31,
+        help="other heads of the layer to rank a candidate among, all if it has no more; "
+        "of no account for a plan that brings controls (default 31, 0: none)",
     )
     plan.add_argument(
         "--sweep", choices=["heads"], help="ablate every head in turn instead of running a plan"
@@ -124,6 +126,8 @@ def run_interventions(engine, prompts, plan, args):
     entries, timings = record.portable(base["entries"]), base["timings"]
     started = time.perf_counter()
     items = [Item(name, bench.edit_task, payload | {"entry": name}) for name in entries]
+    for title, names in base["controls"].items():
+        items.append(Item(title, bench.controls_task, payload | {"entry": names}))
     config, measured = describe(engine, base, prompts, args), {}
     n_prompts = len(base["prompts"])
     with create_run(args.output_dir, LATEST_INTERVENTION, "intervention") as new:
@@ -134,25 +138,27 @@ def run_interventions(engine, prompts, plan, args):
 
         save(bench.BASELINE, base["arrays"], None)
         for item, result in engine.run(items, "interventions", "edit"):
-            save(item.label, result["arrays"], entries[item.label])
-            values = {"values": bench.normalised_values(result["arrays"])}
-            measured[item.label] = result["measured"] | values
+            if item.label in entries:
+                save(item.label, result["arrays"], entries[item.label])
+                result = {item.label: result["measured"]}  # noqa: PLW2901
+            measured |= result
         timings["capture_s"] = time.perf_counter() - started
-        measured = {name: measured[name] for name in entries}
-        values = bench.normalised_values(base["arrays"])
+        drawn = [name for names in base["controls"].values() for name in names]
+        measured = {name: measured[name] for name in (*entries, *drawn)}
+        values = effects.normalised_values(base["arrays"])
         fed = base["arrays"], base["notes"]
-        rows, notes = effects.tabulate_effects(measured, values, *fed, args.seed)
+        found = effects.tabulate_effects(measured, values, *fed, args.seed)
         ran = [entry | {"folder": name} for name, entry in entries.items()]
         config |= {"timings": timings, "engine": engine.facts(), "interventions": ran}
-        results.save_effects(new.path, rows, notes, measured, config)
+        results.save_effects(new.path, found, measured, config)
         for name in (bench.BASELINE, *entries):
             write_manifest(new.path / name)
-    results.print_effects(rows, notes)
+    results.print_effects(*found)
     print(
-        f"{len(entries)} interventions, {n_prompts} prompts, "
+        f"{len(entries)} interventions, {len(drawn)} control edits, {n_prompts} prompts, "
         f"capture {timings['capture_s']:.1f} s -> {printable(new.final)}"
     )
-    return new.final, rows
+    return new.final, found[0]
 
 
 def run_sweep(engine, prompts, args):

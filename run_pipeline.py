@@ -1,8 +1,8 @@
 """The whole study of one model family in one command, and a table of the main numbers.
 
     for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
-    for the crossed one, else the first: the base run's strongest heads cut, beside random heads,
-    on the half of the prompts that did not choose them
+    for the crossed one, else the first: the base run's strongest heads cut, and all others of
+    their layers, on the half of the prompts that did not choose them
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
@@ -58,7 +58,7 @@ def parse_args(argv=None):
     parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
     for stage in ("visualization", "comparison", "interventions"):
         parser.add_argument(f"--skip_{stage}", action="store_true")
-    heads = "heads that are cut (default 3, 2 controls each)"
+    heads = "heads cut and ranked in their layers (default 3)"
     parser.add_argument("--top_k", type=arguments.positive_int, default=3, help=heads)
     arguments.add_verify_argument(parser)
     return parser.parse_args(argv)

@@ -24,7 +24,9 @@ def outcome(main, argv):
 
 def effect_row(category):
     row = {"intervention": "sh_1_1_zero_out", "role": "candidate", "category": category, "n": 3}
+    row |= {"controls": "sh_1_2_zero_out", "pool": 2}
     parts = {"": 0.1, "_low": 0.05, "_high": 0.2, "_control": None, "_p": None, "_q": 0.5}
+    parts |= {"_rank": 1.5}
     return row | {m + part: value for m in edit_figures.PANELS for part, value in parts.items()}
 
 

@@ -80,7 +80,6 @@ def test_held_out_g_is_measured_where_it_was_not_chosen():
                 for c in ("self_referent", "confounder")
             )
             assert row[key] == pytest.approx(float(hedges_g(*groups)))
-    assert abs(plan["selection"][0]["g_selection"]) >= abs(plan["selection"][1]["g_selection"])
 
 
 def test_candidates_file_has_the_agreed_format(planted):
@@ -95,29 +94,43 @@ def test_candidates_file_has_the_agreed_format(planted):
     }
     read = read_plan(str(planted[1] / "ablation_candidates.json"))
     assert [entry.layer for entry in read] == [e["layer"] for e in plan["interventions"]]
-    candidates = [
-        (e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "candidate"
-    ]
-    controls = [(e["layer"], e["head"]) for e in plan["interventions"] if e["role"] == "control"]
-    assert len(candidates) == 3 and len(set(candidates + controls)) == len(candidates) + len(
-        controls
-    )
+    candidates = [(e["layer"], e["head"]) for e in plan["interventions"]]
+    assert len(set(candidates)) == 3, "controls are drawn when the plan is run"
+    assert candidates == [(row["layer"], row["head"]) for row in plan["selection"]]
     for entry in plan["interventions"]:
         assert entry["type"] == "head" and entry["method"] == "zero_out"
-        assert set(entry) <= {"type", "layer", "head", "method", "role", "control_for", "note"}
-        if entry["role"] == "control":
-            layer, head = (int(part) for part in entry["control_for"].split("_")[1:])
-            assert layer == entry["layer"] and (layer, head) in candidates
-    assert len(controls) == 6
+        assert set(entry) == {"type", "layer", "head", "method", "role"}
+    frequencies = [row["selection_frequency"] for row in plan["selection"]]
+    assert frequencies == sorted(frequencies, reverse=True) and frequencies[0] == 1
 
 
-def test_controls_run_out_and_that_is_said():
-    entries, notes = candidates_module._plan_ablations([(0, 0), (0, 1)], 3, seed=0)
-    assert sum(e["role"] == "control" for e in entries) == 1
-    assert notes == [
-        "layer 0 has 1 unused heads left as controls for head 0",
-        "layer 0 has 0 unused heads left as controls for head 1",
-    ]
+def test_the_frequency_of_a_choice_is_counted_over_halves_of_whole_units():
+    rng = np.random.default_rng(0)
+    category, unit = np.repeat(["confounder", "third_person"], 12), np.tile(np.arange(12), 2)
+    values = rng.normal(size=(24, 2, 3))
+    values[:12, 1, 2] += 2
+    found = candidates_module.select_often(
+        (values, category, unit), ("confounder", "third_person"), 2, seed=3, n_subsamples=20
+    )
+    count, size = np.zeros((2, 2, 3))
+    for draw in range(20):
+        rows = role_tests.split_units(category, unit, [3, draw])
+        assert rows.sum() == 12 and (rows[:12] == rows[12:]).all()
+        g = np.abs(hedges_g(values[:12][rows[:12]], values[12:][rows[12:]], paired=True))
+        size += g / 20
+        count += (g >= np.sort(g, axis=None)[-2]) / 20
+    np.testing.assert_allclose(found[0], count)
+    np.testing.assert_allclose(found[1], size)
+    assert found[0].sum() == pytest.approx(2) and found[0][1, 2] > 0.9
+
+
+def test_few_prompts_choose_by_g_and_have_no_frequency():
+    run = make_run(n_layers=2, n_heads=3, per_category=10, seed=2)
+    plan = candidates_module.select_candidates(run, top_k=2)
+    assert len(plan["interventions"]) == 2
+    assert all(np.isnan(row["selection_frequency"]) for row in plan["selection"])
+    g = [abs(row["g_selection"]) for row in plan["selection"]]
+    assert g[0] >= g[1]
 
 
 def test_split_halves_every_category_and_keeps_pairs():

@@ -34,6 +34,7 @@ from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.documents import texts as texts_module
 from rolecircuits.drawing import edit_figures, style
 from rolecircuits.edits import plan
+from rolecircuits.edits.controls import draw_controls
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
@@ -245,7 +246,7 @@ def test_intervention_plans(box):
             plan.check_against_model(entries, 3, 4, "m")
         except UserError:
             return False
-        for entry in entries + plan.draw_controls(entries, 4):
+        for entry in entries + draw_controls(entries, 4, 31)[0]:
             name = entry.name
             assert (
                 Path(name).name == name

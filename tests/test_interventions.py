@@ -16,15 +16,10 @@ import interventions
 from output_manager import load_run
 from prompts import select_prompts
 from rolecircuits.capture import tokens
-from rolecircuits.edits import bench, effects
+from rolecircuits.edits import bench, effects, head_batches
 from rolecircuits.edits import sweep as sweep_module
-from rolecircuits.edits.plan import (
-    check_against_model,
-    controls_of,
-    draw_controls,
-    parse_entries,
-    read_plan,
-)
+from rolecircuits.edits.controls import controls_of, draw_controls, find_controls
+from rolecircuits.edits.plan import check_against_model, parse_entries, read_plan
 from rolecircuits.inputs import arguments as arguments_module
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs.npz import read_npz
@@ -198,19 +193,48 @@ def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tm
         check_against_model(parse_entries([HEAD | {"head": 4}], "plan"), 3, 4, "tiny")
 
 
-def test_drawn_controls_are_other_heads_of_the_layer_for_every_method():
+def test_controls_are_all_other_heads_of_the_layer_for_every_method():
     plan = parse_entries([HEAD, HEAD | {"method": "half_out"}, HEAD | {"head": 2}], "plan")
-    controls = draw_controls(plan, 6, 2, seed=5)
-    assert [c.name for c in controls] == [c.name for c in draw_controls(plan, 6, 2, seed=5)]
-    assert all(c.layer == 1 and c.head in (0, 3, 4, 5) and c.role == "control" for c in controls)
-    for entry in plan:
-        own = {c.head for c in controls if entry.name in c.control_for}
-        assert len(own) == 2
-    grades = [
-        {c.head for c in controls if name in c.control_for}
-        for name in ("sh_1_1_zero_out", "sh_1_1_half_out")
-    ]
-    assert grades[0] == grades[1]
+    drawn, controls = draw_controls(plan, 6, 31, seed=5)
+    assert all(c.layer == 1 and c.role == "control" for c in drawn)
+    assert controls == {
+        "sh_1_1_zero_out": ["sh_1_2_zero_out", *(f"sh_1_{h}_zero_out" for h in (0, 3, 4, 5))],
+        "sh_1_1_half_out": [f"sh_1_{h}_half_out" for h in (0, 2, 3, 4, 5)],
+        "sh_1_2_zero_out": ["sh_1_1_zero_out", *(f"sh_1_{h}_zero_out" for h in (0, 3, 4, 5))],
+    }, "a candidate is a control of its neighbour, and is not edited twice"
+    assert len({c.name for c in drawn}) == len(drawn) == 4 + 5
+
+
+def test_of_many_heads_some_are_drawn():
+    plan = parse_entries([HEAD, HEAD | {"head": 2}, HEAD | {"method": "half_out"}], "plan")
+    drawn, controls = draw_controls(plan, 64, 31, seed=5)
+    assert [len(names) for names in controls.values()] == [31, 31, 31]
+    pools = [{name, *names} for name, names in controls.items()]
+    assert pools[0] == pools[1] and len(pools[0]) == 32
+    assert [c.name for c in drawn] == [c.name for c in draw_controls(plan, 64, 31, seed=5)[0]]
+    assert [c.name for c in drawn] != [c.name for c in draw_controls(plan, 64, 31, seed=6)[0]]
+    many = parse_entries([HEAD | {"head": head} for head in range(10)], "plan")
+    assert len(draw_controls(many, 64, 2)[0]) == 10, "as many others as candidates at least"
+    assert draw_controls(plan, 64, 0) == ([], {entry.name: [] for entry in plan})
+
+
+def test_sets_of_heads_are_compared_with_sets_and_whole_layers_with_nothing():
+    several = {"type": "layer_heads", "layer": 1, "method": "mean"}
+    plan = [several | {"head": [0, 3]}, several | {"head": None}]
+    plan = parse_entries([*plan, {"type": "mlp", "layer": 1, "method": "mean"}], "plan")
+    for n_heads, n in ((4, 5), (200, 31)):  # 6 pairs of four heads, 19900 of two hundred
+        drawn, controls = draw_controls(plan, n_heads, 31, seed=1)
+        assert [len(names) for names in controls.values()] == [n, 0, 0]
+        found = {tuple(c.head) for c in drawn}
+        assert len(found) == n and (0, 3) not in found and all(a < b for a, b in found)
+
+
+def test_a_plan_keeps_the_controls_that_it_brings():
+    control = {"type": "head", "layer": 1, "method": "zero_out", "role": "control"}
+    plan = parse_entries([HEAD, HEAD | {"head": 2}, control | {"head": 3}], "plan")
+    drawn, controls, [note] = find_controls(plan, 9, 31, seed=0)
+    assert drawn == [] and "brings its own controls" in note
+    assert controls == dict.fromkeys(["sh_1_1_zero_out", "sh_1_2_zero_out"], ["sh_1_3_zero_out"])
 
 
 def test_kl_surprisal_and_top1_by_hand():
@@ -244,16 +268,16 @@ def test_index_change_by_hand():
     assert np.isnan(none["rfc_change"].estimate)
 
 
-def measured_edit(kl, values, controls=()):
+def measured_edit(kl, values, controls=(), role="candidate"):
     """What an edit of layer 0 gives: the same number for every metric of the next token."""
     metrics = dict.fromkeys((*effects.PROMPT_METRICS, "logit_change"), np.asarray(kl, float))
-    labels = {"role": "candidate"}
     return {
         "effects": metrics,
         "values": values,
         "layer": 0,
+        "change": "zero_out",
         "controls": controls,
-        "labels": labels,
+        "labels": {"role": role, "type": "head"},
     }
 
 
@@ -268,10 +292,10 @@ def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
     measured = {
         "large": measured_edit(noise + 2, moved, ["control"]),
         "same": measured_edit(0.1 * noise, base, ["control"]),
-        "control": measured_edit(0.1 * noise, base),
+        "control": measured_edit(0.1 * noise, base, role="control"),
     }
-    rows = effects.effect_rows(measured, base, plain_design(category), seed=1)
-    rows = {(row["intervention"], row["category"]): row for row in rows}
+    listed = effects.effect_rows(measured, base, plain_design(category), seed=1)
+    rows = {(row["intervention"], row["category"]): row for row in listed}
     assert set(rows) == {(name, c) for name in measured for c in (*set(category), "all")}
     large, same, control = (rows[name, "all"] for name in measured)
     assert large["kl_p"] < 1e-3 and large["rfc_change_p"] < 1e-3 and large["n"] == 40
@@ -280,7 +304,17 @@ def test_controls_are_beaten_where_they_are_and_not_where_they_are_not():
     assert large["kl_low"] < large["kl"] < large["kl_high"]
     assert large["rfc_change_low"] < large["rfc_change"] < large["rfc_change_high"] < 0
     assert np.isnan([same["kl_p"], same["rfc_change_p"], same["kl_q"]]).all(), "nothing differs"
-    assert np.isnan([control["kl_p"], control["kl_control"], control["rfc_change_control"]]).all()
+    without = ("kl_low", "kl_p", "kl_control", "rfc_change_control", "kl_rank", "pool")
+    assert np.isnan([control[name] for name in without]).all()
+    assert control["kl"] == pytest.approx(0.1 * noise.mean())
+    assert (large["kl_rank"], same["kl_rank"], large["pool"]) == (1, 2.5, 3), "one pool"
+    assert (large["rfc_change_rank"], same["rfc_change_rank"]) == (1, 2.5)
+    assert np.isnan(large["rsi_change_rank"])
+    tests = {test["metric"]: test for test in effects.set_tests(listed, measured)}
+    assert set(tests) == set(effects.METRICS) - {"rsi_change"}
+    kl = tests["kl"]  # of the three pairs of ranks 1, 2.5, 2.5 two have this sum
+    assert (kl["n_candidates"], kl["n_layers"]) == (2, 1)
+    assert (kl["mean_rank"], kl["expected_rank"], kl["p"]) == (1.75, 2, 1)
     assert np.isnan(large["rsi_change"]), "there are no confounders"
     neutral = rows["large", "neutral"]
     assert neutral["n"] == 20 and neutral["kl"] == pytest.approx(np.mean(noise[20:] + 2))
@@ -334,7 +368,17 @@ def test_effects_table(finished):
     assert (
         cut["n"] == 16 and 0 < cut["kl_low"] <= cut["kl"] <= cut["kl_high"] and 0 < cut["kl_p"] <= 1
     )
-    assert len(cut["controls"].split()) == 2
+    assert cut["controls"].split() == ["sh_1_0_zero_out", "sh_1_2_zero_out", "sh_1_3_zero_out"]
+    sizes = [rows[name, "all"]["kl"] for name in ("sh_1_1_zero_out", *cut["controls"].split())]
+    assert cut["kl_rank"] == 1 + sum(size > cut["kl"] for size in sizes) and cut["pool"] == 4
+    control = rows["sh_1_0_zero_out", "neutral"]
+    assert control["role"] == "control" and control["kl"] > 0 and control["kl_low"] is None
+    assert not (finished / "sh_1_0_zero_out").exists(), "a control has no folder"
+    assert rows["patch-layer_0_paired", "all"]["kl_rank"] is None
+    tests = {(t["change"], t["metric"]): t for t in summary["set_tests"]}
+    assert {change for change, _ in tests} == {"zero_out", "scale_1"}
+    assert tests["zero_out", "kl"]["mean_rank"] == cut["kl_rank"]
+    assert tests["zero_out", "kl"]["smallest_p"] == 0.5 and tests["scale_1", "kl"]["p"] == 1
     assert rows["sh_1_1_scale_1", "all"]["kl"] == 0
     assert any("sh_1_1_scale_1: no measurable effect" in note for note in summary["notes"])
     assert rows["mlp_2_zero_out", "all"]["rfc_change"] is None, (
@@ -367,10 +411,40 @@ def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
                 expected = sweep.distribution.effects(one.logits)
                 for metric in ("kl", "surprisal_change"):
                     np.testing.assert_allclose(found[metric][head], expected[metric], atol=1e-5)
-                values = bench.normalised_values(one.arrays)
+                values = effects.normalised_values(one.arrays)
                 np.testing.assert_allclose(
                     found["values"][head][:, layer + 1 :], values[:, layer + 1 :], atol=1e-5
                 )
+
+
+def test_controls_in_shared_batches_equal_controls_one_after_the_other(folder, loaded):
+    """Zeroed, scaled and mean-replaced heads share batches; nothing else may."""
+    from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
+
+    setting = Setting(ModelSpec(folder), PromptFormat(), 5, 1)
+    items = [HEAD | {"layer": 0}, HEAD | {"method": "half_out"}, HEAD | {"method": "mean"}]
+    items += [HEAD | {"method": "scale", "factor": -2}, HEAD | {"method": "resample"}]
+    items += [{"type": "layer_heads", "layer": 1, "head": [0, 2], "method": "zero_out"}]
+    items += [{"type": "layer_heads", "layer": 1, "head": [2], "method": "zero_out"}]
+    plan, prompts = parse_entries(items, "plan"), select_prompts(per_category=3)
+    made = bench.Bench(loaded, prompts, plan, setting, controls=31)
+    assert made.starts_inside
+    for title, names in made.batches_of_controls().items():
+        found = made.measure_controls(names)
+        assert list(found) == names
+        for entry in made.drawn:
+            if entry.name not in names:
+                continue
+            expected, one = made.describe(entry, made.capture(entry)), found[entry.name]
+            assert one["labels"] == expected["labels"] and one["change"] == entry.change, title
+            for metric, values in expected["effects"].items():
+                np.testing.assert_allclose(one["effects"][metric], values, atol=2e-5)
+            later = slice(entry.layer + 1, None)
+            np.testing.assert_allclose(
+                one["values"][:, later], expected["values"][:, later], atol=1e-5
+            )
+    shared = [e.name for e in made.drawn if bench.shares_batches(e)]
+    assert len(shared) == 15 and not any("resample" in name or "0-2" in name for name in shared)
 
 
 def interventions_donors(loaded, tokenized, entry):
@@ -382,7 +456,7 @@ def interventions_donors(loaded, tokenized, entry):
 def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
     prompts = select_prompts(per_category=2)
     sweep = sweep_module.Sweep(loaded, tokens.tokenize_prompts(prompts, loaded.tokenizer), "mean")
-    whole, real, sizes = sweep.layer(1), sweep_module.run_layers, []
+    whole, real, sizes = sweep.layer(1), head_batches.run_layers, []
 
     def scarce(loaded, token_ids, *rest):
         sizes.append(len(token_ids))
@@ -390,9 +464,9 @@ def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
             raise RuntimeError("MPS backend out of memory")
         return real(loaded, token_ids, *rest)
 
-    monkeypatch.setattr(sweep_module, "run_layers", scarce)
+    monkeypatch.setattr(head_batches, "run_layers", scarce)
     halved = sweep.layer(1)
-    assert max(sizes) > 4 and sweep.rows <= 4
+    assert max(sizes) > 4 and sweep.batches.rows <= 4
     for name, values in whole.items():
         np.testing.assert_allclose(halved[name], values, atol=1e-5)
     n_before = len(sizes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rolecircuits.capture import attention, patterns
-from rolecircuits.capture.prefix import common_prefix, shared_prefix
+from rolecircuits.capture.prefix import common_prefix, shared_prefix, shared_tokens
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.inputs.specs import PromptFormat
@@ -64,6 +64,23 @@ def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(t
     assert linear.forward is wrapped
     linears = [part for part in model.modules() if type(part) is torch.nn.Linear]
     assert [part for part in linears if "forward" in vars(part)] == [linear]
+
+
+def test_rows_of_one_owner_share_what_they_begin_with_alike(tmp_path):
+    """Not with rows of another owner, whose edit is another, nor after the first other token."""
+    loaded = load_checked(save_tiny("llama", tmp_path))
+    model, rows, seen = loaded.bridge.original_model, [[1, 2, 3], [1, 2, 4], [1, 5, 3]] * 2, []
+    linear = next(part for part in model.modules() if type(part) is torch.nn.Linear)
+    hidden = torch.randn(6, 3, linear.in_features)
+    for first in (0, 3):  # alike where tokens and owner are; nowhere else
+        hidden[first + 1, :2] = hidden[first, :2]
+        hidden[first + 2, 0] = hidden[first, 0]
+    plain, forward = linear(hidden), linear.forward
+    linear.forward = lambda values: seen.append(len(values)) or forward(values)
+    with shared_tokens(model, rows, [7, 7, 7, 0, 0, 0]):
+        torch.testing.assert_close(linear(hidden), plain)
+        linear(hidden[:, :1])  # another shape, as the logits of the final token have: left alone
+    assert seen == [2 * (9 - 3), 6]
 
 
 def test_edits_are_never_shared(tmp_path, monkeypatch):

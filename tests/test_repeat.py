@@ -26,6 +26,7 @@ from rolecircuits.runs import arrays, record
 from rolecircuits.runs import files as run_files
 from rolecircuits.runs import repeat as repeat_module
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
+from rolecircuits.runs.edit_results import EFFECT_PARTS
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -299,9 +300,8 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
     }
     with om.create_run(tmp_path / "results", "latest_intervention", "intervention") as new:
         row = {"intervention": "sh_0_0_zero_out", "role": "candidate", "category": "all", "n": 8}
-        row |= {
-            f"{m}{s}": 0.5 for m in PANELS for s in ("", "_low", "_high", "_control", "_p", "_q")
-        }
+        row |= {"controls": "", "pool": 2}
+        row |= {f"{m}{s}": 0.5 for m in PANELS for s in EFFECT_PARTS}
         run_files.write_json(
             new.path / "effects.json", {"rows": [row, row | {"category": "neutral"}]}
         )

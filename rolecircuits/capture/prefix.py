@@ -1,9 +1,10 @@
-"""Tokens that all prompts of a batch begin with are computed once.
+"""Tokens that prompts of a batch begin with alike are computed once.
 
 Chat prompts share their system text and user header: two thirds of all tokens of the crossed set.
 In a causal model with right padding, what stands at those positions depends on those tokens alone,
 so every linear layer gives the same there for each prompt. Inside `shared_prefix` it is computed
-for the first prompt and copied; attention, norms and everything else run as ever.
+for the first prompt and copied; attention, norms and everything else run as ever. `shared_tokens`
+does the same for what any prompts of a batch share, also where they are edited alike.
 """
 
 import contextlib
@@ -19,23 +20,46 @@ def common_prefix(token_ids):
     return next((i for i, column in columns if len(set(column)) > 1), shortest)
 
 
-@contextlib.contextmanager
 def shared_prefix(model, token_ids):
     """Inside the block, linear layers of `model` compute the common prefix of a batch once.
 
     token_ids  of the prompts, which are fed right-padded; of one prompt nothing is shared. Only for
                passes without edits, which may treat prompts differently
+    """
+    n, width = common_prefix(token_ids), max(map(len, token_ids))
+    place = torch.arange(len(token_ids) * width).view(len(token_ids), width)
+    place[:, :n] = place[:1, :n].clone()
+    return _shared(model, place)
+
+
+def shared_tokens(model, token_ids, owners):
+    """The same for prompts of one length: what rows of one owner begin with alike is computed once.
+
+    owners  [row]  rows of one owner are edited in the same way at every position
+    """
+    place, seen = torch.empty((len(token_ids), len(token_ids[0])), dtype=torch.int64), {}
+    for row, (ids, owner) in enumerate(zip(token_ids, owners, strict=True)):
+        before = -1 - int(owner)  # what stands before a token: the first place of its prefix
+        for position, token in enumerate(ids):
+            before = seen.setdefault((before, token), row * len(ids) + position)
+            place[row, position] = before
+    return _shared(model, place)
+
+
+@contextlib.contextmanager
+def _shared(model, place):
+    """Linear layers compute a token once: place [row, query], where its like stands first.
 
     Layers that accelerate moves between devices are left alone.
     """
-    n, shape = common_prefix(token_ids), (len(token_ids), max(map(len, token_ids)))
-    shares = len(token_ids) > 1 and n > 0
+    first, copies = torch.unique(place, return_inverse=True)
+    shares = len(first) < place.numel()
     linears = [part for part in model.modules() if type(part) is torch.nn.Linear] if shares else []
     linears = [part for part in linears if not hasattr(part, "_hf_hook")]
     own = [vars(part).get("forward") for part in linears]
     try:
         for part in linears:
-            part.forward = partial(_compute_once, part.forward, shape, n)
+            part.forward = partial(_compute_once, part.forward, first, copies)
         yield
     finally:
         for part, forward in zip(linears, own, strict=True):
@@ -44,13 +68,13 @@ def shared_prefix(model, token_ids):
                 part.forward = forward
 
 
-def _compute_once(forward, shape, n, values):
-    """forward(values [prompt, query, unit]), the first n queries taken from the first prompt."""
-    if values.shape[:-1] != shape:
+def _compute_once(forward, first, copies, values):
+    """forward(values [row, query, unit]): the tokens `first`, then a copy for each of the others.
+
+    first  [token] places in rows x queries    copies  [row, query] which of them a token is
+    """
+    if values.shape[:-1] != copies.shape:
         return forward(values)
-    rest = values[:, n:]
-    out = forward(torch.cat([values[0, :n], rest.flatten(0, 1)]))
-    whole = out.new_empty((*shape, out.shape[-1]))
-    whole[:, :n] = out[:n]
-    whole[:, n:] = out[n:].view(shape[0], shape[1] - n, out.shape[-1])
-    return whole
+    out = forward(values.flatten(0, 1).index_select(0, first.to(values.device)))
+    out = out.index_select(0, copies.flatten().to(out.device))
+    return out.view(*copies.shape, out.shape[-1])

@@ -1,6 +1,6 @@
 """Figures of interventions: numbers in, (matplotlib Figure, rows of its CSV) out.
 
-    effects   each candidate's effect beside the mean of its random control heads, with intervals
+    effects   each candidate's effect with its interval, before the other heads of its layer
     sweep     effect of ablating each head on the next token and on RFC and RSI of later layers
 
 KL and surprisal are in nats; a change is edited - unedited.
@@ -22,36 +22,41 @@ PANELS = {
     "rsi_change": "RSI of later layers",
 }
 INDEX_COLOURS = {"rfc_change": style.RFC_COLOUR, "rsi_change": style.RSI_COLOUR}
-ROW_HEIGHT, MAX_SHOWN = 0.44, 30
+TICKS = {"color": NULL_COLOUR, "marker": "|", "ls": "", "markersize": 4, "alpha": 0.7}
+ROW_HEIGHT, MAX_SHOWN = 0.56, 30
 NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest font for it
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts (frames), by "
-    "category for KL and surprisal, one value for RFC and RSI. Crosses: mean of the same edit on "
-    "random other heads of the layer. q: test over prompts (frames) of candidate minus controls, "
-    "Benjamini-Hochberg; for KL and surprisal over all prompts. Later layers: those after the edit."
+    "category for KL and surprisal, one value for RFC and RSI. Grey: the same edit on each other "
+    "head of the layer. rank: of the size of the effect over all prompts among these heads, 1 the "
+    "largest. Later layers: those after the edit."
 )
 
 
 def draw_effects(rows, label):
-    """Candidates down, one panel a metric, controls as crosses.
+    """Candidates down, one panel a metric, their controls as grey ticks behind.
 
     rows   of effects.json      label  model, format and n, for the subtitle
     """
     candidates = [row for row in rows if row["role"] == "candidate"] or rows
     looks = category_looks_of(rows)
     names = list(dict.fromkeys(row["intervention"] for row in candidates))
+    of_place = {(row["intervention"], row["category"]): row for row in rows}
     shown = names[:MAX_SHOWN]
     cut = f"; the first {MAX_SHOWN} of {len(names)}" if len(names) > MAX_SHOWN else ""
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, ls="", markersize=5, label=look.label)
         for look in looks.values()
     ]
-    cross = {"color": NULL_COLOUR, "marker": "x", "ls": "", "label": "mean of control heads"}
-    handles.append(Line2D([], [], **cross))
+    handles.append(Line2D([], [], **TICKS, label="other heads of the layer"))
     height = max(1.6, ROW_HEIGHT * len(shown) + 0.3)
     figure, axes = style.open_panels(
         Grid((1, len(PANELS) + 1), (NAME_WIDTH, height), gap=(0.35, 0.6)),
-        ("Effect of each edit beside random heads of its layer", f"{label}{cut}", EFFECTS_CAPTION),
+        (
+            "Effect of each edit beside the other heads of its layer",
+            f"{label}{cut}",
+            EFFECTS_CAPTION,
+        ),
         handles,
         sharey=True,
     )
@@ -65,7 +70,15 @@ def draw_effects(rows, label):
     for axis, (metric, title) in zip(panels, PANELS.items(), strict=True):
         for height, name in enumerate(shown):
             own = [row for row in candidates if row["intervention"] == name]
-            draw_effect(axis, height, own, metric, looks)
+            others = {
+                row["category"]: [
+                    found[metric]
+                    for control in row["controls"].split()
+                    if (found := of_place.get((control, row["category"])))
+                ]
+                for row in own
+            }
+            draw_effect(axis, height, own, others, metric, looks)
         axis.axvline(0, color="black", linewidth=0.7)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("change" if metric != "kl" else "nats")
@@ -84,35 +97,36 @@ def category_looks_of(rows):
     return {name: looks[name] for name in names}
 
 
-def draw_effect(axis, height, rows, metric, looks):
-    """One intervention in one panel, around `height`; rows: its rows of effects.json."""
+def draw_effect(axis, height, rows, others, metric, looks):
+    """One intervention in one panel, around `height`.
+
+    rows  its rows of effects.json    others  {category: effects of its controls}
+    """
     overall = next(row for row in rows if row["category"] == "all")
     if metric in INDEX_COLOURS:
         points = [(height, overall, INDEX_COLOURS[metric], "o")]
     else:
         present = [row for c in looks for row in rows if row["category"] == c]
-        spread = np.linspace(-0.24, 0.24, len(present)) if len(present) > 1 else [0.0]
+        spread = np.linspace(-0.18, 0.3, len(present)) if len(present) > 1 else [0.0]
         points = [
             (height + aside, row, *looks[row["category"]][:2])
             for aside, row in zip(spread, present, strict=False)
         ]
     for y, row, colour, marker in points:
-        value, low, high, control = (
-            row[metric + part] for part in ("", "_low", "_high", "_control")
-        )
+        value, low, high = (row[metric + part] for part in ("", "_low", "_high"))
         if value is None:
             continue
+        ticks = [effect for effect in others[row["category"]] if effect is not None]
+        axis.plot(ticks, [y] * len(ticks), **TICKS, zorder=1.5)
         if low is not None:
             axis.plot([low, high], [y, y], color=colour, linewidth=1.3)
         axis.plot([value], [y], color=colour, marker=marker, markersize=4)
-        if control is not None:
-            axis.plot([control], [y], color=NULL_COLOUR, marker="x", markersize=5)
     place = {"transform": axis.get_yaxis_transform(), "ha": "right"}
     if overall[metric] is None:
         axis.text(0.98, height, "no later layer", va="center", fontsize=7, **place)
-    elif overall[f"{metric}_q"] is not None:
-        q = f"q {overall[f'{metric}_q']:.2g}"
-        axis.text(1.0, height - 0.3, q, va="bottom", fontsize=6.5, color="#444444", **place)
+    elif overall[f"{metric}_rank"] is not None:
+        rank = f"rank {overall[f'{metric}_rank']:g} of {overall['pool']:g}"
+        axis.text(1.0, height - 0.27, rank, va="bottom", fontsize=6.5, color="#444444", **place)
 
 
 def draw_sweep(arrays, label, method):

@@ -1,27 +1,23 @@
 """A model, its unedited pass, and every edit of a plan measured against it."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
+import torch
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.batches import Rows, make_batches
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
-from rolecircuits.edits.donors import collect_donors, edited_prompts
-from rolecircuits.edits.effects import BaseDistribution
+from rolecircuits.edits.controls import find_controls
+from rolecircuits.edits.donors import collect_donors, edited_hook, edited_prompts, neutral_means
+from rolecircuits.edits.effects import BaseDistribution, normalised_values
+from rolecircuits.edits.head_batches import HeadBatches
 from rolecircuits.edits.hooks import prepare_edit
-from rolecircuits.edits.plan import (
-    Entry,
-    check_against_model,
-    controls_of,
-    draw_controls,
-    parse_entries,
-)
+from rolecircuits.edits.plan import FACTORS, Entry, check_against_model, parse_entries
 from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
@@ -32,15 +28,14 @@ from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.source import locate_model, pin_revision, read_config
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.runs.files import read_json
-from rolecircuits.stats.indices import layer_values
 
 BASELINE = "baseline"
 
 
 def plan_payload(setting: Setting, prompts: list[Prompt], plan: list[Entry], controls):
-    """The payload of both tasks, as JSON data.
+    """The payload of the three tasks, as JSON data.
 
-    controls  random control heads a candidate, for a plan that has none
+    controls  other heads of the layer a candidate is compared with, for a plan that has none
     """
     return {
         "setting": asdict(setting),
@@ -58,6 +53,7 @@ def unedited_task(state, payload):
         "facts": bench.loaded.facts,
         "prompts": [asdict(prompt) for prompt in bench.tokenized],
         "entries": {entry.name: entry.model_dump() for entry in bench.entries},
+        "controls": bench.batches_of_controls(),
         "notes": bench.notes,
         "arrays": bench.clean.arrays,
         "determinism": bench.determinism,
@@ -68,6 +64,11 @@ def unedited_task(state, payload):
 def edit_task(state, payload):
     """What `Bench.measure` gives for the entry whose name is payload["entry"]."""
     return bench_of(state, payload)[0].measure(payload["entry"])
+
+
+def controls_task(state, payload):
+    """{name: "measured" of `Bench.measure`} of the controls whose names are payload["entry"]."""
+    return bench_of(state, payload)[0].measure_controls(payload["entry"])
 
 
 def bench_of(state, payload):
@@ -113,50 +114,97 @@ class Bench:
         self.loaded, self.setting = loaded, setting
         self.determinism = set_determinism(setting.seed)
         self.tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
-        self.entries, self.notes = add_controls(plan, loaded.n_heads, controls, setting.seed)
+        self.entries = list(plan)
+        found = find_controls(plan, loaded.n_heads, controls, setting.seed)
+        self.drawn, self.controls, self.notes = found
         self.notes += notes_on(self.entries, self.tokenized, setting.seed)
-        self.donors = donors_for(loaded, self.tokenized, self.entries, setting)
-        layers, size = sorted({entry.layer for entry in self.entries}), setting.batch_size
+        if lonely := [name for name, names in self.controls.items() if not names]:
+            self.notes.append(f"without controls (no rank, no p-value): {', '.join(lonely)}")
+        edits, size = [*self.entries, *self.drawn], setting.batch_size
+        self.donors = donors_for(loaded, self.tokenized, edits, setting)
+        layers = sorted({entry.layer for entry in edits})
         base, self.clean = capture_clean(loaded, self.tokenized, layers, size, BASELINE)
         check_complete(base, BASELINE)
         self.distribution = BaseDistribution(base.logits)
         sides = base, self.clean
         self.starts_inside = starts_exactly(loaded, self.tokenized, *sides, layers[-1], size)
+        self.batches = HeadBatches(loaded, self.tokenized, self.clean, self.distribution)
 
     def measure(self, name):
-        """One edit: {"arrays" of attention.npz, "measured"}.
+        """One entry of the plan: {"arrays" of attention.npz, "measured"}.
 
-        measured  what effects.effect_rows takes, less its values
+        measured  what effects.effect_rows takes
         """
         entry = next(entry for entry in self.entries if entry.name == name)
+        captured = self.capture(entry)
+        return {"arrays": captured.arrays, "measured": self.describe(entry, captured)}
+
+    def capture(self, entry: Entry):
+        """The Capture of an edit, of every prompt."""
         start = (entry.layer, self.clean) if self.starts_inside else None
         edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
-        size = self.setting.batch_size
-        captured = capture_edited(self.loaded, self.tokenized, edits, size, start)
-        check_complete(captured, name)
+        captured = capture_edited(
+            self.loaded, self.tokenized, edits, self.setting.batch_size, start
+        )
+        check_complete(captured, entry.name)
+        return captured
+
+    def describe(self, entry: Entry, captured):
+        """What effects.effect_rows takes of an edit, from its Capture."""
         edited = edited_prompts(entry, self.tokenized, self.setting.seed)
         effects = {
             metric: np.where(edited, values, np.nan)  # NaN for prompts that it does not touch
             for metric, values in self.distribution.effects(captured.logits).items()
         }
-        is_candidate = entry.role == "candidate"
-        controls = [c.name for c in controls_of(entry, self.entries)] if is_candidate else []
+        return self.label(entry) | {
+            "effects": effects,
+            "values": normalised_values(captured.arrays),
+        }
+
+    def label(self, entry: Entry):
+        """The same of an edit, less its effects and values."""
+        controls = self.controls.get(entry.name, [])
         labels = {"role": entry.role, "type": entry.type, "layer": entry.layer}
         labels |= {"head": " ".join(map(str, entry.head_list)), "method": entry.method}
         labels |= {"controls": " ".join(controls)}
-        measured = {"effects": effects, "layer": entry.layer, "controls": controls}
-        return {"arrays": captured.arrays, "measured": measured | {"labels": labels}}
+        edit = {"layer": entry.layer, "change": entry.change, "labels": labels}
+        return edit | {"controls": controls}
+
+    def batches_of_controls(self):
+        """{what they are: names} of the drawn controls that are measured together."""
+        groups = {}
+        for entry in self.drawn:
+            n = len(entry.head_list)
+            title = f"controls of layer {entry.layer}, {entry.type} {entry.change}"
+            title += f" of {n} heads" if n > 1 else ""
+            groups.setdefault(title, []).append(entry.name)
+        return groups
+
+    def measure_controls(self, names):
+        """{name: what effects.effect_rows takes} of drawn controls: one layer, one edit."""
+        entries = [entry for entry in self.drawn if entry.name in names]
+        if not (self.starts_inside and all(map(shares_batches, entries))):
+            return {entry.name: self.describe(entry, self.capture(entry)) for entry in entries}
+        first, factor, means = entries[0], None, None
+        if first.method == "mean":
+            activations = self.donors.activations[edited_hook(first)]
+            means = torch.tensor(neutral_means(self.tokenized, activations))
+        else:
+            factor = FACTORS.get(first.method, first.factor)
+        heads = [head for entry in entries for head in entry.head_list]
+        found = self.batches.measure(first.layer, heads, factor, means)
+        values = found.pop("values")
+        measured = {}
+        for i, entry in enumerate(entries):
+            effects = {metric: of_heads[i] for metric, of_heads in found.items()}
+            measured[entry.name] = self.label(entry) | {"effects": effects, "values": values[i]}
+        return measured
 
 
-def add_controls(plan: list[Entry], n_heads, n_controls, seed):
-    """(entries, notes): the plan, with drawn controls where it brings none."""
-    if not n_controls or any(entry.role == "control" for entry in plan):
-        return list(plan), []
-    drawn, taken = draw_controls(plan, n_heads, n_controls, seed), {e.name for e in plan}
-    note = (
-        f"the plan has no controls: {len(drawn)} random heads of the same layers drawn, seed {seed}"
-    )
-    return [*plan, *(entry for entry in drawn if entry.name not in taken)], [note]
+def shares_batches(entry: Entry):
+    """True for one head whose output is scaled or replaced by a mean: HeadBatches can do it."""
+    one_head = entry.type in ("head", "layer_heads") and len(entry.head_list) == 1
+    return one_head and entry.method in (*FACTORS, "scale", "mean")
 
 
 def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed):
@@ -176,9 +224,6 @@ def notes_on(entries: list[Entry], tokenized: list[TokenizedPrompt], seed):
             )
         if entry.method == "paired" and unequal > 0:
             notes.append(f"{entry.name}: {unequal} prompts of unequal pairs stay unedited")
-    lonely = [e.name for e in entries if e.role == "candidate" and not controls_of(e, entries)]
-    if lonely:
-        notes.append(f"without matched controls (no p-value): {', '.join(lonely)}")
     return notes
 
 
@@ -241,23 +286,3 @@ def check_complete(captured, name):
         raise RunFailed(
             f"{name}: prompt {prompt_id}: {reason}; try a smaller model or --dtype bfloat16"
         )
-
-
-@dataclass
-class MeasuredRows:
-    """What the normalised value of a prompt needs of a run; see stats.indices.prompt_values."""
-
-    entropy: np.ndarray
-    visible_keys: np.ndarray
-    n_tokens: np.ndarray
-    span: np.ndarray
-    prompt_format: ClassVar[str] = "raw"  # of no account: normalised values take no other rows
-
-
-def normalised_values(arrays):
-    """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer].
-
-    arrays  entropy, visible_keys, n_tokens and span, as in attention.npz
-    """
-    names = ("entropy", "visible_keys", "n_tokens", "span")
-    return layer_values(MeasuredRows(*(arrays[name] for name in names)), "normalised")

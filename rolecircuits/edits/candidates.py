@@ -1,9 +1,11 @@
-"""Which heads to ablate: chosen on one half of the prompts, measured on the other, and controls.
+"""Which heads to ablate: chosen on one half of the prompts, measured on the other.
 
 In a crossed set the halves are halves of the frames, and differences are taken inside frames.
 
 Choosing and measuring on the same prompts would overstate the chosen heads: the largest of many
-noisy g is too large.
+noisy g is too large. And the half that chooses is itself a draw, so the choice is made on many
+random halves of it: a head is taken for how often it is among the strongest (stability selection;
+Meinshausen and Buehlmann 2010).
 
     plan = select_candidates(run, top_k=10)      ablation_candidates.json, for interventions.py
 """
@@ -11,6 +13,7 @@ noisy g is too large.
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.contrasts import (
     available_contrasts,
     categories_of,
@@ -22,12 +25,14 @@ from rolecircuits.stats.indices import prompt_values
 from rolecircuits.stats.role_tests import MIN_HALF, split_units, strongest_heads
 from rolecircuits.stats.units import frame_values, labels_of, units_of
 
-CONTROLS_PER_CANDIDATE = 2
+SUBSAMPLES, MIN_UNITS = 200, 6  # of fewer units there are no halves that g is defined in
 
 
 def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
-    """ablation_candidates.json: the top_k heads by |g| of one half, measured on the other.
+    """ablation_candidates.json: the top_k heads of one half of the prompts, measured on the other.
 
+    The heads that are most often among the top_k by |g| in random halves of that half; by |g| on
+    all of it where it has fewer than MIN_UNITS prompts (frames) of a category.
     contrasts  {name: contrast}, the first one chooses; those of available_contrasts if None
     `held_out` are the ids of the prompts that did not choose. Where a half has too few of them,
     `interventions` is empty and `note` says why.
@@ -38,6 +43,8 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     half, what = split_units(*labels, seed), "frames" if run.crossed else "prompts"
     plan = {"schema_version": 1, "source": _source(run, name, seed)}
     plan |= {"selection": [], "interventions": [], "held_out": _held_out_ids(run, labels, half)}
+    if reason := contrast_reason(run, contrast):
+        return plan | {"note": f"no candidates: {reason}"}
     sizes = [(labels[0][part] == name).sum() for part in (half, ~half) for name in pair]
     if min(sizes) < MIN_HALF:
         named = " and ".join(pair)
@@ -46,11 +53,38 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
         return plan | {"note": f"no candidates: {needs}, one has {smallest}"}
     values = frame_values(run, prompt_values(run, "normalised"))
     parts = [(values[part], *(label[part] for label in labels)) for part in (half, ~half)]
-    g = hedges_g(*contrast_sides(*parts[0], contrast))
+    g, frequency = hedges_g(*contrast_sides(*parts[0], contrast)), np.full(values.shape[1:], np.nan)
     heads = strongest_heads(g, top_k)
-    plan["selection"] = _measure_held_out(parts[1], contrast, heads, g, seed)
-    plan["interventions"], notes = _plan_ablations(heads, run.n_heads, seed)
-    return plan | ({"note": "; ".join(notes)} if notes else {})
+    if min(sizes[: len(pair)]) >= MIN_UNITS:
+        frequency, size = select_often(parts[0], contrast, top_k, seed)
+        order = np.lexsort((-np.nan_to_num(size, nan=-1.0).ravel(), -frequency.ravel()))
+        heads = [divmod(int(i), run.n_heads) for i in order[: len(heads)]]
+    rows = _measure_held_out(parts[1], contrast, heads, seed)
+    chosen = [{"g_selection": g[head], "selection_frequency": frequency[head]} for head in heads]
+    places = [{"layer": layer, "head": head} for layer, head in heads]
+    plan["selection"] = [a | b | c for a, b, c in zip(places, chosen, rows, strict=True)]
+    ablation = {"type": "head", "method": "zero_out", "role": "candidate"}
+    plan["interventions"] = [ablation | place for place in places]
+    return plan
+
+
+def select_often(half, contrast, top_k, seed, n_subsamples=SUBSAMPLES):
+    """Choose in random halves of the units of a half of the prompts: two arrays [layer, head].
+
+    half     (values [row, layer, head], category, unit); units stay whole
+    returns  the share of these halves in which a head is among the top_k by |g|, and its mean |g|
+    """
+    values, *labels = half
+    of_value = values.reshape(len(values), -1)
+    times, size = np.zeros(of_value.shape[1], dtype=int), np.zeros(of_value.shape[1])
+    for draw in range(n_subsamples):
+        rows = split_units(*labels, [seed, draw])
+        drawn = of_value[rows], *(label[rows] for label in labels)
+        strength = np.abs(hedges_g(*contrast_sides(*drawn, contrast)))
+        order = np.argsort(-np.nan_to_num(strength, nan=-1.0), kind="stable")[:top_k]
+        times[order[~np.isnan(strength[order])]] += 1
+        size += strength / n_subsamples
+    return tuple(x.reshape(values.shape[1:]) for x in (times / n_subsamples, size))
 
 
 def _held_out_ids(run, labels, half):
@@ -60,20 +94,16 @@ def _held_out_ids(run, labels, half):
     return run.prompt_id[np.isin(units_of(run), labels[1][~half])].tolist()
 
 
-def _measure_held_out(held_out, contrast, heads, g, seed):
-    """Rows of `selection`: g [layer, head] of the half that chose beside the other half's tests.
+def _measure_held_out(held_out, contrast, heads, seed):
+    """One dict a head: g, its interval, p and q on the prompts that did not choose it.
 
-    held_out  (values [row, layer, head], category, unit) of the other half
+    held_out  (values [row, layer, head], category, unit) of these prompts
     """
     layers, columns = (np.array([head[i] for head in heads], dtype=int) for i in (0, 1))
     values, *labels = held_out
     tests = compare_categories(values[:, layers, columns], *labels, contrast, seed=seed)
-    rows = []
-    for i, (layer, head) in enumerate(heads):
-        row = {"layer": layer, "head": head, "g_selection": g[layer, head]}
-        measured = {f"{key}_held_out": tests[key][i] for key in ("g", "g_low", "g_high", "p", "q")}
-        rows.append(row | measured)
-    return rows
+    measures = ("g", "g_low", "g_high", "p", "q")
+    return [{f"{key}_held_out": tests[key][i] for key in measures} for i in range(len(heads))]
 
 
 def _source(run, contrast, seed):
@@ -87,47 +117,3 @@ def _source(run, contrast, seed):
         "roles": run.config.get("roles") or {},
         "seed": seed,
     }
-
-
-def _plan_ablations(heads, n_heads, seed):
-    """(candidates, each followed by its controls, as entries of a plan; notes on missing ones)."""
-    sites = [(layer, (head,)) for layer, head in heads]
-    drawn = draw_control_heads(sites, n_heads, CONTROLS_PER_CANDIDATE, seed, shared=False)
-    entries, notes = [], []
-    for layer, head in heads:
-        controls = drawn[layer, (head,)]
-        ablation = {"type": "head", "layer": layer, "head": head, "method": "zero_out"}
-        entries.append(ablation | {"role": "candidate"})
-        tie = {"role": "control", "control_for": f"sh_{layer}_{head}"}
-        entries += [ablation | {"head": control} | tie for (control,) in controls]
-        if len(controls) < CONTROLS_PER_CANDIDATE:
-            left = f"layer {layer} has {len(controls)} unused heads left"
-            notes.append(f"{left} as controls for head {head}")
-    return entries, notes
-
-
-def draw_control_heads(sites, n_heads, per_site, seed, shared=True):
-    """Random other heads of the same layer for every edited site: {site: [heads of a control]}.
-
-    sites   [(layer, (head, ...)), ...], each once; a control has as many heads as its site
-    shared  whether a head may be a control of several sites; no head of a site is ever drawn
-
-    Controls of one site are different heads while there are enough; sites without heads have none.
-    """
-    rng = np.random.default_rng(seed)
-    taken = {(layer, head) for layer, heads in sites for head in heads}
-    drawn = {}
-    for layer, heads in sites:
-        free = [head for head in range(n_heads) if (layer, head) not in taken]
-        size, order, controls = len(heads), rng.permutation(free).astype(int).tolist(), []
-        for _ in range(per_site if size else 0):
-            if 1 < size <= len(free) and len(order) < size:
-                order = rng.permutation(free).tolist()
-            if len(order) < size:
-                break
-            controls.append(tuple(sorted(order[:size])))
-            order = order[size:]
-        drawn[layer, heads] = sorted(controls)
-        if not shared:
-            taken |= {(layer, head) for control in controls for head in control}
-    return drawn

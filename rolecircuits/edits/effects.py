@@ -10,25 +10,38 @@ All at the final token, in nats. The entropy of an ablated head is no effect: it
 so only later layers count; an edit of the last layer has none, and its RFC and RSI changes are
 undefined (NaN).
 
-Intervals are 95 % bootstrap-t intervals over prompts. p tests the candidate against the mean of the
-same edit on random other heads of the layer, on the same prompts: by sign flips for the next token,
-by the bootstrap-t of the difference for RFC and RSI. q-values are Benjamini-Hochberg.
+A candidate is compared with its controls, the same edit on the other heads of its layer:
+
+    rank   of its |mean effect| among these and itself, 1 the largest (ranks.py); the ranks of all
+           candidates of one edit are tested together: are they a random choice of heads?
+    p, q   does the candidate differ from the mean of these controls, on the same prompts? That
+           asks about prompts, not heads: nearly every head differs from the mean of the others
+
+Intervals and p are bootstrap-t over the units of the set: frames, clusters of prompts that begin
+alike, or prompts; q is Benjamini-Hochberg.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from rolecircuits.edits.ranks import merge_pools, rank_sizes, rank_test
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import infer_mean_indices
-from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.indices import INDICES, index_values, layer_values
 from rolecircuits.stats.moments import defined_mean
 from rolecircuits.stats.resampling import infer_mean, untestable_reason
 from rolecircuits.stats.units import design_of, frame_values, labels_of, units_of
 
-PROMPT_METRICS = ("kl", "top1_change", "surprisal_change")
+# metrics of a prompt, and what their means cannot leave
+BOUNDS = {"kl": (0.0, np.inf), "top1_change": (0.0, 1.0), "surprisal_change": (-np.inf, np.inf)}
+PROMPT_METRICS = tuple(BOUNDS)
 INDEX_METRICS = tuple(f"{index}_change" for index in INDICES)
 METRICS = PROMPT_METRICS + INDEX_METRICS
-PARTS = ("", "_low", "_high", "_control", "_p", "_q")
+INFERRED = ("", "_low", "_high", "_control", "_p")
+PARTS = (*INFERRED, "_q", "_rank")
 NO_EFFECT = 1e-4
 ALL = "all"
 
@@ -84,6 +97,26 @@ class BaseDistribution:
         }
 
 
+@dataclass
+class MeasuredRows:
+    """What the normalised value of a prompt needs of a run; see stats.indices.prompt_values."""
+
+    entropy: np.ndarray
+    visible_keys: np.ndarray
+    n_tokens: np.ndarray
+    span: np.ndarray
+    prompt_format: ClassVar[str] = "raw"  # of no account: normalised values take no other rows
+
+
+def normalised_values(arrays):
+    """Normalised entropy of every prompt and layer, mean over heads: [prompt, layer].
+
+    arrays  entropy, visible_keys, n_tokens and span, as in attention.npz
+    """
+    names = ("entropy", "visible_keys", "n_tokens", "span")
+    return layer_values(MeasuredRows(*(arrays[name] for name in names)), "normalised")
+
+
 def infer_index_changes(base, edited, design, seed, **draws):
     """Change of the mean RFC and RSI of later layers: {"rfc_change": Inference, "rsi_change": ...}.
 
@@ -95,12 +128,24 @@ def infer_index_changes(base, edited, design, seed, **draws):
     return {f"{index}_change": changes[index] for index in INDICES}
 
 
+def index_changes(base, edited, design):
+    """The same changes without their inference: {"rfc_change": number, "rsi_change": ...}."""
+    category = labels_of(design)[0]
+    base, edited = (
+        index_values(frame_values(design, values), category) for values in (base, edited)
+    )
+    return {
+        f"{index}_change": float(defined_mean(edited[index] - base[index])) for index in INDICES
+    }
+
+
 def effect_rows(measured, base_values, design, seed):
-    """One row an intervention and category: value, interval, controls, p and q of every metric.
+    """One row an intervention and category: value of every metric, and of a candidate its interval,
+    mean of the controls, p, q and rank.
 
     measured     {name: {"effects": {metric: [prompt]}, "values": [prompt, layer], "layer": l,
-                 "controls": [names], "labels": {column: text}}}; NaN in the effects of prompts
-                 that an edit does not touch
+                 "change": text, "controls": [names], "labels": {column: text}}}; NaN in the effects
+                 of prompts that an edit does not touch
     base_values  [prompt, layer] of the unedited run    design  the Design of the prompts
     """
     labels, groups = (design.category, units_of(design)), order_categories(design.category.tolist())
@@ -111,7 +156,7 @@ def effect_rows(measured, base_values, design, seed):
         for group, cells in of_prompts.items():
             if name in cells:
                 place = {"intervention": name} | item["labels"] | {"category": group}
-                rows.append(place | cells[name] | shared)
+                rows.append(place | {"pool": np.nan} | cells[name] | shared)
     for metric in METRICS:
         # one test an intervention for an index, although all its rows repeat it
         keys = ["intervention"] if metric in INDEX_METRICS else ["intervention", "category"]
@@ -119,13 +164,62 @@ def effect_rows(measured, base_values, design, seed):
         q = dict(zip(tests, q_values(list(tests.values())), strict=True))
         for row in rows:
             row[f"{metric}_q"] = float(q[tuple(row[key] for key in keys)])
+    _rank_rows(rows, measured)
     return rows
+
+
+def candidate_sets(measured):
+    """{(type, change): [(candidates, their pool), ...]}, as `ranks.merge_pools` gives them."""
+    sets = {}
+    for name, item in measured.items():
+        if item["labels"]["role"] == "candidate":
+            kind = (item["labels"]["type"], item["change"])
+            sets.setdefault(kind, {})[name] = item["controls"]
+    return {kind: pools for kind, of in sets.items() if (pools := merge_pools(of))}
+
+
+def _rank_rows(rows, measured):
+    """Put "pool" and the ranks of the candidates into the rows, NaN elsewhere."""
+    places = {(row["intervention"], row["category"]): row for row in rows}
+    for row in rows:
+        row |= dict.fromkeys((f"{metric}_rank" for metric in METRICS), np.nan)
+    for pools in candidate_sets(measured).values():
+        for candidates, pool in pools:
+            for group in dict.fromkeys(row["category"] for row in rows):
+                heads = [name for name in pool if (name, group) in places]
+                for metric in METRICS:
+                    ranks = rank_sizes([places[name, group][metric] for name in heads])
+                    for name, rank in zip(heads, ranks.tolist(), strict=True):
+                        if name in candidates:
+                            places[name, group] |= {f"{metric}_rank": rank, "pool": len(heads)}
+
+
+def set_tests(rows, measured):
+    """Are the candidates of one edit a random choice of their layers' heads? One dict a metric.
+
+    rows  what `effect_rows` gives
+    """
+    values, tests = {row["intervention"]: row for row in rows if row["category"] == ALL}, []
+    for (kind, change), pools in candidate_sets(measured).items():
+        for metric in METRICS:
+            ranked, layers = [], set()
+            for candidates, pool in pools:
+                heads = [n for n in pool if n in values and not np.isnan(values[n][metric])]
+                chosen = np.array([name in candidates for name in heads], dtype=bool)
+                if chosen.any():
+                    ranked.append((rank_sizes([values[n][metric] for n in heads]), chosen))
+                    layers |= {measured[name]["layer"] for name in candidates}
+            if ranked:
+                of = {"type": kind, "change": change, "metric": metric}
+                of |= rank_test(ranked)._asdict()
+                tests.append(of | {"n_layers": len(layers)})
+    return tests
 
 
 def row_columns(labels):
     """Columns of effects.csv in order."""
     numbers = [metric + part for metric in METRICS for part in PARTS]
-    return ["intervention", *labels, "category", "n", *numbers]
+    return ["intervention", *labels, "category", "n", "pool", *numbers]
 
 
 def _prompt_cells(measured, labels, group, seed):
@@ -133,42 +227,56 @@ def _prompt_cells(measured, labels, group, seed):
     chosen = np.ones(len(labels[0]), bool) if group == ALL else labels[0] == group
     if not chosen.any():
         return {}
-    labels = [label[chosen] for label in labels]
+    labels, names = [label[chosen] for label in labels], list(measured)
     effects = {
         name: np.stack([item["effects"][metric][chosen] for metric in PROMPT_METRICS], axis=-1)
         for name, item in measured.items()
     }
     edited = np.stack(list(effects.values()), axis=1)  # [prompt, intervention, metric]
-    controls = np.full(edited.shape, np.nan)
-    for i, item in enumerate(measured.values()):
-        if item["controls"]:
-            controls[:, i] = np.mean([effects[name] for name in item["controls"]], axis=0)
-    controls[np.isnan(edited)] = np.nan
-    shape = edited.shape[1:]
-    flat, difference = edited.reshape(len(edited), -1), (edited - controls).reshape(len(edited), -1)
-    low, high = infer_mean(flat, *labels, seed=seed)[1:3]
-    p = infer_mean(difference, *labels, seed=seed).p
-    numbers = [defined_mean(edited, axis=0), low, high, defined_mean(controls, axis=0), p]
-    numbers = np.stack([np.reshape(x, shape) for x in numbers], axis=-1).tolist()
+    numbers = np.full((*edited.shape[1:], len(INFERRED)), np.nan)
+    numbers[..., 0] = defined_mean(edited, axis=0)
+    inferred = [i for i, name in enumerate(names) if is_candidate(measured[name])]
+    if inferred:
+        own = edited[:, inferred]
+        controls = np.full(own.shape, np.nan)
+        for i, at in enumerate(inferred):
+            if others := measured[names[at]]["controls"]:
+                controls[:, i] = np.mean([effects[other] for other in others], axis=0)
+        controls[np.isnan(own)] = np.nan
+        flat, beyond = own.reshape(len(own), -1), (own - controls).reshape(len(own), -1)
+        ends = np.tile(list(BOUNDS.values()), (own.shape[1], 1)).T
+        low, high = infer_mean(flat, *labels, ends, seed=seed)[1:3]
+        p = infer_mean(beyond, *labels, seed=seed).p
+        tests = low, high, defined_mean(controls, axis=0), p
+        numbers[inferred, :, 1:] = np.stack([np.reshape(x, own.shape[1:]) for x in tests], axis=-1)
     n = (~np.isnan(edited[..., 0])).sum(axis=0).tolist()
     return {
-        name: {"n": n[i]} | _cells(PROMPT_METRICS, numbers[i])
-        for i, name in enumerate(measured)
+        name: {"n": n[i]} | _cells(PROMPT_METRICS, numbers[i].tolist())
+        for i, name in enumerate(names)
         if n[i]
     }
+
+
+def is_candidate(item):
+    """True for what a plan asks about; of controls only values are given."""
+    return item["labels"]["role"] == "candidate"
 
 
 def _index_cells(item, measured, base_values, design, seed):
     later = slice(item["layer"] + 1, None)
     base, edited = base_values[:, later], item["values"][:, later]
-    changes = infer_index_changes(base, edited, design, seed)
-    numbers = [[*changes[metric][:3], np.nan, np.nan] for metric in INDEX_METRICS]
+    changes = index_changes(base, edited, design)
+    numbers = [[changes[metric]] + [np.nan] * 4 for metric in INDEX_METRICS]
+    if is_candidate(item):
+        inferred = infer_index_changes(base, edited, design, seed)
+        for row, metric in zip(numbers, INDEX_METRICS, strict=True):
+            row[1:3] = inferred[metric][1:3]
     if item["controls"]:
         others = np.mean([measured[name]["values"][:, later] for name in item["controls"]], axis=0)
-        of_controls = infer_index_changes(base, others, design, seed)
+        of_controls = index_changes(base, others, design)
         beyond_controls = infer_index_changes(others, edited, design, seed)
         for row, metric in zip(numbers, INDEX_METRICS, strict=True):
-            row[3:] = of_controls[metric].estimate, beyond_controls[metric].p
+            row[3:] = of_controls[metric], beyond_controls[metric].p
     return _cells(INDEX_METRICS, numbers)
 
 
@@ -177,23 +285,23 @@ def _cells(metrics, numbers):
     return {
         metric + part: float(number)
         for metric, row in zip(metrics, numbers, strict=True)
-        for part, number in zip(PARTS[:-1], row, strict=True)
+        for part, number in zip(INFERRED, row, strict=True)
     }
 
 
 def tabulate_effects(measured, base_values, arrays, notes, seed):
-    """(rows of effects.csv, notes with what has no interval or no effect).
+    """(rows of effects.csv, tests of the sets, notes with what has no interval or no effect).
 
     arrays  of the unedited run
     """
     design = design_of(arrays)
     notes, reason = list(notes), untestable_reason(*labels_of(design))
     if reason:
-        notes.append(f"no intervals: {reason}")
+        notes.append(reason)
     rows = effect_rows(measured, base_values, design, seed)
     for name, item in measured.items():
         largest = np.nanmax(item["effects"]["logit_change"])
-        if largest < NO_EFFECT:
+        if largest < NO_EFFECT and is_candidate(item):
             unmoved = f"the largest change of a logit is {largest:.2g}"
             notes.append(f"{name}: no measurable effect, {unmoved}")
-    return rows, notes
+    return rows, set_tests(rows, measured), notes

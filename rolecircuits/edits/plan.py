@@ -21,7 +21,6 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rolecircuits.edits.candidates import draw_control_heads
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 
@@ -293,20 +292,6 @@ def names_candidate(control, target, candidate):
     return target in (candidate.name, same)
 
 
-def controls_of(candidate, entries):
-    """The controls of a candidate: those that name it, and unnamed ones of its type and method."""
-    kind = (candidate.type, candidate.change)
-    return [
-        entry
-        for entry in entries
-        if entry.role == "control"
-        and (
-            any(names_candidate(entry, target, candidate) for target in entry.targets)
-            or (not entry.targets and (entry.type, entry.change) == kind)
-        )
-    ]
-
-
 def check_against_model(entries, n_layers, n_heads, model_id):
     """Refuse the first entry whose layer or head the model lacks; no forward pass is needed."""
     for i, entry in enumerate(entries):
@@ -318,24 +303,3 @@ def check_against_model(entries, n_layers, n_heads, model_id):
                 f"and heads 0 to {n_heads - 1}; analyze_results.py writes "
                 "ablation_candidates.json with this model's own heads"
             )
-
-
-def draw_controls(entries, n_heads, per_candidate=2, seed=0):
-    """Control entries for a plan without any: the candidates' edit on random other heads of the
-    same layer.
-
-    The same heads serve all edits of a candidate (zero_out, half_out) and may serve its neighbours;
-    no candidate of the layer is drawn. An edit of a whole layer, an MLP or the residual has no
-    matched control.
-    """
-    sites = list(dict.fromkeys((entry.layer, tuple(entry.head_list)) for entry in entries))
-    drawn, controls = draw_control_heads(sites, n_heads, per_candidate, seed), {}
-    for entry in entries:
-        for heads in drawn[entry.layer, tuple(entry.head_list)]:
-            head = list(heads) if isinstance(entry.head, list) else heads[0]
-            update = {"head": head, "role": "control", "control_for": [], "note": None}
-            control = entry.model_copy(update=update)
-            control = controls.setdefault(control.name, control)
-            if entry.name not in control.control_for:
-                control.control_for.append(entry.name)
-    return list(controls.values())

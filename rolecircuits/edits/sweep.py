@@ -3,9 +3,7 @@
     effect of (layer, head) on the next token and on the normalised RFC and RSI of later layers,
     as effects.py defines them
 
-What makes it cheap: prompts of one length are batched without padding, many ablations share a batch
-(its rows differ in the head they lose), the blocks below the ablated layer are not executed (the
-clean residual is put in their place), and logits are computed for the final token only.
+What makes it cheap: head_batches.py.
 
 Every finished layer is a piece in <output_dir>/.sweep_heads/ until the sweep is published; the same
 command goes on with them. Remove the folder to give unfinished sweeps up.
@@ -25,13 +23,12 @@ from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.attention import capture_clean
-from rolecircuits.capture.batches import check_all_ran, run_batches
-from rolecircuits.capture.patterns import Resume, run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
-from rolecircuits.edits.bench import check_complete, normalised_values
+from rolecircuits.edits.bench import check_complete
 from rolecircuits.edits.donors import HOOKS, neutral_means
-from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.edits.effects import normalised_values
+from rolecircuits.edits.head_batches import ROWS, HeadBatches
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.categories import Prompt, order_categories
@@ -39,12 +36,10 @@ from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
-from rolecircuits.stats.entropy import attention_entropy
 from rolecircuits.stats.units import design_of
 
 FOLDER = ".sweep_heads"
 PIECE_VERSION = 1
-ROWS = 96
 RESAMPLES = 2000
 
 
@@ -99,22 +94,21 @@ class Sweep:
     """
 
     def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=ROWS):
-        self.loaded, self.tokenized, self.rows = loaded, tokenized, rows
+        self.loaded, self.tokenized, self.batch_size = loaded, tokenized, batch_size
         self.factor = None if method == "mean" else FACTORS[method]
-        self.base, self.clean = capture_clean(
-            loaded, tokenized, range(loaded.n_layers), batch_size, "clean pass"
-        )
+        layers = range(loaded.n_layers)
+        self.base, clean = capture_clean(loaded, tokenized, layers, batch_size, "clean pass")
         check_complete(self.base, "clean pass")
         self.arrays = self.base.arrays
         self.distribution = effects.BaseDistribution(self.base.logits)
-        self.batch_size = batch_size
-        self.lengths = [len(prompt.token_ids) for prompt in tokenized]
+        self.batches = HeadBatches(loaded, tokenized, clean, self.distribution, rows)
 
     def check_start(self):
         """Stop unless a pass that starts in the middle gives the clean logits."""
-        most = max(set(self.lengths), key=self.lengths.count)
-        positions = np.flatnonzero(np.array(self.lengths) == most)[:4]
-        logits, _ = self.run_batch(self.loaded.n_layers // 2, positions, [])
+        lengths = self.batches.lengths
+        most = max(set(lengths), key=lengths.count)
+        positions = np.flatnonzero(np.array(lengths) == most)[:4]
+        logits, _ = self.batches.run_batch(self.loaded.n_layers // 2, positions, [], positions)
         clean = self.base.logits[positions]
         gap = float(np.abs(logits - clean).max())
         if gap > 1e-3 * max(1.0, float(np.abs(clean).max())):
@@ -132,51 +126,8 @@ class Sweep:
         if self.factor is None:
             donor = collect_activations(self.loaded, self.tokenized, [site], self.batch_size)[site]
             means = torch.tensor(neutral_means(self.tokenized, donor))
-        shapes = layer_shapes(self.loaded.facts, len(self.tokenized))
-        out = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        pairs = np.array(
-            [(h, i) for h in range(self.loaded.n_heads) for i in range(len(self.lengths))]
-        )
-
-        def ablate(batch):
-            heads, prompts = pairs[batch].T
-            edit = (site, edit_own_head(heads, self.factor, means))
-            logits, values = self.run_batch(layer, prompts, [edit])
-            measured = self.distribution.effects(logits, prompts)
-            for metric in effects.PROMPT_METRICS:
-                out[metric][heads, prompts] = measured[metric]
-            out["values"][heads, prompts, layer + 1 :] = values
-
-        lengths = [self.lengths[i] for _, i in pairs]
-        failed, self.rows = run_batches(lengths, ablate, self.rows, equal=True)
-        check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"sweep of layer {layer}")
-        return out
-
-    def run_batch(self, layer, prompts, edits):
-        """A pass over prompts of one length that starts at `layer`.
-
-        returns  (final logits [row, vocabulary], values [row, later layer])
-        """
-        n_tokens, entropy = len(self.tokenized[prompts[0]].token_ids), []
-
-        def on_layer(number, pattern):
-            if number > layer:
-                entropy.append(attention_entropy(pattern))
-
-        hidden = self.clean.residuals[layer]
-        hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
-        token_ids = [self.tokenized[i].token_ids for i in prompts]
-        resume = Resume(layer, hidden, self.clean.as_tuple)
-        logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume).cpu().numpy()
-        if not entropy:
-            return logits, np.empty((len(prompts), 0))
-        later = {
-            "entropy": np.stack(entropy, axis=1),
-            "visible_keys": self.arrays["visible_keys"][layer + 1 :, :n_tokens],
-            "n_tokens": self.arrays["n_tokens"][prompts],
-            "span": self.arrays["span"][prompts],
-        }
-        return logits, normalised_values(later)
+        found = self.batches.measure(layer, range(self.loaded.n_heads), self.factor, means)
+        return {name: found[name] for name in (*effects.PROMPT_METRICS, "values")}
 
 
 def sweep_heads(engine, payload, base, folder):

@@ -9,9 +9,9 @@ from rolecircuits.runs.npz import read_npz
 
 INDEX_CHANGES = ("rfc_change", "rsi_change")
 DRAWN = ("kl", "surprisal_change", *INDEX_CHANGES)
-EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q")
-TEXTS = ("intervention", "role", "category")
-NUMBERS = ("n", *(metric + part for metric in DRAWN for part in EFFECT_PARTS))
+EFFECT_PARTS = ("", "_low", "_high", "_control", "_p", "_q", "_rank")
+TEXTS = ("intervention", "role", "category", "controls")
+NUMBERS = ("n", "pool", *(metric + part for metric in DRAWN for part in EFFECT_PARTS))
 ROLES = ("candidate", "control")
 LARGEST = 1e100  # numbers beyond this are damage: no axis holds them
 NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 0
@@ -44,7 +44,8 @@ def _check_row(where, row):
         shown = printable(value)[:60]
         if name in TEXTS:
             shown = repr(shown)
-            good = isinstance(value, str) and value and (name != "role" or value in ROLES)
+            good = isinstance(value, str) and (value or name == "controls")
+            good = good and (name != "role" or value in ROLES)
             if good and name == "category" and value != "all":
                 check_category(value, f"{where}.{name}")
         else:  # abs(NaN) <= LARGEST is False
@@ -52,6 +53,8 @@ def _check_row(where, row):
         if not good:
             raise UserError(f"{where}.{name} is {shown}; it is damaged")
     for metric in DRAWN:
+        if row[f"{metric}_rank"] is not None and row["pool"] is None:
+            raise UserError(f"{where} has a rank of {metric} without a pool; it is damaged")
         if (row[f"{metric}_low"] is None) != (row[f"{metric}_high"] is None):
             raise UserError(f"{where} has half an interval of {metric}; it is damaged")
 

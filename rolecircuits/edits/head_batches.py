@@ -1,0 +1,96 @@
+"""Heads of one layer edited one at a time, many of them in one forward pass.
+
+    found = HeadBatches(loaded, tokenized, clean, distribution).measure(5, range(9), factor=0.0)
+    found["kl"]  [head, prompt]
+
+What makes it cheap: prompts of one length are batched without padding, the rows of a batch differ
+in the head that is edited, the blocks below the layer are not executed (the clean residual is put
+in their place), logits are computed for the final token only, and linear layers compute what the
+prompts of a head begin with alike once. The sweep and the controls of a plan are measured here.
+"""
+
+import numpy as np
+import torch
+
+from rolecircuits.capture.attention import CleanRun
+from rolecircuits.capture.batches import check_all_ran, run_batches
+from rolecircuits.capture.patterns import Resume, run_layers
+from rolecircuits.capture.prefix import shared_tokens
+from rolecircuits.edits import effects
+from rolecircuits.edits.donors import HOOKS
+from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.models.load import LoadedModel
+from rolecircuits.stats.entropy import attention_entropy
+
+ROWS = 96
+
+
+class HeadBatches:
+    """What every layer shares: the model, its prompts and its clean pass.
+
+    rows  edited prompts in one batch; fewer from the first out-of-memory error on
+    """
+
+    def __init__(self, loaded: LoadedModel, tokenized, clean: CleanRun, distribution, rows=ROWS):
+        self.loaded, self.tokenized, self.clean = loaded, tokenized, clean
+        self.distribution, self.rows = distribution, rows
+        self.lengths = [len(prompt.token_ids) for prompt in tokenized]
+
+    def measure(self, layer, heads, factor=None, means=None):
+        """Each of these heads multiplied by `factor`, or replaced by `means` if that is None.
+
+        means    [position, head of the model, d_head], as `edit_own_head` takes them
+        returns  {metric of PROMPT_METRICS and "logit_change": [head, prompt],
+                 "values": [head, prompt, layer]}; values: normalised entropy, mean over heads, of
+                 the later layers, NaN up to the edited one
+        """
+        heads, n_prompts, site = np.asarray(heads), len(self.lengths), HOOKS["head"].format(layer)
+        by_prompt = len(heads), n_prompts
+        names = (*effects.PROMPT_METRICS, "logit_change")
+        out = {name: np.full(by_prompt, np.nan) for name in names}
+        out["values"] = np.full((*by_prompt, self.loaded.n_layers), np.nan)
+        pairs = np.stack(np.unravel_index(np.arange(out["kl"].size), by_prompt), axis=-1)
+
+        def edit(batch):
+            places, prompts = pairs[batch].T
+            change = edit_own_head(heads[places], factor, means)
+            logits, values = self.run_batch(layer, prompts, [(site, change)], places)
+            measured = self.distribution.effects(logits, prompts)
+            for name in names:
+                out[name][places, prompts] = measured[name]
+            out["values"][places, prompts, layer + 1 :] = values
+
+        lengths = [self.lengths[i] for _, i in pairs]
+        failed, self.rows = run_batches(lengths, edit, self.rows, equal=True)
+        check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"heads of layer {layer}")
+        return out
+
+    def run_batch(self, layer, prompts, edits, owners):
+        """A pass over prompts of one length that starts at `layer`.
+
+        owners   [row]  rows of one owner are edited in the same way
+        returns  (final logits [row, vocabulary], values [row, later layer])
+        """
+        n_tokens, entropy = self.lengths[prompts[0]], []
+
+        def on_layer(number, pattern):
+            if number > layer:
+                entropy.append(attention_entropy(pattern))
+
+        hidden = self.clean.residuals[layer]
+        hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
+        token_ids = [self.tokenized[i].token_ids for i in prompts]
+        resume = Resume(layer, hidden, self.clean.as_tuple)
+        with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
+            logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume)
+        logits = logits.cpu().numpy()
+        if not entropy:
+            return logits, np.empty((len(prompts), 0))
+        arrays = self.clean.arrays
+        later = {
+            "entropy": np.stack(entropy, axis=1),
+            "visible_keys": arrays["visible_keys"][layer + 1 :, :n_tokens],
+            "n_tokens": arrays["n_tokens"][prompts],
+            "span": arrays["span"][prompts],
+        }
+        return logits, effects.normalised_values(later)
