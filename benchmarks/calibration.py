@@ -52,7 +52,7 @@ BOUNDS = {
 }
 OTHERS = (  # methods that are not in use, and where none holds
     *("percentile", "BCa", "equal-tailed t", simulated.EXTREME),
-    *(frames.PROMPTS, *profile_calibration.NOT_IN_USE),
+    *(frames.PROMPTS, words.UNEQUAL, *profile_calibration.NOT_IN_USE),
 )
 JUDGED = (30, 36, *profile_calibration.LAYERS)  # prompts, frames; layers of profiles
 
@@ -136,7 +136,7 @@ def plan_stages(seed, n_datasets, sources):
     half, fifth, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 5, 10))
     stages, population = [(simulated.discovery_rows, 30, tenth, ())], words.Words.read()
     for way in words.WAYS:
-        for n in (30, 12):
+        for n in (30,) if way == "unequal" else (30, 12):
             stages.append((words.coverage_rows, n, fifth, (population, way)))
             stages.append((words.level_rows, n, fifth, (population, way)))
     for n in (30, 10):

@@ -3,8 +3,12 @@
 Real prompts (benchmarks/data) and their first words as clusters, drawn with replacement; the truth
 is the population's own, and a word that is drawn twice counts as two words:
 
-    shared  n words, each with all of its prompts in every category
-    own     n words in every category, each with its prompts of that category
+    own      n words in every category, each with its prompts of that category
+    shared   n words, each with as many prompts in every category as it has in the one that has
+             fewest of them, drawn with replacement
+    unequal  n words, each with all of its prompts in every category: a word may have nine in one
+             and one in another, carry all variance of a head, and be missing in a quarter of the
+             draws. What a sample does not hold no method sees: printed, not judged
 
 For the tests a null is made true and everything else kept: every head of every category is shifted
 to its mean in `neutral`, or every layer of the second run to the indices of the first. Sets about
@@ -31,7 +35,8 @@ FORMATS = ("raw", "chat")
 ARRAYS = ["values", "category", "frame", "filler", "text"]
 DRAWS, FAMILY_DRAWS = 999, 1999
 ALONE = "prompts alone"  # what is not in use: every prompt a unit
-WAYS = ("shared", "own")
+UNEQUAL = "clusters, extreme"
+WAYS = ("own", "shared", "unequal")
 TESTED = {"RFC": ("self_referent", "neutral"), "RSI": ("confounder", "self_referent")}
 
 
@@ -65,21 +70,37 @@ class Words:
         return cls(category, [own["values"].astype(np.float64) for own in data], rows)
 
     def words(self, way):
-        """{category: its words}: with `shared`, those of every category."""
+        """{category: its words}: those of every category, unless the way is `own`."""
         of = {c: [word for name, word in self.rows if name == c] for c in CATEGORIES}
         if way == "own":
             return of
         common = [word for word in of["neutral"] if all(word in own for own in of.values())]
         return dict.fromkeys(CATEGORIES, common)
 
+    def weights(self, way):
+        """{category: [prompt] how many of a word's prompts this one stands for, 0 if none}."""
+        weights = {c: np.zeros(len(self.category)) for c in CATEGORIES}
+        for c, words in self.words(way).items():
+            for word in words:
+                own = self.rows[c, word]
+                weights[c][own] = self.size(word, way, c) / len(own)
+        return weights
+
+    def size(self, word, way, category):
+        """Prompts of a word that are drawn together in a category."""
+        if way == "shared":
+            return min(len(self.rows[c, word]) for c in CATEGORIES)
+        return len(self.rows[category, word])
+
     def population(self, way, null=None):
         """(runs under this null, {category: mean [layer, head]} of each): all words once."""
-        rows = {
-            c: np.concatenate([self.rows[c, word] for word in words])
-            for c, words in self.words(way).items()
-        }
+        weights = self.weights(way)
+
+        def means_of(run):
+            return {c: np.tensordot(w, run, axes=1) / w.sum() for c, w in weights.items()}
+
         runs = [run.copy() for run in self.runs]
-        means = [{c: run[own].mean(axis=0) for c, own in rows.items()} for run in runs]
+        means = [means_of(run) for run in runs]
         for r, run in enumerate(runs if null else []):
             layer = {c: mean.mean(axis=-1, keepdims=True) for c, mean in means[r].items()}
             first = {c: mean.mean(axis=-1, keepdims=True) for c, mean in means[0].items()}
@@ -88,7 +109,7 @@ class Words:
                 if null == "runs":
                     wanted = first[c] / first["neutral"] * layer["neutral"] - layer[c]
                 run[self.category == c] += wanted
-        return runs, [{c: run[own].mean(axis=0) for c, own in rows.items()} for run in runs]
+        return runs, [means_of(run) for run in runs]
 
     def draw(self, rng, n, way):
         """(prompts, category, unit), each [row], of n words (a category)."""
@@ -98,7 +119,10 @@ class Words:
             chosen = rng.integers(len(words[c or "neutral"]), size=n)
             for i in chosen:
                 for name in [c] if c else CATEGORIES:
-                    own = self.rows[name, words[name][i]]
+                    word = words[name][i]
+                    own = self.rows[name, word]
+                    if way == "shared":
+                        own = rng.choice(own, size=self.size(word, way, name)).tolist()
                     rows += own
                     category += [name] * len(own)
                     unit += [drawn] * len(own)
@@ -113,7 +137,7 @@ def coverage_rows(rng, n, n_datasets, population, way):
     layers = [{c: mean.mean(axis=-1) for c, mean in of.items()} for of in means]
     truths = [indices_of_means(of.get) for of in layers]
     change = {index: truths[1][index] - truths[0][index] for index in INDICES}
-    values, hits = [run.mean(axis=-1) for run in runs], {}
+    values, hits, how = [run.mean(axis=-1) for run in runs], {}, method_of(way)
     cases = [(form, r, None, truths[r]) for r, form in enumerate(FORMATS)]
     for i in range(n_datasets):
         rows, *labels = population.draw(rng, n, way)
@@ -121,24 +145,29 @@ def coverage_rows(rng, n, n_datasets, population, way):
             base = values[0][rows] if form == "chat - raw" else None
             own = (values[r][rows], *labels, base, DRAWS, i)
             for index, found in index_inference.infer_indices(*own).items():
-                _count(hits, f"{form}: {index.upper()}", found, truth[index])
+                _count(hits, f"{form}: {index.upper()}", found, truth[index], how)
             for index, found in index_inference.infer_mean_indices(*own).items():
-                _count(hits, f"{form}: mean {index.upper()}", found, truth[index].mean())
+                _count(hits, f"{form}: mean {index.upper()}", found, truth[index].mean(), how)
         for form, r, _, _ in cases:
             own = values[r][rows]
             for first, second in contrasts.CONTRASTS.values():
                 found = contrasts.infer_contrast(own, *labels, (first, second), DRAWS, i)
                 truth = layers[r][first] - layers[r][second]
-                _count(hits, f"{form}: differences", found, truth)
+                _count(hits, f"{form}: differences", found, truth, how)
             chosen = labels[0] == "self_referent"
             mean = resampling.infer_mean(own[chosen], None, labels[1][chosen], n_resamples=DRAWS)
-            _count(hits, f"{form}: mean of a category", mean, layers[r]["self_referent"])
+            _count(hits, f"{form}: mean of a category", mean, layers[r]["self_referent"], how)
             naive = index_inference.infer_indices(own, labels[0], None, None, DRAWS, i)["rsi"]
             _count(hits, f"{form}: RSI", naive, truths[r]["rsi"], ALONE)
     return [(f"words, {way}, {w}", n, m, x, "coverage") for (w, m), x in hits.items()]
 
 
-def _count(hits, what, found, truth, method="clusters"):
+def method_of(way):
+    """What the table calls the method, so that `unequal` is not judged."""
+    return UNEQUAL if way == "unequal" else "clusters"
+
+
+def _count(hits, what, found, truth, method):
     inside = (found.low <= truth) & (truth <= found.high)
     hits.setdefault((what, method), []).append(np.mean(inside))
 
@@ -147,14 +176,14 @@ def level_rows(rng, n, n_datasets, population, way):
     """Rejections of true nulls, one layer or head at a time and as families."""
     equal, _ = population.population(way, "categories")
     same, _ = population.population(way, "runs")
-    seen = {}
+    seen, how = {}, method_of(way)
     for i in range(n_datasets):
         rows, *labels = population.draw(rng, n, way)
         tests = {}
         for form, run in zip(FORMATS, equal, strict=True):
             for name, contrast in TESTED.items():
                 for size, own in (("layers", run[rows].mean(axis=-1)), ("heads", run[rows])):
-                    key = f"{form}: {name}, {size}", "clusters"
+                    key = f"{form}: {name}, {size}", how
                     tests[key] = contrasts.infer_contrast(own, *labels, contrast, FAMILY_DRAWS, i)
             own = run[rows].mean(axis=-1), labels[0], None
             tests[f"{form}: RSI, layers", ALONE] = contrasts.infer_contrast(
@@ -162,7 +191,7 @@ def level_rows(rng, n, n_datasets, population, way):
             )
         base, own = (run[rows].mean(axis=-1) for run in same)
         two = index_inference.infer_indices(own, *labels, base, FAMILY_DRAWS, i)
-        tests |= {(f"chat - raw: {index.upper()}, layers", "clusters"): two[index] for index in two}
+        tests |= {(f"chat - raw: {index.upper()}, layers", how): two[index] for index in two}
         for key, found in tests.items():
             seen.setdefault((*key, "level"), []).append((found.p < 0.05).mean())
             if key[1] != ALONE:

@@ -150,10 +150,10 @@ def take_few_resamples(n=50):
     """Let every default number of resamples be small: what the numbers are is tested elsewhere."""
     from rolecircuits.drawing import study
     from rolecircuits.edits import sweep
-    from rolecircuits.stats import contrasts, resampling, role_tests
+    from rolecircuits.stats import contrasts, index_inference, resampling, role_tests
 
     sweep.RESAMPLES = n
-    for module in (resampling, contrasts, role_tests, study):
+    for module in (resampling, contrasts, index_inference, role_tests, study):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__defaults__:
                 few = (
