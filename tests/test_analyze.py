@@ -52,7 +52,7 @@ def test_planted_head_comes_first_and_survives(planted):
     assert float(top["self_confounder_g"]) < float(top["self_confounder_g_high"]) < 0
     assert float(top["confounder_third_p_max"]) > 0.05
     assert any(
-        line.startswith("self_confounder: 1 of 24 heads survive max-T")
+        line.startswith("secondary, self_confounder: 1 of 24 heads survive max-T")
         for line in found["verdicts"]
     )
     assert len(read_rows(folder / "head_ranking.csv")) == 24
@@ -171,8 +171,20 @@ def test_layer_metrics_are_those_of_the_indices(planted):
             )
             null = indices.layer_null(run, kind)[index]
             np.testing.assert_allclose([float(row["null"]) for row in chosen], null, atol=1e-9)
+    plain = indices.layer_indices(run)["rfc"]
+    words = indices.index_values(indices.first_word_matched_values(run), run.category)["rfc"]
     for row in rows:
+        if row["kind"] == "first_word_matched":
+            assert (
+                row["estimate"] and row["low"] == row["p"] == row["p_max"] == row["verdict"] == ""
+            )
+            continue
+        if (row["kind"], row["index"]) == ("normalised", "rfc"):
+            layer = int(row["layer"])
+            assert float(row["within_words"]) == pytest.approx(words[layer])
+            assert row["sign_disagrees"] == str(plain[layer] * words[layer] < 0)
         assert float(row["low"]) < float(row["estimate"]) < float(row["high"])
+        assert (row["family"], row["prompts"], row["frames"]) == ("secondary", "60", "60")
         assert (
             0 < float(row["p"]) <= float(row["q"]) <= 1
             and float(row["p"]) <= float(row["p_max"]) + 1e-9
@@ -216,8 +228,10 @@ def test_one_prompt_a_category_leaves_the_numbers_out(tmp_path, capsys):
         analyze_results.main(["--input_dir", str(path), "--output_dir", str(tmp_path / "out")]) == 0
     )
     out = capsys.readouterr().out
-    assert "at least 3 prompts a category" in out and "no candidates" in out
-    assert read_rows(tmp_path / "out" / "layer_metrics.csv")[0]["low"] == ""
+    assert "no candidates" in out and "BH" not in out.split("no primary family")[1].split("each")[0]
+    assert "secondary, self_neutral: not identified: no first word begins prompts of" in out
+    for row in read_rows(tmp_path / "out" / "layer_metrics.csv"):
+        assert row["low"] == row["p"] == row["mde"] == row["verdict"] == ""
     assert (
         json.loads((tmp_path / "out" / "ablation_candidates.json").read_text())["interventions"]
         == []

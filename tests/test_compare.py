@@ -55,7 +55,7 @@ FILES = {
 }
 
 
-def make_pair(root, base=None, instruct=None, n_layers=3, n_heads=2, per_category=6):
+def make_pair(root, base=None, instruct=None, n_layers=3, n_heads=2, per_category=10):
     """Two run folders that differ in effect and seed; `base` and `instruct` overrule the arguments
     of make_run."""
     size = {"n_layers": n_layers, "n_heads": n_heads, "per_category": per_category}
@@ -173,7 +173,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     def index_and_error(weights):
         """RFC(instruct) - RFC(base) and its delta-method error, prompts weighted by how often they
         were drawn."""
-        n, index, slopes = 6, 0.0, {name: np.zeros(6) for name in chosen}
+        n, index, slopes = 10, 0.0, {name: np.zeros(10) for name in chosen}
         for sign, x in ((1, values["instruct"]), (-1, values["base"])):
             h = {name: np.average(x[rows], weights=weights[rows]) for name, rows in chosen.items()}
             index += sign * (1 - h["self_referent"] / h["neutral"])
@@ -201,7 +201,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
 @pytest.mark.parametrize("recorded_seed", [None, 7])
 def test_figure_9_and_the_comparison_give_one_interval_of_a_run(recorded_seed):
     """Digit for digit, whatever seed the run itself was made with."""
-    runs = {name: make_run(3, 2, per_category=6, seed=i) for i, name in enumerate(run_pairs.SIDES)}
+    runs = {name: make_run(3, 2, per_category=10, seed=i) for i, name in enumerate(run_pairs.SIDES)}
     for run in runs.values():
         run.config |= {} if recorded_seed is None else {"seed": recorded_seed}
     estimates, _ = run_pairs.estimate_pair(runs)
@@ -365,7 +365,7 @@ def matched(runs, asked):
 
 
 def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
-    runs = [output_manager.load_run(folder) for folder in make_pair(tmp_path, per_category=8)]
+    runs = [output_manager.load_run(folder) for folder in make_pair(tmp_path)]
     asked = ["confounder-third_person", "self_referent-neutral"]
     summary = compare(*runs, tmp_path / "out", asked)
     files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -386,9 +386,9 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
             a, b = (value[runs[0].category == name, int(row["layer"])] for name in (first, second))
             found = [float(row[f"{part}_{side}"]) for part in ("value", "low", "high", "p", "q")]
             assert found[0] == pytest.approx(a.mean() - b.mean(), rel=1e-6)
-            low, high = resampling.mean_difference_interval(
+            low, high = resampling.infer_difference(
                 a[:, None], b[:, None], first == "confounder", seed=DEFAULT_SEED
-            )[1:]
+            )[1:3]
             assert found[1:3] == pytest.approx([low[0], high[0]], rel=1e-6)
             assert 0 < found[3] <= found[4] <= 1
     drawn = read_table(tmp_path / "out" / "data" / "contrasts_comparison.csv")
@@ -413,7 +413,7 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
         values["diff"][runs[0].category == name].mean(axis=1, keepdims=True)
         for name in ("self_referent", "neutral")
     )
-    low, high = resampling.mean_difference_interval(a, b, seed=DEFAULT_SEED)[1:]
+    low, high = resampling.infer_difference(a, b, seed=DEFAULT_SEED)[1:3]
     found = entry["mean_ci_low"], entry["mean_ci_high"]
     assert found == pytest.approx((low[0], high[0]), rel=1e-6)
     assert "base: left out" not in " ".join(summary["notes"])
@@ -528,7 +528,7 @@ def test_same_weights_are_called_two_framings_everywhere(tmp_path, capsys, monke
             and "bundled:smol, raw prompts" in title
             and "bundled:smol, chat prompts" in title
         )
-        assert "n = 6 prompts per category" in title
+        assert "n = 10 prompts per category" in title
     assert len(titles) == 2
 
 
@@ -566,10 +566,15 @@ def test_other_tokenizers_and_token_counts_are_said(tmp_path):
     )
 
 
-def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(
-    tmp_path, tables_only
-):
-    summary = compare_folders(make_pair(tmp_path, per_category=1), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("n", "reason"),
+    [
+        (1, "RFC: not identified: no first word begins prompts of neutral and self_referent"),
+        (7, "RFC: no interval and no test below 8 prompts: neutral has 7"),
+    ],
+)
+def test_few_prompts_give_values_without_intervals_and_the_reason(tmp_path, tables_only, n, reason):
+    summary = compare_folders(make_pair(tmp_path, per_category=n), tmp_path / "out")
     rows = read_table(tmp_path / "out" / "detailed_comparison.csv")
     assert all(row["rfc_normalised_diff"] and not row["rfc_normalised_diff_ci_low"] for row in rows)
     assert all(not row["rsi_raw_base_ci_high"] for row in rows)
@@ -579,17 +584,16 @@ def test_one_prompt_per_category_gives_values_without_intervals_and_the_reason(
         and entry["mean_ci_low"] is None
         and entry["layers_excluding_zero"] is None
     )
-    assert summary["intervals_left_out"][0].startswith(
-        "no intervals for RFC: they need 3 prompts of each category"
-    )
+    assert summary["intervals_left_out"][0].startswith(reason)
+    assert not any(row["rfc_normalised_diff_p"] or row["rfc_normalised_base_q"] for row in rows)
     assert "NaN" not in (tmp_path / "out" / "comparison_summary.json").read_text("utf-8")
 
 
 def test_without_confounders_only_rfc_is_compared(tmp_path):
     keep = np.flatnonzero(
-        ~np.isin(make_run(per_category=4).category, ["confounder", "third_person"])
+        ~np.isin(make_run(per_category=8).category, ["confounder", "third_person"])
     )
-    runs = [make_run(2, 2, per_category=4, seed=s, model_id=f"m{s}").take(keep) for s in (0, 1)]
+    runs = [make_run(2, 2, per_category=8, seed=s, model_id=f"m{s}").take(keep) for s in (0, 1)]
     folders = [save_run(run, tmp_path, f"latest_{i}") for i, run in enumerate(runs)]
     summary = compare_folders(folders, tmp_path / "out")
     assert summary["intervals_left_out"] == [
@@ -622,8 +626,8 @@ def test_one_head_has_no_spread_over_heads(tmp_path):
 
 def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_only):
     base, instruct = (
-        make_run(per_category=3, model_id="a"),
-        make_run(per_category=3, seed=1, model_id="b"),
+        make_run(per_category=10, model_id="a"),
+        make_run(per_category=10, seed=1, model_id="b"),
     )
     neutral = base.category == "neutral"
     base.entropy[neutral, 2] = np.where(np.isnan(base.entropy[neutral, 2]), np.nan, 0)

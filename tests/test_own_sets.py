@@ -18,6 +18,7 @@ from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.stats import contrasts, indices, resampling, role_tests, run_pairs, units
+from rolecircuits.stats.index_inference import infer_indices
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 
@@ -241,7 +242,7 @@ def test_the_frame_is_the_unit_of_every_table_of_a_crossed_run():
     for index in ("rfc", "rsi"):
         for part in ("estimate", "low", "high", "p", "p_max"):
             np.testing.assert_allclose(single[index][part], triple[index][part], rtol=1e-4)
-    naive = resampling.infer_indices(indices.layer_values(copies), copies.category)
+    naive = infer_indices(indices.layer_values(copies), copies.category)
     wide = single["rfc"]["high"] - single["rfc"]["low"]
     assert (naive["rfc"].high - naive["rfc"].low < 0.7 * wide).all()
 
@@ -284,7 +285,7 @@ def test_unequal_fillers_weigh_frames_and_leave_intervals_of_edits_defined():
     np.testing.assert_allclose(indices.layer_indices(run)["rfc"], by_hand)
     unit = units.units_of(run)
     effects = np.random.default_rng(0).uniform(0, 1, (len(one), 1))
-    _, low, high = resampling.stratified_mean_interval(effects, run.category, unit, 999)
+    low, high = resampling.infer_mean(effects, run.category, unit, n_resamples=999)[1:3]
     assert np.isfinite([low, high]).all() and low < effects.mean() < high
 
 

@@ -105,6 +105,8 @@ def test_frames_of_a_contrast_are_counted_over_both_of_its_categories():
     unit[category == "b"] += 3
     assert resampling.untestable_reason(category, unit, ["a", "b"]) is None
     assert "c begin in 1 ways, worth 1.0" in resampling.untestable_reason(category, unit)
+    category, unit = units_of_sizes(a=[2] * 6, b=[2] * 6, c=[1] * 9)
+    assert resampling.untestable_reason(category, unit, ["a", "b"]).endswith("8 frames: a has 6")
 
 
 def test_what_never_varies_has_an_interval_of_length_0():
