@@ -62,8 +62,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--n_datasets",
         type=positive_int,
-        default=2000,
-        help="simulated data sets a row (default 2000)",
+        default=1000,
+        help="data sets a row at most (default 1000); families have a tenth to a half of them",
     )
     parser.add_argument("--seed", type=seed_value, default=0)
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default 2)")
@@ -134,27 +134,28 @@ def run_stage(task):
 def plan_stages(seed, n_datasets, sources):
     """The stages as tasks, the longest first; families get a part of the data sets."""
     half, fifth, tenth = (max(BLOCK, n_datasets // k // BLOCK * BLOCK) for k in (2, 5, 10))
-    stages, population = [(simulated.discovery_rows, 30, tenth, ())], words.Words.read()
+    stages, population = [(simulated.discovery_rows, 30, fifth, ())], words.Words.read()
     for way in words.WAYS:
         for n in (30,) if way == "unequal" else (30, 12):
-            stages.append((words.coverage_rows, n, fifth, (population, way)))
             stages.append((words.level_rows, n, fifth, (population, way)))
+            stages.append((words.coverage_rows, n, half, (population, way)))
+    for source in sources:
+        for n in (30, 36, 12) if isinstance(source, frames.Population) else (36,):
+            stages.append((frames.level_rows, n, fifth, (source,)))
+            stages.append((frames.coverage_rows, n, half, (source,)))
     for n in (30, 10):
         stages += [
             (simulated.level_rows, n, half, ()),
             (simulated.coverage_rows, n, n_datasets, (1,)),
             (simulated.coverage_rows, n, n_datasets, (2,)),
             (simulated.position_rows, n, n_datasets, ()),
-            (simulated.effect_size_rows, n, n_datasets, ()),
+            (simulated.effect_size_rows, n, 2 * n_datasets, ()),
             (simulated.mean_rows, n, n_datasets, ()),
         ]
-    stages += [(simulated.change_rows, 30, tenth, ()), (simulated.single_rows, 30, tenth, ())]
+    stages += [(simulated.change_rows, 30, fifth, ()), (simulated.single_rows, 30, tenth, ())]
     stages.append((simulated.unequal_rows, 30, n_datasets, ()))
-    for source in sources:
-        for n in (30, 36, 12):
-            stages.append((frames.coverage_rows, n, half, (source,)))
-            stages.append((frames.level_rows, n, fifth, (source,)))
-    stages += [(words.nobody_rows, 30, 1, ()), (profiles_of, 32, half, ())]
+    stages.append((simulated.random_head_rows, 30, half, ()))
+    stages += [(words.nobody_rows, 30, 1, ()), (profiles_of, 32, n_datasets, ())]
     seeds = np.random.SeedSequence(seed).spawn(len(stages))
     return [(stage, child, *rest) for (stage, *rest), child in zip(stages, seeds, strict=True)]
 
@@ -175,7 +176,9 @@ def run(args):
         BLOCK, (args.n_datasets // 10 if args.quick else args.n_datasets) // BLOCK * BLOCK
     )
     sources = sources_of(args.run)
-    print(f"{n_datasets} data sets for coverage, half of it for families; seed {args.seed}")
+    print(
+        f"{n_datasets} data sets at most, a tenth to a half of them for families; seed {args.seed}"
+    )
     gap = simulated.check_truth(np.random.default_rng(args.seed))
     largest = f"largest of 128 gaps is {gap:.2f} standard errors"
     print(f"analytic truth against 50,000 prompts a category: {largest}")

@@ -15,6 +15,7 @@ import numpy as np
 from other_intervals import intervals_by_method, resampled_indices
 from simulated_runs import EFFECT, SPREAD, TOKENS, draw_world, labels, simulate, true_indices
 
+from rolecircuits.edits.ranks import rank_sizes, rank_test
 from rolecircuits.inputs.categories import CATEGORIES, PAIRED
 from rolecircuits.stats import contrasts, entropy, index_inference, resampling
 from rolecircuits.stats.indices import (
@@ -28,6 +29,7 @@ BLOCK = 20
 DRAWS, FAMILY_DRAWS = 999, 1999
 SINK = 0.36  # log spread that only the heavy-tailed heads of simulated_runs.py have
 EFFECT_SIZES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
+RANKS = "exact ranks"
 EXTREME = "bootstrap-t, extreme"  # where no method that was tried holds
 
 
@@ -235,6 +237,32 @@ def single_rows(rng, n, n_datasets):
     return [
         (f"{names[w]} of g = 2 in 1,024", n, m, x, "power" if w or m == "max-T" else "found")
         for (w, m), x in hits.items()
+    ]
+
+
+def random_head_rows(rng, n, n_datasets):
+    """Plans of 3 and of 10 heads drawn at random from 30 layers of 9: does the set test find them?
+
+    The five effects of a head are log-normal (log spread 1) and correlated; heads differ, as real
+    ones do, and layers too.
+    """
+    seen, metrics = {}, 5
+    for _ in range(5 * n_datasets):
+        common = rng.normal(size=(30, 9, 1)) + rng.normal(size=(30, 1, 1))
+        effects = np.exp(0.8 * common + 0.6 * rng.normal(size=(30, 9, metrics)))
+        for size in (3, 10):
+            heads = rng.choice(270, size, replace=False)
+            chosen = np.isin(np.arange(270), heads).reshape(30, 9)
+            layers = np.flatnonzero(chosen.any(axis=1))
+            p = [
+                rank_test([(rank_sizes(effects[i, :, m]), chosen[i]) for i in layers]).p
+                for m in range(metrics)
+            ]
+            seen.setdefault((size, "level"), []).append(np.mean(np.array(p) <= 0.05))
+            seen.setdefault((size, "family"), []).append((contrasts.q_values(p) < 0.05).any())
+    return [
+        (f"plan of {size} random heads", n, RANKS if k == "level" else "any metric, q", x, k)
+        for (size, k), x in seen.items()
     ]
 
 

@@ -64,6 +64,9 @@ def draw_multiverse(rows, label, title=TITLE):
                 )
         panel.imshow(cells, aspect="auto", cmap=colours, norm=scale, interpolation="nearest")
         panel.grid(False)
+        for at in range(1, len(lines)):
+            if lines[at][:2] != lines[at - 1][:2]:
+                panel.axhline(at - 0.5, color="black", linewidth=1.2)
         panel.set_title(index.upper())
         panel.tick_params(labelleft=False, left=False)
         style.number_axis(panel.xaxis, n_layers, "layer")

@@ -197,7 +197,7 @@ def _rank_rows(rows, measured):
 def set_tests(rows, measured):
     """Are the candidates of one edit a random choice of their layers' heads? One dict a metric.
 
-    rows  what `effect_rows` gives
+    rows  what `effect_rows` gives; q is Benjamini-Hochberg over all dicts
     """
     values, tests = {row["intervention"]: row for row in rows if row["category"] == ALL}, []
     for (kind, change), pools in candidate_sets(measured).items():
@@ -213,7 +213,8 @@ def set_tests(rows, measured):
                 of = {"type": kind, "change": change, "metric": metric}
                 of |= rank_test(ranked)._asdict()
                 tests.append(of | {"n_layers": len(layers)})
-    return tests
+    q = q_values([test["p"] for test in tests])
+    return [test | {"q": float(own)} for test, own in zip(tests, q, strict=True)]
 
 
 def row_columns(labels):

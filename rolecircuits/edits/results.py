@@ -99,7 +99,7 @@ def describe_set(test):
     if test["smallest_p"] > ALPHA:
         verdict = f"too few for a test, the smallest p is {test['smallest_p']:.2g}"
     else:
-        verdict = f"p {test['p']:.2g}"
+        verdict = f"p {test['p']:.2g}, q {test['q']:.2g}"
     edit = f"{test['type']} {test['change']}"
     return f"{edit}, {heads}, {SHOWN[test['metric']]}: {ranks}, {verdict}"
 
