@@ -14,7 +14,7 @@ NAMES = {"": "not tested", "none": "neither", "BH": "BH only", "max-T": "max-T o
 BELOW = ("#f4f4f4", "#cfe1f2", "#6aaed6", "#08519c")  # not tested, and by strength
 ABOVE = ("#f4f4f4", "#fddccb", "#f4886a", "#b11218")
 CAPTION = (
-    "Every line is one way to analyse the same runs. Red: above the null, self-referent is the more "
+    "Every line is one way to analyse the same runs. Red: above the null, self-referent is more "
     "focused; blue: below it. The darker, the stronger: {strengths} at 0.05; grey: no test (an "
     "estimate alone, or a design that allows none). By unit: frames, or prompts that begin alike, "
     "are drawn together; the other lines take prompts as if they were independent, which those of "
