@@ -46,6 +46,7 @@ BOUNDS = {
     "level": (0.035, 0.065),
     "family": (0.0, 0.065),
     "discovery": (0.0, 0.06),
+    "random heads": (0.03, 0.07),
     "nobody layers": (0.0, 1 / 30),
     "nobody heads": (0.0, 0.01),
     "ratio": (0.0, np.inf),

@@ -258,10 +258,10 @@ def random_head_rows(rng, n, n_datasets):
                 rank_test([(rank_sizes(effects[i, :, m]), chosen[i]) for i in layers]).p
                 for m in range(metrics)
             ]
-            seen.setdefault((size, "level"), []).append(np.mean(np.array(p) <= 0.05))
+            seen.setdefault((size, "random heads"), []).append(np.mean(np.array(p) <= 0.05))
             seen.setdefault((size, "family"), []).append((contrasts.q_values(p) < 0.05).any())
     return [
-        (f"plan of {size} random heads", n, RANKS if k == "level" else "any metric, q", x, k)
+        (f"plan of {size} random heads", n, "any metric, q" if k == "family" else RANKS, x, k)
         for (size, k), x in seen.items()
     ]
 

@@ -20,13 +20,20 @@ from rolecircuits.drawing.study import (
     open_figure,
     sink_note,
     survivors_note,
+    untested_notes,
     write_caption,
 )
 from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.stats.contrasts import compare_categories, contrast_sides, hedges_g
 from rolecircuits.stats.resampling import SHARE
-from rolecircuits.stats.role_tests import MIN_HALF, slot_masses, split_units, strongest_heads
+from rolecircuits.stats.role_tests import (
+    MIN_HALF,
+    blank_untestable,
+    slot_masses,
+    split_units,
+    strongest_heads,
+)
 
 TARGETS = {
     "first_content_tokens": "attention on the first three content tokens",
@@ -153,6 +160,7 @@ def draw_distributions(study: Study, title):
         return draw_reason(study, title, reason)
     rows = (values[~choosing], category[~choosing], study.unit[~choosing])
     measured = compare_categories(*rows, contrast, study.n_resamples, study.seed)
+    measured = blank_untestable(study.run, contrast, measured)
     sizes = {"hedges_g": measured["g"], "hedges_g_choosing_half": hedges_g(*chosen_on)}
     sizes |= {"ci_low": measured["g_low"], "ci_high": measured["g_high"]}
     heads = strongest_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
@@ -165,7 +173,7 @@ def draw_distributions(study: Study, title):
         "the heads were chosen on the other half, by |g|."
     )
     caption, handles = (
-        write_caption(study, note, intervals=False),
+        write_caption(study, note, *untested_notes(study, [contrast], said=()), intervals=False),
         style.category_handles(study.looks, study.names),
     )
     columns = 2 if len(heads) == 4 else min(3, len(heads))

@@ -20,6 +20,7 @@ from rolecircuits.drawing.study import (
     estimate,
     open_figure,
     sink_note,
+    untested_notes,
     write_caption,
 )
 from rolecircuits.drawing.style import Grid
@@ -72,9 +73,8 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
-    caption = write_caption(
-        study, "Above 0: the category that is subtracted has the more focused attention."
-    )
+    note = "Above 0: the category that is subtracted has the more focused attention."
+    caption = write_caption(study, note, *untested_notes(study, contrasts))
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width = axes[0, 0], [], 0.8 / len(contrasts)
     for slot, (contrast, colour) in enumerate(zip(contrasts, colours, strict=True)):
@@ -142,7 +142,8 @@ def draw_confounder_controls(study: Study, title):
     looks = {name: look for name, look in looks.items() if name in study.names}
     handles = [*(style.series_handle(*look) for look in looks.values()), NULL_HANDLE]
     note = "Above 0: the confounder is the more diffuse."
-    caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note)
+    untested = untested_notes(study, [("confounder", name) for name in looks])
+    caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note, *untested)
     figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
     for place, kind in zip(axes[0], PANELS, strict=True):

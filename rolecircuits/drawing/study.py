@@ -165,12 +165,26 @@ def contrast_facts(study: Study, contrast):
 
 def survivors_note(study: Study, what, contrasts=None):
     """What the marks mean and how many heads carry one, 0 where nothing survives."""
-    counts = ", ".join(
-        f"{int((test['q'] < ALPHA).sum())} of {test['q'].size} for {study.label(contrast)}"
-        for contrast, test in study.tests.items()
-        if contrasts is None or contrast in contrasts
-    )
-    return f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads ({counts})."
+    counts, reasons = [], []
+    for contrast, test in study.tests.items():
+        if contrasts is None or contrast in contrasts:
+            tested, label = int(np.isfinite(test["q"]).sum()), study.label(contrast)
+            found = f"{int((test['q'] < ALPHA).sum())} of {test['q'].size}"
+            counts.append(f"{found if tested else 'not tested'} for {label}")
+            reasons += untested_notes(study, [contrast], said=())
+    passed = f"{what}: heads that pass Benjamini-Hochberg at {ALPHA} over all heads"
+    return " ".join([f"{passed} ({', '.join(counts)}).", *reasons])
+
+
+def untested_notes(study: Study, contrasts, said=None):
+    """A sentence on each of these contrasts that has no interval and no test.
+
+    said  reasons that need no sentence; those of the categories' means if None
+    """
+    said = study.reasons.values() if said is None else said
+    reasons = {contrast: contrast_reason(study.run, contrast) for contrast in contrasts}
+    untested = {contrast: why for contrast, why in reasons.items() if why and why not in said}
+    return [f"{study.label(contrast)}: {why}." for contrast, why in untested.items()]
 
 
 def axis_rows(axis, estimated, **columns):

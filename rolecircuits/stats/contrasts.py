@@ -148,7 +148,8 @@ def compare_categories(
     if is_clustered(category, unit):
         low, high = _clustered_g_interval(g, a, b, found)
     else:
-        low, high = hedges_g_interval(a, b, paired)
+        undefined = np.isnan(found.low)
+        low, high = (np.where(undefined, np.nan, end) for end in hedges_g_interval(a, b, paired))
     sizes = {"difference": found.estimate, "low": found.low, "high": found.high}
     sizes |= {"error": found.error, "g": g, "g_low": low, "g_high": high}
     return sizes | {"p": found.p, "q": q_values(found.p), "p_max": found.p_max}

@@ -108,7 +108,7 @@ def list_verdicts(layers, heads, reasons, margin):
 
 def describe_primary(rows, margin):
     """Lines on RFC and RSI of a crossed set, one family of max-T over the layers of both."""
-    tested = sum(row["p"] == row["p"] for row in rows)
+    tested = len({row["layer"] for row in rows if row["p"] == row["p"]})
     if not tested:
         return ["primary (RFC and RSI by layer, normalised): no layer could be tested"]
     lines = [f"primary (RFC and RSI of {tested} layers, normalised, max-T over both):"]
