@@ -79,7 +79,7 @@ def test_five_categories_go_from_csv_to_figures_and_comparison(here, capsys):
     argv = ["--input_dir", "runs/latest_run", "--output_dir", "figures", *asked]
     assert visualize_results.main(argv) == 0
     names = sorted(path.name for path in Path("figures").glob("*.png"))
-    assert len(names) == 10 and "visualization_10_slot_attention.png" in names
+    assert len(names) == 11 and "visualization_10_slot_attention.png" in names
     drawn = read_csv("figures/data/visualization_2_heatmaps.csv")
     assert {(row["category"], row["minus"]) for row in drawn} == {
         ("robot", "stone"),
