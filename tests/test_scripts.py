@@ -234,7 +234,7 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(instrument, "load_model", load)
     Path("f.json").write_text(json.dumps({"x": {side: {"model_id": tiny} for side in SIDES}}))
-    command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "6"]
+    command = ["--family", "x", "--families_file", "f.json", "--prompts_per_category", "12"]
     assert run_pipeline.main([*command, "--skip_visualization", "--skip_comparison"]) == 0
     assert loads == [tiny]
     results = Path("results_activation_analysis/x")

@@ -42,9 +42,12 @@ def inferred(crossed):
 
 @pytest.fixture(scope="module")
 def nobody():
-    """A set about things, whose categories share no first word, with a planted difference."""
+    """A set about things, whose categories share no first word, with a planted difference.
+
+    Every prompt is its own frame, so that nothing else forbids intervals and tests.
+    """
     chosen, _ = load_prompts(str(PROJECT / "benchmarks" / "data" / "nobody_1.csv"))
-    run = make_run(2, 2, effect=0.8, prompts=chosen, first_words=True)
+    run = make_run(2, 2, effect=0.8, prompts=chosen)
     run.path = PROJECT / "nobody"
     return run
 
@@ -70,7 +73,7 @@ def test_a_layer_differs_is_equivalent_or_undecided(crossed, inferred):
 def test_equivalence_is_two_one_sided_tests_and_mde_is_blooms():
     """The 90 % interval of estimate - null inside the margin, in normal numbers."""
     error, z90, z95 = 0.02, stats.norm.ppf(0.95), stats.norm.ppf(0.975)
-    estimate, null = np.array([0.21, 0.225, 0.175, 0.3]), np.full(4, 0.2)
+    estimate, null = np.array([0.214, 0.225, 0.175, 0.3]), np.full(4, 0.2)
     numbers = {"estimate": estimate, "null": null, "error": np.full(4, error)}
     numbers |= {"low": estimate - z95 * error, "high": estimate + z95 * error}
     p = 2 * stats.norm.sf(np.abs(estimate - null) / error)
@@ -265,7 +268,7 @@ def test_prompts_as_if_independent_are_too_sure_where_they_begin_alike():
         how: np.mean([row["p"] < 0.05 for row in plain if row["interval"] == how])
         for how in (multiverse.BY_UNIT, multiverse.AS_INDEPENDENT)
     }
-    assert passed[multiverse.BY_UNIT] < 0.1 < 0.2 < passed[multiverse.AS_INDEPENDENT]
+    assert passed[multiverse.BY_UNIT] < 0.06 < 0.12 < passed[multiverse.AS_INDEPENDENT]
 
 
 def test_the_margin_and_the_multiverse_reach_the_files(tmp_path, crossed, capsys):

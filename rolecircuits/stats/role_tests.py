@@ -144,12 +144,13 @@ def describe_sizes(run, kind):
     matched, category = MATCHED.get(kind), run.category
     values = matched(run) if matched else indices.layer_values(run, kind)
     frames, labels = frame_values(run, values), labels_of(run)
+    defined = not np.isnan(values[np.isin(category, indices.INDEX_CATEGORIES)]).any()
     sizes = {}
     for index, names in COMPARED.items():
         there = np.isin(category, names)
         n, n_frames = int(there.sum()), len(set(run.frame[there].tolist()))
         effect = np.full(values.shape[1], np.nan)
-        if {*names, "neutral"} <= set(run.counts) and not np.isnan(values).any():
+        if {*names, "neutral"} <= set(run.counts) and defined:
             one = np.ones((len(values), 2), dtype=np.float32)
             alone = Means([values], category, one).index_draws(index)[2][:, 0]
             shared = run.crossed or is_clustered(*labels)
