@@ -244,15 +244,16 @@ def test_the_multiverse_holds_every_choice(crossed, inferred):
 
 
 def test_p_all_is_max_t_over_all_choices_at_once(crossed, inferred):
-    """The largest |t| of all kinds and both indices, draw by draw."""
+    """The highest rank of all kinds and both indices, draw by draw."""
     rows = multiverse.multiverse_rows(crossed, inferred, "crossed")
     families = [inferred[kind][index]["family"] for kind in inferred for index in ("rfc", "rsi")]
-    largest = np.max([one.maximum for one in families], axis=0)
+    least = np.min([one.least for one in families], axis=0)
+    k = next(k for k in range(1, len(least)) if (least <= k).mean() >= 0.05)
+    tests = np.log(1 - (least <= k).mean()) / np.log(1 - k / len(least))
+    assert len(inferred["sinkfree"]["rsi"]["p"]) < tests < sum(one.p.size for one in families)
     for row in rows_of(rows, "sinkfree", "rsi"):
         if row["interval"] == multiverse.BY_UNIT:
-            reach = inferred["sinkfree"]["rsi"]["family"].reach[row["layer"]]
-            expected = (1 + (largest >= reach).sum()) / (1 + len(largest))
-            assert row["p_all"] == pytest.approx(expected, abs=1e-4)
+            assert row["p_all"] == pytest.approx(1 - (1 - row["p"]) ** tests, rel=1e-6)
 
 
 def test_prompts_as_if_independent_are_too_sure_where_they_begin_alike():
