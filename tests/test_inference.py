@@ -14,6 +14,7 @@ from synthetic import make_run
 CATEGORY = np.repeat(["self_referent", "confounder", "neutral", "third_person"], 30)
 PAIR = np.where(np.isin(CATEGORY, ["confounder", "third_person"]), np.tile(np.arange(30), 4), -1)
 
+SELF_NEUTRAL = ("self_referent", "neutral")
 WORD = np.tile(np.repeat(np.arange(10), 3), 4)  # first words: ten clusters of three a category
 
 
@@ -377,7 +378,7 @@ def test_what_is_undefined_for_every_prompt_stays_undefined():
         resampling.infer_mean(values, CATEGORY, PAIR, n_resamples=99),
         resampling.infer_difference(values[:30], values[30:60], True, 99),
         resampling.infer_difference(values[:30], values[30:60], False, 99),
-        contrasts.infer_contrast(values, CATEGORY, WORD, ("self_referent", "neutral"), 99),
+        contrasts.infer_contrast(values, CATEGORY, WORD, SELF_NEUTRAL, 99),
     ):
         assert np.isnan(np.stack(found[:8])[:, 1]).all()
         assert np.isfinite(np.stack(found[:8])[:, 0]).all()
@@ -414,6 +415,9 @@ def test_too_few_units_give_estimates_alone_and_effect_sizes_of_one_prompt_nothi
     for one in found:
         assert np.isfinite(one.estimate).all()
         assert np.isnan(np.stack([np.atleast_1d(field) for field in one[1:8]])).all()
+    compared = contrasts.compare_categories(values, CATEGORY[keep], None, SELF_NEUTRAL, 99)
+    assert np.isfinite(compared["g"]).all()
+    assert all(np.isnan(compared[name]).all() for name in ("g_low", "g_high", "p", "q"))
     more = resampling.infer_difference(lognormal((2,))[:8], lognormal((2,))[30:38], False, 99)
     assert np.isfinite(np.stack(more[:8])).all()
     assert np.isnan(hedges_g(np.ones((1, 2)), np.zeros((1, 2)))).all()
