@@ -120,6 +120,10 @@ def test_the_design_effect_is_the_square_of_the_errors(crossed):
     np.testing.assert_allclose(found["design_effect"], (by_frame / alone) ** 2, rtol=1e-4)
     np.testing.assert_allclose(found["effective_n"], 72 / found["design_effect"])
     assert (found["design_effect"] < 0.5).all() and found["frames"] == 36
+    matched = role_tests.describe_sizes(run, "position_matched")[
+        "rsi"
+    ]  # undefined for third_person
+    assert (matched["design_effect"] < 0.5).all()
 
 
 def test_the_sign_within_shared_words_is_said_where_it_is_the_other():
