@@ -168,6 +168,8 @@ def method_of(way):
 
 
 def _count(hits, what, found, truth, method):
+    if np.isnan(found.low).all():  # too few effective frames: there is no interval to judge
+        return
     inside = (found.low <= truth) & (truth <= found.high)
     hits.setdefault((what, method), []).append(np.mean(inside))
 
@@ -192,6 +194,7 @@ def level_rows(rng, n, n_datasets, population, way):
         base, own = (run[rows].mean(axis=-1) for run in same)
         two = index_inference.infer_indices(own, *labels, base, FAMILY_DRAWS, i)
         tests |= {(f"chat - raw: {index.upper()}, layers", how): two[index] for index in two}
+        tests = {key: found for key, found in tests.items() if not np.isnan(found.p).all()}
         for key, found in tests.items():
             seen.setdefault((*key, "level"), []).append((found.p < 0.05).mean())
             if key[1] != ALONE:

@@ -256,7 +256,7 @@ def test_figures_need_no_display_no_utf8_no_backend_and_no_latex(tmp_path):
     out = tmp_path / "figur\u00e9s"
     done = python("visualize_results.py", "--input_dir", folder, "--output_dir", out, **environment)
     assert done.returncode == 0, done.stderr
-    assert len(list(out.glob("*.png"))) == 9
+    assert len(list(out.glob("*.png"))) == 10
     assert python("-c", "import rolecircuits.drawing.style", MPLBACKEND="nonsense").returncode == 0
 
 

@@ -438,7 +438,7 @@ def test_text_is_neither_clipped_nor_overlapping(run, prompt_set, n_layers, n_he
     run = resize(run, n_layers, n_heads)
     run.config = run.config | {"model": run.config["model"] | {"id": LONG_ID}}
     study = study_run(run, n_resamples=50)
-    assert len(run_figures.names_for(run)) == (10 if prompt_set == "deixis" else 9)
+    assert len(run_figures.names_for(run)) == (11 if prompt_set == "deixis" else 10)
     for number, name in enumerate(run_figures.names_for(run), start=1):
         figure, _ = draw(number, study)
         figure.draw_without_rendering()
@@ -478,7 +478,7 @@ def test_script_writes_nine_figures_without_torch(run, tmp_path):
     line, verdict = done.stdout.splitlines()
     assert verdict == "0 []"
     assert line.startswith(
-        "9 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in "
+        "10 figures of synthetic, raw prompts (4 layers x 3 heads, 120 prompts) in "
     )
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["data", *(f"{NAMES[number]}.png" for number in NUMBERS)]

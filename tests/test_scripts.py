@@ -187,13 +187,13 @@ def test_own_prompts_with_two_categories(tiny, tmp_path):
     assert np.isnan(indices.layer_indices(run)["rsi"]).all()
     done = run_script("visualize_results.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "figures").glob("visualization_*.png"))) == 9
+    assert len(list((tmp_path / "figures").glob("visualization_*.png"))) == 10
 
 
 def test_pipeline_writes_everything_and_says_where(family):
     """The first set in the family's folders, the second in a folder below; edits of the crossed."""
     folder, printed = family
-    for place, n_figures in (("tiny", 9), ("tiny/crossed", 10)):
+    for place, n_figures in (("tiny", 10), ("tiny/crossed", 11)):
         for name in ("base", "instruct"):
             figures = (folder / "figures" / place / name).glob("visualization_*.png")
             assert len(list(figures)) == n_figures
@@ -213,6 +213,11 @@ def test_pipeline_writes_everything_and_says_where(family):
         assert "same weights" in json.dumps(
             json.loads((compared / "comparison_summary.json").read_text())
         )
+    choices = (folder / "analysis_results/tiny/multiverse.csv").read_text().splitlines()
+    assert {",".join(line.split(",")[:2]) for line in choices[1:]} == {
+        f"{run},{label}" for run in ("base", "instruct") for label in ("original", "crossed")
+    }
+    assert (folder / "figures/tiny/multiverse.png").is_file()
     assert not (folder / "results_activation_analysis/tiny/latest_intervention").exists()
     effects = json.loads((results / "latest_intervention/effects.json").read_text())
     assert sum(row["role"] == "candidate" for row in effects["interventions"]) == 3
@@ -240,7 +245,7 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     results = Path("results_activation_analysis/x")
     assert (results / "crossed/latest_intervention").exists()
     assert not (results / "latest_intervention").exists()
-    assert run_pipeline.main([*command, "--prompts", "original", "--skip_comparison"]) == 0
+    assert run_pipeline.main([*command, "--prompts", "crossed", "--skip_comparison"]) == 0
     assert (results / "latest_intervention").exists() and loads == [tiny] * 2
 
 

@@ -75,13 +75,18 @@ def draw_multiverse(rows, label, title=TITLE):
 
 def draw_run(study: Study, title):
     """11: the choices of one run."""
-    inferred = infer_kinds(study.run, study.seed, study.n_resamples)
-    rows = multiverse_rows(study.run, inferred, study.run.prompt_set, study.seed)
+    draws = study.seed, study.n_resamples
+    inferred = infer_kinds(study.run, *draws)
+    rows = multiverse_rows(study.run, inferred, study.run.prompt_set, *draws)
     return draw_multiverse(rows, study.subtitle, title)
 
 
 def save_multiverse(rows, label, tables, figures):
-    """multiverse.csv into the folder `tables`, and the figure into `figures` unless None."""
+    """multiverse.csv into the folder `tables`, and the figure into `figures` unless None; nothing
+    without rows.
+    """
+    if not rows:
+        return
     write_csv(prepare_folder(tables) / "multiverse.csv", rows)
     if figures is not None:
         style.save_drawing(figures, "multiverse", draw_multiverse(rows, label))

@@ -13,7 +13,7 @@ Meinshausen and Buehlmann 2010).
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.stats.audit import contrast_reason
+from rolecircuits.stats.audit import unidentified_reason
 from rolecircuits.stats.contrasts import (
     available_contrasts,
     categories_of,
@@ -43,7 +43,7 @@ def select_candidates(run, top_k, seed=DEFAULT_SEED, contrasts=None):
     half, what = split_units(*labels, seed), "frames" if run.crossed else "prompts"
     plan = {"schema_version": 1, "source": _source(run, name, seed)}
     plan |= {"selection": [], "interventions": [], "held_out": _held_out_ids(run, labels, half)}
-    if reason := contrast_reason(run, contrast):
+    if reason := unidentified_reason(run, pair):
         return plan | {"note": f"no candidates: {reason}"}
     sizes = [(labels[0][part] == name).sum() for part in (half, ~half) for name in pair]
     if min(sizes) < MIN_HALF:

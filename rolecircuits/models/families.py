@@ -61,7 +61,8 @@ class Study:
 
     def list_choices(self):
         """Rows of multiverse.csv of both runs."""
-        rows = [(side, row) for side in SIDES for row in self.found[side]["multiverse"]]
+        found = {side: self.found.get(side, {}).get("multiverse", ()) for side in SIDES}
+        rows = [(side, row) for side, own in found.items() for row in own]
         return [{"run": side} | row | {"set": self.label} for side, row in rows]
 
 

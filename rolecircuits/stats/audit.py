@@ -216,17 +216,26 @@ def contrast_reason(run, contrast):
     """Why these two sides of a run get no interval and no test, or None.
 
     contrast  (first, second) of stats.contrasts
-    In a set that is not crossed, two categories of which no prompts begin alike differ in how they
-    begin as well as in whom they are about, and no test can tell the two apart.
     """
     names = [name for side in contrast for name in ((side,) if isinstance(side, str) else side)]
     if not set(names) <= set(run.counts):
         return None
-    if not run.crossed and not word_weights(run.category, first_words(run), names, 1):
-        joined = " and ".join(names)
-        return f"not identified: no first word begins prompts of {joined}, so who and how are one"
+    if reason := unidentified_reason(run, names):
+        return reason
     category, unit = labels_of(run)
     return untestable_reason(category, unit, names, "frames" if run.crossed else "prompts")
+
+
+def unidentified_reason(run, names):
+    """Why the design cannot tell these categories apart by whom they are about, or None.
+
+    In a set that is not crossed, two categories of which no prompts begin alike differ in how they
+    begin as well as in whom they are about, and no test can tell the two apart.
+    """
+    if run.crossed or word_weights(run.category, first_words(run), names, 1):
+        return None
+    joined = " and ".join(names)
+    return f"not identified: no first word begins prompts of {joined}, so who and how are one"
 
 
 def within_words(run, values, contrast):

@@ -15,19 +15,22 @@ from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.stats import indices
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import COMPARED, infer_indices
-from rolecircuits.stats.resampling import is_testable, join_families
+from rolecircuits.stats.resampling import N_RESAMPLES, is_testable, join_families
 from rolecircuits.stats.role_tests import MATCHED
 
 BY_UNIT, AS_INDEPENDENT = "by unit", "prompts as if independent"
 
 
-def multiverse_rows(run, inferred, label, seed=DEFAULT_SEED):
+def multiverse_rows(run, inferred, label, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
     """Rows of multiverse.csv: one a kind, matching, interval, index and layer.
 
     inferred  what role_tests.infer_kinds gave    label  what the prompt set is called
     """
     cells = {(kind, BY_UNIT): of_kind for kind, of_kind in inferred.items()}
-    cells |= {(kind, AS_INDEPENDENT): _infer_prompts(run, kind, seed) for kind in indices.KINDS}
+    cells |= {
+        (kind, AS_INDEPENDENT): _infer_prompts(run, kind, seed, n_resamples)
+        for kind in indices.KINDS
+    }
     rows = []
     for interval in (BY_UNIT, AS_INDEPENDENT):
         own = {kind: numbers for (kind, how), numbers in cells.items() if how == interval}
@@ -55,12 +58,12 @@ def grade(q, p_all):
     return np.where(np.isnan(q), "", graded)
 
 
-def _infer_prompts(run, kind, seed):
+def _infer_prompts(run, kind, seed, n_resamples):
     """As role_tests.infer_layers, every prompt a unit by itself."""
     values, base = indices.layer_values(run, kind), None
     if kind == "raw":
         base = indices.null_values(run, "raw")
-    tests = infer_indices(values, run.category, None, base, seed=seed)
+    tests = infer_indices(values, run.category, None, base, n_resamples, seed)
     null = indices.layer_null(run, kind)
     plain = indices.index_values(values, run.category)
     found = {}
