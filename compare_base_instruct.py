@@ -4,7 +4,8 @@
     RSI(l) = (H_confounder - H_self) / H_neutral  > 0: it is the more focused than about-the-user
     difference = instruct - base
 
-Intervals are 95 % bootstrap-t intervals over prompts (frames), the same draws for both runs. Layers
+Intervals are 95 % bootstrap-t intervals over frames, clusters of prompts that begin alike, or
+prompts, as the set is built (docs/PROMPTS.md), the same draws for both runs. Layers
 that pass Benjamini-Hochberg at 0.05 over all layers are marked; counts are printed uncorrected and
 corrected side by side. Raw indices move with prompt length alone and are therefore shown beside
 their length null. Where both runs hold the same weights the difference is one of prompt formats,

@@ -1,4 +1,4 @@
-"""Draw the nine figures of a run, and write the numbers behind each as CSV.
+"""Draw the figures of a run, and write the numbers behind each as CSV.
 
     python visualize_results.py
     python visualize_results.py --output_type base --format svg
@@ -9,7 +9,7 @@
     normal          latest_run                                figures/
     base            latest_base                               figures_base/
     intervention    latest_intervention, and latest_sweep     figures/intervention/ (effects, the
-                    if it is of the same model                sweep, nine figures of every edit)
+                    if it is of the same model                sweep, figures of every edit)
 
 <output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they
 draw. The run is checked before anything is written; no model is loaded.
@@ -111,7 +111,7 @@ def visualize_interventions(
     """Draw an intervention run; returns the paths of effects and sweep.
 
     verify     False leaves out the SHA-256 of the files
-    each_run   False leaves out the nine figures of each of its sub-folders
+    each_run   False leaves out the figures of each of its sub-folders
     sweep_dir  a sweep of the same model, by default latest_sweep beside the run if it is one
     """
     input_dir, output_dir = follow_links(input_dir), check_output_dir(output_dir)

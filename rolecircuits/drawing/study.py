@@ -1,4 +1,4 @@
-"""A run as its nine figures see it: values, tests, intervals, and what stands under a figure."""
+"""A run as its figures see it: values, tests, intervals, and what stands under a figure."""
 
 from dataclasses import dataclass
 
