@@ -32,7 +32,7 @@ from rolecircuits.stats.units import effective_units, is_clustered, shared_units
 N_RESAMPLES = 10_000
 CONFIDENCE, INNER = 0.95, 0.90
 MIN_UNITS, MIN_EFFECTIVE = 8, 5.0
-ENOUGH, FINEST = 20, 20  # draws that reach a column; the smallest p is 0.05 / (FINEST * columns)
+ENOUGH, PER_COLUMN = 20, 20  # draws that reach a column, or else draws a column of the family
 UNBOUNDED = (-np.inf, np.inf)
 SHARE = (0.0, 1.0)  # where a normalised entropy, a mass or a rate lies
 
@@ -185,16 +185,16 @@ class Summary:
 
     def continue_draws(self, places, observed, reached, draw_more):
         """(draws that reach the observed |t|, all draws) of columns. Those that fewer than ENOUGH
-        draws reach get more (sequential, Besag and Clifford 1991), until one of them would be a p
-        below 0.05 / (FINEST * family) * k.
+        draws reach get more (sequential, Besag and Clifford 1991), until there are PER_COLUMN
+        draws a column of the family and such column: Benjamini-Hochberg compares the k-th smallest
+        of m with 0.05 k / m, and 1 / (20 m / k) is just that.
 
-        k is the number of such columns: Benjamini-Hochberg compares the k-th smallest of m with
-        0.05 k / m. places: in the block; reached: the draws that reached the observed |t|
+        places: in the block; reached: the draws that reached the observed |t|
         """
         total, number = np.full(len(observed), self.n_draws), 0
         while draw_more is not None:
             few = np.flatnonzero(reached < ENOUGH)
-            goal = FINEST / (1 - CONFIDENCE) * len(self.p) / max(len(few), 1)
+            goal = PER_COLUMN * len(self.p) / max(len(few), 1)
             few = few[total[few] < goal]
             if not len(few):
                 break
