@@ -442,7 +442,7 @@ def test_a_crossed_comparison_takes_frames_as_the_unit(tmp_path):
     folders = make_pair(tmp_path, *[{"prompts": prompts}] * 2)
     runs = [output_manager.load_run(folder) for folder in folders]
     summary = compare(*runs, tmp_path / "out")
-    assert summary["bootstrap"]["unit"] == "frame"
+    assert summary["bootstrap"]["unit"] == "frames"
     (note,) = summary["notes"]
     assert note == "crossed: every frame holds every category, with the same first word and " + (
         "as many tokens; differences are taken inside frames"

@@ -92,7 +92,7 @@ def test_five_categories_go_from_csv_to_figures_and_comparison(here, capsys):
     compared = read_csv("comparison_results/contrast_comparison.csv")
     assert len(compared) == 2 * 3 and {"value_diff", "q_instruct"} <= set(compared[0])
     summary = json.loads(Path("comparison_results/comparison_summary.json").read_text())
-    assert summary["bootstrap"]["unit"] == "frame" and summary["differences"] == {}
+    assert summary["bootstrap"]["unit"] == "frames" and summary["differences"] == {}
     for key, column in (("mean", "value_diff"), ("min", "value_diff")):
         values = [float(row[column]) for row in compared if row["contrast"] == "dog-king"]
         expected = {"mean": np.mean, "min": np.min}[key](values)

@@ -167,8 +167,9 @@ def draw_distributions(study: Study, title):
     if not heads:
         reason = "Hedges g is undefined for every head: no entropy varies between prompts."
         return draw_reason(study, title, reason)
+    drawn = bool(np.isfinite(sizes["ci_low"]).any())
     note = (
-        f"g: Hedges g of {study.label(contrast)} with its 95 % interval, "
+        f"g: Hedges g of {study.label(contrast)}{' with its 95 % interval' * drawn}, "
         f"measured on the {' and '.join(map(str, dict.fromkeys(n)))} {what} of each side drawn; "
         "the heads were chosen on the other half, by |g|."
     )

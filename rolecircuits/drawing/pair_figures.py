@@ -129,7 +129,7 @@ def write_texts(summary, shown, of_contrasts=False):
     if len(reasons) < len(INDICES):
         made = f"{N_RESAMPLES:,} resamples, the same in both runs"
         unit = summary["bootstrap"]["unit"]
-        caption.insert(0, f"95 % bootstrap-t intervals over {unit}s ({made}).")
+        caption.insert(0, f"95 % bootstrap-t intervals over {unit} ({made}).")
         untested = " (raw differences are not tested)" if difference else ""
         marked = f"layers that pass Benjamini-Hochberg at {ALPHA}{untested}"
         caption.append(f"Above the panels: {marked}.")

@@ -8,7 +8,7 @@ from rolecircuits.drawing.style import NULL_COLOUR, Grid, Line2D, category_looks
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import Run
-from rolecircuits.stats.audit import contrast_reason
+from rolecircuits.stats.audit import contrast_reason, name_units
 from rolecircuits.stats.contrasts import (
     CONTRASTS,
     available_contrasts,
@@ -19,7 +19,7 @@ from rolecircuits.stats.contrasts import (
 from rolecircuits.stats.indices import null_values, prompt_values
 from rolecircuits.stats.resampling import N_RESAMPLES, UNBOUNDED, infer_mean, untestable_reason
 from rolecircuits.stats.role_tests import blank_untestable
-from rolecircuits.stats.units import frame_values, is_clustered, labels_of
+from rolecircuits.stats.units import frame_values, labels_of
 
 PANELS = ("raw", "normalised")
 UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
@@ -201,9 +201,7 @@ def write_caption(study: Study, *sentences, intervals=True):
     categories are missing, then `sentences`; empty ones are left out."""
     missing = [study.looks[name].label for name in CATEGORIES if name not in study.names]
     missing = missing if len(missing) < len(CATEGORIES) else []
-    notes, what = [], "frames" if study.run.crossed else "prompts"
-    what = "frames (first words)" if is_clustered(study.category, study.unit) else what
-    reasons = study.reasons
+    notes, reasons, what = [], study.reasons, name_units(study.run)
     if intervals and len(reasons) < len(study.names):
         notes.append(f"95 % bootstrap-t intervals over {what} ({study.n_resamples:,} resamples).")
     if intervals:

@@ -28,7 +28,7 @@ from rolecircuits.stats.indices import (
 )
 from rolecircuits.stats.moments import defined_mean, divide
 from rolecircuits.stats.resampling import untestable_reason
-from rolecircuits.stats.units import effective_units, labels_of
+from rolecircuits.stats.units import effective_units, is_clustered, labels_of
 
 FACTORS = ("category", "first word", "token count")
 LEAST = 0.05  # a share beyond the other factor that is worth a warning
@@ -210,6 +210,15 @@ def cluster_rows(audit):
 
 
 EFFECTS = ("effective_frames", "design_effect", "effective_n")
+
+
+def name_units(run):
+    """What intervals of a run are over: frames, frames (first words), or prompts."""
+    if run.crossed:
+        return "frames"
+    if not is_clustered(*labels_of(run)):
+        return "prompts"
+    return "frames (first words)" if (run.frame == first_words(run)).all() else "frames"
 
 
 def contrast_reason(run, contrast):

@@ -6,6 +6,7 @@ original   {index: {"base" | "instruct" | "diff": ...}} as run_pairs.estimate_or
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.specs import same_weights
+from rolecircuits.stats.audit import name_units
 from rolecircuits.stats.indices import INDICES, KINDS
 from rolecircuits.stats.resampling import CONFIDENCE, N_RESAMPLES
 from rolecircuits.stats.run_pairs import (
@@ -85,7 +86,7 @@ def summarise_comparison(runs, estimates, original, notes, reasons):
         "notes": notes + reasons,
         "intervals_left_out": reasons,
         "bootstrap": {
-            "unit": "frame" if base.crossed else "prompt",
+            "unit": name_units(base),
             "resamples": N_RESAMPLES,
             "seed": DEFAULT_SEED,
             "confidence": CONFIDENCE,
