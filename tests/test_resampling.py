@@ -152,3 +152,21 @@ def test_head_difference_is_the_originals():
     expected = stats.t.interval(0.95, 5, loc=instruct.mean() - base.mean(), scale=error)
     assert found["value"] == pytest.approx(instruct.mean() - base.mean())
     assert (found["low"][0], found["high"][0]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_further_draws_are_made_once_for_the_blocks_of_a_family(monkeypatch):
+    """A strong column in each of ten blocks: ten are few, so they share what one alone would
+    need; before, every block counted its own and drew up to 200 sets."""
+    rng, sets, draw_counts = np.random.default_rng(0), [], resampling.bootstrap_counts
+    category, values = np.repeat(["a", "b"], 20), rng.normal(size=(40, 520))
+    strong = np.arange(10) * 52
+    values[np.ix_(category == "a", strong)] += 4.0
+
+    def counted(*args):
+        sets.append(args)
+        return draw_counts(*args)
+
+    monkeypatch.setattr(resampling, "bootstrap_counts", counted)
+    found = resampling.infer_difference(values[:20], values[20:], seed=3)
+    assert (found.p[strong] < 0.05 / 520).all()
+    assert len(sets) <= 12
