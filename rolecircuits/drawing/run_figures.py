@@ -3,8 +3,8 @@
 Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as stats.indices
 defines it. "a - b" is the mean of category a minus that of b: below 0, a is the more focused. RFC
 and RSI are above 0 if self-referent is the more focused. Intervals are 95 % bootstrap-t intervals
-over the units of the set. Heads and layers that pass Benjamini-Hochberg at 0.05 among all that are tested
-together are marked.
+over the units of the set. Heads and layers that pass Benjamini-Hochberg at 0.05 among all that are
+tested together are marked.
 
     study = study_run(load_run("results_activation_analysis/latest_run"))
     for name in FIGURES:
