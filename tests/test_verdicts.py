@@ -67,7 +67,7 @@ def test_a_layer_differs_is_equivalent_or_undecided(crossed, inferred):
     huge = role_tests.layer_metrics(crossed, inferred, 1.0)
     assert rows_of(huge, *SIGNED)[0]["verdict"] == "differs, less than the margin"
     text = verdicts.describe_found(rows_of(wide, *SIGNED), 0.1)
-    assert text.startswith("BH, margin 0.1: 1 differs, 2 equivalent; 80 % power for a layer at 0.0")
+    assert text.startswith("BH, margin 0.1: 1 differ, 2 equivalent; 80 % power for a layer at 0.0")
 
 
 def test_equivalence_is_two_one_sided_tests_and_mde_is_blooms():
@@ -105,6 +105,20 @@ def test_what_a_raw_layer_could_show_is_that_of_its_test():
 def test_signs_are_apart_only_where_both_estimates_are_defined():
     apart = role_tests.signs_apart(np.array([1.0, 1.0, 1.0]), np.array([-1.0, 2.0, np.nan]))
     assert apart.tolist() == [True, False, ""]
+
+
+def test_a_primary_family_without_tests_says_why(crossed):
+    few = make_run(2, 2, prompts=cut_prompts(built_in_prompts("crossed"), 7))
+    rows = role_tests.layer_metrics(few, role_tests.infer_kinds(few))
+    lines = verdicts.list_verdicts(rows, {}, role_tests.list_reasons(few, {}), 0.05)
+    assert lines[0].endswith(
+        "no interval and no test below 8 frames: neutral has 7; no interval "
+        "and no test below 8 frames: confounder has 7"
+    )
+    lacking = few.take(np.flatnonzero(few.category != "neutral"))
+    rows = role_tests.layer_metrics(lacking, role_tests.infer_kinds(lacking))
+    lines = verdicts.list_verdicts(rows, {}, role_tests.list_reasons(lacking, {}), 0.05)
+    assert lines[0] == "no primary family: RFC and RSI need categories that this set lacks"
 
 
 def test_the_primary_family_is_both_indices_of_a_crossed_set(crossed, inferred):
@@ -297,7 +311,7 @@ def test_the_margin_and_the_multiverse_reach_the_files(tmp_path, crossed, capsys
     path = save_run(crossed, tmp_path / "runs")
     argv = ["--input_dir", str(path), "--output_dir", str(tmp_path / "out"), "--margin", "0.1"]
     assert analyze_results.main(argv) == 0
-    assert "BH, margin 0.1: 1 differs, 2 equivalent" in capsys.readouterr().out
+    assert "BH, margin 0.1: 1 differ, 2 equivalent" in capsys.readouterr().out
     for name, size in (("layer_metrics", 5 * 2 * 3), ("multiverse", 8 * 2 * 3)):
         with open(tmp_path / "out" / f"{name}.csv", newline="", encoding="utf-8") as file:
             assert len(list(csv.DictReader(file))) == size

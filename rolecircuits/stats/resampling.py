@@ -79,7 +79,9 @@ def untestable_reason(category, unit=None, names=None, what="prompts"):
     total = len(np.unique(unit[np.isin(category, names)])) if clustered else min(n.values())
     if total >= MIN_UNITS:
         return None
-    what = "frames" if clustered else what
+    if clustered:  # they are drawn from one pool
+        whose = f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} {total}"
+        return f"no interval and no test below {MIN_UNITS} frames: {whose}"
     name = min(n, key=n.get)
     return f"no interval and no test below {MIN_UNITS} {what}: {name} has {n[name]}"
 
