@@ -135,7 +135,7 @@ def head_cells(row, contrast):
         value = row[f"{contrast}_{name}"]
         return "-" if value != value else format(value, form)
 
-    interval = f"{show('g_low', '+.2f')} {show('g_high', '+.2f')}"
+    interval = f"{show('g_low', '+.2f')} {show('g_high', '+.2f')}".replace("- -", "-")
     tests = [show(name, ".4f") for name in ("p", "q", "p_max")]
     return [
         row["layer"],

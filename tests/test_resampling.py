@@ -91,7 +91,7 @@ def test_an_interval_needs_eight_prompts_of_each_category(n_self, n_neutral, rea
             "no interval and no test below 5 effective frames: the prompts of a begin in 8 ways, "
             "worth 2.9",
         ),
-        ({"a": [2] * 7, "b": [2] * 6}, "no interval and no test below 8 frames: b has 6"),
+        ({"a": [2] * 7, "b": [2] * 6}, "no interval and no test below 8 frames: a and b have 7"),
     ],
 )
 def test_clusters_need_eight_frames_and_five_effective_ones(sizes, reason):
@@ -106,7 +106,9 @@ def test_frames_of_a_contrast_are_counted_over_both_of_its_categories():
     assert resampling.untestable_reason(category, unit, ["a", "b"]) is None
     assert "c begin in 1 ways, worth 1.0" in resampling.untestable_reason(category, unit)
     category, unit = units_of_sizes(a=[2] * 6, b=[2] * 6, c=[1] * 9)
-    assert resampling.untestable_reason(category, unit, ["a", "b"]).endswith("8 frames: a has 6")
+    assert resampling.untestable_reason(category, unit, ["a", "b"]).endswith(
+        "frames: a and b have 6"
+    )
 
 
 def test_what_never_varies_has_an_interval_of_length_0():
@@ -152,3 +154,21 @@ def test_head_difference_is_the_originals():
     expected = stats.t.interval(0.95, 5, loc=instruct.mean() - base.mean(), scale=error)
     assert found["value"] == pytest.approx(instruct.mean() - base.mean())
     assert (found["low"][0], found["high"][0]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_further_draws_are_made_once_for_the_blocks_of_a_family(monkeypatch):
+    """A strong column in each of ten blocks: ten are few, so they share what one alone would
+    need; before, every block counted its own and drew up to 200 sets."""
+    rng, sets, draw_counts = np.random.default_rng(0), [], resampling.bootstrap_counts
+    category, values = np.repeat(["a", "b"], 20), rng.normal(size=(40, 520))
+    strong = np.arange(10) * 52
+    values[np.ix_(category == "a", strong)] += 4.0
+
+    def counted(*args):
+        sets.append(args)
+        return draw_counts(*args)
+
+    monkeypatch.setattr(resampling, "bootstrap_counts", counted)
+    found = resampling.infer_difference(values[:20], values[20:], seed=3)
+    assert (found.p[strong] < 0.05 / 520).all()
+    assert len(sets) <= 12

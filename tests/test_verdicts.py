@@ -67,7 +67,7 @@ def test_a_layer_differs_is_equivalent_or_undecided(crossed, inferred):
     huge = role_tests.layer_metrics(crossed, inferred, 1.0)
     assert rows_of(huge, *SIGNED)[0]["verdict"] == "differs, less than the margin"
     text = verdicts.describe_found(rows_of(wide, *SIGNED), 0.1)
-    assert text.startswith("BH, margin 0.1: 1 differs, 2 equivalent; 80 % power for a layer at 0.0")
+    assert text.startswith("BH, margin 0.1: 1 differ, 2 equivalent; 80 % power for a layer at 0.0")
 
 
 def test_equivalence_is_two_one_sided_tests_and_mde_is_blooms():
@@ -77,7 +77,8 @@ def test_equivalence_is_two_one_sided_tests_and_mde_is_blooms():
     numbers = {"estimate": estimate, "null": null, "error": np.full(4, error)}
     numbers |= {"low": estimate - z95 * error, "high": estimate + z95 * error}
     p = 2 * stats.norm.sf(np.abs(estimate - null) / error)
-    numbers |= {"inner": np.full(4, z90 * error), "p": p, "q": contrasts.q_values(p)}
+    halves = {"outer": np.full(4, z95 * error), "inner": np.full(4, z90 * error)}
+    numbers |= halves | {"p": p, "q": contrasts.q_values(p)}
     found = role_tests.judge_layers(numbers, 0.05)
     one_sided = [stats.norm.cdf((np.abs(e - 0.2) - 0.05) / error) < 0.05 for e in estimate]
     assert (found["verdict"] == "equivalent").tolist() == one_sided == [True, False, False, False]
@@ -85,9 +86,39 @@ def test_equivalence_is_two_one_sided_tests_and_mde_is_blooms():
     np.testing.assert_allclose(found["mde"], (z95 + stats.norm.ppf(0.8)) * error)
     at_mde = stats.norm(found["mde"][0] / error, 1)
     assert at_mde.sf(z95) + at_mde.cdf(-z95) == pytest.approx(0.8, abs=1e-4)
-    numbers |= {name: np.full(4, np.nan) for name in ("low", "high", "inner", "p", "q")}
+    numbers |= {name: np.full(4, np.nan) for name in (*halves, "low", "high", "p", "q")}
     found = role_tests.judge_layers(numbers, 0.05)
     assert np.isnan(found["mde"]).all() and set(found["verdict"]) == {""}
+
+
+def test_what_a_raw_layer_could_show_is_that_of_its_test():
+    """Raw indices are tested against uniform attention: both halves and the error are the test's,
+    whose interval is narrower than that of the index where prompts differ in length."""
+    run = make_run(2, 2, effect=0.0, seed=5)
+    numbers = role_tests.infer_layers(run, "raw")["rfc"]
+    test = numbers["family"]
+    assert not np.allclose(test.high - test.low, numbers["high"] - numbers["low"], rtol=0.01)
+    expected = (test.high - test.low) / 2 + stats.norm.ppf(0.8) * test.error
+    np.testing.assert_allclose(role_tests.judge_layers(numbers, 0.05)["mde"], expected)
+
+
+def test_signs_are_apart_only_where_both_estimates_are_defined():
+    apart = role_tests.signs_apart(np.array([1.0, 1.0, 1.0]), np.array([-1.0, 2.0, np.nan]))
+    assert apart.tolist() == [True, False, ""]
+
+
+def test_a_primary_family_without_tests_says_why(crossed):
+    few = make_run(2, 2, prompts=cut_prompts(built_in_prompts("crossed"), 7))
+    rows = role_tests.layer_metrics(few, role_tests.infer_kinds(few))
+    lines = verdicts.list_verdicts(rows, {}, role_tests.list_reasons(few, {}), 0.05)
+    assert lines[0].endswith(
+        "no interval and no test below 8 frames: neutral has 7; no interval "
+        "and no test below 8 frames: confounder has 7"
+    )
+    lacking = few.take(np.flatnonzero(few.category != "neutral"))
+    rows = role_tests.layer_metrics(lacking, role_tests.infer_kinds(lacking))
+    lines = verdicts.list_verdicts(rows, {}, role_tests.list_reasons(lacking, {}), 0.05)
+    assert lines[0] == "no primary family: RFC and RSI need categories that this set lacks"
 
 
 def test_the_primary_family_is_both_indices_of_a_crossed_set(crossed, inferred):
@@ -280,7 +311,7 @@ def test_the_margin_and_the_multiverse_reach_the_files(tmp_path, crossed, capsys
     path = save_run(crossed, tmp_path / "runs")
     argv = ["--input_dir", str(path), "--output_dir", str(tmp_path / "out"), "--margin", "0.1"]
     assert analyze_results.main(argv) == 0
-    assert "BH, margin 0.1: 1 differs, 2 equivalent" in capsys.readouterr().out
+    assert "BH, margin 0.1: 1 differ, 2 equivalent" in capsys.readouterr().out
     for name, size in (("layer_metrics", 5 * 2 * 3), ("multiverse", 8 * 2 * 3)):
         with open(tmp_path / "out" / f"{name}.csv", newline="", encoding="utf-8") as file:
             assert len(list(csv.DictReader(file))) == size

@@ -134,14 +134,14 @@ def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, se
 
 
 def compare_categories(
-    values, category, unit, contrast, n_permutations=N_RESAMPLES, seed=DEFAULT_SEED
+    values, category, unit, contrast, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
 ):
     """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
 
     values   [row, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
     returns  "difference", "low", "high", "error", "g", "g_low", "g_high", "p", "q", "p_max"
     """
-    found = infer_contrast(values, category, unit, contrast, n_permutations, seed)
+    found = infer_contrast(values, category, unit, contrast, n_resamples, seed)
     unit = np.full(len(category), ALONE) if unit is None else unit
     a, b, paired = contrast_sides(values, category, unit, contrast)
     g = hedges_g(a, b, paired)

@@ -32,7 +32,7 @@ from rolecircuits.stats.units import effective_units, is_clustered, shared_units
 N_RESAMPLES = 10_000
 CONFIDENCE, INNER = 0.95, 0.90
 MIN_UNITS, MIN_EFFECTIVE = 8, 5.0
-ENOUGH, PER_COLUMN = 20, 20  # draws that reach a column, or else draws a column of the family
+ENOUGH, FINEST = 20, 20  # draws that reach a column; else the smallest p 0.05 / (FINEST * columns)
 UNBOUNDED = (-np.inf, np.inf)
 SHARE = (0.0, 1.0)  # where a normalised entropy, a mass or a rate lies
 
@@ -79,7 +79,9 @@ def untestable_reason(category, unit=None, names=None, what="prompts"):
     total = len(np.unique(unit[np.isin(category, names)])) if clustered else min(n.values())
     if total >= MIN_UNITS:
         return None
-    what = "frames" if clustered else what
+    if clustered:  # they are drawn from one pool
+        whose = f"{' and '.join(names)} {'have' if len(names) > 1 else 'has'} {total}"
+        return f"no interval and no test below {MIN_UNITS} frames: {whose}"
     name = min(n, key=n.get)
     return f"no interval and no test below {MIN_UNITS} {what}: {name} has {n[name]}"
 
@@ -122,7 +124,7 @@ def bootstrap_weights(category, unit, n_resamples, seed):
     return _kept_weights(tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _kept_weights(category, unit, n_resamples, seed):
     weights = draw_weights(bootstrap_counts(category, unit, n_resamples, seed))
     weights.setflags(write=False)
@@ -141,7 +143,9 @@ class Summary:
         self.n_draws, self.n_ranked = n_draws, int(np.ceil((1 - CONFIDENCE) * n_draws))
         self.ranks = [int(np.ceil((n_draws + 1) * q)) - 1 for q in (CONFIDENCE, INNER)]
         self.estimate, self.error, self.width, self.inner, self.p = np.full((5, n_columns), np.nan)
-        self.least = np.full(n_draws, n_draws)
+        self.observed, self.freedom = np.full((2, n_columns), np.nan)
+        self.reached = np.zeros(n_columns, dtype=int)
+        self.least, self.blocks = np.full(n_draws, n_draws), []
 
     def add(self, columns, draws, testable=True, draw_more=None):
         """One block of columns.
@@ -163,18 +167,16 @@ class Summary:
         if not len(usable):
             return
         t = studentise(shift[usable], error[usable])
-        observed = np.abs(estimate[usable]) / error[usable, 0]
         chosen = columns[usable]
-        self.error[chosen] = error[usable, 0]
-        reached = (t >= observed[:, None]).sum(axis=1)
+        self.error[chosen], self.freedom[chosen] = error[usable, 0], freedom[usable]
+        self.observed[chosen] = np.abs(estimate[usable]) / error[usable, 0]
+        self.reached[chosen] = (t >= self.observed[chosen, None]).sum(axis=1)
         if max(self.ranks) < t.shape[1]:
             points = np.partition(t, self.ranks, axis=1)[:, self.ranks]
             self.width[chosen], self.inner[chosen] = points.T
         self._rank(t)
-        reached, total = self.continue_draws(usable, observed, reached, draw_more)
-        tail = tail_p(observed, self.width[chosen], freedom[usable])
-        seen = (1 + reached) / (1 + total)
-        self.p[chosen] = np.where(np.isnan(tail), seen, np.fmax(tail, reached / total))
+        if draw_more is not None:
+            self.blocks.append((columns, usable, draw_more))
 
     def _rank(self, t):
         """Keep in which draws a column is among its largest; t [column, draw]."""
@@ -183,30 +185,44 @@ class Summary:
         top = np.take_along_axis(top, order, axis=1)
         np.minimum.at(self.least, top, np.arange(1, self.n_ranked + 1)[None])
 
-    def continue_draws(self, places, observed, reached, draw_more):
-        """(draws that reach the observed |t|, all draws) of columns. Those that fewer than ENOUGH
-        draws reach get more (sequential, Besag and Clifford 1991), until there are PER_COLUMN
-        draws a column of the family and such column: Benjamini-Hochberg compares the k-th smallest
-        of m with 0.05 k / m, and 1 / (20 m / k) is just that.
+    def continue_draws(self):
+        """All draws [column]. Columns whose observed |t| fewer than ENOUGH draws reach get more
+        (sequential, Besag and Clifford 1991), until one of them would be a p below
+        0.05 / (FINEST * family) * k.
 
-        places: in the block; reached: the draws that reached the observed |t|
+        k is the number of such columns: Benjamini-Hochberg compares the k-th smallest of m with
+        0.05 k / m. Every block takes the same draws in turn: they are made once.
         """
-        total, number = np.full(len(observed), self.n_draws), 0
-        while draw_more is not None:
-            few = np.flatnonzero(reached < ENOUGH)
-            goal = PER_COLUMN * len(self.p) / max(len(few), 1)
-            few = few[total[few] < goal]
-            if not len(few):
-                break
+        total, number = np.full(len(self.p), self.n_draws), 0
+        open_ended = np.zeros(len(self.p), dtype=bool)
+        for columns, usable, _ in self.blocks:
+            open_ended[columns[usable]] = True
+        while True:
+            few = open_ended & (self.reached < ENOUGH)
+            few &= total < FINEST / (1 - CONFIDENCE) * len(few) / max(few.sum(), 1)
+            if not few.any():
+                return total
             number += 1
-            _, shift, error, _ = draw_more(places[few], number)
-            t = studentise(shift, error)
-            reached[few] += (t >= observed[few, None]).sum(axis=1)
-            total[few] += t.shape[1]
-        return reached, total
+            for columns, _, draw_more in self.blocks:
+                places = np.flatnonzero(few[columns])
+                if not len(places):
+                    continue
+                _, shift, error, _ = draw_more(places, number)
+                t, chosen = studentise(shift, error), columns[places]
+                self.reached[chosen] += (t >= self.observed[chosen, None]).sum(axis=1)
+                total[chosen] += t.shape[1]
+
+    def _test(self):
+        """Fill in p, after all draws that it needs."""
+        total, tested = self.continue_draws(), np.isfinite(self.observed)
+        reached, total = self.reached[tested], total[tested]
+        tail = tail_p(self.observed[tested], self.width[tested], self.freedom[tested])
+        seen = (1 + reached) / (1 + total)
+        self.p[tested] = np.where(np.isnan(tail), seen, np.fmax(tail, reached / total))
 
     def finish(self, shape, bounds=UNBOUNDED):
         """The Inference of all columns, each field reshaped to `shape`; intervals clipped."""
+        self._test()
         half = np.where(np.isfinite(self.width), self.width, np.nan) * self.error
         inner = np.where(np.isfinite(self.inner), self.inner, np.nan) * self.error
         ends = (np.clip(self.estimate + sign * half, *bounds) for sign in (-1, 1))

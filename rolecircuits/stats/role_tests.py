@@ -40,8 +40,9 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
     """{index: numbers} of RFC and RSI; p tests index = null.
 
     numbers  "estimate", "low", "high", "null", "p", "q", "p_max", "p_primary" (max-T over the
-             layers of both indices), "error", "inner" (half the 90 % interval), each [layer];
-             "reason", why there is no interval and no test, or None; "family", the Inference
+             layers of both indices), "error", "outer" and "inner" (half the 95 % and half the 90 %
+             interval of estimate - null, before a bound cuts it), each [layer]; "reason", why there
+             is no interval and no test, or None; "family", the Inference
     Raw is tested against the index of uniform attention on the same prompts. What is matched on the
     first word has an estimate alone: it counts the words as fixed, while prompts are drawn word by
     word.
@@ -59,11 +60,12 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
         own, reason = inferred[index], contrast_reason(run, COMPARED[index])
         numbers = {"estimate": own.estimate, "low": own.low, "high": own.high}
         numbers |= {"null": null[index], "p": test.p, "q": q_values(test.p), "p_max": test.p_max}
-        numbers |= {"error": test.error, "inner": test.inner}
+        outer = test.estimate - test.low  # a bound cuts RFC from above only
+        numbers |= {"error": test.error, "outer": outer, "inner": test.inner}
         if kind == "first_word_matched" and not run.crossed and reason is None:
             reason = "words count as fixed"
         if reason:
-            numbers |= dict.fromkeys((*TESTS, "inner"), np.full(len(null[index]), np.nan))
+            numbers |= dict.fromkeys((*TESTS, "outer", "inner"), np.full(len(null[index]), np.nan))
         layers[index] = numbers | {"reason": reason, "family": test}
     tested = [index for index, numbers in layers.items() if not numbers["reason"]]
     joint = join_families([tests[index] for index in tested]) if tested else []
@@ -92,7 +94,7 @@ def layer_metrics(run, inferred, margin=MARGIN):
             columns |= sizes[index] | found
             if kind == PRIMARY and not run.crossed:
                 columns["within_words"] = within[index]["estimate"]
-                columns["sign_disagrees"] = disagrees(
+                columns["sign_disagrees"] = signs_apart(
                     numbers["estimate"], within[index]["estimate"]
                 )
             empty = {"within_words": np.nan, "sign_disagrees": ""}
@@ -117,8 +119,14 @@ def disagrees(plain, within):
     return np.sign(plain) * np.sign(within) < 0
 
 
+def signs_apart(plain, within):
+    """The same for a table: [layer] True, False, or "" where either estimate is undefined."""
+    undefined = np.isnan(plain) | np.isnan(within)
+    return np.where(undefined, "", disagrees(plain, within).astype(object))
+
+
 def judge_layers(numbers, margin):
-    """{"mde", "equivalent", "verdict"}, each [layer], of numbers as `infer_layers` gives them.
+    """{"mde", "verdict"}, each [layer], of numbers as `infer_layers` gives them.
 
     mde      the smallest difference from the null that is found with 80 % power by a test of this
              layer alone: (c + z_0.8) error, c error half the 95 % interval (Bloom 1995)
@@ -126,13 +134,11 @@ def judge_layers(numbers, margin):
              the margin (two one-sided tests, Schuirmann 1987); undecided: neither
     """
     distance = np.abs(numbers["estimate"] - numbers["null"])
-    half = (numbers["high"] - numbers["low"]) / 2
-    half = np.where(np.isnan(numbers["p"]), np.nan, half)
     small, differs = distance + numbers["inner"] < margin, numbers["q"] < ALPHA
     verdict = np.select([differs & ~small, differs, small], VERDICTS[:3], VERDICTS[3])
     verdict = np.where(np.isnan(numbers["p"]) & ~small, "", verdict)
-    mde = half + ndtri(POWER) * numbers["error"]
-    return {"mde": mde, "verdict": verdict}
+    mde = numbers["outer"] + ndtri(POWER) * numbers["error"]
+    return {"mde": np.where(np.isnan(numbers["p"]), np.nan, mde), "verdict": verdict}
 
 
 def describe_sizes(run, kind):
@@ -205,7 +211,7 @@ def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
             if not run.crossed:
                 within = within_words(run, layers, contrast)
                 columns |= {"within_words": within}
-                columns["sign_disagrees"] = disagrees(tests["difference"], within)
+                columns["sign_disagrees"] = signs_apart(tests["difference"], within)
             columns |= describe_contrast(run, layers, contrast, tests["error"])
             labelled = {"contrast": name, "kind": kind, "n": len(a), "paired": paired}
             rows += [

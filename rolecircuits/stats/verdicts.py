@@ -10,6 +10,8 @@ from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.stats import indices
 from rolecircuits.stats.role_tests import MATCHED, PRIMARY, VERDICTS
 
+SAID = dict(zip(VERDICTS, ("differ", "differ by less", "equivalent", "undecided"), strict=True))
+
 
 def rows_of(compared, name, kind="normalised"):
     """The rows of contrasts.csv of one contrast and kind, layer by layer."""
@@ -83,13 +85,13 @@ def list_verdicts(layers, heads, reasons, margin):
     on the first word, which is the normalised index there.
     """
     primary = [row for row in layers if row["family"] == "primary"]
-    lines = (
-        describe_primary(primary, margin)
-        if primary
-        else [
-            "no primary family: that is RFC and RSI of a crossed set, normalised; all is secondary"
-        ]
-    )
+    lines = [
+        "no primary family: that is RFC and RSI of a crossed set, normalised; all is secondary"
+    ]
+    if any(row["estimate"] == row["estimate"] for row in primary):
+        lines = describe_primary(primary, reasons, margin)
+    elif primary:
+        lines = ["no primary family: RFC and RSI need categories that this set lacks"]
     for name, tests in heads.items():
         lines.append(f"secondary, {name}: {reasons.get(name) or describe_survivors('head', tests)}")
     for kind in ("normalised", "sinkfree", *MATCHED):
@@ -106,11 +108,13 @@ def list_verdicts(layers, heads, reasons, margin):
     return [*lines, "each line is one family: its corrections hold inside it, not across lines"]
 
 
-def describe_primary(rows, margin):
+def describe_primary(rows, reasons, margin):
     """Lines on RFC and RSI of a crossed set, one family of max-T over the layers of both."""
     tested = len({row["layer"] for row in rows if row["p"] == row["p"]})
     if not tested:
-        return ["primary (RFC and RSI by layer, normalised): no layer could be tested"]
+        why = list(dict.fromkeys(filter(None, map(reasons.get, indices.INDICES))))
+        said = "; ".join(why) or "no layer could be tested"
+        return [f"primary (RFC and RSI by layer, normalised): {said}"]
     lines = [f"primary (RFC and RSI of {tested} layers, normalised, max-T over both):"]
     for index in indices.INDICES:
         own = [row for row in rows if row["index"] == index]
@@ -127,7 +131,7 @@ def describe_primary(rows, margin):
 def describe_found(rows, margin):
     """How many layers differ, are equivalent or undecided, and what could have been found."""
     counts = Counter(row["verdict"] for row in rows)
-    named = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+    named = ", ".join(f"{counts[name]} {SAID[name]}" for name in VERDICTS if counts[name])
     mde = [row["mde"] for row in rows if row["mde"] == row["mde"]]
     smallest = f"{np.median(mde):.3f}" if mde else "undefined"
     opposite = sum(row["sign_disagrees"] is True or row["sign_disagrees"] == 1 for row in rows)
