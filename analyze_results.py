@@ -98,10 +98,10 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "design.json", design)
     files.write_csv(folder / "contrasts.csv", compared)
-    files.write_csv(folder / "layer_metrics.csv", layers)
+    files.write_csv(folder / "layer_metrics.csv", layers, role_tests.LAYER_COLUMNS)
     files.write_csv(folder / "head_ranking.csv", heads)
     files.write_csv(folder / "category_summary.csv", categories)
-    files.write_csv(folder / "multiverse.csv", choices)
+    files.write_csv(folder / "multiverse.csv", choices, multiverse.CHOICE_COLUMNS)
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
@@ -133,7 +133,9 @@ def head_cells(row, contrast):
 
     def show(name, form):
         value = row[f"{contrast}_{name}"]
-        return "-" if value != value else format(value, form)
+        if value != value:
+            return "-"
+        return "<0.0001" if form == ".4f" and value < 1e-4 else format(value, form)
 
     interval = f"{show('g_low', '+.2f')} {show('g_high', '+.2f')}".replace("- -", "-")
     tests = [show(name, ".4f") for name in ("p", "q", "p_max")]

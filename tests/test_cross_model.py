@@ -346,7 +346,7 @@ def test_joint_draws_by_hand():
     draws = profile_noise.draw_jointly(left, mixed, "normalised", 20, seed=7)
     again = profile_noise.draw_jointly(left, right, "normalised", 20, seed=7)
     counts = profile_noise.bootstrap_counts(left["category"], left["unit"], 20, 7)
-    assert draws.shared == 15 and draws.n_rows == 5
+    assert draws.shared == 15 and draws.n_units == 5
     for model, rows in enumerate((left, right)):
         np.testing.assert_allclose(draws.resampled["rsi"][model], again.resampled["rsi"][model])
         for draw, times in enumerate(counts.astype(int)):

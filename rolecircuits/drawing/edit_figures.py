@@ -27,9 +27,10 @@ ROW_HEIGHT, MAX_SHOWN = 0.56, 30
 NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest font for it
 EFFECTS_CAPTION = (
     "Points: effect of an edit with its 95 % bootstrap interval over prompts (frames), by "
-    "category for KL and surprisal, one value for RFC and RSI. Grey: the same edit on each other "
-    "head of the layer. rank: of the size of the effect over all prompts among these heads, 1 the "
-    "largest. Later layers: those after the edit."
+    "category for KL and surprisal, one value for RFC and RSI. Grey: its controls, the same edit "
+    "on other heads of the layer (all, or a draw of 31) unless the plan names its own. rank: of "
+    "the size of the effect over all prompts among these, 1 the largest. Later layers: those after "
+    "the edit."
 )
 
 

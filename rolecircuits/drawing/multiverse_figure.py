@@ -23,7 +23,8 @@ CAPTION = (
     "more focused; blue: below it. The darker, the stronger: passes neither, Benjamini-Hochberg "
     "over the layers, max-T over all choices of one run, all at 0.05. Grey: no test, because the "
     "design allows none or words count as fixed. By unit: frames, or prompts that begin alike, are "
-    "drawn together; the other lines take prompts as if they were independent, which they are not."
+    "drawn together; the other lines take prompts as if they were independent, which they are not, "
+    "and test even what the design cannot identify."
 )
 
 

@@ -55,7 +55,7 @@ def print_audit(run):
             what = f"means over layers, plain -> matched on the first word ({words})"
             print(f"{what}: {', '.join(shown)}")
     if odd := audit["pairs_with_other_first_words"]:
-        ids = ", ".join(map(printable, odd))
+        ids = ", ".join(map(printable, odd[:6])) + (", ..." if len(odd) > 6 else "")
         print(f"{len(odd) // 2} matched pairs change their first word with the person: {ids}")
     print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
     return audit
@@ -72,6 +72,7 @@ def print_contrasts(run, chosen, compared):
     rows = [contrast_cells(name, compared) for name in chosen]
     title = f"{run.label}: normalised entropy, first - second, mean over heads"
     print_table(columns, rows, title, WIDE)
+    print("effective n: as many independent prompts would give this interval (median over layers)")
     families = [name for name in chosen if name in INTERACTIONS]
     if families:
         columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]

@@ -290,16 +290,27 @@ def _cells(metrics, numbers):
     }
 
 
+def list_untested(rows, design):
+    """Why some rows of candidates have no interval: one sentence, or none."""
+    bare = [
+        row["category"]
+        for row in rows
+        if row["role"] == "candidate" and np.isnan(row["kl_low"]) and row["kl"] > 0
+    ]
+    reason = untestable_reason(*labels_of(design))
+    if not bare or reason is None:
+        return []
+    return [f"{reason} (effects without interval: {', '.join(dict.fromkeys(bare))})"]
+
+
 def tabulate_effects(measured, base_values, arrays, notes, seed):
     """(rows of effects.csv, tests of the sets, notes with what has no interval or no effect).
 
     arrays  of the unedited run
     """
     design = design_of(arrays)
-    notes, reason = list(notes), untestable_reason(*labels_of(design))
-    if reason:
-        notes.append(reason)
-    rows = effect_rows(measured, base_values, design, seed)
+    rows, notes = effect_rows(measured, base_values, design, seed), list(notes)
+    notes += list_untested(rows, design)
     for name, item in measured.items():
         largest = np.nanmax(item["effects"]["logit_change"])
         if largest < NO_EFFECT and is_candidate(item):

@@ -244,7 +244,8 @@ def unidentified_reason(run, names):
     if run.crossed or word_weights(run.category, first_words(run), names, 1):
         return None
     joined = " and ".join(names)
-    return f"not identified: no first word begins prompts of {joined}, so who and how are one"
+    why = "so the design cannot tell who from how"
+    return f"not identified: no first word begins prompts of {joined}, {why}"
 
 
 def within_words(run, values, contrast):

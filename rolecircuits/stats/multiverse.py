@@ -18,6 +18,10 @@ from rolecircuits.stats.index_inference import COMPARED, infer_indices
 from rolecircuits.stats.resampling import N_RESAMPLES, is_testable, join_families
 from rolecircuits.stats.role_tests import MATCHED
 
+CHOICE_COLUMNS = (
+    *("set", "kind", "matching", "interval", "index", "layer"),
+    *("distance", "sign", "p", "q", "p_max", "p_all", "significance"),
+)
 BY_UNIT, AS_INDEPENDENT = "by unit", "prompts as if independent"
 
 
@@ -37,6 +41,8 @@ def multiverse_rows(run, inferred, label, seed=DEFAULT_SEED, n_resamples=N_RESAM
         joint = _joint_p(own)
         for kind, of_kind in own.items():
             for index, numbers in of_kind.items():
+                if not set(COMPARED[index]) <= set(run.counts):
+                    continue
                 distance = numbers["estimate"] - numbers["null"]
                 columns = {"distance": distance, "sign": np.sign(distance)}
                 columns |= {name: numbers[name] for name in ("p", "q", "p_max")}

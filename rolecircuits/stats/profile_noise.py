@@ -4,7 +4,7 @@ Two models that are run on the same prompts share what is odd about these prompt
 both profiles the same way counts as agreement. compare_base_instruct.py keeps the rows behind its
 profiles (`profile_rows`). For two such folders the same units are drawn in both models, N_RESAMPLES
 times, and both profiles are computed again. With cov over layers, a and b the profiles of the
-sample, a* and b* those of a resample, and n rows a category,
+sample, a* and b* those of a resample, and n units a category,
 
     noise(a, b)      = n / (n - 1) (mean over resamples of cov(a*, b*) - cov(a, b))
     corrected r      = (cov(a, b) - noise(a, b)) / sqrt((cov(a, a) - noise(a, a)) (the same of b))
@@ -38,7 +38,7 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.stats.indices import INDEX_CATEGORIES, INDICES, indices_of_means, layer_values
 from rolecircuits.stats.moments import divide
 from rolecircuits.stats.profile_tests import align_profiles, trend_remover
-from rolecircuits.stats.resampling import MIN_UNITS, bootstrap_counts
+from rolecircuits.stats.resampling import MIN_UNITS, bootstrap_counts, untestable_reason
 from rolecircuits.stats.units import frame_values, labels_of
 
 ROWS_FILE = "profile_rows.npz"
@@ -55,12 +55,13 @@ class JointDraws(NamedTuple):
     """Differences instruct - base of two models on the prompts that both hold.
 
     observed  {index: ([layer], [layer])}     resampled  {index: ([resample, layer], [...])}
-    n_rows    rows a category, the mean over categories       shared  rows that both hold
+    n_units   units a category, the mean over categories      shared  rows that both hold
+              (a draw that holds no unit of a category is NaN)
     """
 
     observed: dict
     resampled: dict
-    n_rows: float
+    n_units: float
     shared: int
 
 
@@ -135,13 +136,21 @@ def missing_rows_reason(left, right):
     rows, others = match_rows(left, right)
     if not len(rows):
         return "have no rows in common"
-    counts = {name: int((left["category"][rows] == name).sum()) for name in INDEX_CATEGORIES}
-    short = min(counts, key=counts.get)
-    if counts[short] < MIN_UNITS:
-        return f"have {counts[short]} {short} rows in common, {MIN_UNITS} are needed"
+    category, unit = left["category"][rows], left["unit"][rows]
+    for name in INDEX_CATEGORIES:
+        if (n := int((category == name).sum())) < MIN_UNITS:
+            return f"have {n} {name} rows in common, {MIN_UNITS} are needed"
+    if reason := untestable_reason(category, unit, INDEX_CATEGORIES, "rows"):
+        return f"have too few units in common: {reason}"
     if not _same_units(left["unit"][rows], right["unit"][others]):
         return "join the rows that they have in common into other units"
     return None
+
+
+def _units_by_category(category, unit):
+    """The units of every category of the indices; a negative unit is alone."""
+    own = np.where(unit < 0, -1 - np.arange(len(unit)), unit)
+    return [np.unique(own[category == name]) for name in INDEX_CATEGORIES]
 
 
 def _same_units(left, right):
@@ -193,11 +202,11 @@ def draw_jointly(left, right, kind, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
             for side in SIDES
         )
         drawn.append({index: instruct[index] - base[index] for index in INDICES})
-    per_category = np.mean([(category == name).sum() for name in INDEX_CATEGORIES])
+    per_category = np.mean([len(u) for u in _units_by_category(category, left["unit"][own])])
     return JointDraws(
         observed={index: tuple(model[index][0] for model in drawn) for index in INDICES},
         resampled={index: tuple(model[index][1:] for model in drawn) for index in INDICES},
-        n_rows=float(per_category),
+        n_units=float(per_category),
         shared=len(own),
     )
 
@@ -224,9 +233,9 @@ def correct_correlation(draws, index, degree):
     remover = trend_remover(aligned[0][0].shape[1], degree)
     corrected, whole = [], []
     for i, j in ((0, 1), (0, 0), (1, 1)):
-        once, twice = (np.mean(((x[i] @ remover) * x[j]).sum(axis=1)) for x in aligned)
+        once, twice = (np.nanmean(((x[i] @ remover) * x[j]).sum(axis=1)) for x in aligned)
         whole.append(once)
-        corrected.append(once - draws.n_rows / (draws.n_rows - 1) * (twice - once))
+        corrected.append(once - draws.n_units / (draws.n_units - 1) * (twice - once))
     signal = divide(np.array(corrected[1:]), np.array(whole[1:]))
     if not (signal >= MIN_SIGNAL).all():
         return np.nan, *signal.tolist()

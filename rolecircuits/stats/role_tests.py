@@ -29,6 +29,11 @@ MATCHED = {
 }
 LAYER_KINDS = (*indices.KINDS, *MATCHED)
 MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
+LAYER_COLUMNS = (
+    *("layer", "kind", "index", "family", "within_words", "sign_disagrees"),
+    *("estimate", "low", "high", "null", "p", "q", "p_max", "p_primary", "error"),
+    *("prompts", "frames", "design_effect", "effective_n", "mde", "verdict"),
+)
 TESTS = ("low", "high", "p", "q", "p_max")
 POWER = 0.80
 MIN_HALF = 3  # units of each half that chooses or measures heads
@@ -65,7 +70,9 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
         if kind == "first_word_matched" and not run.crossed and reason is None:
             reason = "words count as fixed"
         if reason:
-            numbers |= dict.fromkeys((*TESTS, "outer", "inner"), np.full(len(null[index]), np.nan))
+            numbers |= dict.fromkeys(
+                (*TESTS, "error", "outer", "inner"), np.full(len(null[index]), np.nan)
+            )
         layers[index] = numbers | {"reason": reason, "family": test}
     tested = [index for index, numbers in layers.items() if not numbers["reason"]]
     joint = join_families([tests[index] for index in tested]) if tested else []
@@ -88,9 +95,13 @@ def layer_metrics(run, inferred, margin=MARGIN):
     for kind, of_kind in inferred.items():
         sizes = describe_sizes(run, kind)
         for index, numbers in of_kind.items():
+            if not set(COMPARED[index]) <= set(run.counts):
+                continue
             found = judge_layers(numbers, margin)
             columns = {name: numbers[name] for name in ("estimate", "low", "high", "null")}
             columns |= {name: numbers[name] for name in ("p", "q", "p_max", "p_primary", "error")}
+            if family_name(run, kind) != "primary":
+                columns["p_primary"] = np.nan
             columns |= sizes[index] | found
             if kind == PRIMARY and not run.crossed:
                 columns["within_words"] = within[index]["estimate"]

@@ -1,10 +1,10 @@
 """What is drawn or held out as one: the unit of inference.
 
     crossed set        the frame: all of its persons and fillers
-    any other set      the frame too (the first word, unless frames are given): prompts that begin
-                       alike have alike entropies, so they are one cluster
-    every prompt its   a matched pair (confounder[i], third_person[i]); else the prompt alone
-    own frame
+    any other set      the frame too (the first word, unless frames are given), if a category has
+                       several prompts of one: they have alike entropies, so they are one cluster
+    no category has    a matched pair (confounder[i], third_person[i]); else the prompt alone
+    two of one frame
 
 In a crossed set the values of a run are first averaged over the fillers of a frame, so that a frame
 has one value a category, and differences are taken inside frames (`frame_values`). What resamples

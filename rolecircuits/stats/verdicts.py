@@ -90,14 +90,14 @@ def list_verdicts(layers, heads, reasons, margin):
     ]
     if any(row["estimate"] == row["estimate"] for row in primary):
         lines = describe_primary(primary, reasons, margin)
-    elif primary:
+    elif primary or not layers:
         lines = ["no primary family: RFC and RSI need categories that this set lacks"]
     for name, tests in heads.items():
         lines.append(f"secondary, {name}: {reasons.get(name) or describe_survivors('head', tests)}")
     for kind in ("normalised", "sinkfree", *MATCHED):
         for index in indices.INDICES:
             rows = [row for row in layers if row["kind"] == kind and row["index"] == index]
-            done = rows[0]["family"] == "primary" or kind == "first_word_matched"
+            done = not rows or rows[0]["family"] == "primary" or kind == "first_word_matched"
             if done or np.isnan([row["estimate"] for row in rows]).all():
                 continue
             tests = {name: [row[name] for row in rows] for name in ("p", "q", "p_max")}
@@ -122,7 +122,7 @@ def describe_primary(rows, reasons, margin):
             continue
         n = sum(row["p_primary"] < ALPHA for row in own)
         lines.append(
-            f"    {index.upper()}: {n} of {len(own)} layers differ (p < {ALPHA}); "
+            f"    {index.upper()}: {n} of {len(own)} layers pass max-T at {ALPHA}; "
             f"{describe_found(own, margin)}"
         )
     return lines
@@ -135,9 +135,8 @@ def describe_found(rows, margin):
     mde = [row["mde"] for row in rows if row["mde"] == row["mde"]]
     smallest = f"{np.median(mde):.3f}" if mde else "undefined"
     opposite = sum(row["sign_disagrees"] is True or row["sign_disagrees"] == 1 for row in rows)
-    text = (
-        f"BH, margin {margin:g}: {named or 'none'}; 80 % power for a layer at {smallest} (median)"
-    )
+    text = f"BH and margin {margin:g}: {named or 'none'}; "
+    text += f"80 % power for a layer at {smallest} (median)"
     if opposite:
         text += f"; {opposite} layers have the other sign within shared first words"
     return text
