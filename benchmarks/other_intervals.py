@@ -69,7 +69,7 @@ def intervals_by_method(runs, n, n_draws, seed):
     out["percentile"], out["equal-tailed t"] = {}, {}
     means = index_inference.Means(runs, category, resampling.draw_weights(counts))
     for name in INDICES:
-        estimate, shift, error = means.index_draws(name)
+        estimate, shift, error, _ = means.index_draws(name)
         both = draws[0][name] - draws[1][name] if len(runs) == 2 else draws[0][name]
         out["percentile"][name] = tuple(np.quantile(both, [0.025, 0.975], axis=0))
         low, high = np.quantile(shift[:, 1:] / error[:, 1:], [0.025, 0.975], axis=1)
