@@ -15,7 +15,7 @@ Where the data come from:
 
 Monte-Carlo errors count a data set once, however many layers it has.
 
-    python benchmarks/calibration.py            some minutes on two cores
+    python benchmarks/calibration.py            about 20 minutes on two cores
     python benchmarks/calibration.py --quick    a tenth of the data sets
     python benchmarks/calibration.py --run BASE INSTRUCT    frames of these crossed runs
 """
