@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 from prompt_calibration import ALONE as PROMPTS
 from prompt_calibration import FORMATS, read_data
+from simulated_calibration import count_test
 from simulated_runs import EFFECT, FILLERS, draw_world, simulate_frames
 
 import output_manager
@@ -233,11 +234,7 @@ def level_rows(rng, n, n_datasets, source):
             for index, p in tested.items():
                 tests[f"{_joined(source)}: {index.upper()}, layers", "two runs"] = p
         for key, test in tests.items():
-            seen.setdefault((*key, "level"), []).append((test.p < 0.05).mean())
-            if key[1] != PROMPTS:
-                seen.setdefault((*key, "family"), []).append(np.nanmin(test.p_max) < 0.05)
-                any_bh = (contrasts.q_values(test.p) < 0.05).any()
-                seen.setdefault((*key, "discovery"), []).append(any_bh)
+            count_test(seen, key, test, key[1] != PROMPTS)
     return [(what, n, method, x, kind) for (what, method, kind), x in seen.items()]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from simulated_calibration import count_test
 
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError
@@ -196,12 +197,7 @@ def level_rows(rng, n, n_datasets, population, way):
         tests |= {(f"chat - raw: {index.upper()}, layers", how): two[index] for index in two}
         tests = {key: found for key, found in tests.items() if not np.isnan(found.p).all()}
         for key, found in tests.items():
-            seen.setdefault((*key, "level"), []).append((found.p < 0.05).mean())
-            if key[1] != ALONE:
-                any_max = np.nanmin(found.p_max) < 0.05
-                any_bh = (contrasts.q_values(found.p) < 0.05).any()
-                seen.setdefault((*key, "family"), []).append(any_max)
-                seen.setdefault((*key, "discovery"), []).append(any_bh)
+            count_test(seen, key, found, key[1] != ALONE)
     return [(f"words, {way}, {w}", n, m, x, kind) for (w, m, kind), x in seen.items()]
 
 

@@ -130,9 +130,11 @@ def level_rows(rng, n, n_datasets):
     return [(*key[:1], n, key[1], x, key[2]) for key, x in seen.items()]
 
 
-def count_test(seen, key, test):
-    """Add what one data set under a true null says: level, max-T and BH of its family."""
+def count_test(seen, key, test, families=True):
+    """Add what one data set under a true null says: level; max-T and BH of its family, if asked."""
     seen.setdefault((*key, "level"), []).append((test.p < 0.05).mean())
+    if not families:
+        return
     seen.setdefault((*key, "family"), []).append(np.nanmin(test.p_max) < 0.05)
     seen.setdefault((*key, "discovery"), []).append((contrasts.q_values(test.p) < 0.05).any())
 

@@ -28,7 +28,7 @@ from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.index_inference import COMPARED
-from rolecircuits.stats.indices import index_values
+from rolecircuits.stats.indices import first_word_matched_values, index_values
 from rolecircuits.stats.moments import category_mean
 from rolecircuits.stats.resampling import SHARE
 from rolecircuits.stats.role_tests import disagrees, infer_layers
@@ -190,7 +190,7 @@ def draw_indices(study: Study, title):
         if run.crossed
         else "Crosses: the estimate within shared first words has the other sign.",
     )
-    within = infer_layers(run, "first_word_matched", study.seed, study.n_resamples)
+    within = index_values(first_word_matched_values(run), run.category)
     grid, handles = two_panels(study, gap=(0.5, 0.6), heading=2), [*handles, NULL_HANDLE]
     figure, axes = open_figure(study, title, caption, grid, handles, sharey=True)
     rows = []
@@ -203,7 +203,7 @@ def draw_indices(study: Study, title):
             style.draw_series(place, measured, *look, slot - 0.5)
             style.mark_layers(place, numbers["q"] < ALPHA, *look, slot)
             if kind == "normalised" and not run.crossed:
-                other = disagrees(numbers["estimate"], within[index]["estimate"])
+                other = disagrees(numbers["estimate"], within[index])
                 at = np.flatnonzero(other)
                 place.plot(at + 0.12 * (slot - 0.5), numbers["estimate"][at], "x", color=look[0])
             if kind == "raw":

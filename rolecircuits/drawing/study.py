@@ -15,6 +15,7 @@ from rolecircuits.stats.contrasts import (
     compare_categories,
     infer_contrast,
     name_of,
+    names_of,
 )
 from rolecircuits.stats.indices import null_values, prompt_values
 from rolecircuits.stats.resampling import N_RESAMPLES, UNBOUNDED, infer_mean, untestable_reason
@@ -85,8 +86,7 @@ class Study:
 
     def label(self, contrast):
         """A contrast in words: self-referent - neutral."""
-        sides = ((side,) if isinstance(side, str) else side for side in contrast)
-        named = [" + ".join(self.looks[name].label for name in side) for side in sides]
+        named = [" + ".join(self.looks[n].label for n in names_of(side)) for side in contrast]
         return " - ".join(f"({text})" if "+" in text else text for text in named)
 
     def rows(self, values):
@@ -159,7 +159,7 @@ def contrast_estimate(study: Study, values, contrast):
 def contrast_facts(study: Study, contrast):
     """Columns of a CSV that name a contrast and the sizes of its sides."""
     first, second = (name_of(side) for side in contrast)
-    n, n_minus = (study.counts[side if isinstance(side, str) else side[0]] for side in contrast)
+    n, n_minus = (study.counts[names_of(side)[0]] for side in contrast)
     return {"category": first, "minus": second, "n": n, "n_minus": n_minus}
 
 

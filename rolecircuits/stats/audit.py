@@ -17,6 +17,7 @@ python prompts.py --audit results_activation_analysis/latest_run
 import numpy as np
 
 from rolecircuits.inputs.categories import PAIRED
+from rolecircuits.stats.contrasts import categories_of
 from rolecircuits.stats.indices import (
     INDICES,
     first_word_matched_values,
@@ -28,7 +29,7 @@ from rolecircuits.stats.indices import (
 )
 from rolecircuits.stats.moments import defined_mean, divide
 from rolecircuits.stats.resampling import untestable_reason
-from rolecircuits.stats.units import effective_units, is_clustered, labels_of
+from rolecircuits.stats.units import effective_number, is_clustered, labels_of
 
 FACTORS = ("category", "first word", "token count")
 LEAST = 0.05  # a share beyond the other factor that is worth a warning
@@ -130,8 +131,7 @@ def describe_clusters(values, category, frame):
         adjusted += n.sum() - (n**2).sum() / n.sum()
         of_category[name] = {"prompts": int(n.sum()), "frames": len(n)}
         of_category[name]["mean_cluster"] = float((n**2).sum() / n.sum())
-        own = np.unique(frame[category == name], return_inverse=True)[1]
-        of_category[name]["effective_frames"] = effective_units(own)
+        of_category[name]["effective_frames"] = effective_number(n)
     freedom = len(sizes) - len(of_category), len(values) - len(sizes)
     if min(freedom) < 1:
         icc = np.full(values.shape[1], np.nan)
@@ -226,7 +226,7 @@ def contrast_reason(run, contrast):
 
     contrast  (first, second) of stats.contrasts
     """
-    names = [name for side in contrast for name in ((side,) if isinstance(side, str) else side)]
+    names = categories_of(contrast)
     if not set(names) <= set(run.counts):
         return None
     if reason := unidentified_reason(run, names):

@@ -37,9 +37,20 @@ INTERACTIONS = {
 }
 
 
+def names_of(side):
+    """The categories of a side of a contrast."""
+    return (side,) if isinstance(side, str) else side
+
+
 def categories_of(contrast):
     """The categories of a contrast, first side first."""
-    return [name for side in contrast for name in ((side,) if isinstance(side, str) else side)]
+    return [name for side in contrast for name in names_of(side)]
+
+
+def coefficients_of(contrast):
+    """{category: its coefficient in first - second}."""
+    signed = zip((1.0, -1.0), contrast, strict=True)
+    return {name: sign / len(names_of(side)) for sign, side in signed for name in names_of(side)}
 
 
 def name_of(side):
@@ -96,7 +107,7 @@ def contrast_sides(values, category, unit, contrast):
     of_name = dict(zip(names, matched, strict=True))
     sides = []
     for side in contrast:
-        rows = [of_name[name] for name in ((side,) if isinstance(side, str) else side)]
+        rows = [of_name[name] for name in names_of(side)]
         sides.append(sum(values[own] for own in rows) / len(rows))
     return *sides, True
 
@@ -113,10 +124,7 @@ def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, se
         return infer_difference(
             *contrast_sides(values, category, unit, contrast), n_resamples, seed
         )
-    slopes = {}
-    for sign, side in zip((1.0, -1.0), contrast, strict=True):
-        names = (side,) if isinstance(side, str) else side
-        slopes |= {name: sign / len(names) for name in names}
+    slopes = coefficients_of(contrast)
     flat = values.reshape(len(values), -1)
     chosen = np.isin(category, list(slopes))
     flat, category, unit = flat[chosen], category[chosen], unit[chosen]

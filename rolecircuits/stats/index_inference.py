@@ -29,7 +29,7 @@ from rolecircuits.stats.resampling import (
     nth_seed,
     tail_freedom,
 )
-from rolecircuits.stats.units import is_clustered, matched_rows
+from rolecircuits.stats.units import ALONE, is_clustered, matched_rows
 
 NUMERATORS = {"rfc": {"self_referent": -1.0}, "rsi": {"confounder": 1.0, "self_referent": -1.0}}
 COMPARED = {"rfc": ("neutral", "self_referent"), "rsi": ("confounder", "self_referent")}
@@ -145,7 +145,7 @@ def _prepare_runs(values, category, unit, base):
     runs = [values] if base is None else [values, base]
     runs = [np.array(run, dtype=np.float64).reshape(len(run), -1) for run in runs]
     category = np.asarray(category)
-    unit = np.full(len(category), -1) if unit is None else np.asarray(unit)
+    unit = np.full(len(category), ALONE) if unit is None else np.asarray(unit)
     if is_clustered(category, unit):
         return category, runs, unit, True
     names = [name for name in INDEX_CATEGORIES if (category == name).any()]

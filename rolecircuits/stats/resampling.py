@@ -27,7 +27,14 @@ from scipy.special import stdtr, stdtrit
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.stats.moments import column_blocks
-from rolecircuits.stats.units import effective_units, is_clustered, shared_units, strata_of
+from rolecircuits.stats.units import (
+    ALONE,
+    effective_number,
+    effective_units,
+    is_clustered,
+    shared_units,
+    strata_of,
+)
 
 N_RESAMPLES = 10_000
 CONFIDENCE, INNER = 0.95, 0.90
@@ -61,7 +68,7 @@ def untestable_reason(category, unit=None, names=None, what="prompts"):
     """
     category = np.asarray(category)
     names = list(dict.fromkeys(category.tolist()) if names is None else names)
-    unit = np.full(len(category), -1) if unit is None else np.asarray(unit)
+    unit = np.full(len(category), ALONE) if unit is None else np.asarray(unit)
     clustered = is_clustered(category, unit)
     n, effective = {}, {}
     for name in names:
@@ -120,7 +127,7 @@ def bootstrap_weights(category, unit, n_resamples, seed):
 
     unit  [row], or None: every row alone. The same draws serve every kind, layer and head of a run.
     """
-    unit = [-1] * len(category) if unit is None else np.asarray(unit).tolist()
+    unit = [ALONE] * len(category) if unit is None else np.asarray(unit).tolist()
     return _kept_weights(tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed)
 
 
@@ -147,14 +154,14 @@ class Summary:
         self.reached = np.zeros(n_columns, dtype=int)
         self.least, self.blocks = np.full(n_draws, n_draws), []
 
-    def add(self, columns, draws, testable=True, draw_more=None):
+    def add(self, columns, draws, testable, draw_more):
         """One block of columns.
 
         draws      (estimate [column]; shift and standard error [column, 1 + resample]; freedom
                    [column], the degrees of freedom of the tail)
         testable   False: the estimate alone is kept
         draw_more  function (places of columns in the block, number) -> draws of these columns from
-                   other resamples; None: p stays as coarse as the draws
+                   other resamples
         """
         estimate, shift, error, freedom = draws
         self.estimate[columns] = estimate
@@ -175,8 +182,7 @@ class Summary:
             points = np.partition(t, self.ranks, axis=1)[:, self.ranks]
             self.width[chosen], self.inner[chosen] = points.T
         self._rank(t)
-        if draw_more is not None:
-            self.blocks.append((columns, usable, draw_more))
+        self.blocks.append((columns, draw_more))
 
     def _rank(self, t):
         """Keep in which draws a column is among its largest; t [column, draw]."""
@@ -194,16 +200,13 @@ class Summary:
         0.05 k / m. Every block takes the same draws in turn: they are made once.
         """
         total, number = np.full(len(self.p), self.n_draws), 0
-        open_ended = np.zeros(len(self.p), dtype=bool)
-        for columns, usable, _ in self.blocks:
-            open_ended[columns[usable]] = True
         while True:
-            few = open_ended & (self.reached < ENOUGH)
+            few = np.isfinite(self.observed) & (self.reached < ENOUGH)
             few &= total < FINEST / (1 - CONFIDENCE) * len(few) / max(few.sum(), 1)
             if not few.any():
                 return total
             number += 1
-            for columns, _, draw_more in self.blocks:
+            for columns, draw_more in self.blocks:
                 places = np.flatnonzero(few[columns])
                 if not len(places):
                     continue
@@ -346,8 +349,7 @@ def nth_seed(seed, number):
 
 def _is_enough(size):
     """Whether units of these sizes are enough for an interval."""
-    worth = size.sum() ** 2 / (size**2).sum() if len(size) else 0.0
-    return len(size) >= MIN_UNITS and worth >= MIN_EFFECTIVE
+    return len(size) >= MIN_UNITS and effective_number(size) >= MIN_EFFECTIVE
 
 
 def sum_units(values, category, unit):

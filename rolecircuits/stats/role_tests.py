@@ -17,7 +17,12 @@ from scipy.special import ndtri
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED, MARGIN
 from rolecircuits.stats import indices
 from rolecircuits.stats.audit import contrast_reason, within_words
-from rolecircuits.stats.contrasts import compare_categories, contrast_sides, q_values
+from rolecircuits.stats.contrasts import (
+    coefficients_of,
+    compare_categories,
+    contrast_sides,
+    q_values,
+)
 from rolecircuits.stats.index_inference import COMPARED, Means, infer_indices
 from rolecircuits.stats.moments import defined_mean, defined_moments, divide
 from rolecircuits.stats.resampling import N_RESAMPLES, SHARE, infer_mean, join_families
@@ -44,10 +49,11 @@ VERDICTS = ("differs", "differs, less than the margin", "equivalent", "undecided
 def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
     """{index: numbers} of RFC and RSI; p tests index = null.
 
-    numbers  "estimate", "low", "high", "null", "p", "q", "p_max", "p_primary" (max-T over the
-             layers of both indices), "error", "outer" and "inner" (half the 95 % and half the 90 %
-             interval of estimate - null, before a bound cuts it), each [layer]; "reason", why there
-             is no interval and no test, or None; "family", the Inference
+    numbers  "estimate", "low", "high", "null", "p", "q", "p_max", "p_primary" (of the primary
+             family, max-T over the layers of both indices; else NaN), "error", "outer" and "inner"
+             (half the 95 % and half the 90 % interval of estimate - null, before a bound cuts it),
+             each [layer]; "reason", why there is no interval and no test, or None; "family", the
+             Inference
     Raw is tested against the index of uniform attention on the same prompts. What is matched on the
     first word has an estimate alone: it counts the words as fixed, while prompts are drawn word by
     word.
@@ -74,10 +80,11 @@ def infer_layers(run, kind="normalised", seed=DEFAULT_SEED, n_resamples=N_RESAMP
                 (*TESTS, "error", "outer", "inner"), np.full(len(null[index]), np.nan)
             )
         layers[index] = numbers | {"reason": reason, "family": test}
-    tested = [index for index, numbers in layers.items() if not numbers["reason"]]
-    joint = join_families([tests[index] for index in tested]) if tested else []
-    for index, numbers in layers.items():
-        numbers["p_primary"] = joint[tested.index(index)] if index in tested else numbers["p"]
+        layers[index]["p_primary"] = np.full(len(null[index]), np.nan)
+    tested = [index for index in layers if not layers[index]["reason"]]
+    if tested and family_name(run, kind) == "primary":
+        for index, p in zip(tested, join_families([tests[i] for i in tested]), strict=True):
+            layers[index]["p_primary"] = p
     return layers
 
 
@@ -100,8 +107,6 @@ def layer_metrics(run, inferred, margin=MARGIN):
             found = judge_layers(numbers, margin)
             columns = {name: numbers[name] for name in ("estimate", "low", "high", "null")}
             columns |= {name: numbers[name] for name in ("p", "q", "p_max", "p_primary", "error")}
-            if family_name(run, kind) != "primary":
-                columns["p_primary"] = np.nan
             columns |= sizes[index] | found
             if kind == PRIMARY and not run.crossed:
                 columns["within_words"] = within[index]["estimate"]
@@ -237,13 +242,11 @@ def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
 def describe_contrast(run, values, contrast, error):
     """As `describe_sizes` for one contrast; values [prompt, layer], error [layer]."""
     there, variance = np.zeros(len(values), dtype=bool), 0.0
-    for side in contrast:
-        names = (side,) if isinstance(side, str) else side
-        for name in names:
-            chosen = run.category == name
-            there |= chosen
-            n, _, spread = defined_moments(values[chosen])
-            variance = variance + divide(spread, n) / len(names) ** 2
+    for name, coefficient in coefficients_of(contrast).items():
+        chosen = run.category == name
+        there |= chosen
+        n, _, spread = defined_moments(values[chosen])
+        variance = variance + coefficient**2 * divide(spread, n)
     effect = divide(error**2, variance)
     sizes = {"prompts": int(there.sum()), "frames": len(set(run.frame[there].tolist()))}
     return sizes | {"design_effect": effect, "effective_n": divide(there.sum(), effect)}

@@ -63,12 +63,18 @@ def is_clustered(category, unit):
     return len(set(cells)) < len(cells)
 
 
+def effective_number(size):
+    """How many units of equal size units of these sizes are worth: (sum n)^2 / sum n^2 (Kish
+    1965).
+    """
+    return float(size.sum() ** 2 / (size**2).sum()) if len(size) else 0.0
+
+
 def effective_units(unit):
-    """How many units of equal size these rows are worth: (sum n)^2 / sum n^2 (Kish 1965)."""
+    """`effective_number` of the units of these rows."""
     unit = np.asarray(unit)
     size = np.unique(unit[unit >= 0], return_counts=True)[1]
-    size = np.concatenate([size, np.ones((unit < 0).sum())])
-    return float(size.sum() ** 2 / (size**2).sum()) if len(size) else 0.0
+    return effective_number(np.concatenate([size, np.ones((unit < 0).sum())]))
 
 
 def labels_of(design):
