@@ -43,13 +43,14 @@ from rich.table import Table  # noqa: E402
 from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 
 from rolecircuits.capture.instrument import load_model  # noqa: E402
+from rolecircuits.capture.masks import note_windows, windows_of  # noqa: E402
 from rolecircuits.capture.streaming import LayerRecorder, stream_layers  # noqa: E402
 from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E402
 from rolecircuits.inputs.errors import RunFailed  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
 from rolecircuits.inputs.specs import ModelSpec  # noqa: E402
 from rolecircuits.stats.masses import Places  # noqa: E402
-from rolecircuits.models.architecture import sliding_windows  # noqa: E402
+from rolecircuits.models.load import LoadedModel  # noqa: E402
 from rolecircuits.models.source import locate_model, read_config  # noqa: E402
 
 WAYS = ("plain", "streaming", "hf_eager", "tl_hooks", "tl_cache")
@@ -258,11 +259,11 @@ def make_work(args, way, tokens):
     if way == "streaming":
         config = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers
-        facts = {"n_heads": heads, "n_layers": layers}
-        facts["sliding_windows"] = sliding_windows(model.config)
-        return lambda: stream_layers(
-            model, ids, mask, LayerRecorder(facts, count, Places(span), lambda layer, arrays: None)
-        )
+        facts = {"n_heads": heads, "n_layers": layers, "architecture": type(model).__name__}
+        loaded = LoadedModel(model, None, facts)
+        note_windows(loaded, tokens)
+        kept = windows_of(facts), count, Places(span), lambda layer, arrays: None
+        return lambda: stream_layers(loaded, (ids, mask), LayerRecorder(*kept))
     ids, mask = ids.to(args.device), mask.to(args.device)
     if way == "plain":
         return lambda: model.base_model(ids, attention_mask=mask, use_cache=False)

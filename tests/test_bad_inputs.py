@@ -899,14 +899,15 @@ def test_half_a_surrogate_pair_survives_json(tmp_path):
 
 
 def test_a_prompt_that_fails_is_recorded_and_the_rest_goes_on(tiny, here, capsys, monkeypatch):
-    real = attention.PatternPass.run_batch
+    real, lost = attention.ids_of, []
 
-    def refuse_one(self, batch):
-        if any(self.tokenized[i].id == "neutral_01" for i in batch):
+    def refuse_one(tokenized, batch):
+        lost[:] = [i for i, prompt in enumerate(tokenized) if prompt.id == "neutral_01"]
+        if lost[0] in batch:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(self, batch)
+        return real(tokenized, batch)
 
-    monkeypatch.setattr(attention.PatternPass, "run_batch", refuse_one)
+    monkeypatch.setattr(attention, "ids_of", refuse_one)
     assert activation_analysis.main(["--model_id", tiny, "--prompts_per_category", "2"]) == 3
     assert "failed: neutral_01: out of memory" in capsys.readouterr().out
     run = om.load_run("results_activation_analysis/latest_run")

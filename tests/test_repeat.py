@@ -131,11 +131,11 @@ def test_what_was_done_is_repeated_whatever_would_be_chosen_now(copied, monkeypa
 def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again(tiny, tmp_path, monkeypatch):
     real, sizes, limit = attention.check_patterns, [], [2]
 
-    def check(pattern, n_tokens, layer, facts):
+    def check(pattern, *rest):
         sizes.append(len(pattern))
         if len(pattern) > limit[0]:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        real(pattern, n_tokens, layer, facts)
+        real(pattern, *rest)
 
     monkeypatch.setattr(attention, "check_patterns", check)
     command = ["--model_id", tiny, "--prompts_per_category", "1", "--output_dir", str(tmp_path)]
@@ -411,11 +411,11 @@ def test_a_text_that_names_the_home_folder_comes_back_as_it_was(tiny, tmp_path, 
     monkeypatch.setenv("HOME", str(home))
     real, lengths = attention.check_patterns, [0]
 
-    def fail_the_longest(pattern, n_tokens, layer, facts):
+    def fail_the_longest(pattern, n_tokens, *rest):
         lengths.append(n_tokens.max())
         if lengths[-1] == max(lengths):  # the first batch holds all
             raise RuntimeError("can't allocate memory")
-        real(pattern, n_tokens, layer, facts)
+        real(pattern, n_tokens, *rest)
 
     monkeypatch.setattr(attention, "check_patterns", fail_the_longest)
     words = ["--model_id", str(home / "models/tiny"), "--prompts", str(home / "own.json")]

@@ -18,8 +18,10 @@ from rolecircuits.models.load import open_model, read_weights
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import Places
 
-# Our rows against those that the model returns, which short dtypes round: bfloat16 has 8 digits.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
+# Half the summed differences of our rows from those that the model returns: the largest of all rows
+# in float32, the mean of a layer's in short dtypes. There returned rows are rounded, and a model
+# whose own softmax is rounded (gpt-oss) goes on with slightly other residuals.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
 # Streamed rows against the float32 pattern of the same queries and keys, whatever the dtype.
 KERNEL_TOLERANCE = 1e-4
@@ -77,13 +79,14 @@ def check_instrument(loaded):
 
 
 def compare_rows(loaded, texts):
-    """The largest difference of our rows of a padded batch from the model's own, or None where it
-    returns none; refused beyond the tolerance.
+    """How far our rows of a padded batch are from the model's own, or None where it returns none;
+    refused beyond the tolerance.
 
     texts  [text] of token ids
     """
     dtype, lengths = loaded.facts["dtype"], np.array([len(ids) for ids in texts])
     tolerance, worst = TOLERANCE[dtype], 0.0
+    summary = np.max if dtype == "float32" else np.mean
     # In short dtypes a text rounds otherwise in a batch than alone, so there the same batch is fed.
     batches = [texts] if dtype != "float32" else [[ids] for ids in texts]
     expected = [rows for batch in batches for rows in eager_rows(loaded, batch)]
@@ -96,13 +99,15 @@ def compare_rows(loaded, texts):
             if model_rows is None:
                 continue
             sinks = rows.shape[-1] - rows.shape[-2]
-            gap = abs(rows[:, :n, sinks : sinks + n] - model_rows[layer]).max(axis=(1, 2))
-            if not gap.max() <= tolerance:
+            gaps = abs(rows[:, :n, sinks : sinks + n] - model_rows[layer]).sum(axis=-1) / 2
+            gap = float(summary(gaps))
+            if not gap <= tolerance:
                 raise RunFailed(
-                    f"instrument check: layer {layer} head {int(gap.argmax())}: our rows differ "
-                    f"from the model's by {gap.max():.2g}, allowed {tolerance:g}"
+                    f"instrument check: layer {layer} head {int(gaps.max(axis=1).argmax())}: our "
+                    f"rows differ from the model's by {gap:.2g} ({summary.__name__}), allowed "
+                    f"{tolerance:g}"
                 )
-            worst = max(worst, float(gap.max()))
+            worst = max(worst, gap)
 
     patterns.read_patterns(loaded, texts, on_layer)
     return None if None in expected else worst
@@ -117,6 +122,7 @@ def check_batches(loaded):
         loaded.tokenizer.hf(text, add_special_tokens=False).input_ids[:context]
         for text in (CHECK_TEXT, *SHORT_TEXTS)
     )
+    loaded.tokenizer.check_ids(long, "instrument check: a text")
     if not 2 <= len(short[0]) < len(short[1]):
         short = [long[:2], long[1:5]]
     side = batch_side(loaded.facts)
@@ -150,6 +156,7 @@ def describe_attention(loaded):
         masks.INTERFACE: "AttentionInterface",
         masks.EAGER: "the softmax of its eager attention",
     }[masks.way(loaded)]
+    loaded.facts["n_kv_heads"] = loaded.attention["kv_heads"]
     loaded.facts["learned_sinks"] = masks.has_sinks(loaded)
     loaded.facts["can_stream"] = masks.can_stream(loaded)
     reach = LONGEST_READ if masks.can_stream(loaded) else len(check_batches(loaded)[0][0])

@@ -23,6 +23,7 @@ from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.rotary import reset_rotary
 
 INTERFACE, EAGER = "interface", "eager"
+ACTIVE = {}  # name: (attention function, mask function) of the pass that runs, empty between passes
 SOFTMAXES = (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
 
 
@@ -117,9 +118,14 @@ def run_interface(loaded, batch, name, function, mask_function):
     batch          (ids, mask) [prompt, query], right-padded
     mask_function  what builds masks, as transformers.masking_utils.eager_mask does
     """
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, mask_function)
-    _run(set_attention(loaded.model, name), batch)
+    # What is registered stays for good, so it must not hold a model.
+    AttentionInterface.register(name, lambda *args, **kwargs: ACTIVE[name][0](*args, **kwargs))
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: ACTIVE[name][1](*args, **kwargs))
+    ACTIVE[name] = function, mask_function
+    try:
+        _run(set_attention(loaded.model, name), batch)
+    finally:
+        del ACTIVE[name]
     _check_all_fired(function)
 
 

@@ -1,4 +1,4 @@
-"""What a config says of the attention: causal softmax in every layer or not, windows, context."""
+"""What a config says of the attention: causal softmax in every layer or not, context."""
 
 from rolecircuits.inputs.errors import UserError, printable
 
@@ -47,21 +47,6 @@ def _texts(config, field, model_id):
             f"--model_id {printable(model_id)}: {field} in its config.json is not a list of texts"
         )
     return values
-
-
-def sliding_windows(config):
-    """The window of every layer in tokens, None for full attention: [layer] list.
-
-    Query i sees keys i - window < j <= i, as transformers' masking_utils defines it.
-    """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    types = getattr(text, "layer_types", None)
-    if types:
-        return [window if kind == "sliding_attention" else None for kind in types]
-    if not getattr(text, "use_sliding_window", True):
-        window = None
-    return [window] * text.num_hidden_layers
 
 
 def context_length(config):
