@@ -33,7 +33,12 @@ def stop_tokens(loaded):
 
 
 def check_room(tokenized, max_tokens, context):
-    """Refuse answers that could run out of the model's context; nothing is truncated."""
+    """Refuse answers that could run out of the model's context; nothing is truncated.
+
+    context  tokens that fit, None for a model without a limit
+    """
+    if context is None:
+        return
     longest = max(tokenized, key=lambda p: len(p.token_ids))
     if len(longest.token_ids) + max_tokens > context:
         raise UserError(

@@ -25,7 +25,13 @@ from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
-from rolecircuits.models.architecture import check_architecture, context_length, sliding_windows
+from rolecircuits.models.architecture import (
+    check_architecture,
+    context_length,
+    dense_tokens,
+    sliding_windows,
+    text_config,
+)
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
 from rolecircuits.models.source import (
     cached_weights,
@@ -49,23 +55,31 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class ModelTokenizer:
     """A tokenizer as it came, and what this model does with it.
 
-    prepends_bos  TransformerLens's default for this model    context     tokens that fit
+    prepends_bos  TransformerLens's default for this model
+    context       tokens that fit, None for no limit (ALiBi)
     vocabulary    tokens that have an embedding
+    dense         tokens up to which every key is seen, None for no limit (`dense_tokens`)
     """
 
     hf: object
     prepends_bos: bool
-    context: int
+    context: int | None
     vocabulary: int
+    dense: int | None = None
 
     def check_ids(self, ids, what):
         """Refuse tokens that do not fit the context, or have no embedding: those of a tokenizer or
         chat template of another model.
         """
-        if len(ids) > self.context:
+        if self.context is not None and len(ids) > self.context:
             raise UserError(
                 f"{what} has {len(ids)} tokens, the model's context holds {self.context}; it is "
                 "not truncated"
+            )
+        if self.dense is not None and len(ids) > self.dense:
+            raise UserError(
+                f"{what} has {len(ids)} tokens; beyond {self.dense} this model's sparse attention "
+                "chooses the keys that a row sees, which is not measured"
             )
         if max(ids, default=0) >= self.vocabulary:
             raise UserError(
@@ -119,8 +133,9 @@ def open_model(spec):
     config = read_config(source, revision, spec.trust_remote_code)
     check_architecture(spec.model_id, config)
     hf = _read_tokenizer(source, spec, revision)
-    vocabulary = config.get_text_config().vocab_size
-    tokenizer = ModelTokenizer(hf, _prepends_bos(spec, config), context_length(config), vocabulary)
+    vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
+    context, prepends_bos = context_length(config), _prepends_bos(spec, config)
+    tokenizer = ModelTokenizer(hf, prepends_bos, context, vocabulary, dense)
     return OpenedModel(spec, source, revision, config, tokenizer)
 
 
