@@ -1,13 +1,10 @@
 """Which models are refused by their config alone: every model type of the installed transformers
 that has a next token, with its default config, before any weight exists."""
 
-from collections import namedtuple
-
 import pytest
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from rolecircuits.capture.generation import check_room
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.architecture import (
     CLASSES,
@@ -20,7 +17,6 @@ from rolecircuits.models.architecture import (
 )
 from rolecircuits.models.load import ModelTokenizer
 
-Tokens = namedtuple("Tokens", "id token_ids")
 # What the line says, and the model types that get it. All others are accepted.
 REFUSED = {
     "linear_attention layers; softmax attention over tokens": "bailing_hybrid bamba "
@@ -173,9 +169,6 @@ def test_a_model_with_its_own_code_is_left_to_it():
 def test_texts_of_a_model_without_a_context_and_of_a_sparse_one():
     free = ModelTokenizer(None, True, None, 10)
     free.check_ids([1] * 100_000, "prompt p")
-    check_room([Tokens("p", [1] * 100_000)], 100_000, None)
-    with pytest.raises(UserError, match="--max_tokens 5: prompt p has 6 tokens, the context holds"):
-        check_room([Tokens("p", [1] * 6)], 5, 10)
     sparse = ModelTokenizer(None, True, 100, 10, dense=8)
     sparse.check_ids([1] * 8, "prompt p")
     with pytest.raises(UserError, match="prompt p has 9 tokens; beyond 8 .* sparse attention"):

@@ -33,12 +33,7 @@ def stop_tokens(loaded):
 
 
 def check_room(tokenized, max_tokens, context):
-    """Refuse answers that could run out of the model's context; nothing is truncated.
-
-    context  tokens that fit, None for a model without a limit
-    """
-    if context is None:
-        return
+    """Refuse answers that could run out of the model's context; nothing is truncated."""
     longest = max(tokenized, key=lambda p: len(p.token_ids))
     if len(longest.token_ids) + max_tokens > context:
         raise UserError(

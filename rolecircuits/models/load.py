@@ -20,15 +20,18 @@ from transformer_lens.factories.architecture_adapter_factory import Architecture
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
+from rolecircuits.models.adapters import Origin, adapter_facts, find_origin, merge_adapter
 from rolecircuits.models.architecture import (
+    auto_class,
     check_architecture,
     context_length,
     dense_tokens,
+    is_multimodal,
     sliding_windows,
     text_config,
 )
@@ -37,10 +40,9 @@ from rolecircuits.models.source import (
     cached_weights,
     count_parameters,
     errors_in_one_line,
+    gguf_facts,
     hub_parameters,
-    locate_model,
     model_folder,
-    pin_revision,
     read_config,
     weight_files,
     weights_sha256,
@@ -92,14 +94,23 @@ class ModelTokenizer:
 class OpenedModel:
     """A model whose config and tokenizer are read and checked; its weights are not read yet.
 
-    source  what from_pretrained takes, a folder or a hub id    revision  commit, None for a folder
+    origin  where the weights are, and the adapter to be merged into them
     """
 
     spec: ModelSpec
-    source: str
-    revision: str | None
+    origin: Origin
     config: object
     tokenizer: ModelTokenizer
+
+    @property
+    def source(self):
+        """What from_pretrained takes: a folder or a hub id."""
+        return self.origin.source
+
+    @property
+    def revision(self):
+        """The commit of the source, None for a folder."""
+        return self.origin.revision
 
 
 @dataclass(frozen=True)
@@ -128,15 +139,15 @@ def open_model(spec):
     """The OpenedModel of a ModelSpec; what can be refused without its weights is refused here."""
     resolve_device(spec.device)
     read_device_map(spec.device_map)
-    source = locate_model(spec.model_id)
-    revision = pin_revision(source, spec.revision)
-    config = read_config(source, revision, spec.trust_remote_code)
+    origin = find_origin(spec)
+    config = read_config(origin.source, origin.revision, spec.trust_remote_code)
     check_architecture(spec.model_id, config)
-    hf = _read_tokenizer(source, spec, revision)
+    own = origin.adapter if origin.adapter and origin.adapter.tokenizer else origin
+    hf = _read_tokenizer(own.source, spec, own.revision)
     vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
     context, prepends_bos = context_length(config), _prepends_bos(spec, config)
     tokenizer = ModelTokenizer(hf, prepends_bos, context, vocabulary, dense)
-    return OpenedModel(spec, source, revision, config, tokenizer)
+    return OpenedModel(spec, origin, config, tokenizer)
 
 
 def load_tokenizer(model_id, revision=None):
@@ -188,6 +199,7 @@ def read_weights(opened):
         "prepends_bos": tokenizer.prepends_bos,
         "bos_token": tokenizer.hf.bos_token,
     }
+    facts |= _origin_facts(opened, facts)
     return LoadedModel(bridge, tokenizer, facts, plain)
 
 
@@ -218,7 +230,7 @@ def _from_pretrained(opened, placement):
     spec = opened.spec
     transformers_logging.set_verbosity_error()  # check_weights_complete says its report in one line
     with errors_in_one_line(spec.model_id, "weights cannot be read"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(opened.config).from_pretrained(
             opened.source,
             revision=opened.revision,
             dtype=getattr(torch, spec.dtype),
@@ -230,7 +242,21 @@ def _from_pretrained(opened, placement):
             ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
     check_weights_complete(spec.model_id, report)
+    if opened.origin.adapter:
+        model = merge_adapter(model, opened.origin.adapter, spec.model_id)
     return model
+
+
+def _origin_facts(opened, facts):
+    """What facts (those of the files that were loaded) lack: is it the text side of a multimodal
+    model, a converted GGUF, merged with an adapter?
+    """
+    more = {"multimodal": is_multimodal(opened.config, facts["architecture"])}
+    if gguf := gguf_facts(opened.source):
+        more["gguf"] = gguf
+    if opened.origin.adapter:
+        more |= adapter_facts(opened.origin, facts["weights_sha256"])
+    return more
 
 
 def check_weights_complete(model_id, report):
