@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import interventions
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import ModelSpec
@@ -135,7 +136,7 @@ BROKEN = {
     "no base": (lambda f: change_config(f, base_model_name_or_path=None), "names no base model"),
     "base gone": (
         lambda f: change_config(f, base_model_name_or_path="./nowhere"),
-        r"whose base cannot be opened: --model_id \./nowhere: no such folder",
+        r"whose base cannot be opened: \./nowhere: no such folder",
     ),
     "prompt tuning": (lambda f: change_config(f, peft_type="PROMPT_TUNING"), "no weights can be"),
     "unknown kind": (lambda f: change_config(f, peft_type="NEW"), "does not fit its base: .*NEW"),
@@ -190,3 +191,18 @@ def test_an_adapter_of_the_hub_pins_its_base(base, adapter, tmp_path, monkeypatc
     facts = read("someone/adapter").facts
     assert (facts["revision"], facts["adapter"]["base_revision"]) == (own, first)
     assert facts["adapter"]["base"] == "someone/base"
+
+
+def test_a_plan_for_an_adapter_is_checked_against_its_base(adapter, tmp_path, capsys):
+    pytest.importorskip("peft")
+    plan = tmp_path / "plan.json"
+    argv = ["--model_id", str(adapter), "--prompts_per_category", "2", "--config_file", str(plan)]
+    argv += ["--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    for layer, code in ((3, 2), (1, 0)):
+        entry = {"type": "head", "layer": layer, "head": 0, "method": "zero_out"}
+        plan.write_text(json.dumps({"schema_version": 1, "interventions": [entry]}))
+        assert interventions.main(argv) == code, capsys.readouterr().err
+    done = capsys.readouterr()
+    assert "interventions[0].layer is 3" in done.err
+    facts = json.loads((tmp_path / "out/latest_intervention/experiment_config.json").read_text())
+    assert facts["model"]["adapter"]["id"] == str(adapter)

@@ -150,11 +150,22 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def unknown(path):
+    """A whole GGUF of an architecture that transformers does not know."""
+    writer = gguf.GGUFWriter(path, "mystery")
+    writer.add_tensor("x", np.zeros((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 BAD = {
+    "unknown": ("m.gguf", unknown, "transformers cannot read this GGUF: GGUF model with arch"),
     "empty": ("m.gguf", lambda p: p.write_bytes(b""), "is no GGUF"),
-    "magic alone": ("m.gguf", lambda p: p.write_bytes(b"GGUF"), "cannot read this GGUF"),
+    "magic alone": ("m.gguf", lambda p: p.write_bytes(b"GGUF"), "truncated or damaged"),
     "other file": ("m.gguf", lambda p: p.write_bytes(b"PK\3\4 zip"), "is no GGUF"),
-    "truncated": ("m.gguf", truncated, "cannot read this GGUF"),
+    "truncated": ("m.gguf", truncated, "truncated or damaged"),
     "part": ("m-00001-of-00003.gguf", lambda p: p.write_bytes(b"GGUF"), "one of 3 parts; join"),
     "a file": ("m.txt", lambda p: p.write_bytes(b"x"), "is a file and no .gguf"),
 }

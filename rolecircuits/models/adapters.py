@@ -82,7 +82,7 @@ def find_origin(spec):
     except UserError as error:
         raise UserError(
             f"--model_id {printable(spec.model_id)}: an adapter whose base cannot be opened: "
-            f"{one_line(error)}"
+            f"{one_line(error).removeprefix('--model_id ')}"
         ) from error
     if nested is not None:
         raise UserError(

@@ -139,15 +139,21 @@ def open_model(spec):
     """The OpenedModel of a ModelSpec; what can be refused without its weights is refused here."""
     resolve_device(spec.device)
     read_device_map(spec.device_map)
-    origin = find_origin(spec)
-    config = read_config(origin.source, origin.revision, spec.trust_remote_code)
-    check_architecture(spec.model_id, config)
+    origin, config = open_config(spec)
     own = origin.adapter if origin.adapter and origin.adapter.tokenizer else origin
     hf = _read_tokenizer(own.source, spec, own.revision)
     vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
     context, prepends_bos = context_length(config), _prepends_bos(spec, config)
     tokenizer = ModelTokenizer(hf, prepends_bos, context, vocabulary, dense)
     return OpenedModel(spec, origin, config, tokenizer)
+
+
+def open_config(spec):
+    """(Origin, config) of a ModelSpec, refused where it has no causal softmax attention."""
+    origin = find_origin(spec)
+    config = read_config(origin.source, origin.revision, spec.trust_remote_code)
+    check_architecture(spec.model_id, config)
+    return origin, config
 
 
 def load_tokenizer(model_id, revision=None):

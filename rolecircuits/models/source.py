@@ -198,7 +198,12 @@ def _check_room(gguf, folder):
     """Refuse a GGUF whose float32 weights, read twice and written once, do not fit."""
     from gguf import GGUFReader  # only where one is converted
 
-    needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    try:
+        needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    except MODEL_ERRORS as error:
+        raise UserError(
+            f"--model_id {printable(gguf)}: truncated or damaged: {one_line(error)}"
+        ) from error
     shown = f"--model_id {printable(gguf)}: dequantising it"
     advice = "name the model that it was made from, with --dtype bfloat16"
     check_memory(2 * needed, shown, advice)
