@@ -100,11 +100,15 @@ def find_adapter(model_id, source, revision):
     shown = f"--model_id {printable(model_id)}"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        kind, base = config["peft_type"], config["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shown}: its {ADAPTER_CONFIG} is damaged: {one_line(error)}") from error
+    config = config if isinstance(config, dict) else {}
+    kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip() or not isinstance(kind, str):
-        raise UserError(f"{shown}: its {ADAPTER_CONFIG} names no base model; it cannot be merged")
+        raise UserError(
+            f"{shown}: its {ADAPTER_CONFIG} does not say of what kind it is (peft_type) "
+            "and of which model (base_model_name_or_path); it cannot be merged"
+        )
     what = f"{shown}: an adapter ({printable(kind)}) of {printable(base)}"
     if kind in NOT_MERGED:
         raise UserError(f"{what}, which no weights can be merged into; a LoRA can be")
