@@ -37,9 +37,10 @@ from rolecircuits.edits.plan import parse_entries
 from rolecircuits.inputs import categories, parser
 from rolecircuits.inputs import errors as input_errors
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.inputs.specs import PromptFormat
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 from rolecircuits.models import families, load
 from rolecircuits.models import source as source_module
+from rolecircuits.models.adapters import find_origin
 from rolecircuits.runs import edit_results, files, npz, record
 from rolecircuits.stats import profiles
 from synthetic import make_run, save_run
@@ -464,10 +465,12 @@ def test_a_pinned_model_may_not_borrow_unpinned_code(
             source_module.check_code_source("some/model", "a" * 40)
 
 
-def test_an_adapter_is_not_a_model(model):
-    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
-    with pytest.raises(UserError, match="merge it into its model"):
-        source_module.locate_model(str(model))
+@pytest.mark.parametrize("config", ['{"base_model_name_or_path": "someone/else"}', "[]", "{}"])
+def test_an_adapter_that_does_not_say_what_it_is(model, config):
+    """transformers takes any folder with an adapter_config.json for an adapter."""
+    (model / "adapter_config.json").write_text(config)
+    with pytest.raises(UserError, match="adapter_config.json does not say of what kind it is"):
+        find_origin(ModelSpec(str(model)))
 
 
 @pytest.mark.parametrize("model_id", ["~nobody-of-that-name/m", LONG, "\0", "a/../../etc"])

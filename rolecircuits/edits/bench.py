@@ -23,10 +23,10 @@ from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import follow_links
-from rolecircuits.inputs.specs import Setting, model_identity
-from rolecircuits.models.architecture import check_architecture
-from rolecircuits.models.load import LoadedModel
-from rolecircuits.models.source import locate_model, pin_revision, read_config
+from rolecircuits.inputs.specs import ModelSpec, Setting, model_identity
+from rolecircuits.models.adapters import find_origin
+from rolecircuits.models.architecture import model_shape
+from rolecircuits.models.load import LoadedModel, open_config
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.runs.files import read_json
 
@@ -91,11 +91,9 @@ def load_checked(plan: list[Entry], setting: Setting, prompts):
     spec = setting.model
     if plan:
         prepare_environment()
-        source = locate_model(spec.model_id)
-        config = read_config(source, pin_revision(source, spec.revision), spec.trust_remote_code)
-        check_architecture(spec.model_id, config)
-        text = config.get_text_config()
-        check_against_model(plan, text.num_hidden_layers, text.num_attention_heads, spec.model_id)
+        _, config = open_config(spec)
+        shape = model_shape(config)
+        check_against_model(plan, shape.n_layers, shape.n_heads, spec.model_id)
     for entry in plan:
         if source := getattr(entry, "source", None):
             resolve_source(source)
@@ -254,7 +252,7 @@ def resolve_source(source):
     if not named:
         raise UserError(f"{where}: is no model, and no experiment_config.json in it names one")
     try:
-        pin_revision(locate_model(model_id), revision)
+        find_origin(ModelSpec(model_id, revision))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return model_id, revision

@@ -16,22 +16,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
-from rolecircuits.models.architecture import check_architecture, context_length
+from rolecircuits.models.adapters import Origin, adapter_facts, find_origin, merge_adapter
+from rolecircuits.models.architecture import (
+    auto_class,
+    check_architecture,
+    context_length,
+    dense_tokens,
+    is_multimodal,
+    model_shape,
+    text_config,
+)
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
 from rolecircuits.models.rotary import rotary_facts
 from rolecircuits.models.source import (
     cached_weights,
     count_parameters,
     errors_in_one_line,
+    gguf_facts,
     hub_parameters,
-    locate_model,
     model_folder,
-    pin_revision,
     read_config,
     weight_files,
     weights_sha256,
@@ -45,23 +53,31 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class ModelTokenizer:
     """A tokenizer as it came, and what this model does with it.
 
-    prepends_bos  TransformerLens's default for this model    context     tokens that fit
+    prepends_bos  TransformerLens's default for this model
+    context       tokens that fit, None for no limit (ALiBi)
     vocabulary    tokens that have an embedding
+    dense         tokens up to which every key is seen, None for no limit (`dense_tokens`)
     """
 
     hf: object
     prepends_bos: bool
-    context: int
+    context: int | None
     vocabulary: int
+    dense: int | None = None
 
     def check_ids(self, ids, what):
         """Refuse tokens that do not fit the context, or have no embedding: those of a tokenizer or
         chat template of another model.
         """
-        if len(ids) > self.context:
+        if self.context is not None and len(ids) > self.context:
             raise UserError(
                 f"{what} has {len(ids)} tokens, the model's context holds {self.context}; it is "
                 "not truncated"
+            )
+        if self.dense is not None and len(ids) > self.dense:
+            raise UserError(
+                f"{what} has {len(ids)} tokens; beyond {self.dense} this model's sparse attention "
+                "chooses the keys that a row sees, which is not measured"
             )
         if max(ids, default=0) >= self.vocabulary:
             raise UserError(
@@ -74,14 +90,23 @@ class ModelTokenizer:
 class OpenedModel:
     """A model whose config and tokenizer are read and checked; its weights are not read yet.
 
-    source  what from_pretrained takes, a folder or a hub id    revision  commit, None for a folder
+    origin  where the weights are, and the adapter to be merged into them
     """
 
     spec: ModelSpec
-    source: str
-    revision: str | None
+    origin: Origin
     config: object
     tokenizer: ModelTokenizer
+
+    @property
+    def source(self):
+        """What from_pretrained takes: a folder or a hub id."""
+        return self.origin.source
+
+    @property
+    def revision(self):
+        """The commit of the source, None for a folder."""
+        return self.origin.revision
 
 
 @dataclass(frozen=True)
@@ -117,14 +142,21 @@ def open_model(spec):
     """The OpenedModel of a ModelSpec; what can be refused without its weights is refused here."""
     resolve_device(spec.device)
     read_device_map(spec.device_map)
-    source = locate_model(spec.model_id)
-    revision = pin_revision(source, spec.revision)
-    config = read_config(source, revision, spec.trust_remote_code)
+    origin, config = open_config(spec)
+    own = origin.adapter if origin.adapter and origin.adapter.tokenizer else origin
+    hf = _read_tokenizer(own.source, spec, own.revision)
+    vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
+    context, prepends_bos = context_length(config), _prepends_bos(spec, config)
+    tokenizer = ModelTokenizer(hf, prepends_bos, context, vocabulary, dense)
+    return OpenedModel(spec, origin, config, tokenizer)
+
+
+def open_config(spec):
+    """(Origin, config) of a ModelSpec, refused where it has no causal softmax attention."""
+    origin = find_origin(spec)
+    config = read_config(origin.source, origin.revision, spec.trust_remote_code)
     check_architecture(spec.model_id, config)
-    hf = _read_tokenizer(source, spec, revision)
-    vocabulary = config.get_text_config().vocab_size
-    tokenizer = ModelTokenizer(hf, _prepends_bos(spec, config), context_length(config), vocabulary)
-    return OpenedModel(spec, source, revision, config, tokenizer)
+    return origin, config
 
 
 def load_tokenizer(model_id, revision=None):
@@ -158,15 +190,16 @@ def read_weights(opened):
         )
     model.eval()
     wait_for_hash = wait_for_hash or in_background(weights_sha256, weight_files(folder))
-    text = opened.config.get_text_config()
+    shape = model_shape(opened.config)
     facts = {
         "id": spec.model_id,
         "revision": revision,
         "weights_sha256": wait_for_hash(),
         "tokenizer_sha256": _tokenizer_sha256(tokenizer.hf),
         "architecture": type(model).__name__,
-        "n_layers": text.num_hidden_layers,
-        "n_heads": text.num_attention_heads,
+        "n_layers": shape.n_layers,
+        "n_heads": shape.n_heads,
+        "n_kv_heads": shape.n_kv_heads,
         "dtype": spec.dtype,
         "device": str(device or getattr(model, "hf_device_map", placement)),
         "rotary": rotary_facts(model),
@@ -174,6 +207,7 @@ def read_weights(opened):
         "prepends_bos": tokenizer.prepends_bos,
         "bos_token": tokenizer.hf.bos_token,
     }
+    facts |= _origin_facts(opened, facts)
     return LoadedModel(model, tokenizer, facts)
 
 
@@ -200,7 +234,7 @@ def _from_pretrained(opened, placement):
     spec = opened.spec
     transformers_logging.set_verbosity_error()  # check_weights_complete says its report in one line
     with errors_in_one_line(spec.model_id, "weights cannot be read"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(opened.config).from_pretrained(
             opened.source,
             revision=opened.revision,
             dtype=getattr(torch, spec.dtype),
@@ -212,7 +246,21 @@ def _from_pretrained(opened, placement):
             ignore_mismatched_sizes=True,  # check_weights_complete refuses them and says which
         )
     check_weights_complete(spec.model_id, report)
+    if opened.origin.adapter:
+        model = merge_adapter(model, opened.origin.adapter, spec.model_id)
     return model
+
+
+def _origin_facts(opened, facts):
+    """What facts (those of the files that were loaded) lack: is it the text side of a multimodal
+    model, a converted GGUF, merged with an adapter?
+    """
+    more = {"multimodal": is_multimodal(opened.config, facts["architecture"])}
+    if gguf := gguf_facts(opened.source):
+        more["gguf"] = gguf
+    if opened.origin.adapter:
+        more |= adapter_facts(opened.origin, facts["weights_sha256"])
+    return more
 
 
 def check_weights_complete(model_id, report):

