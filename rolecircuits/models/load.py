@@ -11,21 +11,20 @@ loaded = read_weights(opened)    memory estimated first, weights hashed beside t
 import contextlib
 import copy
 import hashlib
+import json
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
-from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
-from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.architecture import check_architecture, context_length, sliding_windows
+from rolecircuits.models.bos import bos_of, prepends_bos
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
 from rolecircuits.models.source import (
     cached_weights,
@@ -57,6 +56,11 @@ class ModelTokenizer:
     prepends_bos: bool
     context: int
     vocabulary: int
+
+    @property
+    def bos(self):
+        """(id, text) of the token that raw texts begin with, or (None, None)."""
+        return bos_of(self.hf)
 
     def check_ids(self, ids, what):
         """Refuse tokens that do not fit the context, or have no embedding: those of a tokenizer or
@@ -120,7 +124,7 @@ def open_model(spec):
     check_architecture(spec.model_id, config)
     hf = _read_tokenizer(source, spec, revision)
     vocabulary = config.get_text_config().vocab_size
-    tokenizer = ModelTokenizer(hf, _prepends_bos(spec, config), context_length(config), vocabulary)
+    tokenizer = ModelTokenizer(hf, prepends_bos(config, hf), context_length(config), vocabulary)
     return OpenedModel(spec, source, revision, config, tokenizer)
 
 
@@ -174,15 +178,6 @@ def read_weights(opened):
         "bos_token": tokenizer.hf.bos_token,
     }
     return LoadedModel(bridge, tokenizer, facts, plain)
-
-
-def _prepends_bos(spec, config):
-    """Whether TransformerLens puts a BOS before raw text; refused where it has no adapter."""
-    with errors_in_one_line(spec.model_id, BRIDGE_REFUSES):
-        architecture = determine_architecture_from_hf_config(config)
-        facts = build_bridge_config_from_hf(config, architecture, spec.model_id, torch.float32)
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(facts)
-        return bool(adapter.cfg.default_prepend_bos)
 
 
 @contextlib.contextmanager
@@ -288,5 +283,7 @@ def in_background(function, *args):
 
 
 def _tokenizer_sha256(tokenizer):
-    text = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
+    templates = tokenizer.chat_template or ""
+    named = templates if isinstance(templates, str) else json.dumps(templates, sort_keys=True)
+    text = tokenizer.backend_tokenizer.to_str() + named
     return hashlib.sha256(text.encode()).hexdigest()
