@@ -317,7 +317,7 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
     assert not (tmp_path / "out").exists()
     code = script.main([*words, "--output_dir", str(tmp_path / "out"), "--no_verify"])
     printed = capsys.readouterr()
-    assert printed.out.startswith("note: --no_verify: the SHA-256")
+    assert printed.out.startswith("note: --no_verify: the run's files are not compared")
     if name == "repeat":
         assert code == 2 and "only its runs can be repeated" in printed.err
     else:
