@@ -11,6 +11,7 @@ from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.batches import Rows, make_batches
+from rolecircuits.capture.feeding import describe_feeding
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
 from rolecircuits.edits.controls import find_controls
 from rolecircuits.edits.donors import collect_donors, edited_hook, edited_prompts, neutral_means
@@ -51,6 +52,7 @@ def unedited_task(state, payload):
     return {
         "identity": model_identity(bench.loaded.facts),
         "facts": bench.loaded.facts,
+        "feeding": describe_feeding(bench.tokenized, bench.loaded.tokenizer, bench.setting.form),
         "prompts": [asdict(prompt) for prompt in bench.tokenized],
         "entries": {entry.name: entry.model_dump() for entry in bench.entries},
         "controls": bench.batches_of_controls(),
