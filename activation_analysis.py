@@ -146,6 +146,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     repetition  the Repetition that this run is: it compares the arrays, and no link is moved
     """
+    # torch: after the arguments are checked
     from rolecircuits.capture import activations, attention, feeding, frames, instrument, tokens
 
     timings, determinism = dict(timings or {}), set_determinism(args.seed)

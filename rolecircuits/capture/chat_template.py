@@ -5,7 +5,6 @@ told what --template_arg KEY=VALUE, variables that the template reads
 when      a template may print today's date: it is told the date of the run
 """
 
-import contextlib
 import datetime
 import inspect
 import json
@@ -37,14 +36,14 @@ class TurnChangedError(UserError):
 
 
 class Template:
-    """The chat template of a tokenizer in a PromptFormat.
+    """The chat template of a ModelTokenizer in a PromptFormat; `now` answers its strftime_now.
 
     name, text  which template, and its source    args   {variable: value}
     used_date   whether it asked for the date so far
     """
 
-    def __init__(self, hf, form):
-        self.hf = hf
+    def __init__(self, tokenizer, form):
+        self.tokenizer, hf = tokenizer, tokenizer.hf
         self.name, self.text = choose_template(hf.chat_template, form)
         self.is_file = form.template_text is not None
         self.args = read_template_args(form.template_arg, hf, self.text)
@@ -54,30 +53,16 @@ class Template:
     def render(self, turns, header):
         """[(role, text)] as the template writes them, with the generation prompt if `header`."""
         messages = [{"role": role, "content": text} for role, text in turns]
-        options = {"tokenize": False, "add_generation_prompt": header, "chat_template": self.text}
+        options = {"add_generation_prompt": header, "chat_template": self.text} | self.args
         try:
-            with self._told_date():
-                return self.hf.apply_chat_template(messages, **options, **self.args)
+            return self.tokenizer.render(messages, self, **options)
         except TEMPLATE_ERRORS as error:
             raise UserError(
                 f"the chat template refuses these messages: {printable(error)}"
             ) from error
 
-    @contextlib.contextmanager
-    def _told_date(self):
-        """A template's strftime_now asks `datetime` of a module of transformers, which passes a
-        template no function that could be given in its place.
-        """
-        from transformers.utils import chat_template_utils  # it is there: the tokenizer is its own
-
-        real, chat_template_utils.datetime = chat_template_utils.datetime, self
-        try:
-            yield
-        finally:
-            chat_template_utils.datetime = real
-
     def now(self):
-        """The date, for `_told_date`."""
+        """The date of the run, noted as used."""
         self.used_date = True
         return self.date
 

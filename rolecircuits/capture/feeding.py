@@ -16,7 +16,7 @@ def describe_feeding(tokenized, tokenizer, form=RAW):
     template = None
     if form.prompt_format == "chat":
         closed = any(prompt.turn == "assistant" for prompt in tokenized)
-        template = ChatTemplate(tokenizer.hf, form, closed).template
+        template = ChatTemplate(tokenizer, form, closed).template
     return feeding_of(tokenized, tokenizer, form, template)
 
 

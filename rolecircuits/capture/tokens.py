@@ -74,7 +74,7 @@ def tokenize_all(prompts, tokenizer, form=RAW, what="prompt"):
     check_special_tokens([(f"{what} {printable(p.id)}", p.text) for p in prompts], hf)
     slots = _slots_of(prompts, hf)
     if form.prompt_format == "chat":
-        chat = ChatTemplate(hf, form, any(p.turn == "assistant" for p in prompts))
+        chat = ChatTemplate(tokenizer, form, any(p.turn == "assistant" for p in prompts))
         tokenized = [chat.tokenize(prompt, bos, slots.get(prompt.id)) for prompt in prompts]
     else:
         tokenized = [_tokenize_raw(prompt, hf, bos, slots.get(prompt.id)) for prompt in prompts]
@@ -165,10 +165,10 @@ class ChatTemplate:
     closed  feed closed conversations (see the module), not the text alone
     """
 
-    def __init__(self, hf, form, closed=False):
-        self.hf, self.closed, self.system_prompt = hf, closed, form.system_prompt
-        self.template = Template(hf, form)
-        check_special_tokens([("--system_prompt", form.system_prompt or "")], hf)
+    def __init__(self, tokenizer, form, closed=False):
+        self.hf, self.closed, self.system_prompt = tokenizer.hf, closed, form.system_prompt
+        self.template = Template(tokenizer, form)
+        check_special_tokens([("--system_prompt", form.system_prompt or "")], self.hf)
         marked = self.render(self.turns(MARKER, "user"))
         self.before_system, self.after_system = self._around_system(marked)
         shorter = self.render(self.turns(MARKER, "user"), header=False)

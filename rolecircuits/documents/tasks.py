@@ -13,6 +13,7 @@ from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import choose_capture
 from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
+from rolecircuits.capture.masks import note_windows
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import Documents, TokenizedDocument
@@ -20,6 +21,7 @@ from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import say_notes
 from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.finished import read_piece, write_piece
 
 
@@ -74,7 +76,7 @@ def run_documents(engine, texts: list[Document], setting: Setting, capture, fold
         n = len(documents) - len(todo)
         print(f"{n} of {len(documents)} documents were finished before, in {printable(folder)}")
     lengths = [documents[i].n_tokens for i in todo]
-    batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS)
+    batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS, batch_side(facts))
     items = [batch_item([documents[todo[i]] for i in batch], payload, method) for batch in batches]
     started = time.perf_counter()
     place = {document.prompt.id: i for i, document in enumerate(documents)}
@@ -123,6 +125,7 @@ def ready_task(state, payload):
         method, _, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
+        note_windows(loaded, max(document.n_tokens for document in documents))
         checked = instrument.check_streaming(loaded) if method == "streaming" else {}
         return {
             "identity": model_identity(loaded.facts),

@@ -58,7 +58,7 @@ class Documents:
             chat = replace(form, prompt_format="chat")
             bos = bos_to_prepend(tokenizer, chat)
             try:
-                template = Template(tokenizer.hf, chat)
+                template = Template(tokenizer, chat)
             except UserError as error:
                 if not tokenizer.hf.chat_template and form.chat_template is None:
                     raise UserError(
