@@ -442,10 +442,11 @@ def test_a_reason_names_no_home(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/zoe"))
     args = Namespace(prompt_format="raw", system_prompt=None, bos="auto")
     prompts = [Prompt("neutral_00", "neutral", -1, "What is /home/zoe?")]
-    described = record.describe_prompts(args, prompts, [("neutral_00", "no /home/zoe/x.so")])
+    fed, lost = {"how": {"date": "2001-02-03"}, "model": {}}, [("neutral_00", "no /home/zoe/x.so")]
+    described = record.describe_prompts(args, prompts, fed, lost)
     (failed,) = described["prompts"]["failed"]
     assert (failed["text"], failed["reason"]) == ("What is /home/zoe?", "no ~/x.so")
-    assert described["prompts"]["n"] == 0
+    assert described["prompts"]["n"] == 0 and described["prompts"]["date"] == "2001-02-03"
 
 
 def test_no_file_of_a_run_names_the_home_or_a_token(tiny, tmp_path, monkeypatch):

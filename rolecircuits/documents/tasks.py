@@ -125,7 +125,7 @@ def ready_task(state, payload):
         method, _, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
-        note_windows(loaded, max(document.n_tokens for document in documents))
+        note_windows(loaded, max(document.n_tokens for document in documents.fed))
         checked = instrument.check_streaming(loaded) if method == "streaming" else {}
         return {
             "identity": model_identity(loaded.facts),
