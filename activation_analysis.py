@@ -39,7 +39,7 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_failed, say_notes
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
@@ -98,12 +98,10 @@ def run(args):
         )
     check_engine_arguments(args)
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
-        why = "no pattern is ever built; use --capture patterns"
-        raise UserError(f"--raw {args.raw} with --capture streaming: {why}")
+        raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
-    for note in notes:
-        print(f"note: {note}")
+    say_notes(notes)
     say_limits(args.output_dir)
     started = time.perf_counter()
     loaded = load_for(prompts, args)
@@ -148,14 +146,20 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
 
     repetition  the Repetition that this run is: it compares the arrays, and no link is moved
     """
-    from rolecircuits.capture import activations, attention, frames, instrument, tokens  # torch
+    # torch: after the arguments are checked
+    from rolecircuits.capture import activations, attention, feeding, frames, instrument, tokens
 
     timings, determinism = dict(timings or {}), set_determinism(args.seed)
-    tokenized = tokens.tokenize_all(prompts, loaded.tokenizer, PromptFormat.of(args))
+    form = PromptFormat.of(args)
+    tokenized = tokens.tokenize_all(prompts, loaded.tokenizer, form)
     tokenized, left_out = frames.keep_matched(tokenized)
     if left_out:
         print(f"note: {frames.describe_left_out(left_out, prompts)}")
         prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
+    how_fed = feeding.describe_feeding(tokenized, loaded.tokenizer, form)
+    say_notes(how_fed["notes"])
+    if repetition is not None:
+        repetition.check_fed(tokenized)
     method, raw, why = attention.choose_capture(
         args.capture, args.raw, tokenized, loaded.facts, args.batch_size
     )
@@ -164,22 +168,21 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     activations.check_raw(loaded, tokenized, raw)
     verdict = instrument.check_streaming(loaded) if method == "streaming" else {}
     started, title = time.perf_counter(), f"{printable(args.model_id)} {args.prompt_format}"
-    batch, keep = args.batch_size, raw != "none"
+    what = (loaded, tokenized, args.batch_size)
     if method == "streaming":
-        captured = attention.capture_streaming(loaded, tokenized, batch, title=title)
+        captured = attention.capture_streaming(*what, title=title)
     else:
-        captured = attention.capture_patterns(loaded, tokenized, batch, keep, title)
+        captured = attention.capture_patterns(*what, raw != "none", title)
     timings["capture_s"] = time.perf_counter() - started
     if len(captured.failed) == len(tokenized):
         raise RunFailed(f"all {len(tokenized)} prompts failed: {captured.failed[0][1]}; {SMALLER}")
-    fed = record.describe_prompts(args, prompts, captured.failed, left_out)
+    fed = record.describe_prompts(args, prompts, how_fed, captured.failed, left_out)
     how = (args, loaded.facts, fed, determinism, timings)
     config = record.describe_run("activation_analysis.py", *how)
     how = {"method": method, "raw": raw, "batch_size": captured.batch_size}
     config["capture"] = how | verdict
     folder = save_run(loaded, tokenized, captured, config, args, repetition)
-    for prompt_id, reason in captured.failed:
-        print(f"failed: {prompt_id}: {reason}")
+    say_failed(captured.failed)
     print(
         f"{len(tokenized) - len(captured.failed)} prompts done, {len(captured.failed)} failed: "
         f"{loaded.n_layers} layers x {loaded.n_heads} heads, "
@@ -220,12 +223,11 @@ def run_documents(args):
         folder = Path(args.output_dir, shards.SHARDS)
         done = tasks.run_documents(engine, documents, Setting.of(args), args.capture, folder)
     kept, arrays = done.complete()
-    for document_id, reason in done.failed:
-        print(f"failed: {printable(document_id)}: {reason}")
+    say_failed(done.failed)
     if not kept:
         raise RunFailed(f"all {len(documents)} documents failed: {done.failed[0][1]}; {SMALLER}")
-    fed, seconds = record.describe_documents(args, len(kept), done.failed), done.seconds
-    how = (done.facts, fed, done.determinism, {"capture_s": seconds})
+    fed = record.describe_documents(args, len(kept), done.feeding, done.failed)
+    how = (done.facts, fed, done.determinism, {"capture_s": done.seconds})
     config = record.describe_run("activation_analysis.py --documents", args, *how)
     config["capture"] = done.how
     with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
@@ -234,7 +236,7 @@ def run_documents(args):
         f"{len(kept)} documents done, {len(done.failed)} failed: "
         f"{sum(document.n_tokens for document in kept)} tokens, "
         f"{sum(len(document.spans) for document in kept)} turns, {done.how['method']}, "
-        f"{seconds:.1f} s -> {printable(new.final)}"
+        f"{done.seconds:.1f} s -> {printable(new.final)}"
     )
     return 3 if done.failed else 0
 

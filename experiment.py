@@ -26,7 +26,7 @@ from rolecircuits.inputs.arguments import (
     positive_int,
 )
 from rolecircuits.inputs.errors import printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
@@ -58,21 +58,24 @@ def run(args):
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
-    for note in notes:
-        print(f"note: {note}")
+    say_notes(notes)
     with collector_paused():
-        from rolecircuits.edits import answers, bench  # torch: after the arguments are checked
+        from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked
+        from rolecircuits.edits import answers, bench
 
     say_limits(args.output_dir)
     setting, started = Setting.of(args), time.perf_counter()
     loaded = bench.load_checked(plan, setting, prompts)
     timings = {"load_s": time.perf_counter() - started}
+    tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, setting.form)
+    how_fed = feeding.describe_feeding(tokenized, loaded.tokenizer, setting.form)
+    say_notes(how_fed["notes"])
     determinism = set_determinism(args.seed)
     started = time.perf_counter()
     results = answers.answer_prompts(loaded, prompts, plan, setting, args.max_tokens)
     timings["generation_s"] = time.perf_counter() - started
     answered = results["baseline"]
-    fed = record.describe_fed(args, prompts, [row["id"] for row in answered])
+    fed = record.describe_fed(args, prompts, how_fed, [row["id"] for row in answered])
     config = record.describe_run("experiment.py", args, loaded.facts, fed, determinism, timings)
     entries = record.portable([entry.model_dump() for entry in plan])
     with create_run(args.output_dir, LATEST_GENERATION, "generation") as new:

@@ -38,7 +38,7 @@ from rolecircuits.inputs.arguments import (
     controls_number,
 )
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
@@ -101,8 +101,7 @@ def run(args):
         prompts = [prompt for prompt in prompts if prompt.id in held_out]
         if not prompts:
             raise UserError("--held_out: none of the plan's prompts is in this prompt set")
-    for note in notes:
-        print(f"note: {note}")
+    say_notes(notes)
     say_limits(args.output_dir)
     with open_engine(args) as engine:
         if args.sweep:
@@ -187,7 +186,8 @@ def run_sweep(engine, prompts, args):
 
 def describe(engine, base, prompts, args):
     """experiment_config.json of a run whose unedited pass is `base`."""
-    fed = record.describe_fed(args, prompts, base["arrays"]["prompt_id"].tolist())
+    say_notes(base["feeding"]["notes"])
+    fed = record.describe_fed(args, prompts, base["feeding"], base["arrays"]["prompt_id"].tolist())
     how = (base["determinism"], base["timings"])
     config = record.describe_run("interventions.py", args, base["facts"], fed, *how)
     return config | {"engine": engine.facts()}

@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 
 from output_manager import load_run
-from rolecircuits.inputs.arguments import check_prompt_arguments, positive_int
+from rolecircuits.inputs.arguments import add_format_arguments, check_prompt_arguments, positive_int
 from rolecircuits.inputs.categories import REQUIRED, cells_of, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
@@ -83,11 +83,7 @@ def parse_args(argv=None):
         help=f"{', '.join(SETS)}, or a .json, .jsonl or .csv file (default {SETS[0]})",
     )
     parser.add_argument("--prompts_per_category", type=positive_int)
-    parser.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
-    parser.add_argument(
-        "--system_prompt", help="system text for --prompt_format chat; may be empty"
-    )
-    parser.add_argument("--bos", choices=["auto", "always", "never"], default="auto")
+    add_format_arguments(parser)
     parser.add_argument(
         "--export", metavar="FILE", help="write the set to this new file, and count nothing"
     )

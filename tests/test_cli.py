@@ -98,7 +98,11 @@ def test_other_devices_are_refused(value):
     [
         (["--device", "cpu", "--device_map", "auto"], "give one of them"),
         (["--system_prompt", ""], "needs --prompt_format chat"),
-        (["--prompt_format", "chat", "--bos", "never"], "the chat template places the BOS"),
+        (["--prompt_format", "chat", "--bos", "never"], "is fed as it is; name another"),
+        (["--chat_template", "rag"], "--chat_template needs --prompt_format chat"),
+        (["--template_arg", "a=1"], "--template_arg needs --prompt_format chat"),
+        (["--date", "2026-01-31"], "--date needs --prompt_format chat"),
+        (["--prompt_format", "chat", "--chat_template", "no.jinja"], "no such file"),
         (["--trust_remote_code"], "pin it with --revision"),
         (["--trust_remote_code", "--revision", "main"], "40-digit commit"),
     ],

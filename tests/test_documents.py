@@ -13,9 +13,10 @@ from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.documents import shards as shard_files
 from rolecircuits.documents.texts import Document, read_documents
-from rolecircuits.documents.tokens import tokenize_document
+from rolecircuits.documents.tokens import Documents
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.runs import arrays as arrays_module
 from rolecircuits.runs import finished, npz
@@ -32,6 +33,12 @@ TALK = {
         {"role": "user", "content": "  user =1 "},
     ],
 }
+
+
+def tokenize_document(document, tokenizer, **form):
+    """The TokenizedDocument of a Document."""
+    (tokenized,) = Documents([document], tokenizer, PromptFormat(**form)).fed
+    return tokenized
 
 
 def write_lines(path, *rows):
@@ -80,6 +87,19 @@ MESSAGE = {"role": "user", "content": "x"}
         ({"id": "x", "text": "t", "categroy": "neutral"}, "line 2: unknown field 'categroy'"),
         ({"id": "x", "text": "t", "category": "me"}, "line 2: category 'me'"),
         ({"id": "x", "text": "t", "category": ["neutral"]}, "line 2: category"),
+        ({"id": "x", "text": "t", "category": ""}, "line 2: category"),
+        (
+            {"id": "x", "messages": [{"role": "narrator", "content": "x"}]},
+            r"line 2: messages\[0\].role: 'narrator' is none of system, user",
+        ),
+        (
+            {"id": "x", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            r"line 2: messages\[0\].content\[0\]: is of type 'image_url'; only",
+        ),
+        (
+            {"id": "x", "messages": [{"role": "user", "content": []}]},
+            r"line 2: messages\[0\].content must be a text",
+        ),
         ({"id": "x", "messages": []}, "line 2: messages must be a list"),
         (
             {"id": "x", "messages": [MESSAGE, {"role": "user"}]},
@@ -100,7 +120,14 @@ def test_a_bad_line_is_named(tmp_path, line, named):
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "no such file"), (b"\n \n", "no documents"), (b"\xff", "not UTF-8")],
+    [
+        (None, "no such file"),
+        (b"\n \n", "no documents"),
+        (b"\xff", "not UTF-8"),
+        (b'[\n {"id": "a", "text": "b"}\n]\n', "is a JSON array over several lines; write one"),
+        (b'{\n "id": "a",\n "text": "b"\n}', "is one JSON object over several lines; write one"),
+        (b'[{"id": "a", "text": "b"}]', "line 1: is a list; .* one a line"),
+    ],
 )
 def test_a_file_without_documents_is_refused(tmp_path, content, named):
     if content is not None:
@@ -144,7 +171,7 @@ def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):
         "chat_template",
         "{% for m in messages %}[{{ m['content'] | upper }}]{% endfor %}",
     )
-    with pytest.raises(UserError, match="changes turn 0"):
+    with pytest.raises(UserError, match="changes turn 0 .user."):
         tokenize_document(Document("x", "", (("user", "hello"),)), tiny.tokenizer)
 
 
@@ -253,6 +280,117 @@ def test_a_finished_piece_is_whole_and_of_its_shape_or_done_again(tiny, tmp_path
     assert list(path.parent.iterdir()) == [other]
     finished.remove_pieces([other, path])
     assert not path.parent.exists()
+
+
+def test_roles_of_other_tools_are_read_as_ours_and_it_is_said(tmp_path, capsys):
+    parts = [{"type": "text", "text": "Hi, "}, {"type": "text", "text": "who?"}]
+    said = [("human", "Hello"), ("gpt", parts), ("tool", "42"), ("model", "I")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    row = {"id": "a", "category": None, "messages": messages}
+    (document,) = read_documents(write_lines(tmp_path / "d.jsonl", row))
+    expected = [("user", "Hello"), ("assistant", "Hi, who?"), ("tool", "42"), ("assistant", "I")]
+    assert (document.category, list(document.turns)) == ("", expected)
+    note = "roles of other tools are read as ours: gpt as assistant, human as user, model as assis"
+    assert note in capsys.readouterr().out
+    read_documents(write_lines(tmp_path / "d.jsonl", TALK))
+    assert capsys.readouterr().out == ""
+
+
+THINK = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + "
+    "m.content.split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}"
+)
+TRIMMING = (
+    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content | trim + ' [end]' }}{% endfor %}"
+)
+
+
+def test_a_turn_without_tokens_is_a_document_that_fails(tiny, monkeypatch):
+    real = type(tiny.tokenizer.hf).__call__
+
+    def swallow(hf, text, **options):  # a normaliser that drops a character, say
+        encoded = real(hf, text, **options)
+        at = text.find("@")
+        offsets = encoded.get("offset_mapping", [])
+        encoded["offset_mapping"] = [(0, 0) if a <= at < b else (a, b) for a, b in offsets]
+        return encoded
+
+    monkeypatch.setattr(type(tiny.tokenizer.hf), "__call__", swallow)
+    turns = (("user", "hello"), ("assistant", "@"))
+    with pytest.raises(UserError, match="document x: turn 1 '@' has no tokens of its own"):
+        tokenize_document(Document("x", "", turns), tiny.tokenizer)
+
+
+def test_a_template_may_trim_and_its_own_space_is_not_the_turns(tiny, monkeypatch):
+    hf = tiny.tokenizer.hf
+    monkeypatch.setattr(hf, "chat_template", TRIMMING)
+    turns = (("user", " Who are you? "), ("assistant", "I am a model."))
+    found = tokenize_document(Document("x", "", turns), tiny.tokenizer)
+    plain = tokenize_document(
+        Document("x", "", tuple((role, text.strip()) for role, text in turns)), tiny.tokenizer
+    )
+    assert (found.spans, found.prompt.token_ids) == (plain.spans, plain.prompt.token_ids)
+    own = [hf.decode(found.prompt.token_ids[slice(*span)]) for span in found.spans]
+    assert own == [" Who are you?", " I am a model."]
+    always = tokenize_document(Document("x", "", turns), tiny.tokenizer, bos="always")
+    assert always.prompt.token_ids == [hf.bos_token_id, *found.prompt.token_ids]
+    assert always.spans == tuple((start + 1, stop + 1) for start, stop in found.spans)
+
+
+def test_bad_documents_are_recorded_and_the_rest_goes_on(
+    tiny, script, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tiny.tokenizer.hf, "chat_template", THINK)
+    asked, reasoned = {"role": "user", "content": "2+2?"}, {"role": "assistant"}
+    reasoned |= {"content": "<think>add</think>It is 4."}
+    rows = [
+        {"id": "man", "text": "Usage: convert <filename> <output>"},
+        TEXT,
+        {"id": "long", "text": "river " * 400},
+        {"id": "reasoned", "messages": [asked, reasoned]},
+        TALK,
+    ]
+    path = write_lines(tmp_path / "d.jsonl", *rows)
+    assert script(path, tmp_path / "out") == 3
+    said = capsys.readouterr().out
+    assert "3 of 5 documents cannot be fed" in said and "2 documents done, 3 failed" in said
+    folder = tmp_path / "out/latest_documents"
+    assert [row["id"] for row in read_table(folder / "documents.csv")] == ["a", "b"]
+    config = json.loads((folder / "experiment_config.json").read_text())
+    assert config["status"] == "partial"
+    failed = {lost["id"]: lost["reason"] for lost in config["documents"]["failed"]}
+    assert list(failed) == ["man", "long", "reasoned"]
+    assert failed["man"] == "document man contains the special token '<filename>'; take it out"
+    assert "context holds 256" in failed["long"]
+    assert "changes turn 1 (assistant)" in failed["reasoned"]
+    write_lines(path, rows[0], rows[2])
+    assert script(path, tmp_path / "out2") == 2
+    assert "none of the 2 documents can be fed; the first: document man" in capsys.readouterr().err
+
+
+def test_bad_documents_are_found_before_the_weights_are_read(tiny, tmp_path, monkeypatch, capsys):
+    def load_model(spec, seed, check):
+        check(tiny.tokenizer)
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(instrument, "load_model", load_model)
+    path = write_lines(tmp_path / "d.jsonl", {"id": "long", "text": "river " * 400})
+    assert run_main(path, tmp_path / "out") == 2
+    assert "document long has" in capsys.readouterr().err
+
+
+def test_a_document_takes_the_named_template_and_date(script, tiny, tmp_path, monkeypatch):
+    dated = TRIMMING + "{{ strftime_now('%Y') }}"
+    monkeypatch.setattr(tiny.tokenizer.hf, "chat_template", {"default": TRIMMING, "dated": dated})
+    path = write_lines(tmp_path / "d.jsonl", TALK)
+    flags = ("--chat_template", "dated", "--date")
+    assert script(path, tmp_path / "out", *flags, "1999-01-01") == 0
+    folder = (tmp_path / "out/latest_documents").resolve()
+    documents = json.loads((folder / "experiment_config.json").read_text())["documents"]
+    assert (documents["chat_template"]["name"], documents["date"]) == ("dated", "1999-01-01")
+    shards = set((tmp_path / "out/document_shards").iterdir())
+    assert script(path, tmp_path / "out", *flags, "2000-01-01") == 0
+    assert set((tmp_path / "out/document_shards").iterdir()) > shards  # another date, other tokens
 
 
 def test_tables_and_indices(script, tmp_path, capsys):

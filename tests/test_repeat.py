@@ -317,7 +317,7 @@ def test_a_changed_file_stops_every_reader_unless_no_verify_is_given(name, tmp_p
     assert not (tmp_path / "out").exists()
     code = script.main([*words, "--output_dir", str(tmp_path / "out"), "--no_verify"])
     printed = capsys.readouterr()
-    assert printed.out.startswith("note: --no_verify: the SHA-256")
+    assert printed.out.startswith("note: --no_verify: the run's files are not compared")
     if name == "repeat":
         assert code == 2 and "only its runs can be repeated" in printed.err
     else:
@@ -442,10 +442,11 @@ def test_a_reason_names_no_home(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/zoe"))
     args = Namespace(prompt_format="raw", system_prompt=None, bos="auto")
     prompts = [Prompt("neutral_00", "neutral", -1, "What is /home/zoe?")]
-    described = record.describe_prompts(args, prompts, [("neutral_00", "no /home/zoe/x.so")])
+    fed, lost = {"how": {"date": "2001-02-03"}, "model": {}}, [("neutral_00", "no /home/zoe/x.so")]
+    described = record.describe_prompts(args, prompts, fed, lost)
     (failed,) = described["prompts"]["failed"]
     assert (failed["text"], failed["reason"]) == ("What is /home/zoe?", "no ~/x.so")
-    assert described["prompts"]["n"] == 0
+    assert described["prompts"]["n"] == 0 and described["prompts"]["date"] == "2001-02-03"
 
 
 def test_no_file_of_a_run_names_the_home_or_a_token(tiny, tmp_path, monkeypatch):

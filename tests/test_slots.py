@@ -152,7 +152,7 @@ def test_a_template_that_changes_the_assistants_sentence_is_refused(tokenizer):
         "(message['content'] | upper if message['role'] == 'assistant' else message['content'])"
     )
     changed = changed_template(tokenizer, "message['content']", shouting)
-    with pytest.raises(UserError, match="changes or trims the text of the assistant's turn 2"):
+    with pytest.raises(UserError, match="changes the text of the assistant's turn 2"):
         tokenize_all(
             [p for p in built_in_prompts("deixis") if p.frame == "copula_size"], changed, CHAT
         )
@@ -163,7 +163,7 @@ def test_a_template_that_trims_the_assistants_sentence_is_refused(tokenizer):
     spaced = [replace(p, text=f"{p.text} ") for p in built_in_prompts("deixis")]
     spaced = [p for p in spaced if p.frame == "copula_size"]
     tokenize_all(spaced, tokenizer, CHAT)  # the model's own template keeps the space
-    with pytest.raises(UserError, match="changes or trims the text of the assistant's turn"):
+    with pytest.raises(UserError, match="trims the text of the assistant's turn 2"):
         tokenize_all(spaced, trimming, CHAT)
 
 

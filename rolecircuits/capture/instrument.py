@@ -156,7 +156,6 @@ def describe_attention(loaded):
         masks.INTERFACE: "AttentionInterface",
         masks.EAGER: "the softmax of its eager attention",
     }[masks.way(loaded)]
-    loaded.facts["n_kv_heads"] = loaded.attention["kv_heads"]
     loaded.facts["learned_sinks"] = masks.has_sinks(loaded)
     loaded.facts["can_stream"] = masks.can_stream(loaded)
     reach = LONGEST_READ if masks.can_stream(loaded) else len(check_batches(loaded)[0][0])

@@ -76,7 +76,7 @@ def _look(loaded):
     """Find out, once, how this model can be read: a pass over two tokens, outputs all zero."""
     if "way" in loaded.attention:
         return
-    noted, rules, kv_heads = {}, [], []
+    noted, rules = {}, []
 
     def note_mask(batch_size, q_length, device="cpu", mask_function=None, **_):
         mask = torch.zeros((batch_size, 1, q_length, q_length), device=device)
@@ -86,7 +86,6 @@ def _look(loaded):
     def attend(layer, call):
         found = noted.get(call.mask.data_ptr()) if isinstance(call.mask, torch.Tensor) else None
         rules.append((None if found is None else found[1], call.sinks, call.bias))
-        kv_heads.append(call.key.shape[1])
         n_heads = call.query.shape[1]
         if n_heads != loaded.n_heads:
             raise RunFailed(
@@ -108,7 +107,6 @@ def _look(loaded):
         elif any(bias is not None for _, _, bias in rules):
             facts["not_streamed"] = "adds a position bias to its scores"
         facts["rules"] = [rule for rule, _, _ in rules]
-    facts["kv_heads"] = kv_heads[0] if kv_heads else loaded.n_heads
     loaded.attention.update(facts)
 
 

@@ -14,23 +14,22 @@ so that both turns end in the same tokens.
 
 from dataclasses import dataclass
 
-from jinja2.exceptions import TemplateError
-
+from rolecircuits.capture.chat_template import (
+    MARKER,
+    SYSTEM_MARKER,
+    Template,
+    TurnChangedError,
+    check_special_tokens,
+    locate_turns,
+)
 from rolecircuits.capture.frames import keep_matched
 from rolecircuits.inputs.categories import cells_of, is_crossed, slot_words
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.stats.masses import NOWHERE, SEGMENTS
 
-# A chat template is a program of the model's maker; it may divide by zero or call itself forever.
-TEMPLATE_ERRORS = (
-    *(TemplateError, ValueError, TypeError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError),
-)
-
 RAW = PromptFormat()
 GREETING, GO_ON = "Hello.", "Go on."  # fill the turns that do not hold the text
-MARKER = "\u2603" * 8
 CODE = {name: code for code, name in enumerate(SEGMENTS)}
 NO_SLOT = (NOWHERE, NOWHERE)
 
@@ -59,55 +58,56 @@ class TokenizedPrompt:
     segments: tuple = ()
 
 
-def tokenize_prompts(prompts, tokenizer, form=RAW):
+def tokenize_prompts(prompts, tokenizer, form=RAW, what="prompt"):
     """`tokenize_all` without the frames of a crossed set that this tokenizer does not match."""
-    return keep_matched(tokenize_all(prompts, tokenizer, form))[0]
+    return keep_matched(tokenize_all(prompts, tokenizer, form, what))[0]
 
 
-def tokenize_all(prompts, tokenizer, form=RAW):
+def tokenize_all(prompts, tokenizer, form=RAW, what="prompt"):
     """TokenizedPrompts of `prompts` for a ModelTokenizer, in a PromptFormat.
 
     raw   the text alone, after the BOS token if bos says so (auto: as TransformerLens does)
     chat  the model's own chat template with the generation prompt, tokenised once; places from
-          the offsets
+          the offsets; bos=always puts a BOS token there where the template writes none
     """
-    hf = tokenizer.hf
-    if form.bos == "always" and hf.bos_token_id is None:
-        raise UserError("--bos always: this tokenizer has no BOS token")
-    with_bos = form.bos == "always" or (
-        form.bos == "auto" and tokenizer.prepends_bos and hf.bos_token_id is not None
-    )
-    check_special_tokens(prompts, hf)
+    hf, bos = tokenizer.hf, bos_to_prepend(tokenizer, form)
+    check_special_tokens([(f"{what} {printable(p.id)}", p.text) for p in prompts], hf)
     slots = _slots_of(prompts, hf)
     if form.prompt_format == "chat":
-        if not hf.chat_template:
-            raise UserError(
-                "--prompt_format chat: this model has no chat template; use --prompt_format raw"
-            )
-        chat = ChatTemplate(hf, form.system_prompt, any(p.turn == "assistant" for p in prompts))
-        tokenized = [chat.tokenize(prompt, slots.get(prompt.id)) for prompt in prompts]
+        chat = ChatTemplate(tokenizer, form, any(p.turn == "assistant" for p in prompts))
+        tokenized = [chat.tokenize(prompt, bos, slots.get(prompt.id)) for prompt in prompts]
     else:
-        tokenized = [_tokenize_raw(p, hf, with_bos, slots.get(p.id)) for p in prompts]
+        tokenized = [_tokenize_raw(prompt, hf, bos, slots.get(prompt.id)) for prompt in prompts]
     for prompt in tokenized:
-        tokenizer.check_ids(prompt.token_ids, f"prompt {prompt.id}")
-        if prompt.span[0] == prompt.span[1]:
-            raise UserError(
-                f"prompt {prompt.id} {printable(prompt.text)!r} has no tokens of its own"
-            )
+        which = f"{what} {printable(prompt.id)}"
+        tokenizer.check_ids(prompt.token_ids, which)
+        check_own_tokens(prompt.token_ids[slice(*prompt.span)], hf, prompt.text, which)
     return tokenized
 
 
-def check_special_tokens(prompts, hf):
-    """Refuse prompts that hold the text of a special token, which would be read as that token."""
-    specials = [token for token in hf.all_special_tokens if token.strip()]
-    specials += [str(token) for token in hf.added_tokens_decoder.values() if token.special]
-    for prompt in prompts:
-        for token in specials:
-            if token in prompt.text:
-                shown = printable(token)
-                raise UserError(
-                    f"prompt {prompt.id} contains the special token {shown!r}; take it out"
-                )
+def bos_to_prepend(tokenizer, form):
+    """The id of the token to put before a text that does not begin with it, or None."""
+    chat = form.prompt_format == "chat"
+    bos, _ = tokenizer.bos
+    if form.bos == "always" and bos is None:
+        raise UserError("--bos always: this tokenizer has no BOS token, and no EOS token instead")
+    wanted = form.bos == "always" or (form.bos == "auto" and tokenizer.prepends_bos and not chat)
+    return bos if wanted else None
+
+
+def check_own_tokens(ids, hf, text, what):
+    """Refuse a text that has no tokens, or of whose words the tokenizer knows none."""
+    shown = printable(text if len(text) <= 60 else f"{text[:60]}...")
+    if not ids:
+        raise UserError(f"{what} {shown!r} has no tokens of its own")
+    if hf.unk_token_id not in ids:
+        return
+    known = [id_ for id_ in ids if id_ != hf.unk_token_id]
+    if not any(character.isalnum() for character in hf.decode(known)):
+        raise UserError(
+            f"{what} {shown!r}: the tokenizer knows none of its words, all are read as "
+            f"{printable(hf.unk_token)}"
+        )
 
 
 def _slots_of(prompts, hf):
@@ -125,15 +125,22 @@ def _slots_of(prompts, hf):
     return slots
 
 
-def _tokenize_raw(prompt, hf, with_bos, slot):
+def _tokenize_raw(prompt, hf, bos, slot):
     encoded = hf(prompt.text, add_special_tokens=False, return_offsets_mapping=slot is not None)
-    ids, first = list(encoded.input_ids), int(with_bos)
+    ids = list(encoded.input_ids)
     if slot is not None:
-        start, stop = token_span(encoded.offset_mapping, *slot)
-        slot = (start + first, stop + first)
-    ids = [hf.bos_token_id, *ids] if with_bos else ids
-    segments = [CODE["sink"], *[CODE["user_text"]] * (len(ids) - 1)]
-    return _tokenized(prompt, prompt.text, ids, hf, ((first, len(ids)), slot, segments))
+        slot = token_span(encoded.offset_mapping, *slot)
+    places = (0, len(ids)), slot, [CODE["user_text"]] * len(ids)
+    return _tokenized(prompt, prompt.text, ids, hf, shift_places(places, bos is not None), bos)
+
+
+def shift_places(places, by):
+    """(span, slot or None, segments) where `by` tokens (0 or 1) are put first; the first token is
+    the sink.
+    """
+    (start, stop), slot, segments = places
+    slot = None if slot is None else (slot[0] + by, slot[1] + by)
+    return (start + by, stop + by), slot, [CODE["sink"], *segments[1 - by :]]
 
 
 def token_span(offsets, start, stop):
@@ -142,9 +149,10 @@ def token_span(offsets, start, stop):
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
-def _tokenized(prompt, rendered, ids, hf, places):
-    """places  (span, slot or None, segments)"""
+def _tokenized(prompt, rendered, ids, hf, places, bos):
+    """places  (span, slot or None, segments), with the token `bos` (or None) in front"""
     span, slot, segments = places
+    ids = ids if bos is None else [bos, *ids]
     labels = (prompt.id, prompt.category, prompt.pair_id, prompt.text)
     fed = (rendered, ids, hf.convert_ids_to_tokens(ids), span)
     design = (prompt.frame, prompt.filler, prompt.turn)
@@ -152,16 +160,17 @@ def _tokenized(prompt, rendered, ids, hf, places):
 
 
 class ChatTemplate:
-    """A model's chat template, and where it puts what.
+    """A model's chat template in a PromptFormat, and where it puts what.
 
-    system_prompt  a system text, or None: the template's own, if it has one
-    closed         feed closed conversations (see the module), not the text alone
+    closed  feed closed conversations (see the module), not the text alone
     """
 
-    def __init__(self, hf, system_prompt=None, closed=False):
-        self.hf, self.system_prompt, self.closed = hf, system_prompt, closed
+    def __init__(self, tokenizer, form, closed=False):
+        self.hf, self.closed, self.system_prompt = tokenizer.hf, closed, form.system_prompt
+        self.template = Template(tokenizer, form)
+        check_special_tokens([("--system_prompt", form.system_prompt or "")], self.hf)
         marked = self.render(self.turns(MARKER, "user"))
-        self.before_system, self.after_system = self._around_system()
+        self.before_system, self.after_system = self._around_system(marked)
         shorter = self.render(self.turns(MARKER, "user"), header=False)
         self.header = marked[len(shorter) :] if marked.startswith(shorter) else ""
 
@@ -175,68 +184,76 @@ class ChatTemplate:
     def render(self, turns, system=None, header=True):
         """The conversation as the template writes it, with the generation prompt if `header`."""
         system = self.system_prompt if system is None else system
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages += [{"role": role, "content": text} for role, text in turns]
-        try:
-            return self.hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=header
-            )
-        except TEMPLATE_ERRORS as error:
-            raise UserError(
-                f"the chat template refuses these messages: {printable(error)}"
-            ) from error
+        first = [] if system is None else [("system", system)]
+        return self.template.render([*first, *turns], header)
 
-    def _around_system(self):
+    def _around_system(self, rendered):
         """What stands before a system text, and between it and the first turn's text; (None, None)
-        where the template takes no system text."""
-        text, system = MARKER, "\u2604" * 8
+        where the template takes no system text, which is refused if there is one.
+
+        rendered  a conversation with the system text
+        """
         try:
-            marked = self.render(self.turns(text, "user"), system)
+            marked = self.render(self.turns(MARKER, "user"), SYSTEM_MARKER)
         except UserError:
-            return None, None
-        start, first = marked.find(system), marked.find(text)
+            marked = ""
+        start, first = marked.find(SYSTEM_MARKER), marked.find(MARKER)
+        text = (self.system_prompt or "").strip()
+        if text and (start < 0 or text not in rendered):
+            how = "drops" if start < 0 else "changes"
+            raise UserError(
+                f"--system_prompt: this model's chat template {how} the system text, so the model "
+                "would not read it; leave it out, or put it into the prompts"
+            )
         if not 0 <= start < first:
             return None, None
-        return marked[:start], marked[start + len(system) : first]
+        return marked[:start], marked[start + len(SYSTEM_MARKER) : first]
 
-    def tokenize(self, prompt, slot=None):
-        """The TokenizedPrompt; slot: characters of the text that are its slot."""
+    def tokenize(self, prompt, bos=None, slot=None):
+        """The TokenizedPrompt.
+
+        bos   token to put first where the template does not    slot  characters of the text
+        """
         turns = self.turns(prompt.text, prompt.turn)
-        own = int(prompt.turn == "assistant")
-        rendered = self.render(turns)
-        places = [self._find_turn(prompt, turns, i, rendered, i == own) for i in range(len(turns))]
+        rendered, places = self._locate(prompt, turns)
         encoded = self.hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
-        offsets, (start, stop) = encoded.offset_mapping, places[own]
+        offsets, ids = encoded.offset_mapping, list(encoded.input_ids)
+        start, stop = places[int(prompt.turn == "assistant")]
         if slot is not None:
             stripped = prompt.text.index(rendered[start:stop])
             slot = token_span(offsets, *(start + at - stripped for at in slot))
         roles = [role for role, _ in turns]
         segments = self._segments(rendered, offsets, zip(roles, places, strict=True))
-        span, ids = token_span(offsets, start, stop), list(encoded.input_ids)
-        return _tokenized(prompt, rendered, ids, self.hf, (span, slot, segments))
-
-    def _find_turn(self, prompt, turns, i, rendered, is_own):
-        """(start, stop) of a turn's content in the rendered conversation.
-
-        It is found by rendering a marker in its place: the text itself may also stand in the
-        system text. A user's text may be stripped by the template; an assistant's may not.
-        """
-        role, text = turns[i]
-        marked = [turn if j != i else (role, MARKER) for j, turn in enumerate(turns)]
-        start = self.render(marked).find(MARKER)
-        as_it_is = rendered[start : start + len(text)] == text
-        text = text if as_it_is or role == "assistant" else text.strip()
-        if start >= 0 and rendered[start : start + len(text)] == text:
-            return start, start + len(text)
-        if is_own and role == "user":
-            raise UserError(
-                f"prompt {prompt.id}: the chat template changes the text, so its tokens cannot be "
-                "found"
-            )
-        raise UserError(
-            f"prompt {prompt.id}: the chat template changes or trims the text of the {role}'s turn "
-            f"{i + 1}, so the two turns cannot be compared"
+        places = token_span(offsets, start, stop), slot, segments
+        bos = None if bos in ids[:1] else bos
+        return _tokenized(
+            prompt, rendered, ids, self.hf, shift_places(places, bos is not None), bos
         )
+
+    def _locate(self, prompt, turns):
+        """`locate_turns` of a prompt's conversation.
+
+        A user's text may be stripped by the template; an assistant's may not, because the two
+        turns of a sentence would differ.
+        """
+        own = int(prompt.turn == "assistant")
+        try:
+            rendered, places = locate_turns(self.render, turns)
+            for i, ((role, text), (start, stop)) in enumerate(zip(turns, places, strict=True)):
+                if role == "assistant" and stop - start < len(text):
+                    raise TurnChangedError(i, "trims")
+        except TurnChangedError as error:
+            if error.turn == own == 0 or len(turns) == 1:
+                raise UserError(
+                    f"prompt {prompt.id}: the chat template {error.how} the text, so its tokens "
+                    "cannot be found"
+                ) from error
+            raise UserError(
+                f"prompt {prompt.id}: the chat template {error.how} the text of the "
+                f"{turns[error.turn][0]}'s turn {error.turn + 1}, so the two turns cannot be "
+                "compared"
+            ) from error
+        return rendered, places
 
     def _segments(self, rendered, offsets, texts):
         """The code of every token's segment; texts [(role, (start, stop))] in characters."""
@@ -257,5 +274,4 @@ class ChatTemplate:
             mark("assistant_header", len(rendered) - len(self.header), len(rendered))
         for role, place in texts:
             mark(f"{role}_text", *place)
-        codes[0] = CODE["sink"]
         return codes

@@ -16,9 +16,10 @@ from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
 from rolecircuits.capture.masks import note_windows
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
-from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
+from rolecircuits.documents.tokens import Documents, TokenizedDocument
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable
+from rolecircuits.inputs.parser import say_notes
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.finished import read_piece, write_piece
@@ -30,11 +31,13 @@ class CapturedDocuments:
 
     facts      of the model                   how     the capture, as the config records it
     documents  TokenizedDocuments             arrays  of their shards, None where one failed
-    failed     [(id, reason)]                 seconds of capture, loading not counted
+    failed     [(id, reason)], those that cannot be fed, which are no documents, among them
+    feeding    what capture.feeding says      seconds of capture, loading not counted
     """
 
     facts: dict
     how: dict
+    feeding: dict
     determinism: dict
     documents: list
     arrays: list
@@ -50,13 +53,17 @@ class CapturedDocuments:
 def run_documents(engine, texts: list[Document], setting: Setting, capture, folder):
     """CapturedDocuments of the Documents `texts`: shards in `folder` are read, the others are made.
 
-    setting  a Setting; conversations take the chat template, so only its bos is used
+    setting  a Setting; conversations take its chat template, texts only its bos
     capture  auto, patterns or streaming
     """
     payload = {"setting": asdict(setting), "capture": capture}
     plain = {"documents": [asdict(text) for text in texts]}
     ready = engine.prepare(Item("documents", ready_task, payload | plain))
     facts, documents, method = ready["facts"], ready["documents"], ready["how"]["method"]
+    say_notes(ready["feeding"]["notes"])
+    if ready["failed"]:
+        n = len(ready["failed"])
+        print(f"note: {n} of {len(texts)} documents cannot be fed; the rest goes on")
     if ready["why"]:
         print(ready["why"])
     paths = [folder / shards.shard_name(facts, document, method) for document in documents]
@@ -65,14 +72,15 @@ def run_documents(engine, texts: list[Document], setting: Setting, capture, fold
         for path, document in zip(paths, documents, strict=True)
     ]
     todo = [i for i, shard in enumerate(arrays) if shard is None]
-    if len(todo) < len(texts):
-        n = len(texts) - len(todo)
-        print(f"{n} of {len(texts)} documents were finished before, in {printable(folder)}")
+    if len(todo) < len(documents):
+        n = len(documents) - len(todo)
+        print(f"{n} of {len(documents)} documents were finished before, in {printable(folder)}")
     lengths = [documents[i].n_tokens for i in todo]
     batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS, batch_side(facts))
     items = [batch_item([documents[todo[i]] for i in batch], payload, method) for batch in batches]
     started = time.perf_counter()
-    place, failed = {document.prompt.id: i for i, document in enumerate(documents)}, []
+    place = {document.prompt.id: i for i, document in enumerate(documents)}
+    failed = list(ready["failed"])
     bar = {"desc": f"{printable(setting.model.model_id)} documents", "unit": "token"}
     with tqdm(total=sum(lengths), unit_scale=True, leave=False, **bar) as progress:
         for item, (captured, lost) in engine.run(items):
@@ -82,7 +90,8 @@ def run_documents(engine, texts: list[Document], setting: Setting, capture, fold
                 write_piece(paths[place[name]], shard)
             progress.update(sum(len(d["prompt"]["token_ids"]) for d in item.payload["documents"]))
     how, seconds = ready["how"] | {"engine": engine.facts()}, time.perf_counter() - started
-    return CapturedDocuments(facts, how, ready["determinism"], documents, arrays, failed, seconds)
+    record = (facts, how, ready["feeding"], ready["determinism"])
+    return CapturedDocuments(*record, documents, arrays, failed, seconds)
 
 
 def batch_item(documents, payload, method):
@@ -93,9 +102,11 @@ def batch_item(documents, payload, method):
 
 
 def ready_task(state, payload):
-    """{"identity", "facts", "documents", "how", "why", "determinism"}, kept by the worker.
+    """{"identity", "facts", "documents", "failed", "feeding", "how", "why", "determinism"}, kept by
+    the worker.
 
-    documents  TokenizedDocuments    how  the capture that was chosen and its check    why  or None
+    documents  TokenizedDocuments    failed  [(id, reason)] of those that cannot be fed
+    how  the capture that was chosen and its check    why  or None
     """
     setting = Setting.from_plain(payload["setting"])
     texts = [
@@ -104,22 +115,24 @@ def ready_task(state, payload):
     ]
 
     def tokenize(tokenizer):
-        return [tokenize_document(text, tokenizer, setting.form.bos) for text in texts]
+        return Documents(texts, tokenizer, setting.form)
 
     loaded = model_of(state, setting, check=tokenize)
 
     def make():
         documents = tokenize(loaded.tokenizer)
-        prompts = [document.prompt for document in documents]
+        prompts = [document.prompt for document in documents.fed]
         method, _, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
-        note_windows(loaded, max(document.n_tokens for document in documents))
+        note_windows(loaded, max(document.n_tokens for document in documents.fed))
         checked = instrument.check_streaming(loaded) if method == "streaming" else {}
         return {
             "identity": model_identity(loaded.facts),
             "facts": loaded.facts,
-            "documents": documents,
+            "documents": documents.fed,
+            "failed": documents.failed,
+            "feeding": documents.feeding,
             "how": {"method": method} | checked,
             "why": why,
             "determinism": set_determinism(setting.seed),

@@ -1,13 +1,20 @@
 """From a document to the tokens that a model is fed, with the span of every turn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rolecircuits.capture.tokens import (
-    TEMPLATE_ERRORS,
-    TokenizedPrompt,
+from rolecircuits.capture.chat_template import (
+    Template,
+    TurnChangedError,
     check_special_tokens,
+    locate_turns,
+)
+from rolecircuits.capture.feeding import feeding_of
+from rolecircuits.capture.tokens import (
+    TokenizedPrompt,
+    bos_to_prepend,
+    check_own_tokens,
     tokenize_prompts,
 )
 from rolecircuits.documents.texts import Document
@@ -34,25 +41,90 @@ class TokenizedDocument:
         return cls(**plain | {"prompt": TokenizedPrompt(**plain["prompt"])})
 
 
-def tokenize_document(document: Document, tokenizer, bos="auto"):
-    """A TokenizedDocument; refused where it is too long or the chat template changes it."""
-    texts = [Prompt(document.id, document.category, -1, content) for _, content in document.turns]
-    if not document.is_chat:
-        prompt = tokenize_prompts(texts, tokenizer, PromptFormat(bos=bos))[0]
-        return TokenizedDocument(prompt, ("text",), (prompt.span,))
+class Documents:
+    """Documents as a model is fed them, and those that it cannot be fed.
+
+    fed     TokenizedDocuments         failed  [(id, reason)]
+    feeding what capture.feeding says of them
+    """
+
+    def __init__(self, documents, tokenizer, form):
+        """form  a PromptFormat: its bos, and its chat template for conversations
+
+        raises  UserError where no document can be fed
+        """
+        self.fed, self.failed, template, bos = [], [], None, None
+        if any(document.is_chat for document in documents):
+            chat = replace(form, prompt_format="chat")
+            bos = bos_to_prepend(tokenizer, chat)
+            try:
+                template = Template(tokenizer, chat)
+            except UserError as error:
+                if not tokenizer.hf.chat_template and form.chat_template is None:
+                    raise UserError(
+                        "the file holds messages, and this model has no chat template; give one "
+                        "with --chat_template FILE"
+                    ) from error
+                raise
+        for document in documents:
+            try:
+                if document.is_chat:
+                    tokenized = tokenize_conversation(document, tokenizer, template, bos)
+                else:
+                    tokenized = tokenize_text(document, tokenizer, form.bos)
+            except UserError as error:
+                self.failed.append((document.id, str(error)))
+            else:
+                self.fed.append(tokenized)
+        if not self.fed:
+            n, reason = len(self.failed), self.failed[0][1]
+            all_of_them = f"none of the {n} documents can be fed; the first: "
+            raise UserError(reason if n == 1 else all_of_them + reason)
+        prompts = [document.prompt for document in self.fed]
+        self.feeding = feeding_of(prompts, tokenizer, form, template)
+
+
+def tokenize_text(document: Document, tokenizer, bos="auto"):
+    """The TokenizedDocument of a text."""
+    ((_, text),) = document.turns
+    text = Prompt(document.id, document.category, -1, text)
+    (prompt,) = tokenize_prompts([text], tokenizer, PromptFormat(bos=bos), "document")
+    return TokenizedDocument(prompt, ("text",), (prompt.span,))
+
+
+def tokenize_conversation(document: Document, tokenizer, template: Template, bos=None):
+    """The TokenizedDocument of a conversation; refused where it is too long, or the template
+    changes it.
+
+    bos  the token to put first where the template does not, or None
+    """
     hf, where = tokenizer.hf, f"document {printable(document.id)}"
-    if not hf.chat_template:
-        raise UserError(f"{where} has messages, and this model has no chat template")
-    check_special_tokens(texts, hf)
-    rendered, places = render_turns(document, hf)
+    check_special_tokens([(where, text) for _, text in document.turns], hf)
+
+    def render(turns):
+        return template.render(turns, header=False)
+
+    try:
+        rendered, places = locate_turns(render, document.turns)
+    except TurnChangedError as error:
+        role = document.turns[error.turn][0]
+        raise UserError(
+            f"{where}: the chat template {error.how} turn {error.turn} ({printable(role)})"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded.input_ids)
-    tokenizer.check_ids(ids, where)
+    put_first = [bos] if bos is not None and ids[:1] != [bos] else []
     left, right = np.array(encoded.offset_mapping).T
     spans = []
-    for start, stop in places:
+    for i, (start, stop) in enumerate(places):
         inside = np.flatnonzero((right > start) & (left < stop))
-        spans.append((int(inside[0]), int(inside[-1]) + 1))
+        own = ids[inside[0] : inside[-1] + 1] if inside.size else []
+        check_own_tokens(own, hf, document.turns[i][1], f"{where}: turn {i}")
+        spans.append((len(put_first) + int(inside[0]), len(put_first) + int(inside[-1]) + 1))
+    ids = [*put_first, *ids]
+    tokenizer.check_ids(ids, where)
     prompt = TokenizedPrompt(
         document.id,
         document.category,
@@ -64,40 +136,3 @@ def tokenize_document(document: Document, tokenizer, bos="auto"):
         (spans[0][0], spans[-1][1]),
     )
     return TokenizedDocument(prompt, tuple(role for role, _ in document.turns), tuple(spans))
-
-
-def render_turns(document, hf):
-    """(rendered conversation, [(start, stop) of each turn's content in characters]).
-
-    The template is rendered a second time with markers in the place of the contents; what stands
-    between the markers must stand between the contents, or the template changes the text and is
-    refused.
-    """
-    refused = f"document {printable(document.id)}: the chat template changes"
-    markers = [f"\u2603\u2603{i}\u2603\u2603" for i in range(len(document.turns))]
-    rendered = _render(hf, document, [content for _, content in document.turns])
-    pattern = _render(hf, document, markers)
-    position, cursor, places = 0, 0, []
-    for marker, (_, content) in zip(markers, document.turns, strict=True):
-        at = pattern.find(marker, cursor)
-        between = pattern[cursor:at]
-        start = position + len(between)
-        text = content if rendered.startswith(content, start) else content.strip()
-        if at < 0 or rendered[position:start] != between or not rendered.startswith(text, start):
-            raise UserError(f"{refused} turn {len(places)}")
-        position, cursor = start + len(text), at + len(marker)
-        places.append((start, position))
-    if rendered[position:] != pattern[cursor:]:
-        raise UserError(f"{refused} the end of the conversation")
-    return rendered, places
-
-
-def _render(hf, document, contents):
-    roles = [role for role, _ in document.turns]
-    messages = [{"role": r, "content": text} for r, text in zip(roles, contents, strict=True)]
-    try:
-        return hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    except TEMPLATE_ERRORS as error:
-        raise UserError(
-            f"document {printable(document.id)}: the chat template refuses it: {printable(error)}"
-        ) from error

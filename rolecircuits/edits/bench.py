@@ -10,6 +10,7 @@ import torch
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.batches import Rows, make_batches
+from rolecircuits.capture.feeding import describe_feeding
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
 from rolecircuits.edits.check import check_edits, edited_sites
 from rolecircuits.edits.controls import find_controls
@@ -52,6 +53,7 @@ def unedited_task(state, payload):
     return {
         "identity": model_identity(bench.loaded.facts),
         "facts": bench.loaded.facts,
+        "feeding": describe_feeding(bench.tokenized, bench.loaded.tokenizer, bench.setting.form),
         "prompts": [asdict(prompt) for prompt in bench.tokenized],
         "entries": {entry.name: entry.model_dump() for entry in bench.entries},
         "controls": bench.batches_of_controls(),

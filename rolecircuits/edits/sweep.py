@@ -22,6 +22,7 @@ from tqdm import tqdm
 from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
+from rolecircuits.capture.feeding import describe_feeding
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
 from rolecircuits.edits.bench import check_complete
@@ -54,9 +55,11 @@ def clean_task(state, payload):
     """The clean pass of a sweep, and what the driver must know of the model, as plain data."""
     sweep, determinism, timings = sweep_of(state, payload)
     sweep.check_start()
+    form = Setting.from_plain(payload["setting"]).form
     return {
         "identity": model_identity(sweep.loaded.facts),
         "facts": sweep.loaded.facts,
+        "feeding": describe_feeding(sweep.tokenized, sweep.loaded.tokenizer, form),
         "tokens": [[p.id, p.category, p.token_ids, p.span] for p in sweep.tokenized],
         "arrays": sweep.arrays,
         "determinism": determinism,

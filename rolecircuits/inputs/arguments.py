@@ -2,6 +2,7 @@
 is loaded."""
 
 import argparse
+import datetime
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from rolecircuits.inputs.categories import CATEGORIES, check_category
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import linked_name
+from rolecircuits.inputs.specs import PromptFormat
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
 DEFAULT_RESULTS = "results_activation_analysis"
@@ -72,6 +74,26 @@ def device_name(text):
     return text
 
 
+def template_word(text):
+    """KEY=VALUE as it is; KEY is the name of a variable."""
+    key, equals, _ = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+        raise argparse.ArgumentTypeError(
+            f"{printable(text[:40])!r} is not KEY=VALUE with the name of a variable"
+        )
+    return text
+
+
+def date_value(text):
+    """A date, YYYY-MM-DD."""
+    try:
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{printable(text[:40])!r} is not a date such as 2026-01-31")
+
+
 def add_model_arguments(parser):
     """What a model stage needs: the flags that name a model and its prompts, and how to run."""
     model = parser.add_argument_group("model")
@@ -88,15 +110,41 @@ def add_model_arguments(parser):
     )
     text = parser.add_argument_group("prompts")
     text.add_argument("--prompts", metavar="NAME|FILE", help=PROMPTS_HELP)
-    text.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
-    text.add_argument("--system_prompt", help="system text for --prompt_format chat; may be empty")
-    text.add_argument(
+    add_format_arguments(text)
+    add_run_arguments(parser)
+
+
+def add_format_arguments(parser):
+    """How a prompt becomes tokens."""
+    parser.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
+    parser.add_argument(
+        "--system_prompt", help="system text for --prompt_format chat; may be empty"
+    )
+    parser.add_argument(
         "--bos",
         choices=["auto", "always", "never"],
         default="auto",
-        help="auto: as TransformerLens does for the model",
+        help="auto: as TransformerLens does for the model, or the chat template as it is",
     )
-    add_run_arguments(parser)
+    parser.add_argument(
+        "--chat_template",
+        metavar="NAME|FILE",
+        help="one of the model's chat templates, or a file (its name has a dot); default: its own",
+    )
+    parser.add_argument(
+        "--template_arg",
+        action="append",
+        default=[],
+        type=template_word,
+        metavar="KEY=VALUE",
+        help="a variable of the chat template, enable_thinking=false say; JSON, or else a text",
+    )
+    parser.add_argument(
+        "--date",
+        type=date_value,
+        metavar="YYYY-MM-DD",
+        help="what a chat template is told that today is (default: today)",
+    )
 
 
 def add_run_arguments(parser):
@@ -164,14 +212,14 @@ def add_verify_argument(parser):
     parser.add_argument(
         "--no_verify",
         action="store_true",
-        help="read runs without comparing their files' SHA-256 with manifest.json",
+        help="read runs without comparing their files' sizes and SHA-256 with manifest.json",
     )
 
 
 def say_unverified(args):
     """One line if --no_verify was given: nobody shall take unchecked numbers for checked ones."""
     if args.no_verify:
-        print("note: --no_verify: the SHA-256 of the run's files is not checked")
+        print("note: --no_verify: the run's files are not compared with its manifest")
 
 
 def check_model_arguments(args):
@@ -192,16 +240,25 @@ def check_model_arguments(args):
 
 def check_prompt_arguments(args):
     """The part of `check_model_arguments` that is about how prompts are fed."""
-    if args.system_prompt is not None and args.prompt_format != "chat":
+    if args.prompt_format != "chat":
+        if args.system_prompt is not None:
+            raise UserError(
+                "--system_prompt needs --prompt_format chat; raw prompts have no system text"
+            )
+        for flag in ("chat_template", "template_arg", "date"):
+            if getattr(args, flag) and getattr(args, "documents", None) is None:
+                raise UserError(
+                    f"--{flag} needs --prompt_format chat; raw prompts take no chat template"
+                )
+    elif args.bos == "never":
         raise UserError(
-            "--system_prompt needs --prompt_format chat; raw prompts have no system text"
+            "--bos never with --prompt_format chat: what the chat template writes is fed as it is; "
+            "name another template with --chat_template"
         )
     check_text(args.system_prompt, "--system_prompt")
-    if args.bos != "auto" and args.prompt_format == "chat":
-        raise UserError(
-            f"--bos {args.bos} with --prompt_format chat: the chat template places the BOS token "
-            "itself"
-        )
+    for word in args.template_arg:
+        check_text(word, "--template_arg")
+    PromptFormat.of(args)  # reads the file of --chat_template
 
 
 def check_text(text, where):

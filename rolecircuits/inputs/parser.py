@@ -54,6 +54,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{printable(self.prog)}: error: {printable(message)}\n")
 
 
+def say_notes(notes):
+    """Print what a user must know, a line each."""
+    for note in notes:
+        print(f"note: {note}")
+
+
+def say_failed(failed):
+    """Print what was lost, [(id, reason)], a line each."""
+    for name, reason in failed:
+        print(f"failed: {printable(name)}: {printable(reason)}")
+
+
 def run_script(parse_args, run, argv=None):
     """Parse, run and turn the outcome into an exit code.
 

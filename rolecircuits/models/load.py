@@ -10,6 +10,7 @@ loaded = read_weights(opened)    memory estimated first, weights hashed beside t
 
 import contextlib
 import hashlib
+import json
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from functools import cached_property
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
@@ -31,6 +33,7 @@ from rolecircuits.models.architecture import (
     model_shape,
     text_config,
 )
+from rolecircuits.models.bos import bos_of, prepends_bos
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
 from rolecircuits.models.rotary import rotary_facts
 from rolecircuits.models.source import (
@@ -64,6 +67,22 @@ class ModelTokenizer:
     context: int | None
     vocabulary: int
     dense: int | None = None
+
+    @property
+    def bos(self):
+        """(id, text) of the token that raw texts begin with, or (None, None)."""
+        return bos_of(self.hf)
+
+    def render(self, messages, clock, **options):
+        """Messages in a chat template; `clock.now()` answers its strftime_now.
+
+        transformers passes a template no function, so its module's `datetime` is replaced.
+        """
+        real, chat_template_utils.datetime = chat_template_utils.datetime, clock
+        try:
+            return self.hf.apply_chat_template(messages, tokenize=False, **options)
+        finally:
+            chat_template_utils.datetime = real
 
     def check_ids(self, ids, what):
         """Refuse tokens that do not fit the context, or have no embedding: those of a tokenizer or
@@ -146,8 +165,8 @@ def open_model(spec):
     own = origin.adapter if origin.adapter and origin.adapter.tokenizer else origin
     hf = _read_tokenizer(own.source, spec, own.revision)
     vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
-    context, prepends_bos = context_length(config), _prepends_bos(spec, config)
-    tokenizer = ModelTokenizer(hf, prepends_bos, context, vocabulary, dense)
+    bos, context = prepends_bos(config, hf), context_length(config)
+    tokenizer = ModelTokenizer(hf, bos, context, vocabulary, dense)
     return OpenedModel(spec, origin, config, tokenizer)
 
 
@@ -209,11 +228,6 @@ def read_weights(opened):
     }
     facts |= _origin_facts(opened, facts)
     return LoadedModel(model, tokenizer, facts)
-
-
-def _prepends_bos(spec, config):
-    """Whether TransformerLens puts a BOS before raw text; refused where it has no adapter."""
-    return True
 
 
 @contextlib.contextmanager
@@ -319,5 +333,7 @@ def in_background(function, *args):
 
 
 def _tokenizer_sha256(tokenizer):
-    text = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
+    templates = tokenizer.chat_template or ""
+    named = templates if isinstance(templates, str) else json.dumps(templates, sort_keys=True)
+    text = tokenizer.backend_tokenizer.to_str() + named
     return hashlib.sha256(text.encode()).hexdigest()

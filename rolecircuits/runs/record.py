@@ -20,7 +20,7 @@ PACKAGES = (
 # The flags whose value may be a path. All others are stored as they were given.
 PATH_FLAGS = (
     *("model_id", "device_map", "prompts", "documents", "config_file", "families_file"),
-    *("output_dir", "repeat"),
+    *("output_dir", "repeat", "chat_template"),
 )
 
 
@@ -28,8 +28,11 @@ def describe_run(script, args, facts, fed, determinism, timings):
     """experiment_config.json of a run.
 
     facts  what the loaded model says of itself
-    fed    {"prompts": ...} of `describe_prompts` or {"documents": ...} of `describe_documents`
+    fed    {"prompts": ..., "model": ...} of `describe_prompts`, or "documents" of
+           `describe_documents`; its "model" replaces what the model is fed by default
     """
+    fed = dict(fed)
+    facts = facts | fed.pop("model")
     (inputs,) = fed.values()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -48,21 +51,23 @@ def describe_run(script, args, facts, fed, determinism, timings):
     }
 
 
-def describe_prompts(args, prompts, failed=(), left_out=None):
-    """{"prompts": how they were fed, their SHA-256, and those that failed: [(id, reason)]}.
+def describe_prompts(args, prompts, feeding, failed=(), left_out=None):
+    """{"prompts": how they were fed, their SHA-256, those that failed: [(id, reason)], "model"}.
 
     prompts.jsonl lacks the failed ones, so their place in the set and their texts are kept here.
+    feeding   what capture.feeding.describe_feeding says of them
     left_out  {frame: why the tokenizer does not match it}; its prompts are not among `prompts`
     """
     places = {p.id: {"index": index, **asdict(p)} for index, p in enumerate(prompts)}
     lost = [places[prompt_id] | {"reason": portable(reason)} for prompt_id, reason in failed]
     how = {"format": args.prompt_format, "system_prompt": args.system_prompt, "bos": args.bos}
+    how |= feeding["how"]
     set_facts = {"n": len(prompts) - len(lost), "sha256": prompt_set_sha256(prompts)}
     set_facts |= {"crossed": is_crossed(prompts), "frames_left_out": left_out or {}}
-    return {"prompts": how | set_facts | {"failed": lost}}
+    return {"prompts": how | set_facts | {"failed": lost}, "model": feeding["model"]}
 
 
-def describe_fed(args, prompts, fed_ids):
+def describe_fed(args, prompts, feeding, fed_ids):
     """`describe_prompts` of what was fed; frames that the tokenizer does not match are said."""
     fed_ids, left_out = set(fed_ids), {}
     for prompt in prompts:
@@ -71,19 +76,27 @@ def describe_fed(args, prompts, fed_ids):
     if left_out:
         print(f"note: frames not matched under this tokenizer: {printable(', '.join(left_out))}")
     prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
-    return describe_prompts(args, prompts, left_out=left_out)
+    return describe_prompts(args, prompts, feeding, left_out=left_out)
 
 
-def describe_documents(args, n, failed):
-    """{"documents": the SHA-256 of their file, how many were captured, those that failed}."""
+def describe_documents(args, n, feeding, failed):
+    """{"documents": their file's SHA-256, how many were captured and how they were fed, those that
+    failed, "model": what they were fed first}.
+    """
     lost = [{"id": document_id, "reason": portable(reason)} for document_id, reason in failed]
-    return {"documents": {"sha256": sha256_of(args.documents), "n": n, "failed": lost}}
+    known = {"sha256": sha256_of(args.documents), "n": n, "bos": args.bos} | feeding["how"]
+    return {"documents": known | {"failed": lost}, "model": feeding["model"]}
 
 
 def portable_arguments(args):
-    """{flag: value} with the home folder as ~ in paths; texts (a system prompt) stay as given."""
+    """{flag: value} with the home folder as ~ in paths; texts (a system prompt) stay as given.
+
+    The text of a template's file is in prompts.chat_template.
+    """
     return {
-        flag: portable(value) if flag in PATH_FLAGS else value for flag, value in vars(args).items()
+        flag: portable(value) if flag in PATH_FLAGS else value
+        for flag, value in vars(args).items()
+        if flag != "template_text"
     }
 
 

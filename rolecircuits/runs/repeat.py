@@ -3,6 +3,7 @@
     python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
 
     arguments   experiment_config.json of the run, through the same parser as a command line
+    template    that of the model, or the text of a file in the config; it is told the same date
     capture     what the run did: the method, what it saved, and the batch size that was left after
                 an out-of-memory error, whatever memory is free today
     model       its commit, or its files; changed weights or tokenizer are said before the run
@@ -37,7 +38,7 @@ PROMPT_FIELDS = ("id", "category", "pair_id", "text")
 DESIGN_FIELDS = ("frame", "filler", "turn")  # of a set that gives them
 MODEL_FACTS = {"weights_sha256": "weights", "tokenizer_sha256": "tokenizer", "revision": "commit"}
 MODEL_FACTS |= {"architecture": "class"}
-MODEL_FACTS |= {n: n for n in ("n_layers", "n_heads", "dtype", "device", "prepends_bos")}
+MODEL_FACTS |= {n: n for n in ("n_layers", "n_heads", "dtype", "device")}
 HALF_PRECISION = 2**-10  # between neighbouring float16 numbers below 2
 IDENTICAL, CLOSE, DIFFERENT = "bit-identical", "equal within tolerance", "different"
 
@@ -76,6 +77,15 @@ class Repetition:
             )
         self.model_changes = list_changes("model", self.run.config["model"], facts, MODEL_FACTS)
         for line in self.model_changes:
+            print(f"changed: {line}")
+
+    def check_fed(self, tokenized):
+        """Say whether the texts become the tokens that they became, before the model is run."""
+        before = {row["id"]: row.get("token_ids") for row in self.run.prompts}
+        other = [p.id for p in tokenized if before.get(p.id, p.token_ids) != p.token_ids]
+        if other:
+            line = f"{len(other)} of {len(tokenized)} prompts became other tokens, {other[0]} first"
+            self.model_changes.append(line)
             print(f"changed: {line}")
 
     def compare(self, arrays, config):
@@ -125,6 +135,8 @@ def recorded_arguments(parser, run: Run, given):
     args.output_dir = str(run.path.parent)
     if "device" in given or "device_map" in given:
         args.device = args.device_map = None
+    args.date = run.config["prompts"].get("date") or args.date
+    args.template_text = (run.config["prompts"].get("chat_template") or {}).get("text")
     vars(args).update({flag: value for flag, value in given.items() if value is not None})
     if args.capture == "streaming" and args.raw in ("patterns", "full"):
         raise UserError(f"--raw {args.raw} with {where}: it was streamed, so there are no patterns")
@@ -156,6 +168,8 @@ def recorded_words(parser, config):
             notes.append(f"the run does not record --{flag}: its default {default} is taken")
         elif action.nargs == 0:
             words += [f"--{flag}"] if value is True else []
+        elif isinstance(value, list):  # of a flag that may be given several times
+            words += [f"--{flag}={item}" for item in value]
         elif value is not None:
             # a path is recorded with ~ for the home folder
             is_path = flag in PATH_FLAGS and isinstance(value, str)
