@@ -1,12 +1,12 @@
 """A tiny random model of every causal architecture that the installed transformers knows.
 
-    rows()                      {row: Architecture}: every key of transformers' two mappings, and variants
-    save_tiny(row, folder)      config.json, model.safetensors and the bundled model's tokenizer
+    rows()                   {row: Architecture}: every key of transformers' mappings, and variants
+    save_tiny(row, folder)   config.json, model.safetensors and the bundled model's tokenizer
 
-A tiny config is the architecture's default config with every size replaced by a small one (SIZES), with
-as many layers as it takes to keep every kind of layer that the default has, and with the windows and
-chunks of 8 tokens. Matrices are normal with deviation 0.2, so that attention is far from uniform;
-vectors of norms keep their values, biases and learned sinks are random too.
+A tiny config is the architecture's default config with every size replaced by a small one (SIZES),
+as many layers as it takes to keep every kind of layer that the default has, and windows and chunks
+of 8 tokens. Matrices are normal with deviation 0.2, so that attention is far from uniform; biases
+and learned sinks are random too, the weights of norms stay.
 """
 
 import shutil
@@ -28,10 +28,10 @@ WINDOW = 8
 CONTEXT = 600
 MAX_PARAMETERS = 40e6
 DEVIATION = 0.2
-"""The number of layers by its many names, then every other size."""
+# The number of layers and of heads by their many names, then every other size.
 LAYERS = (
-    "num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers num_encoder_layers "
-    "num_decoder_layers depth num_blocks"
+    "num_hidden_layers num_layers n_layer n_layers decoder_layers encoder_layers "
+    "num_encoder_layers num_decoder_layers depth num_blocks"
 ).split()
 HEADS = (
     "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
@@ -53,8 +53,8 @@ SIZES = {
     ),
     **dict.fromkeys(
         "intermediate_size moe_intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner "
-        "ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size dff dim_ff d_inner "
-        "expert_ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim "
+        "ffn_hidden_size shared_expert_intermediate_size shared_intermediate_size dff dim_ff "
+        "d_inner expert_ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim "
         "shared_experts_intermediate_size moe_shared_expert_intermediate_size "
         "router_hidden_size feed_forward_size".split(),
         48,
@@ -68,7 +68,8 @@ SIZES = {
         4,
     ),
     **dict.fromkeys(
-        "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts altup_num_inputs".split(),
+        "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts "
+        "altup_num_inputs".split(),
         2,
     ),
     **dict.fromkeys(
@@ -118,9 +119,18 @@ class Architecture:
     changes: dict = field(default_factory=dict)
 
 
+# Keys whose causal class in the mapping takes their text config only.
+WHOLE_MODELS = ("emu3", "llama4", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "dots3_note")
+
+
 def names():
     """{key: model class} of both mappings of the installed transformers."""
-    merged = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    whole = {
+        key: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[key]
+        for key in WHOLE_MODELS
+        if key in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    }
+    merged = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | whole
     return {key: value[0] if isinstance(value, tuple) else value for key, value in merged.items()}
 
 
@@ -168,7 +178,7 @@ def shrink(default, given):
         for name, value in values.items()
         if isinstance(value, list) and n_default and len(value) == n_default and name not in given
     }
-    lists = {name: value for name, value in lists.items() if value != sorted(set(value), key=str)}
+    lists = {name: value for name, value in lists.items() if value != list(range(n_default))}
     kinds = {name: value for name, value in lists.items() if "heads" not in name}
     kept = kept_layers(kinds, n_default or 0, n_given)
     for name, value in values.items():
@@ -195,9 +205,8 @@ def shrink(default, given):
             inner = shrink(getattr(default, name), given.get(name, {}))
             model_type = value.get("model_type")
             changes[name] = inner | ({"model_type": model_type} if model_type else {})
-        elif type(value) is int and name.endswith(("token_id", "token_index")):
-            if value >= VOCABULARY:
-                changes[name] = VOCABULARY - 1 - len(changes)
+        elif name.endswith(("token_id", "token_index")) and type(value) is int:
+            changes[name] = min(value, VOCABULARY - 1 - len(changes))
     return changes
 
 
@@ -247,9 +256,7 @@ def tiny_model(row, seed=0):
     model = kind(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=DEVIATION)
-            elif name.endswith("bias") or "sink" in name:
+            if parameter.ndim > 1 or name.endswith("bias") or "sink" in name:
                 parameter.normal_(std=DEVIATION)
     return model
 
@@ -265,27 +272,71 @@ def save_tiny(row, folder):
 
 # What the defaults of a config lack or contradict when they are made small.
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+MROPE = ROPE | {"mrope_section": [2, 1, 1]}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
-VISION_TEXT = {"text_config": {"vocab_size": VOCABULARY}}
 CHANGES = {
     "bamba": MAMBA,
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
     "bloom": {"n_layer": 3},
     "chameleon": {"vocabulary_map": {"<image>": 49000}},
-    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}}},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}}
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 8},
-    "dbrx": {"rope_theta": 10000.0, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 48, "hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dots1": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "sliding_window": 8,
+    },
+    "dbrx": {
+        "rope_theta": 10000.0,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {
+            "ffn_hidden_size": 48,
+            "hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+    },
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
-    "gemma4_assistant": {},
     "granitemoehybrid": MAMBA,
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse"]}},
+    "dots3_note_text": {"per_layer_config": {}},
+    "ernie4_5_vl_moe": {"text_config": {"moe_num_experts": 4}},
+    "glm46v": {"text_config": {"rope_parameters": MROPE}},
+    "glm4v": {"text_config": {"rope_parameters": MROPE}},
+    "glm5_next": {"text_config": {"index_kpool": 4}},
+    "glm_ocr": {"text_config": {"rope_parameters": MROPE}},
+    "glmga": {"text_config": {"rope_parameters": MROPE}},
+    "granite_docling": {"vision_config": {"out_hidden_size": 32}},
+    "hunyuan_vl": {"text_config": {"head_dim": 8}},
+    "inkling2": {"vision_config": {"text_hidden_size": 32}},
+    "lfm2": {"layer_types": ["conv", "full_attention", "full_attention"], "num_hidden_layers": 3},
+    "lfm2_vl": {
+        "text_config": {
+            "layer_types": ["conv", "full_attention", "full_attention"],
+            "num_hidden_layers": 3,
+        }
+    },
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "muse_glimmer": {"out_hidden_size": 32, "projector_hidden_size": 32},
+    "muse_spark": {"audio_config": {"out_hidden_size": 32}},
+    "paddleocr_vl": {"text_config": {"rope_parameters": MROPE}},
+    "qwen2_5_omni_thinker": {"text_config": {"rope_parameters": MROPE}},
+    "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}},
+    "qwen2_vl": {"text_config": {"rope_parameters": MROPE}},
+    "step3p7": {"text_config": {"sliding_window": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "mamba2": {"num_heads": 8},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1, 2]}},
     "nemotron_h": {"mamba_num_heads": 8, "n_groups": 1},
-    "glm4v_moe": {"text_config": {"head_dim": 16}},
+    "glm4v_moe": {
+        "text_config": {"head_dim": 16, "rope_parameters": MROPE | {"partial_rotary_factor": 0.5}}
+    },
 }
 VARIANTS = {
     "falcon": {
@@ -299,7 +350,14 @@ VARIANTS = {
         },
         "multi-head, alibi": {"multi_query": False, "alibi": True},
     },
-    "gemma3_text": {"long rope": {"rope_parameters": {"full_attention": ROPE | {"rope_type": "linear", "factor": 8.0}, "sliding_attention": ROPE}}},
+    "gemma3_text": {
+        "long rope": {
+            "rope_parameters": {
+                "full_attention": ROPE | {"rope_type": "linear", "factor": 8.0},
+                "sliding_attention": ROPE,
+            }
+        }
+    },
     "gpt_bigcode": {"multi-head": {"multi_query": False}},
     "llama": {
         "sliding_window that its code ignores": {"sliding_window": 8},
@@ -317,7 +375,10 @@ VARIANTS = {
             "max_position_embeddings": 48,
             "rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0},
         },
-        "yarn": {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+        "yarn": {
+            "rope_parameters": ROPE
+            | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+        },
         "attention bias, 1 kv head": {"attention_bias": True, "num_key_value_heads": 1},
     },
     "mistral": {"no window": {"sliding_window": None}},
@@ -336,7 +397,14 @@ VARIANTS = {
         },
         "window": {"sliding_window": 8},
     },
-    "qwen2": {"use_sliding_window": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}},
+    "qwen2": {
+        "use_sliding_window": {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+            "layer_types": None,
+        }
+    },
     "stablelm": {"qk_layernorm": {"qk_layernorm": True}},
     "starcoder2": {"window": {"sliding_window": 8}},
 }
