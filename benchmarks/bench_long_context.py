@@ -248,8 +248,8 @@ def make_work(args, way, tokens):
     """A function without arguments that does one pass over `tokens` random tokens."""
     if way.startswith("tl_"):
         loaded = load_model(ModelSpec(args.model_id, device=args.device))
-        read_weights(loaded.plain)
-        ids = random_ids(loaded.plain.config, tokens)
+        read_weights(loaded.model)
+        ids = random_ids(loaded.model.config, tokens)
         return hooks_work(loaded, ids) if way == "tl_hooks" else cache_work(loaded, ids)
     model = load_plain(args, "eager" if way == "hf_eager" else "sdpa")
     read_weights(model)

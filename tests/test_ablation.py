@@ -11,18 +11,10 @@ from transformers import AutoModelForCausalLM
 from prompts import select_prompts
 from rolecircuits.capture import batches
 from rolecircuits.capture.activations import collect_activations
-from rolecircuits.capture.attention import (
-    Capture,
-    PatternPass,
-    capture_clean,
-    capture_edited,
-    empty_arrays,
-    empty_patterns,
-)
-from rolecircuits.capture.patterns import run_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import donors as donors_module
 from rolecircuits.edits import hooks
+from rolecircuits.edits.passes import capture_clean, capture_edited, collect_patterns, run_layers
 from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
 from tiny_models import WINDOW, load_checked, save_tiny
@@ -63,9 +55,22 @@ def run_edited(loaded, tokenized, entry=None, batch_size=5, keep_patterns=False,
         )
         edits = lambda batch: prepare(rows_of(tokenized, batch))  # noqa: E731
     if keep_patterns:
-        empty = [blank(tokenized, loaded.facts) for blank in (empty_arrays, empty_patterns)]
-        return PatternPass(loaded, tokenized, Capture(*empty), edits).run(batch_size, None)
+        return SimpleNamespace(patterns=edited_patterns(loaded, tokenized, edits, batch_size))
     return capture_edited(loaded, tokenized, edits, batch_size, start)
+
+
+def edited_patterns(loaded, tokenized, edits, batch_size):
+    """{layer: [prompt, head, query, key]} of an edited pass, 0 beyond a prompt's tokens."""
+    lengths = [len(p.token_ids) for p in tokenized]
+    shape = (len(tokenized), loaded.n_heads, max(lengths), max(lengths))
+    whole = {layer: np.zeros(shape, np.float32) for layer in range(loaded.n_layers)}
+    for batch in batches.make_batches(lengths, batch_size):
+        found, _ = collect_patterns(loaded, [tokenized[i].token_ids for i in batch], edits(batch))
+        for layer, rows in found.items():
+            for i, pattern in zip(batch, rows, strict=True):
+                n = lengths[i]
+                whole[layer][i, :, :n, :n] = pattern[:, :n, :n]
+    return whole
 
 
 def rows_of(tokenized, batch):

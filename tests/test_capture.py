@@ -9,10 +9,11 @@ import activation_analysis
 from prompts import select_prompts
 from rolecircuits.capture import activations, attention, generation, instrument
 from rolecircuits.capture import batches as batches_module
-from rolecircuits.capture.attention import capture_clean, capture_patterns
-from rolecircuits.capture.batches import make_batches
+from rolecircuits.capture.attention import capture_patterns
+from rolecircuits.capture.batches import equal_lengths, make_batches
 from rolecircuits.capture.patterns import check_patterns, reduce_pattern
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import PAIRED, Prompt
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.inputs.specs import PromptFormat
@@ -70,9 +71,9 @@ def test_patterns_equal_hugging_face_on_the_bundled_model(bundled):
 
 def test_tiny_architectures_match_hugging_face(tiny):
     name, folder, loaded = tiny
-    assert loaded.facts["sliding_windows"] == WINDOWS[name]
     tokenized = tokenize_prompts(select_prompts(per_category=3), loaded.tokenizer)
     captured = capture_patterns(loaded, tokenized, keep_patterns=True)
+    assert loaded.facts["sliding_windows"] == WINDOWS[name]
     expected = eager_patterns(folder, tokenized)
     assert largest_difference(captured, tokenized, expected) <= 1e-6
     assert max(len(p.token_ids) for p in tokenized) > WINDOW + 1
@@ -196,7 +197,7 @@ def test_a_model_without_chat_template_says_so(bundled, monkeypatch):
         tokenize_prompts(select_prompts(per_category=1), bundled.tokenizer, PromptFormat("chat"))
 
 
-FACTS = {"n_heads": 1, "sliding_windows": [None, 2]}
+VISIBLE = [np.array([1, 2, 3]), np.array([1, 2, 2])]
 
 
 def good_pattern():
@@ -214,16 +215,16 @@ def good_pattern():
 )
 def test_bad_patterns_stop_the_run_and_name_layer_and_head(change, layer, named):
     pattern = good_pattern()
-    check_patterns(pattern, [3], 0, FACTS)
+    check_patterns(pattern, [3], 0, VISIBLE[0], 1)
     change(pattern)
     with pytest.raises(RunFailed, match=rf"layer {layer} head 0.*{named}"):
-        check_patterns(pattern, [3], layer, FACTS)
+        check_patterns(pattern, [3], layer, VISIBLE[layer], 1)
 
 
 def test_padding_rows_are_not_checked_or_measured():
     pattern = good_pattern()
     pattern[0, 0, 2] = np.nan
-    check_patterns(pattern, [2], 0, FACTS)
+    check_patterns(pattern, [2], 0, VISIBLE[0], 1)
     reduced = reduce_pattern(
         np.nan_to_num(pattern), np.array([2]), Places(np.array([[1, 2]])), np.array([1, 2, 3])
     )
@@ -233,14 +234,14 @@ def test_padding_rows_are_not_checked_or_measured():
 
 def test_wrong_number_of_heads_is_refused():
     with pytest.raises(RunFailed, match="expected 1 heads"):
-        check_patterns(np.repeat(good_pattern(), 2, axis=1), [3], 0, FACTS)
+        check_patterns(np.repeat(good_pattern(), 2, axis=1), [3], 0, VISIBLE[0], 1)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(
     bundled, monkeypatch, capsys
 ):
     tokenized = tokenize_prompts(select_prompts(per_category=2), bundled.tokenizer)
-    real, sizes = attention.run_layers, []
+    real, sizes = attention.read_patterns, []
 
     def scarce(loaded, token_ids, *rest):
         sizes.append(len(token_ids))
@@ -248,7 +249,7 @@ def test_out_of_memory_halves_the_batch_and_loses_only_what_cannot_run(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return real(loaded, token_ids, *rest)
 
-    monkeypatch.setattr(attention, "run_layers", scarce)
+    monkeypatch.setattr(attention, "read_patterns", scarce)
     captured = capture_patterns(bundled, tokenized, batch_size=8, keep_patterns=True)
     assert captured.failed == [(tokenized[3].id, "out of memory with a batch of one")]
     assert sizes[:2] == [8, 4] and captured.batch_size == 1
@@ -310,7 +311,7 @@ def test_the_batch_loop_halves_for_good_and_says_what_is_left(capsys):
     assert sorted(done) == [0, 1, 2, 3, 4, 5, 6, 8] and sizes[:3] == [8, 4, 2]
     assert capsys.readouterr().out.count("halved") == 3
     assert batches_module.run_batches([5] * 9, done.extend, 8) == ([], 8)
-    equal = make_batches([5, 6, 5, 6, 6], 2, equal=True)
+    equal = make_batches([5, 6, 5, 6, 6], 2, side=equal_lengths)
     assert equal == [[0, 2], [1, 3], [4]]
 
 
@@ -363,7 +364,7 @@ def test_raw_that_does_not_fit_is_refused_before_anything_is_run(bundled, monkey
     monkeypatch.setattr(devices, "free_bytes", lambda device: 2 * patterns - 2)
     with pytest.raises(UserError, match="--raw patterns of 8 prompts .* use --raw none"):
         activations.check_raw(bundled, tokenized, "patterns")
-    monkeypatch.setattr(attention, "run_layers", None)
+    monkeypatch.setattr(attention, "read_patterns", None)
     monkeypatch.setattr(instrument, "load_model", lambda *_: bundled)
     assert activation_analysis.main(["--raw", "full", "--prompts_per_category", "2"]) == 2
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prompts import select_prompts
-from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.instrument import check_streaming
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits.passes import capture_clean, capture_edited
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.devices import read_device_map
 from tiny_models import load_checked, save_tiny

@@ -146,4 +146,4 @@ def test_the_script_writes_answers_and_what_changed(tmp_path, tmp_path_factory):
 def test_no_room_for_the_answer_is_refused(loaded):
     tokenized = tokenize_prompts(select_prompts(per_category=1), loaded.tokenizer)
     with pytest.raises(UserError, match="at most"):
-        generation.check_room(tokenized, 256, 256)
+        generation.check_room(tokenized, 256, {"context": 256})

@@ -391,9 +391,9 @@ def test_effects_table(finished):
 
 
 def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):
-    from rolecircuits.capture.attention import capture_edited
     from rolecircuits.capture.tokens import tokenize_prompts
     from rolecircuits.edits.hooks import prepare_edit
+    from rolecircuits.edits.passes import capture_edited
 
     tokenized = tokenize_prompts(select_prompts(per_category=2), loaded.tokenizer)
     for method, layers in (("zero_out", range(3)), ("mean", [1])):

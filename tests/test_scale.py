@@ -4,12 +4,14 @@ real model right."""
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rolecircuits.capture.attention import empty_arrays
 from rolecircuits.capture.tokens import TokenizedPrompt
+from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.arrays import ARRAYS
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -60,8 +62,10 @@ def test_the_formulas_count_a_real_model(scale):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == scale.parameters(shape)
     prompt = TokenizedPrompt("p", "neutral", -1, "x", "x", [1] * 5, ["x"] * 5, (1, 5))
-    facts = {"n_layers": shape.L, "n_heads": shape.H, "sliding_windows": [None] * shape.L}
-    arrays = empty_arrays([prompt], facts)
+    masks = {"way": "interface", "sinks": False, "not_streamed": None}
+    masks |= {"first": np.zeros((shape.L, 5), int)}
+    facts = {"n_layers": shape.L, "n_heads": shape.H}
+    arrays = empty_arrays([prompt], LoadedModel(model, None, facts, masks))
     assert set(arrays) == set(ARRAYS)
     assert sum(a.nbytes for name, a in arrays.items() if name not in LABELS) == scale.arrays(
         shape, 5

@@ -311,7 +311,7 @@ def test_pipeline_frees_a_model_before_the_next_is_read(tiny, tmp_path, monkeypa
         gc.collect()
         alive.append([seen() is not None for seen in load.seen])
         loaded = real(spec, *rest)
-        load.seen.append(weakref.ref(loaded.plain))
+        load.seen.append(weakref.ref(loaded.model))
         return loaded
 
     load.seen = []

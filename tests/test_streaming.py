@@ -13,10 +13,9 @@ import output_manager
 from prompts import select_prompts
 from rolecircuits.capture import attention, instrument, streaming
 from rolecircuits.capture import tokens as prompt_tokens
-from rolecircuits.capture.attention import capture_clean, capture_patterns, capture_streaming
+from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
 from rolecircuits.capture.streaming import (
-    LayerRecorder,
     Scoring,
     check_rows,
     chunked_rest,
@@ -25,10 +24,10 @@ from rolecircuits.capture.streaming import (
     sink_scores,
 )
 from rolecircuits.capture.tokens import tokenize_prompts
+from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
-from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy as entropies
-from rolecircuits.stats.masses import Places
 from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
@@ -82,7 +81,7 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
 
 
 def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
-    plain = models("llama").plain
+    plain = models("llama").model
     mlp = plain.base_model.layers[0].mlp
     hidden = torch.randn(
         2, 21, plain.config.hidden_size, generator=torch.Generator().manual_seed(0)
@@ -223,26 +222,6 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "named"),
-    [
-        ({"s_aux": torch.zeros(4)}, "learned attention sinks"),
-        ({"position_bias": torch.zeros(1)}, "position bias"),
-        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "mask of its own"),
-    ],
-)
-def test_variants_that_the_formulas_do_not_describe_are_refused(kwargs, named):
-    facts = {"n_layers": 2, "n_heads": 4, "sliding_windows": [None]}
-    recorder = LayerRecorder(facts, [3], Places(np.array([[0, 3]])), lambda layer, arrays: None)
-    module = torch.nn.Module()
-    module.layer_idx = 0
-    query, key = make_scores(3, 0.0)
-    call = {"attention_mask": None} | kwargs
-    with pytest.raises(UserError, match=f"layer 0.*{named}.*--capture patterns"):
-        recorder(module, query, key, key, **call)
-    assert recorder(module, query, key, key, None)[0].shape == (1, 3, 4, 8)
-
-
-@pytest.mark.parametrize(
     ("value", "named"), [(np.nan, "NaN"), (5.0, "outside 0 to ln"), (-0.1, "outside 0 to ln")]
 )
 def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named):
@@ -268,8 +247,8 @@ def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
 
 def test_every_check_of_streaming_begins_anew(models):
     """Two checks at once, or one that stopped in the middle, must not share their largest gap."""
-    facts = {"n_layers": 1, "n_heads": 4, "sliding_windows": [None]}
-    first, second = (instrument.CheckedRecorder(facts, [3], [[0, 3]], None) for _ in range(2))
+    windows = [(None, None)]
+    first, second = (instrument.CheckedRecorder(windows, [3], [[0, 3]], None) for _ in range(2))
     first.largest = 1.0
     assert second.largest == 0.0
     assert instrument.check_streaming(models("llama"))["kernel_gap"] < 1e-5
@@ -283,7 +262,7 @@ def test_streaming_shares_the_weights_and_leaves_the_bridge_alone(models):
     capture_streaming(loaded, tokenized)
     assert np.array_equal(capture_clean(loaded, tokenized)[0].logits, before)
     addresses = {p.data_ptr() for p in loaded.bridge.original_model.parameters()}
-    assert {p.data_ptr() for p in loaded.plain.parameters()} <= addresses
+    assert {p.data_ptr() for p in loaded.model.parameters()} <= addresses
 
 
 FACTS = {"n_layers": 3, "n_heads": 4}
@@ -330,11 +309,11 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
     real, sizes = streaming.stream_layers, []
 
-    def scarce(model, ids, *rest):
-        sizes.append(len(ids))
-        if len(ids) > 4:
+    def scarce(loaded, batch, *rest):
+        sizes.append(len(batch[0]))
+        if len(batch[0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, ids, *rest)
+        return real(loaded, batch, *rest)
 
     monkeypatch.setattr(attention, "stream_layers", scarce)
     captured = capture_streaming(loaded, tokenized, batch_size=8)

@@ -8,13 +8,17 @@ import torch
 
 from rolecircuits.capture.attention import pattern_bytes
 from rolecircuits.capture.batches import check_all_ran, pad_right, run_batches
+from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.devices import check_memory
+from rolecircuits.models.rotary import batch_side, reset_rotary
 from rolecircuits.runs.arrays import Run
 from rolecircuits.runs.files import write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
 from rolecircuits.stats.audit import audit_design
 from rolecircuits.stats.indices import summarize
+
+BRIDGE_TEXT = "How tall is the tower that stands beside the old bridge?"
 
 
 def collect_activations(loaded, tokenized, names, batch_size=64):
@@ -24,8 +28,8 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             fire once a batch, or a prompt that does not fit the memory
     """
     check_hooks(loaded, names)
-    lengths = [len(p.token_ids) for p in tokenized]
-    device = next(loaded.bridge.original_model.parameters()).device
+    lengths, side = [len(p.token_ids) for p in tokenized], batch_side(loaded.facts)
+    device = next(loaded.model.parameters()).device
     out = {}
 
     def run_batch(batch):
@@ -41,6 +45,7 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             whole[batch, : values.shape[1]] = values
 
         hooks = [(name, partial(store, name=name)) for name in names]
+        reset_rotary(loaded.bridge.original_model)
         with torch.inference_mode():
             loaded.bridge.run_with_hooks(
                 ids.to(device), attention_mask=mask.to(device), fwd_hooks=hooks, logits_to_keep=1
@@ -49,9 +54,48 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             wrong = next(name for name in names if fired.count(name) != 1)
             raise RunFailed(f"hook {wrong} fired {fired.count(wrong)} times, not once")
 
-    failed, _ = run_batches(lengths, run_batch, batch_size)
+    failed, _ = run_batches(lengths, run_batch, batch_size, side=side)
     check_all_ran(failed, tokenized, "activations")
     return out
+
+
+def check_ids(loaded):
+    """Token ids of a short text, for checks that compare two passes over it."""
+    ids = loaded.tokenizer.hf(BRIDGE_TEXT, add_special_tokens=False).input_ids
+    return ids[: loaded.facts["context"]]
+
+
+def plain_logits(loaded, ids):
+    """Final logits [1, vocabulary] float32 of the model, by its eager attention."""
+    model = set_attention(loaded.model, EAGER)
+    batch = torch.tensor([ids], device=next(model.parameters()).device)
+    with torch.inference_mode():
+        return model(input_ids=batch, use_cache=False).logits[:, -1].float().cpu()
+
+
+def logit_tolerance(loaded, logits, share):
+    """How far logits may differ: a share of the largest, more where the dtype rounds more."""
+    share = {"float32": share}.get(loaded.facts["dtype"], 5e-2)
+    return share * max(1.0, float(logits.abs().max()))
+
+
+def check_bridge(loaded):
+    """The largest difference between the bridge's final logits and the model's, on a short text.
+
+    raises  UserError where TransformerLens refuses the model, or gives other logits
+    """
+    ids = check_ids(loaded)
+    batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
+    with torch.inference_mode():
+        found = loaded.bridge(batch)[:, -1].float().cpu()
+    expected = plain_logits(loaded, ids)
+    gap = float((found - expected).abs().max())
+    if not gap <= logit_tolerance(loaded, expected, 1e-3):
+        raise UserError(
+            f"{loaded.facts['architecture']}: TransformerLens's bridge gives other logits than the "
+            f"model (by {gap:.2g}); it cannot be edited, and --raw full cannot be saved"
+        )
+    return gap
 
 
 def check_hooks(loaded, names):
@@ -74,6 +118,7 @@ def check_raw(loaded, tokenized, raw):
     longest = max(len(p.token_ids) for p in tokenized)
     needed, less = pattern_bytes(loaded.facts, len(tokenized), longest), "none"
     if raw == "full":
+        check_bridge(loaded)
         check_hooks(loaded, raw_files(loaded.n_layers))
         cfg = loaded.bridge.cfg
         units = loaded.n_layers * cfg.d_mlp + 2 * cfg.d_model

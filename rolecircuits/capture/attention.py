@@ -1,30 +1,25 @@
 """Run all prompts through a model and reduce their attention to arrays, layer by layer.
 
-    capture_patterns    every pattern, reduced inside its hook; kept whole only if asked for
+    capture_patterns    every pattern, reduced layer by layer; kept whole only if asked for
     capture_streaming   the same arrays without a pattern
-    capture_clean       the unedited pass, with logits and the residuals that edits start from
-    capture_edited      the same pass with edits, from the layer that they begin at
 
 Right padding with a mask gives patterns identical to unpadded prompts; left padding without a mask
 is silently wrong. Axes: prompt, layer, head, query, key.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
-import torch
 
 from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
-from rolecircuits.capture.patterns import Resume, check_patterns, reduce_pattern, run_layers
+from rolecircuits.capture.masks import note_windows, visible_keys, windows_of
+from rolecircuits.capture.patterns import check_patterns, read_patterns, reduce_pattern
 from rolecircuits.capture.prefix import common_prefix
 from rolecircuits.capture.streaming import LayerRecorder, stream_layers
 from rolecircuits.inputs.categories import frame_of
 from rolecircuits.models.devices import free_bytes
-from rolecircuits.models.load import LoadedModel
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
-from rolecircuits.stats import entropy
 from rolecircuits.stats.masses import SEGMENTS, Places, uniform_masses
 
 AUTO_TOKENS = 512
@@ -51,20 +46,6 @@ class Capture:
     batch_size: int | None = None
 
 
-@dataclass
-class CleanRun:
-    """What an edited pass needs of the unedited one in order to start at the layer that it edits.
-
-    arrays     as in Capture
-    residuals  {layer: [prompt, query, unit] on the model's device}
-    as_tuple   the blocks of this architecture return a tuple
-    """
-
-    arrays: dict
-    residuals: dict
-    as_tuple: bool
-
-
 def choose_capture(capture, raw, tokenized, facts, batch_size):
     """(method, the --raw that goes with it, why auto chose streaming or None) of the flags.
 
@@ -78,6 +59,8 @@ def choose_capture(capture, raw, tokenized, facts, batch_size):
     one_layer = pattern_bytes(facts, min(batch_size, n), longest) / facts["n_layers"]
     kept = 0 if raw == "none" else pattern_bytes(facts, n, longest)
     needed, free = max(PATTERN_COPIES * one_layer, kept), free_bytes()
+    if not facts.get("can_stream", True):
+        return "patterns", raw or "patterns", None
     if longest > AUTO_TOKENS:
         why = f"a prompt has {longest} tokens (more than {AUTO_TOKENS})"
     elif needed > free / 2:
@@ -93,12 +76,17 @@ def pattern_bytes(facts, n_prompts, longest):
     return facts["n_layers"] * n_prompts * facts["n_heads"] * longest**2 * 4
 
 
-def empty_arrays(tokenized, facts):
-    """The arrays of attention.npz before anything is measured: labels and lengths, NaN or 0."""
+def empty_arrays(tokenized, loaded):
+    """The arrays of attention.npz before anything is measured: labels and lengths, NaN or 0.
+
+    What the masks show for texts of these lengths is read from the model, and goes into its facts.
+    """
+    facts = loaded.facts
     n_tokens = np.array([len(p.token_ids) for p in tokenized], dtype=np.int64)
     masses = (len(tokenized), facts["n_layers"], facts["n_heads"])
     rows, places = (*masses, n_tokens.max()), places_of(tokenized)
-    visible = entropy.visible_keys(rows[-1], facts["sliding_windows"]).astype(np.int64)
+    visible = visible_keys(loaded, rows[-1])
+    note_windows(loaded, int(rows[-1]))
     uniform = uniform_masses(places, n_tokens, visible)
     return {
         "category": np.array([p.category for p in tokenized]),
@@ -146,120 +134,52 @@ def empty_patterns(tokenized, facts):
 def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, title=None):
     """The Capture of an unedited pass; keep_patterns: all of them, zero-padded to the longest."""
     kept = empty_patterns(tokenized, loaded.facts) if keep_patterns else {}
-    captured = Capture(empty_arrays(tokenized, loaded.facts), kept)
-    return PatternPass(loaded, tokenized, captured).run(batch_size, title)
+    arrays, places = empty_arrays(tokenized, loaded), places_of(tokenized)
 
-
-def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
-    """(Capture with logits, CleanRun with the residual that enters each of `layers`)."""
-    residuals, tuples = {}, set()
-    shape = (len(tokenized), max(len(p.token_ids) for p in tokenized))
-
-    def keep(hidden, hook, layer, batch):
-        whole = residuals.setdefault(layer, hidden.new_zeros((*shape, hidden.shape[-1])))
-        whole[torch.tensor(batch, device=hidden.device), : hidden.shape[1]] = hidden.detach()
-
-    def keep_residuals(batch):
-        names = {layer: f"blocks.{layer}.hook_in" for layer in layers}
-        return [(name, partial(keep, layer=i, batch=batch)) for i, name in names.items()]
-
-    handle = loaded.bridge.blocks[0].register_forward_hook(
-        lambda module, args, out: tuples.add(isinstance(out, tuple))
-    )
-    try:
-        captured = capture_edited(loaded, tokenized, keep_residuals, batch_size, title=title)
-    finally:
-        handle.remove()
-    return captured, CleanRun(captured.arrays, residuals, tuples == {True})
-
-
-def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, title=None):
-    """The Capture, with logits, of a pass with edits.
-
-    edits_for  function of the batch's prompt positions (list of int) -> [(hook name, hook)]
-    start      (layer, CleanRun): nothing is edited below that layer, so the layers below it are
-               not run again and their values are those of the clean run; None runs everything
-    """
-    arrays = empty_arrays(tokenized, loaded.facts) if start is None else start[1].arrays
-    arrays = {name: array.copy() for name, array in arrays.items()}
-    return PatternPass(loaded, tokenized, Capture(arrays), edits_for, start).run(batch_size, title)
-
-
-@dataclass
-class PatternPass:
-    """A pass over all prompts through hooks, written into `captured` batch by batch.
-
-    edits_for, start  as `capture_edited` takes them; without edits_for no logits are computed
-    """
-
-    loaded: LoadedModel
-    tokenized: list
-    captured: Capture
-    edits_for: Callable | None = None
-    start: tuple | None = None
-
-    def __post_init__(self):
-        self.places = places_of(self.tokenized)
-
-    def run(self, batch_size, title):
-        lengths = self.captured.arrays["n_tokens"].tolist()
-        failed, batch_size = run_batches(lengths, self.run_batch, batch_size, title=title)
-        return without_failed(self.captured, failed, batch_size)
-
-    def run_batch(self, batch):
-        captured, arrays, width = self.captured, self.captured.arrays, self._width(batch)
-        n_tokens, places = arrays["n_tokens"][batch], self.places.take(batch)
+    def run_batch(batch):
+        n_tokens, at, ids = arrays["n_tokens"][batch], places.take(batch), ids_of(tokenized, batch)
+        width, shared = int(n_tokens.max()), common_prefix(ids)
         real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
-        ids = [self.tokenized[i].token_ids for i in batch]
-        shared = common_prefix(ids) if self.edits_for is None else 0
 
         def on_layer(layer, pattern):
-            check_patterns(pattern, n_tokens, layer, self.loaded.facts)
-            if layer in captured.patterns:
-                kept = np.where(real, pattern, 0.0)
-                captured.patterns[layer][batch, :, :width, :width] = kept
             visible = arrays["visible_keys"][layer, :width]
-            reduced = reduce_pattern(pattern, n_tokens, places, visible, shared)
-            store_layer(arrays, batch, layer, reduced)
+            check_patterns(pattern, n_tokens, layer, visible, loaded.n_heads)
+            if layer in kept:
+                kept[layer][batch, :, :width, :width] = np.where(real, pattern[..., -width:], 0.0)
+            store_layer(
+                arrays, batch, layer, reduce_pattern(pattern, n_tokens, at, visible, shared)
+            )
 
-        edits = [] if self.edits_for is None else self.edits_for(batch)
-        want_logits, resume = self.edits_for is not None, self._resume(batch)
-        logits = run_layers(self.loaded, ids, on_layer, edits, want_logits, resume)
-        if want_logits:
-            if captured.logits is None:
-                shape = (len(self.tokenized), logits.shape[-1])
-                captured.logits = np.zeros(shape, np.float32)
-            captured.logits[batch] = logits.cpu().numpy()
+        read_patterns(loaded, ids, on_layer)
 
-    def _width(self, batch):
-        return int(self.captured.arrays["n_tokens"][batch].max())
-
-    def _resume(self, batch):
-        if self.start is None:
-            return None
-        layer, clean = self.start
-        hidden = clean.residuals[layer]
-        rows = torch.tensor(batch, device=hidden.device)
-        return Resume(layer, hidden[rows, : self._width(batch)], clean.as_tuple)
+    lengths, side = arrays["n_tokens"].tolist(), batch_side(loaded.facts)
+    failed, batch_size = run_batches(lengths, run_batch, batch_size, title=title, side=side)
+    return without_failed(Capture(arrays, kept), failed, batch_size)
 
 
 def capture_streaming(loaded, tokenized, batch_size=64, batch_tokens=BATCH_TOKENS, title=None):
     """The Capture of a pass without patterns, through the model without its bridge."""
-    arrays, places = empty_arrays(tokenized, loaded.facts), places_of(tokenized)
+    arrays, places = empty_arrays(tokenized, loaded), places_of(tokenized)
+    windows, side = windows_of(loaded.facts), batch_side(loaded.facts)
 
     def run_batch(batch):
         recorder = LayerRecorder(
-            loaded.facts,
+            windows,
             arrays["n_tokens"][batch],
             places.take(batch),
             lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
         )
-        ids, mask = pad_right([tokenized[i].token_ids for i in batch])
-        stream_layers(loaded.plain, ids, mask, recorder)
+        stream_layers(loaded, pad_right(ids_of(tokenized, batch)), recorder)
 
     lengths = arrays["n_tokens"].tolist()
-    failed, batch_size = run_batches(lengths, run_batch, batch_size, batch_tokens, title)
+    limits = batch_size, batch_tokens, title, side
+    failed, batch_size = run_batches(lengths, run_batch, *limits)
     return without_failed(Capture(arrays), failed, batch_size)
+
+
+def ids_of(tokenized, batch):
+    """The token ids of the prompts at these positions."""
+    return [tokenized[i].token_ids for i in batch]
 
 
 def store_layer(arrays, batch, layer, reduced):

@@ -47,17 +47,23 @@ class Rows:
         return (self.positions(n_query)[None, :] < torch.tensor(self.n_tokens)[:, None]).to(device)
 
 
-def make_batches(lengths, batch_size, batch_tokens=None, equal=False):
+def equal_lengths(length):
+    """A `side` of `make_batches`: all prompts of a batch have one length."""
+    return length
+
+
+def make_batches(lengths, batch_size, batch_tokens=None, side=None):
     """Prompt positions in batches of similar length: little is padded, little computed for nothing.
 
     A batch holds at most `batch_size` prompts and, padding counted, `batch_tokens` tokens (None: no
-    limit; a longer prompt is a batch of its own). equal: all prompts of a batch have one length.
+    limit; a longer prompt is a batch of its own).
+    side  function of a length: the prompts of a batch are on one side (rotary.batch_side says why)
     """
     batches = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         last = batches[-1] if batches else []
         full = batch_tokens is not None and (len(last) + 1) * lengths[i] > batch_tokens
-        other = equal and last and lengths[last[0]] != lengths[i]
+        other = side and last and side(lengths[last[0]]) != side(lengths[i])
         if not last or len(last) == batch_size or full or other:
             batches.append([i])
         else:
@@ -65,7 +71,7 @@ def make_batches(lengths, batch_size, batch_tokens=None, equal=False):
     return batches
 
 
-def run_batches(lengths, work, batch_size, batch_tokens=None, title=None, equal=False):
+def run_batches(lengths, work, batch_size, batch_tokens=None, title=None, side=None):
     """Do work(positions) batch after batch: (positions too large for the memory, batch size left).
 
     lengths     tokens of every prompt; the other limits are those of `make_batches`
@@ -75,7 +81,7 @@ def run_batches(lengths, work, batch_size, batch_tokens=None, title=None, equal=
     title       text of the progress bar, None for no bar
     batch size  what a later call may begin with: `batch_size`, or what the last halving left
     """
-    failed, queue = [], make_batches(lengths, batch_size, batch_tokens, equal)
+    failed, queue = [], make_batches(lengths, batch_size, batch_tokens, side)
     with tqdm(
         total=len(lengths), desc=title, unit="prompt", disable=title is None, leave=False
     ) as bar:
@@ -92,7 +98,7 @@ def run_batches(lengths, work, batch_size, batch_tokens=None, title=None, equal=
                 tqdm.write(f"out of memory with {len(batch)} prompts of {longest} tokens: halved")
                 batch_size, batch_tokens = len(batch) // 2, len(batch) * longest // 2
                 left = [i for later in queue for i in later]
-                halves = make_batches([lengths[i] for i in left], batch_size, batch_tokens, equal)
+                halves = make_batches([lengths[i] for i in left], batch_size, batch_tokens, side)
                 queue = [[left[i] for i in half] for half in halves]
                 continue
             if out_of_memory:

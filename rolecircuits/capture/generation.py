@@ -7,13 +7,16 @@ repetition penalty in a model's generation_config, say, is not applied: it would
 intervention).
 """
 
+import contextlib
 import re
 
 import torch
 from transformers import DynamicCache
 
-from rolecircuits.capture.batches import Rows, check_all_ran, run_batches
+from rolecircuits.capture.batches import Rows, check_all_ran, equal_lengths, run_batches
+from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.models.rotary import batch_side
 
 FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself", "i'm", "i've", "i'd", "i'll"])
 SELF_NAMES = re.compile(
@@ -26,14 +29,27 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 def stop_tokens(loaded):
     """The token ids that end an answer, by the model's generation config or its tokenizer."""
-    named = getattr(loaded.bridge.original_model.generation_config, "eos_token_id", None)
+    named = getattr(loaded.model.generation_config, "eos_token_id", None)
     named = [] if named is None else [named] if isinstance(named, int) else list(named)
     own = loaded.tokenizer.hf.eos_token_id
     return set(named) or ({own} if own is not None else set())
 
 
-def check_room(tokenized, max_tokens, context):
-    """Refuse answers that could run out of the model's context; nothing is truncated."""
+def check_room(tokenized, max_tokens, facts):
+    """Refuse answers that could run out of the model's context, or into other rotary angles than
+    the prompt's; nothing is truncated.
+    """
+    context, side = facts["context"], batch_side(facts)
+    for prompt in tokenized:
+        length = len(prompt.token_ids)
+        if side(length) != side(length + max_tokens):
+            raise UserError(
+                f"--max_tokens {max_tokens}: the answer to prompt {prompt.id} ({length} tokens) "
+                f"could pass {facts['rotary']['original']} tokens, where the model's rotary "
+                "angles change for what it has read before; ask for fewer"
+            )
+    if context is None:
+        return
     longest = max(tokenized, key=lambda p: len(p.token_ids))
     if len(longest.token_ids) + max_tokens > context:
         raise UserError(
@@ -56,18 +72,22 @@ def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None
         texts = _continue_batch(loaded, ids, max_tokens, rows, edits)
         answers.update(zip(batch, texts, strict=True))
 
-    failed, _ = run_batches(lengths, run_batch, batch_size, title=title, equal=True)
+    failed, _ = run_batches(lengths, run_batch, batch_size, title=title, side=equal_lengths)
     check_all_ran(failed, tokenized, title or "generation")
     return [answers[i] for i in range(len(tokenized))]
 
 
 def _continue_batch(loaded, ids, max_tokens, rows, edits):
     """One batch [row, query] of equal length; a row that has stopped runs along until all have."""
-    model, stop = loaded.bridge.original_model, stop_tokens(loaded)
+    stop, edited = stop_tokens(loaded), contextlib.nullcontext()
+    model = loaded.model
+    if edits:
+        model, edited = loaded.bridge.original_model, loaded.bridge.hooks(fwd_hooks=edits)
+    set_attention(model, EAGER)
     ids = ids.to(next(model.parameters()).device)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     answers, running = [[] for _ in ids], set(range(len(ids)))
-    with torch.inference_mode(), loaded.bridge.hooks(fwd_hooks=edits):
+    with torch.inference_mode(), edited:
         for _ in range(max_tokens):
             output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             rows.start += ids.shape[1]

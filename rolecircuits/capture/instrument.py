@@ -1,22 +1,24 @@
-"""Load a model and prove that it measures: patterns are probabilities, edits act, streaming agrees.
+"""Load a model and prove that it measures: its rows are those of its own eager attention.
 
 The verdict goes into the run's config; a model that fails is refused before it measures anything.
 """
 
 import numpy as np
+import torch
 
 from deterministic import prepare_environment, set_determinism
-from rolecircuits.capture import patterns
+from rolecircuits.capture import masks, patterns
 from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.capture.batches import out_of_memory_fails, pad_right
-from rolecircuits.capture.streaming import LayerRecorder, block_scores, stream_layers
-from rolecircuits.capture.tokens import tokenize_prompts
-from rolecircuits.inputs.categories import Prompt
+from rolecircuits.capture.model_pass import EAGER, set_attention
+from rolecircuits.capture.streaming import LayerRecorder, block_scores, keys_seen, stream_layers
+from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import open_model, read_weights
-from rolecircuits.stats import entropy
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import Places
 
+# Our rows against those that the model returns, which short dtypes round: bfloat16 has 8 digits.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 MEASURED = ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", "edge_mass")
 # Streamed rows against the float32 pattern of the same queries and keys, whatever the dtype.
@@ -28,8 +30,13 @@ KERNEL_TOLERANCE = 1e-4
 PATH_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
 CHECK_TEXT = (
     "How tall is the tower that stands beside the old bridge, and who built it for the town by "
-    "the river?"
+    "the river? Nobody who lives there now can say, for the books were lost when the mill burned "
+    "down one winter night, and the oldest people of the place only remember that their "
+    "grandparents went up its narrow stairs on Sundays to see the boats come in with salt, wool "
+    "and letters from the coast."
 )
+LONGEST_READ = 2**15  # tokens for which masks are read where that costs no pass
+SHORT_TEXTS = ("Who is it?", "How tall is the tower now?")
 
 
 def load_model(spec, seed=None, check=None):
@@ -54,56 +61,106 @@ def load_model(spec, seed=None, check=None):
 
 
 def check_instrument(loaded):
-    """Three short passes that prove the hooks measure and edit what they claim: the verdict.
+    """A text of at least 80 tokens (where the context holds them), and two short ones in a padded
+    batch, against the attention that the model returns for each of them: the verdict.
 
-    1 two prompts of different length in a right-padded batch: causal probabilities, one pattern a
-      head of the config
-    2 the shorter prompt alone: the patterns it had in the batch, within rounding
-    3 the same with one head zeroed: other logits (equal shapes round equally, so an ignored edit is
-      bit-identical)
-    Raises RunFailed with the first thing that is wrong.
+    Raises RunFailed beyond the tolerance, naming layer and head.
     """
-    tolerance, last = TOLERANCE[loaded.facts["dtype"]], loaded.n_layers - 1
-    hf = loaded.tokenizer.hf
-    short, long = (
-        hf(text, add_special_tokens=False).input_ids
-        for text in ("Who is it", "How tall is the tower now")
-    )
-    if not 2 <= len(short) < len(long):
-        short, long = long[:2], [*long, *long][:5]
-    loaded.tokenizer.check_ids([*short, *long], "instrument check: a text")
-
-    def zero_first_head(z, hook):  # [prompt, query, head, d_head]
-        z = z.clone()
-        z[:, :, 0] = 0
-        return z
-
-    edit = [(f"blocks.{last}.attn.hook_z", zero_first_head)]
-    padded, _ = patterns.collect_patterns(loaded, [short, long])
-    alone, logits = patterns.collect_patterns(loaded, [short])
-    _, edited_logits = patterns.collect_patterns(loaded, [short], edit)
-    padding_gap, n = 0.0, len(short)
-    for layer in range(loaded.n_layers):
-        lengths = [n, len(long)]
-        patterns.check_patterns(padded[layer], lengths, layer, loaded.facts, tolerance)
-        gap = abs(padded[layer][0, :, :n, :n] - alone[layer][0]).max()
-        padding_gap = max(padding_gap, float(gap))
-    if padding_gap > tolerance:
-        raise RunFailed(
-            f"instrument check: a padded batch changes a pattern by {padding_gap:.2g}, allowed "
-            f"{tolerance:g}"
-        )
-    change = float((logits - edited_logits).abs().max())
-    if change == 0:
-        raise RunFailed(
-            f"instrument check: zeroing layer {last} head 0 leaves the logits as they were; edits "
-            "are ignored"
-        )
+    describe_attention(loaded)
+    gaps = [compare_rows(loaded, batch) for batch in check_batches(loaded)]
+    returned = None not in gaps
     return {
-        "patterns": "causal probabilities",
-        "padding_gap": padding_gap,
-        "head_0_logit_change": change,
+        "rows": "those of its eager attention" if returned else "not returned by the model",
+        "row_gap": max(gaps) if returned else None,
+        "row_tolerance": TOLERANCE[loaded.facts["dtype"]],
     }
+
+
+def compare_rows(loaded, texts):
+    """The largest difference of our rows of a padded batch from the model's own, or None where it
+    returns none; refused beyond the tolerance.
+
+    texts  [text] of token ids
+    """
+    dtype, lengths = loaded.facts["dtype"], np.array([len(ids) for ids in texts])
+    tolerance, worst = TOLERANCE[dtype], 0.0
+    # In short dtypes a text rounds otherwise in a batch than alone, so there the same batch is fed.
+    batches = [texts] if dtype != "float32" else [[ids] for ids in texts]
+    expected = [rows for batch in batches for rows in eager_rows(loaded, batch)]
+
+    def on_layer(layer, pattern):
+        nonlocal worst
+        visible = masks.visible_keys(loaded, int(lengths.max()))[layer]
+        patterns.check_patterns(pattern, lengths, layer, visible, loaded.n_heads)
+        for rows, model_rows, n in zip(pattern, expected, lengths, strict=True):
+            if model_rows is None:
+                continue
+            sinks = rows.shape[-1] - rows.shape[-2]
+            gap = abs(rows[:, :n, sinks : sinks + n] - model_rows[layer]).max(axis=(1, 2))
+            if not gap.max() <= tolerance:
+                raise RunFailed(
+                    f"instrument check: layer {layer} head {int(gap.argmax())}: our rows differ "
+                    f"from the model's by {gap.max():.2g}, allowed {tolerance:g}"
+                )
+            worst = max(worst, float(gap.max()))
+
+    patterns.read_patterns(loaded, texts, on_layer)
+    return None if None in expected else worst
+
+
+def check_batches(loaded):
+    """[batch] of token ids: the long text, and the short ones where the context and the sides of
+    rotary angles allow them to be together.
+    """
+    context = loaded.facts["context"] or len(CHECK_TEXT)
+    long, *short = (
+        loaded.tokenizer.hf(text, add_special_tokens=False).input_ids[:context]
+        for text in (CHECK_TEXT, *SHORT_TEXTS)
+    )
+    if not 2 <= len(short[0]) < len(short[1]):
+        short = [long[:2], long[1:5]]
+    side = batch_side(loaded.facts)
+    together = side(len(short[0])) == side(len(short[1]))
+    return [[long], short if together else short[:1]]
+
+
+def eager_rows(loaded, texts):
+    """What the model returns as attention of a padded batch: [text][layer] of [head, query, key],
+    float32, or [text] of None for a model that returns none.
+    """
+    model = set_attention(loaded.model, EAGER)
+    device = next(model.parameters()).device
+    ids, mask = (part.to(device) for part in pad_right(texts))
+    with torch.inference_mode():
+        out = model.base_model(
+            input_ids=ids, attention_mask=mask, use_cache=False, output_attentions=True
+        )
+    attentions = getattr(out, "attentions", None)
+    if not attentions or len(attentions) != loaded.n_layers or attentions[0] is None:
+        return [None] * len(texts)
+    rows = [layer.float().cpu().numpy() for layer in attentions]
+    return [
+        [layer[i, :, : len(text), : len(text)] for layer in rows] for i, text in enumerate(texts)
+    ]
+
+
+def describe_attention(loaded):
+    """Put into the model's facts how its attention is read, and whether it has learned sinks."""
+    loaded.facts["attention_read_by"] = {
+        masks.INTERFACE: "AttentionInterface",
+        masks.EAGER: "the softmax of its eager attention",
+    }[masks.way(loaded)]
+    loaded.facts["learned_sinks"] = masks.has_sinks(loaded)
+    loaded.facts["can_stream"] = masks.can_stream(loaded)
+    reach = LONGEST_READ if masks.can_stream(loaded) else len(check_batches(loaded)[0][0])
+    masks.note_windows(loaded, min(loaded.facts["context"] or reach, reach))
+
+
+def long_and_half(loaded):
+    """The long text of the check and its first half, where they may share a batch."""
+    long = check_batches(loaded)[0][0]
+    half, side = long[: len(long) // 2], batch_side(loaded.facts)
+    return [long, half] if side(len(long)) == side(len(half)) else [long]
 
 
 class CheckedRecorder(LayerRecorder):
@@ -112,15 +169,19 @@ class CheckedRecorder(LayerRecorder):
     largest  the largest difference so far, over all layers of this pass
     """
 
-    def __init__(self, facts, n_tokens, places, on_layer):
-        super().__init__(facts, n_tokens, places, on_layer)
+    def __init__(self, windows, n_tokens, places, on_layer):
+        super().__init__(windows, n_tokens, places, on_layer)
         self.largest = 0.0
 
     def measure(self, query, key, rest, layer, how):
         arrays = super().measure(query, key, rest, layer, how)
         whole = (0, query.shape[2])
-        pattern = block_scores(query, key, whole, whole, how).softmax(dim=-1).cpu().numpy()
-        visible = entropy.visible_keys(query.shape[2], [how.window])[0]
+        rows = block_scores(query, key, whole, whole, how)
+        pattern, sink = masks.with_sinks(rows, how.sinks)
+        if sink is not None:
+            pattern = torch.cat([sink[..., None], pattern], dim=-1)
+        visible = keys_seen(query.shape[2], how)
+        pattern = pattern.cpu().numpy()
         expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
         self.largest = max(self.largest, gap)
@@ -151,16 +212,17 @@ def compare(streamed, expected, where, summary, tolerance):
 
 
 def check_streaming(loaded):
-    """Two short prompts of different length: streamed rows against patterns; the verdict.
+    """The long text and half of it in one batch: streamed rows against patterns; the verdict.
 
     kernel_gap  the largest difference from float32 patterns of the same queries and keys
     path_gap    the difference from the patterns path: the largest in float32, the mean in short
                 dtypes
     Raises RunFailed beyond the tolerances.
     """
-    texts = (CHECK_TEXT, CHECK_TEXT[: len(CHECK_TEXT) // 2])
-    prompts = [Prompt(f"check_{i}", "neutral", -1, text) for i, text in enumerate(texts)]
-    tokenized = tokenize_prompts(prompts, loaded.tokenizer)
+    tokenized = [
+        TokenizedPrompt(f"check_{i}", "neutral", -1, "check", "", ids, [], (0, len(ids)))
+        for i, ids in enumerate(long_and_half(loaded))
+    ]
     expected = capture_patterns(loaded, tokenized).arrays
     streamed = {name: np.empty_like(expected[name]) for name in MEASURED}
 
@@ -169,9 +231,10 @@ def check_streaming(loaded):
             streamed[name][:, layer] = arrays[name]
 
     places = Places(expected["span"])
-    recorder = CheckedRecorder(loaded.facts, expected["n_tokens"], places, on_layer)
+    windows = masks.windows_of(loaded.facts)
+    recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layer)
     with out_of_memory_fails("instrument check of streaming"):
-        stream_layers(loaded.plain, *pad_right([p.token_ids for p in tokenized]), recorder)
+        stream_layers(loaded, pad_right([p.token_ids for p in tokenized]), recorder)
     dtype = loaded.facts["dtype"]
     summary, tolerance = np.max if dtype == "float32" else np.mean, PATH_TOLERANCE[dtype]
     return {

@@ -18,7 +18,10 @@ Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_res
 Triton kernel that gives the output as well (triton_kernel.py); elsewhere, and for soft-capped
 scores on the CPU, blocks of rows in public operations (`chunked_rest`). Scores are float32 in all,
 whatever dtype the model has. Right padding: a real row never sees padding, so no mask is needed
-beside the causal one.
+beside the causal one and the layer's window or chunk, which masks.py takes from the model.
+
+Where heads have learned sinks, the sink takes the place of key 0: L' and H' are over all keys,
+s_0 is the sink's score, and the layer's output over the keys is multiplied by r.
 
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
@@ -27,17 +30,18 @@ import contextlib
 import sys
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
+from rolecircuits.capture.masks import ROWS, why_not_streamed
+from rolecircuits.capture.model_pass import AttentionFunction, run_interface
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.stats.entropy import sinkfree_keys, visible_keys
-from rolecircuits.stats.masses import final_query_masses
+from rolecircuits.stats.entropy import sinkfree_keys
+from rolecircuits.stats.masses import add_sink_mass, final_query_masses
 
-NAME = "role_streaming"
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
 ENTROPY_SLACK = 1e-3  # how far beyond 0 and ln(visible keys) rounding may put an entropy, in nats
@@ -47,33 +51,55 @@ ENTROPY_SLACK = 1e-3  # how far beyond 0 and ln(visible keys) rounding may put a
 class Scoring:
     """How a layer scores: softcap * tanh(scale * q . k / softcap), and how many keys a row sees.
 
-    window  keys that a row sees, itself included; None for all before it    softcap  None for none
+    window   keys that a row sees, itself included; None for all before it
+    softcap  None for none
+    chunk    rows see the keys of their own chunk of this size; None for no chunks
+    sinks    learned sink scores [head], None for none
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    chunk: int | None = None
+    sinks: Any = None
 
     def cap(self, scores):
         """Scaled scores with the soft cap, if there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
+    @property
+    def first(self):
+        """The first key among the rest: 1, as key 0 is kept apart, or 0 beside a learned sink."""
+        return 1 if self.sinks is None else 0
 
-def causal_mask(rows, keys, window, device):
-    """True where a key is seen: rows and keys are (start, stop) positions. [query, key] bool"""
-    query = torch.arange(*rows, device=device)[:, None]
-    key = torch.arange(*keys, device=device)
-    seen = key <= query
-    return seen if window is None else seen & (key > query - window)
+    def sees_all(self, n_query):
+        """True where rows of so many tokens see all keys before them."""
+        return n_query <= min(self.window or n_query, self.chunk or n_query)
 
+    def low(self, row):
+        """The first key that a row sees."""
+        if self.chunk is not None:
+            return row // self.chunk * self.chunk
+        return 0 if self.window is None else max(0, row - self.window + 1)
 
-def row_blocks(n_query, window, block=None, first=0):
-    """((row start, stop), (key start, stop)) of blocks of rows and of the keys that they see."""
-    block = block or BLOCK
-    for start in range(first, n_query, block):
-        low = first if window is None else max(first, start - window + 1)
-        stop = min(start + block, n_query)
-        yield (start, stop), (low, stop)
+    def seen(self, rows, keys, device):
+        """True where a key is seen: rows and keys are (start, stop). [query, key] bool"""
+        query = torch.arange(*rows, device=device)[:, None]
+        key = torch.arange(*keys, device=device)
+        seen = key <= query
+        if self.chunk is not None:
+            seen &= key >= query // self.chunk * self.chunk
+        return seen if self.window is None else seen & (key > query - self.window)
+
+    def blocks(self, n_query, block=None, first=0):
+        """((row start, stop), (key start, stop)) of blocks of rows and of the keys that they see.
+
+        first  keys and rows before it are left out
+        """
+        block = block or BLOCK
+        for start in range(first, n_query, block):
+            stop = min(start + block, n_query)
+            yield (start, stop), (max(first, self.low(start)), stop)
 
 
 def flash_cpu(query, key, value, how):
@@ -82,12 +108,12 @@ def flash_cpu(query, key, value, how):
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     n_query = query.shape[2]
-    if how.window is None or n_query <= how.window:
+    if how.sees_all(n_query):
         return kernel(query, key, value, 0.0, True, scale=how.scale)
     out = query.new_empty((*query.shape[:3], value.shape[-1]))
     log_sum = torch.empty(query.shape[:3], dtype=torch.float32)
-    for (a, b), (low, high) in row_blocks(n_query, how.window):
-        seen = causal_mask((a, b), (low, high), how.window, query.device)
+    for (a, b), (low, high) in how.blocks(n_query):
+        seen = how.seen((a, b), (low, high), query.device)
         mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
         part = query[:, :, a:b], key[:, :, low:high], value[:, :, low:high]
         out[:, :, a:b], log_sum[:, :, a:b] = kernel(
@@ -100,23 +126,23 @@ def plain_output(query, key, value, how):
     """The layer's attention output [prompt, head, query, d] in the model's dtype."""
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         return flash_cpu(query, key, value, how)[0]
-    n_query, window = query.shape[2], how.window
+    n_query, window = query.shape[2], how.window or how.chunk
     attention = partial(
         scaled_dot_product_attention, scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
     )
-    if window is None or n_query <= window:
+    if how.sees_all(n_query):
         return attention(query, key, value, is_causal=True)
     out = query.new_empty((*query.shape[:3], value.shape[-1]))
-    for (a, b), (low, high) in row_blocks(n_query, window, max(BLOCK, window // 4)):
-        seen = causal_mask((a, b), (low, high), window, query.device)
+    for (a, b), (low, high) in how.blocks(n_query, max(BLOCK, window // 4)):
+        seen = how.seen((a, b), (low, high), query.device)
         part = query[:, :, a:b], key[:, :, low:high], value[:, :, low:high]
         out[:, :, a:b] = attention(*part, attn_mask=seen)
     return out
 
 
 def flash_rest(query, key, how):
-    """(L', H') of rows 1 and later over keys 1 and later, by the CPU kernel with keys as values."""
-    query, key = query[:, :, 1:].float(), key[:, :, 1:].float()
+    """(L', H') of rows and keys from `how.first` on, by the CPU kernel with keys as values."""
+    query, key = query[:, :, how.first :].float(), key[:, :, how.first :].float()
     mean_key, log_sum = flash_cpu(query, key, key, how)
     return log_sum, log_sum - torch.einsum("phqd,phqd->phq", query, mean_key) * how.scale
 
@@ -129,7 +155,7 @@ def block_scores(query, key, rows, keys, how):
     part = part.reshape(n_prompts, key.shape[1], -1, width)  # grouped heads side by side
     scores = (part @ key[:, :, low:high].float().transpose(2, 3)).mul_(how.scale)
     scores = how.cap(scores.view(n_prompts, n_heads, b - a, -1))
-    return scores.masked_fill_(~causal_mask(rows, keys, how.window, query.device), float("-inf"))
+    return scores.masked_fill_(~how.seen(rows, keys, query.device), float("-inf"))
 
 
 def chunked_rest(query, key, how):
@@ -138,7 +164,7 @@ def chunked_rest(query, key, how):
     """
     sums = [query.new_empty((*query.shape[:2], 0), dtype=torch.float32)]
     entropies = list(sums)
-    for rows, keys in row_blocks(query.shape[2], how.window, first=1):
+    for rows, keys in how.blocks(query.shape[2], first=how.first):
         scores = block_scores(query, key, rows, keys, how)
         log_sum = torch.logsumexp(scores, dim=-1)
         logs = scores.sub_(log_sum[..., None])
@@ -153,7 +179,7 @@ def chunked_output(query, key, value, how):
     """As `plain_output`, with soft-capped scores."""
     n_prompts, n_heads, n_query, _ = query.shape
     out = query.new_empty((n_prompts, n_heads, n_query, value.shape[-1]))
-    for rows, keys in row_blocks(n_query, how.window):
+    for rows, keys in how.blocks(n_query):
         weights = torch.softmax(block_scores(query, key, rows, keys, how), dim=-1)
         grouped = weights.view(n_prompts, key.shape[1], -1, weights.shape[-1])
         part = grouped @ value[:, :, slice(*keys)].float()
@@ -161,9 +187,10 @@ def chunked_output(query, key, value, how):
     return out
 
 
-def cuda_kernel(query, value):
-    """The module of the CUDA kernel where it takes these tensors, else None."""
-    kernel = triton_kernel() if query.device.type == "cuda" else None
+def cuda_kernel(query, value, how):
+    """The module of the CUDA kernel where it takes these tensors and rows, else None."""
+    described = how.chunk is None and how.sinks is None
+    kernel = triton_kernel() if query.device.type == "cuda" and described else None
     return kernel if kernel is not None and kernel.fits(query, value) else None
 
 
@@ -188,42 +215,56 @@ def attend(query, key, value, how, want_output=True):
     """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
 
     output  [prompt, head, query, d] in the model's dtype
-    L', H'  [prompt, head, query - 1] float32
+    L', H'  [prompt, head, query - 1] float32, of all rows beside a learned sink
     """
-    kernel = cuda_kernel(query, value)
+    kernel = cuda_kernel(query, value, how)
     if kernel is not None:
         return kernel.rest_and_output(query, key, value, how.scale, how.window, how.softcap)
-    by_flash = query.device.type == "cpu" and query.shape[2] > 1 and how.softcap is None
+    by_flash = (
+        query.device.type == "cpu"
+        and query.shape[2] > how.first
+        and how.softcap is None
+        and how.chunk is None  # without key 0 the chunks begin elsewhere
+    )
     output = plain_output if how.softcap is None else chunked_output
     out = output(query, key, value, how) if want_output else None
-    return out, *(flash_rest if by_flash else chunked_rest)(query, key, how)
+    rest = (flash_rest if by_flash else chunked_rest)(query, key, how)
+    if out is not None and how.sinks is not None:
+        left = torch.sigmoid(rest[0] - sink_scores(query, key, how))
+        out = out * left[..., None].to(out.dtype)
+    return out, *rest
 
 
 def sink_scores(query, key, how):
-    """Score of every row with key 0, in float32: [prompt, head, query]."""
+    """Score of every row with key 0, or with its head's learned sink, in float32: [prompt, head,
+    query].
+    """
     n_prompts, n_heads, n_query, width = query.shape
+    if how.sinks is not None:
+        return how.sinks.float().reshape(1, -1, 1).expand(n_prompts, n_heads, n_query)
     grouped = query.float().reshape(n_prompts, key.shape[1], -1, width)
     scores = torch.einsum("pgqd,pgd->pgq", grouped, key[:, :, 0].float()).mul_(how.scale)
     return how.cap(scores.view(n_prompts, n_heads, n_query))
 
 
 def join_sink(sink_score, log_sum, entropy, visible):
-    """Entropies and sink mass of all rows from key 0 and the rest, by the module's formulas.
+    """Entropies and sink mass of all rows from the sink and the rest, by the module's formulas.
 
-    sink_score  [..., query]    log_sum, entropy  [..., query - 1] (L', H')
-    visible     [query] keys that a row sees
+    sink_score  [..., query]    visible  [query] keys that a row sees, a learned sink counted
+    log_sum, entropy  (L', H') [..., query], or [..., query - 1] where the sink is key 0
     returns     {"entropy", "entropy_sinkfree", "sink_mass"} [..., query] float32; sink-free is NaN
                 for rows that keep fewer than two keys, or whose rest has no mass in float32
     """
-    row = np.arange(sink_score.shape[-1])
+    without = sink_score.shape[-1] - log_sum.shape[-1]  # row 0 sees nothing but key 0
     rest, odds = np.zeros(sink_score.shape), np.full(sink_score.shape, -np.inf)
-    rest[..., 1:] = np.where(entropy > -ENTROPY_SLACK, np.maximum(entropy, 0.0), entropy)
-    odds[..., 1:] = log_sum - sink_score[..., 1:].astype(np.float64)
-    odds = np.where(visible == row + 1, odds, np.inf)  # the window has moved past key 0
+    rest[..., without:] = np.where(entropy > -ENTROPY_SLACK, np.maximum(entropy, 0.0), entropy)
+    odds[..., without:] = log_sum - sink_score[..., without:].astype(np.float64)
+    n_rest = sinkfree_keys(visible)
+    odds = np.where(n_rest < visible, odds, np.inf)  # the window has moved past key 0
     odds = np.clip(odds, -700.0, 700.0)  # e^-700 is 0 in float32, and no infinity times 0 arises
     sink, left = 1.0 / (1.0 + np.exp(odds)), 1.0 / (1.0 + np.exp(-odds))
     whole = left * (rest + np.logaddexp(0.0, -odds)) + sink * np.logaddexp(0.0, odds)
-    kept = (sinkfree_keys(visible[None])[0] >= 2) & (left.astype(np.float32) > 0)
+    kept = (n_rest >= 2) & (left.astype(np.float32) > 0)
     return {
         "entropy": whole.astype(np.float32),
         "entropy_sinkfree": np.where(kept, rest, np.nan).astype(np.float32),
@@ -233,7 +274,7 @@ def join_sink(sink_score, log_sum, entropy, visible):
 
 def final_rows(query, key, n_tokens, how):
     """Attention of each prompt's final token, softmax in float32: [prompt, head, key], 0 beyond
-    its tokens. O(tokens) memory.
+    its tokens. O(tokens) memory. With learned sinks the sink is one more key, the first.
     """
     n_prompts, n_heads, _, width = query.shape
     last = torch.as_tensor(n_tokens, device=query.device) - 1
@@ -241,10 +282,13 @@ def final_rows(query, key, n_tokens, how):
     rows = rows.view(n_prompts, key.shape[1], -1, width)
     scores = how.cap((rows @ key.float().transpose(2, 3)).view(n_prompts, n_heads, -1) * how.scale)
     position = torch.arange(key.shape[2], device=query.device)
-    seen = position <= last[:, None]
-    if how.window is not None:
-        seen &= position > last[:, None] - how.window
-    return torch.softmax(scores.masked_fill(~seen[:, None], float("-inf")), dim=-1)
+    low = torch.tensor([how.low(int(row)) for row in last], device=query.device)
+    seen = (position <= last[:, None]) & (position >= low[:, None])
+    scores = scores.masked_fill(~seen[:, None], float("-inf"))
+    if how.sinks is not None:
+        column = how.sinks.float().reshape(1, -1, 1).expand(n_prompts, n_heads, 1)
+        scores = torch.cat([column, scores], dim=-1)
+    return torch.softmax(scores, dim=-1)
 
 
 def check_rows(arrays, n_tokens, visible, layer):
@@ -267,67 +311,53 @@ def check_rows(arrays, n_tokens, visible, layer):
             )
 
 
-class LastLayerDone(Exception):
-    """Ends a forward pass once the last layer's attention is measured."""
-
-
 class LayerRecorder:
-    """The attention function of one forward pass: it answers each layer and reduces its rows.
+    """Answers each layer of one pass and reduces its rows, without a pattern.
 
-    n_tokens [prompt]    places  Places of the prompts
+    windows  [layer] (window, chunk) of masks.window_of    n_tokens [prompt]
+    places   Places of the prompts
     on_layer(layer, arrays)  is called once a layer, in order; arrays are those of `join_sink` and
                              of stats.masses.final_query_masses, NaN beyond a prompt's tokens
     """
 
-    def __init__(self, facts, n_tokens, places, on_layer):
-        self.facts, self.on_layer, self.fired = facts, on_layer, []
+    def __init__(self, windows, n_tokens, places, on_layer):
+        self.windows, self.on_layer = windows, on_layer
         self.n_tokens, self.places = np.asarray(n_tokens), places
 
-    def __call__(self, module, query, key, value, attention_mask, **given):
-        layer, scale = module.layer_idx, given.get("scaling")
-        refuse_variant(layer, given | {"mask": attention_mask})
-        self.fired.append(layer)
-        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        how = Scoring(scale, self.facts["sliding_windows"][layer], given.get("softcap"))
-        fits = query.shape[1] == self.facts["n_heads"] and query.shape[2] == key.shape[2]
-        if not fits or given.get("dropout"):
+    def attend(self, layer, call):
+        """The attention of one layer, a model_pass.Call; None for the last one's output."""
+        window, chunk = self.windows[layer]
+        how = Scoring(call.scale, window, call.softcap, chunk, call.sinks)
+        query, key = call.query, call.key
+        if query.shape[2] != key.shape[2] or call.bias is not None:
             raise RunFailed(
                 f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}"
             )
-        last = layer == self.facts["n_layers"] - 1
-        out, *rest = attend(query, key, value, how, want_output=not last)
+        want_output = layer < len(self.windows) - 1
+        out, *rest = attend(query, key, call.value, how, want_output)
         self.on_layer(layer, self.measure(query, key, rest, layer, how))
-        if last:
-            raise LastLayerDone  # its output, its MLP and the final norm are not needed
-        return out.transpose(1, 2).contiguous(), None
+        return out
 
     def measure(self, query, key, rest, layer, how):
         """The arrays of one layer of one batch, checked; `rest` is (L', H')."""
-        visible = visible_keys(query.shape[2], [how.window])[0]
+        visible = keys_seen(query.shape[2], how)
         parts = (sink_scores(query, key, how), *rest)
         arrays = join_sink(*(part.cpu().numpy() for part in parts), visible)
         check_rows(arrays, self.n_tokens, visible, layer)
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
         nan = np.float32(np.nan)
         arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
-        final = final_rows(query, key, self.n_tokens, how)
-        return arrays | final_query_masses(final.cpu().numpy(), self.places)
+        final = final_rows(query, key, self.n_tokens, how).cpu().numpy()
+        if how.sinks is None:
+            return arrays | final_query_masses(final, self.places)
+        masses = final_query_masses(final[..., 1:], self.places)
+        return arrays | add_sink_mass(masses, final[..., 0])
 
 
-def refuse_variant(layer, kwargs):
-    """Refuse scores or rows that the formulas do not describe, with the reason."""
-    for name, what in (
-        ("position_bias", "adds a position bias to its scores"),
-        ("alibi", "adds ALiBi to its scores"),
-        ("s_aux", "has learned attention sinks, so its rows over keys do not sum to 1"),
-        ("head_mask", "masks heads"),
-        ("mask", "brings an attention mask of its own"),
-    ):
-        if kwargs.get(name) is not None:
-            raise UserError(
-                f"layer {layer} {what}; streaming capture does not measure that, use --capture "
-                "patterns"
-            )
+def keys_seen(n_query, how):
+    """Keys that every row sees, a learned sink counted: [query] int."""
+    low = np.array([how.low(row) for row in range(n_query)])
+    return np.arange(n_query) + 1 - low + int(how.sinks is not None)
 
 
 def _gated_mlps(model):
@@ -369,25 +399,16 @@ def _in_blocks(forward, rows, hidden):
     return out.view(hidden.shape)
 
 
-def stream_layers(model, ids, mask, recorder):
+def stream_layers(loaded, batch, recorder):
     """One forward pass of a right-padded batch up to the attention of the last layer.
 
-    model  a Hugging Face model that follows AttentionInterface and is not wrapped by a bridge
-    ids, mask [prompt, query]    recorder  the LayerRecorder of this batch
+    batch     (ids, mask) [prompt, query]    recorder  the LayerRecorder of this batch
+    raises    UserError where the model's rows cannot be streamed
     """
-    # the name has no entry among masks, so no [query, key] mask is built
-    AttentionInterface.register(NAME, recorder)
-    if model.config.get_text_config()._attn_implementation != NAME:
-        if not model._can_set_attn_implementation():
-            raise UserError(
-                f"{type(model).__name__} does not take another attention function; use --capture "
-                "patterns"
-            )
-        model.set_attn_implementation(NAME)
-    device, n_layers = next(model.parameters()).device, recorder.facts["n_layers"]
-    with torch.inference_mode(), mlps_in_blocks(model), contextlib.suppress(LastLayerDone):
-        model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    if recorder.fired != list(range(n_layers)):
-        raise RunFailed(
-            f"attention ran in layers {recorder.fired}, not once in each of {n_layers} in order"
-        )
+    if why := why_not_streamed(loaded):
+        name = loaded.facts["architecture"]
+        raise UserError(f"{name} {why}, so its rows cannot be streamed; use --capture patterns")
+    function = AttentionFunction(loaded.n_layers, recorder.attend)
+    with mlps_in_blocks(loaded.model):
+        # None in place of masks: no [query, key] mask is built
+        run_interface(loaded, batch, ROWS, function, lambda *args, **kwargs: None)

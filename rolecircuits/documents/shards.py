@@ -16,7 +16,7 @@ from rolecircuits.runs.finished import piece_name
 from rolecircuits.stats import entropy, moments
 
 SHARDS = "document_shards"
-SHARD_VERSION = 1
+SHARD_VERSION = 2
 VALUES = ("normalised", "sinkfree", "sink_mass")
 
 

@@ -13,12 +13,14 @@ from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import choose_capture
 from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
+from rolecircuits.capture.masks import note_windows
 from rolecircuits.documents import shards
 from rolecircuits.documents.texts import Document
 from rolecircuits.documents.tokens import TokenizedDocument, tokenize_document
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.specs import Setting, model_identity
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.finished import read_piece, write_piece
 
 
@@ -67,7 +69,7 @@ def run_documents(engine, texts: list[Document], setting: Setting, capture, fold
         n = len(texts) - len(todo)
         print(f"{n} of {len(texts)} documents were finished before, in {printable(folder)}")
     lengths = [documents[i].n_tokens for i in todo]
-    batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS)
+    batches = make_batches(lengths, setting.batch_size, BATCH_TOKENS, batch_side(facts))
     items = [batch_item([documents[todo[i]] for i in batch], payload, method) for batch in batches]
     started = time.perf_counter()
     place, failed = {document.prompt.id: i for i, document in enumerate(documents)}, []
@@ -112,6 +114,7 @@ def ready_task(state, payload):
         method, _, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
+        note_windows(loaded, max(document.n_tokens for document in documents))
         checked = instrument.check_streaming(loaded) if method == "streaming" else {}
         return {
             "identity": model_identity(loaded.facts),

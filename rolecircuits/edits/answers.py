@@ -7,9 +7,11 @@ from rolecircuits.capture.generation import (
     measure_answer,
     stop_tokens,
 )
+from rolecircuits.capture.masks import note_windows
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.drawing.tables import BOXED, WIDE, print_table
 from rolecircuits.edits.bench import donors_for, notes_on
+from rolecircuits.edits.check import check_edits, edited_sites
 from rolecircuits.edits.hooks import prepare_edit
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.specs import Setting
@@ -27,7 +29,11 @@ MEASURES = {
 def answer_prompts(loaded: LoadedModel, prompts, plan, setting: Setting, max_tokens):
     """generation_results.json: answers, measures, and what each entry of the plan changed."""
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
-    check_room(tokenized, max_tokens, loaded.facts["context"])
+    if plan:
+        check_edits(loaded, edited_sites(plan))
+        longest = max(len(prompt.token_ids) for prompt in tokenized)
+        note_windows(loaded, longest + max_tokens)
+    check_room(tokenized, max_tokens, loaded.facts)
     notes_on(plan, tokenized, setting.seed)
     donors, size = donors_for(loaded, tokenized, plan, setting), setting.batch_size
 

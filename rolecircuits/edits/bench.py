@@ -9,14 +9,15 @@ import torch
 
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import instrument
-from rolecircuits.capture.attention import capture_clean, capture_edited
 from rolecircuits.capture.batches import Rows, make_batches
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
+from rolecircuits.edits.check import check_edits, edited_sites
 from rolecircuits.edits.controls import find_controls
 from rolecircuits.edits.donors import collect_donors, edited_hook, edited_prompts, neutral_means
 from rolecircuits.edits.effects import BaseDistribution, normalised_values
 from rolecircuits.edits.head_batches import HeadBatches
 from rolecircuits.edits.hooks import prepare_edit
+from rolecircuits.edits.passes import capture_clean, capture_edited
 from rolecircuits.edits.plan import FACTORS, Entry, check_against_model, parse_entries
 from rolecircuits.engines.work import content_hash
 from rolecircuits.inputs.categories import Prompt
@@ -121,6 +122,7 @@ class Bench:
         if lonely := [name for name, names in self.controls.items() if not names]:
             self.notes.append(f"without controls (no rank, no p-value): {', '.join(lonely)}")
         edits, size = [*self.entries, *self.drawn], setting.batch_size
+        check_edits(loaded, edited_sites(edits))
         self.donors = donors_for(loaded, self.tokenized, edits, setting)
         layers = sorted({entry.layer for entry in edits})
         base, self.clean = capture_clean(loaded, self.tokenized, layers, size, BASELINE)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rolecircuits.capture.activations import collect_activations
+from rolecircuits.capture.activations import check_bridge, collect_activations
 from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.edits.plan import FROM_OTHERS, Entry
 from rolecircuits.inputs.categories import PAIRED
@@ -24,7 +24,7 @@ class Donors:
     """What edits are made of: activations of the unedited model, and who gives to whom.
 
     tokenized    the prompts, in the order of the prompt axis
-    facts        of the model (dtype, sliding_windows, n_heads)
+    facts        of the model (dtype, windows of the masks, n_heads)
     activations  {hook name: [prompt, query, ...] float32}
     other        the same of other models, {source: activations}
     """
@@ -56,6 +56,7 @@ def collect_donors(loaded: LoadedModel, tokenized, entries, seed=0, batch_size=3
             donors.activations = collect_activations(loaded, tokenized, sorted(names), batch_size)
             continue
         other = load_other(source)
+        check_bridge(other)
         check_same_shape(loaded, other, source)
         donors.other[source] = collect_activations(other, tokenized, sorted(names), batch_size)
         del other

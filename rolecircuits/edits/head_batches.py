@@ -12,13 +12,12 @@ prompts of a head begin with alike once. The sweep and the controls of a plan ar
 import numpy as np
 import torch
 
-from rolecircuits.capture.attention import CleanRun
-from rolecircuits.capture.batches import check_all_ran, run_batches
-from rolecircuits.capture.patterns import Resume, run_layers
+from rolecircuits.capture.batches import check_all_ran, equal_lengths, run_batches
 from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.edits.passes import CleanRun, Resume, run_layers
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.stats.entropy import attention_entropy
 
@@ -61,7 +60,7 @@ class HeadBatches:
             out["values"][places, prompts, layer + 1 :] = values
 
         lengths = [self.lengths[i] for _, i in pairs]
-        failed, self.rows = run_batches(lengths, edit, self.rows, equal=True)
+        failed, self.rows = run_batches(lengths, edit, self.rows, side=equal_lengths)
         check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"heads of layer {layer}")
         return out
 
@@ -82,7 +81,7 @@ class HeadBatches:
         token_ids = [self.tokenized[i].token_ids for i in prompts]
         resume = Resume(layer, hidden, self.clean.as_tuple)
         with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
-            logits = run_layers(self.loaded, token_ids, on_layer, edits, True, resume)
+            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume)
         logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))

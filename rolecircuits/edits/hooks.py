@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.batches import Rows
-from rolecircuits.capture.patterns import pattern_hook_name
+from rolecircuits.capture.masks import windows_of
 from rolecircuits.edits.donors import (
     Donors,
     edited_hook,
@@ -30,6 +30,7 @@ from rolecircuits.edits.donors import (
     partners,
     steering_direction,
 )
+from rolecircuits.edits.passes import pattern_hook_name
 from rolecircuits.edits.plan import FACTORS, FROM_OTHERS, Entry
 from rolecircuits.inputs.errors import UserError
 
@@ -176,7 +177,7 @@ def replace_pattern(entry: Entry, donors: Donors, rows: Rows):
     """
     if entry.method not in ("uniform", "random"):
         raise ValueError(f"pattern at layer {entry.layer}: no edit is called {entry.method!r}")
-    window = donors.facts["sliding_windows"][entry.layer]
+    window, chunk = windows_of(donors.facts)[entry.layer]
     as_scores = donors.facts["dtype"] != "float32"
     heads = entry.head_list or slice(None)
 
@@ -185,7 +186,7 @@ def replace_pattern(entry: Entry, donors: Donors, rows: Rows):
         query = rows.positions(n_query)
         key = torch.arange(n_key) + rows.start + n_query - n_key
         shape = (len(rows.prompts), n_heads, n_query, n_key)
-        weights = visible_weights(query, key, window).expand(shape)
+        weights = visible_weights(query, key, window, chunk).expand(shape)
         if entry.method == "random":
             weights = weights * random_weights(rows, query, key, n_heads, donors.seed, entry.layer)
         new = (weights / weights.sum(dim=-1, keepdim=True)).to(values)
@@ -200,7 +201,7 @@ def replace_pattern(entry: Entry, donors: Donors, rows: Rows):
     return hook
 
 
-def visible_weights(query, key, window):
+def visible_weights(query, key, window, chunk=None):
     """1 where a query row may see a key, else 0: [query, key] float64.
 
     Keys at negative positions do not exist.
@@ -208,6 +209,8 @@ def visible_weights(query, key, window):
     seen = (key[None, :] <= query[:, None]) & (key >= 0)[None, :]
     if window is not None:
         seen &= key[None, :] > query[:, None] - window
+    if chunk is not None:
+        seen &= key[None, :] >= (query // chunk * chunk)[:, None]
     return seen.double()
 
 

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.activations import collect_activations
-from rolecircuits.capture.attention import capture_clean
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
 from rolecircuits.edits.bench import check_complete
+from rolecircuits.edits.check import check_edits
 from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.effects import normalised_values
 from rolecircuits.edits.head_batches import ROWS, HeadBatches
+from rolecircuits.edits.passes import capture_clean
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.categories import Prompt, order_categories
@@ -97,6 +98,7 @@ class Sweep:
         self.loaded, self.tokenized, self.batch_size = loaded, tokenized, batch_size
         self.factor = None if method == "mean" else FACTORS[method]
         layers = range(loaded.n_layers)
+        check_edits(loaded, {("head", layer): [f"layer {layer}"] for layer in layers})
         self.base, clean = capture_clean(loaded, tokenized, layers, batch_size, "clean pass")
         check_complete(self.base, "clean pass")
         self.arrays = self.base.arrays

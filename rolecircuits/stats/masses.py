@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rolecircuits.stats.entropy import has_sink_key
+
 EDGE_TOKENS = 3
 # every key fed belongs to one segment; key 0 is the sink, whatever token it is
 SEGMENTS = ("sink", "system_text", "template", "user_text", "assistant_text", "assistant_header")
@@ -72,6 +74,18 @@ def final_query_masses(final_row, places):
     return masses | {"final_row": final_row.astype(np.float16)}
 
 
+def add_sink_mass(masses, sink):
+    """The masses of final rows over keys, with what their learned sinks take: [prompt, head].
+
+    It is counted in the segment "sink", beside key 0, so that the segments sum to 1.
+    """
+    if "segment_mass" not in masses:
+        return masses
+    segments = masses["segment_mass"].copy()
+    segments[..., 0] += sink
+    return masses | {"segment_mass": segments}
+
+
 def uniform_masses(places, n_tokens, visible):
     """The same masses for a final query that attends to all keys it sees alike.
 
@@ -81,13 +95,17 @@ def uniform_masses(places, n_tokens, visible):
     """
     n_keys, last = places.segment.shape[1], np.asarray(n_tokens)[:, None] - 1
     n_seen = np.asarray(visible)[:, last[:, 0]].T[..., None]  # [prompt, layer, 1]
-    key = np.arange(n_keys)
-    seen = (key <= last[..., None]) & (key > last[..., None] - n_seen)  # [prompt, layer, key]
+    key, sinks = np.arange(n_keys), has_sink_key(np.asarray(visible))  # sinks [layer, 1]
+    n_tokens_seen = n_seen - sinks
+    # [prompt, layer, key]
+    seen = (key <= last[..., None]) & (key > last[..., None] - n_tokens_seen)
     on_slot = np.einsum("plk,pk->pl", seen / n_seen, _slot_keys(places, n_keys).astype(float))
     segments = _segment_keys(places, n_keys).astype(float)
+    by_segment = np.einsum("plk,pks->pls", seen / n_seen, segments)
+    by_segment[..., 0] += (sinks / n_seen)[..., 0]
     return {
         "slot_uniform": np.where(places.slot[:, :1] >= 0, on_slot, np.nan),
-        "segment_uniform": np.einsum("plk,pks->pls", seen / n_seen, segments),
+        "segment_uniform": by_segment,
     }
 
 

@@ -1,0 +1,278 @@
+"""Which keys a row sees, taken from the masks that the model itself builds.
+
+Fields of a config say nothing reliable: some models ignore a `sliding_window` that they carry,
+others keep their window under another name. So a short pass notes the mask function that every
+layer is given (transformers.masking_utils builds masks from functions of query and key position),
+and it is asked for as many rows as the texts have. Where a layer gets a mask of another make, the
+rows of a text of that length are looked at instead: a key is hidden where all heads score it far
+below what they score highest.
+
+Keys that a row sees must be one stretch that ends with its own: full attention, sliding windows and
+chunks (Llama 4) are. Axes: layer, query.
+"""
+
+import math
+
+import numpy as np
+import torch
+from transformers.masking_utils import eager_mask
+
+from rolecircuits.capture.model_pass import (
+    EAGER,
+    INTERFACE,
+    AttentionFunction,
+    run_eager,
+    run_interface,
+)
+from rolecircuits.inputs.errors import RunFailed, UserError
+
+PATTERNS, ROWS = "role_patterns", "role_rows"  # names of our attention functions
+HIDDEN = 5000.0  # nats below a row's best score: hidden; some models hide by adding -10,000
+CHECKED_ROWS = 64  # of a long text, about so many rows are looked at whole
+
+
+def first_keys(loaded, n_query):
+    """The first key that every row sees: [layer, query] int.
+
+    raises  UserError where the keys that a row sees are not one stretch, or depend on the text
+    """
+    known = loaded.attention.get("first")
+    if known is None or known.shape[1] < n_query:
+        known = _read_rules(loaded, n_query) if can_stream(loaded) else _read_rows(loaded, n_query)
+        loaded.attention["first"] = known
+    return known[:, :n_query]
+
+
+def visible_keys(loaded, n_query):
+    """Keys that every row sees, a learned sink counted: [layer, query] int64."""
+    seen = np.arange(1, n_query + 1) - first_keys(loaded, n_query)
+    return seen + int(has_sinks(loaded))
+
+
+def way(loaded):
+    """INTERFACE where the model calls our attention function in every layer, else EAGER."""
+    _look(loaded)
+    return loaded.attention["way"]
+
+
+def has_sinks(loaded):
+    """True where the model's heads have learned sinks, keys of their own that hold no value."""
+    _look(loaded)
+    return loaded.attention["sinks"]
+
+
+def can_stream(loaded):
+    """True where rows can be streamed: every layer takes our function with masks by position."""
+    return why_not_streamed(loaded) is None
+
+
+def why_not_streamed(loaded):
+    """The reason why rows of this model cannot be streamed, or None."""
+    _look(loaded)
+    return loaded.attention["not_streamed"]
+
+
+def _look(loaded):
+    """Find out, once, how this model can be read: a pass over two tokens, outputs all zero."""
+    if "way" in loaded.attention:
+        return
+    noted, rules = {}, []
+
+    def note_mask(batch_size, q_length, device="cpu", mask_function=None, **_):
+        mask = torch.zeros((batch_size, 1, q_length, q_length), device=device)
+        noted[mask.data_ptr()] = (mask, mask_function)
+        return mask
+
+    def attend(layer, call):
+        found = noted.get(call.mask.data_ptr()) if isinstance(call.mask, torch.Tensor) else None
+        rules.append((None if found is None else found[1], call.sinks, call.bias))
+        n_heads = call.query.shape[1]
+        if n_heads != loaded.n_heads:
+            raise RunFailed(
+                f"layer {layer} has {n_heads} heads, its config says {loaded.n_heads}; models "
+                "whose layers differ in their heads are not measured"
+            )
+        repeated = n_heads // call.value.shape[1]
+        return torch.zeros_like(call.value).repeat_interleave(repeated, dim=1)
+
+    batch = torch.ones((1, 2), dtype=torch.int64), torch.ones((1, 2), dtype=torch.int64)
+    facts = {"way": EAGER, "sinks": False, "not_streamed": "runs its own eager attention"}
+    if loaded.model._can_set_attn_implementation():
+        function = AttentionFunction(loaded.n_layers, attend)
+        run_interface(loaded, batch, ROWS, function, note_mask)
+        facts = {"way": INTERFACE, "sinks": any(sinks is not None for _, sinks, _ in rules)}
+        facts["not_streamed"] = None
+        if any(rule is None for rule, _, _ in rules):
+            facts["not_streamed"] = "builds masks of its own"
+        elif any(bias is not None for _, _, bias in rules):
+            facts["not_streamed"] = "adds a position bias to its scores"
+        facts["rules"] = [rule for rule, _, _ in rules]
+    loaded.attention.update(facts)
+
+
+def _read_rules(loaded, n_query):
+    """`first_keys` from the mask function of every layer."""
+    tables = {}
+    for rule in loaded.attention["rules"]:
+        if rule not in tables:
+            tables[rule] = first_of_rule(rule, n_query)
+    return np.stack([tables[rule] for rule in loaded.attention["rules"]]).astype(np.int32)
+
+
+def first_of_rule(rule, n_query):
+    """The first key that each row sees, by bisection: [query] int.
+
+    rule  function (batch, head, query, key) -> bool, of index tensors that broadcast
+    """
+    batch = head = torch.zeros((), dtype=torch.int64)
+    query = torch.arange(n_query)
+    low, high = torch.zeros_like(query), query.clone()  # the first one is in low..high
+    for _ in range(max(1, math.ceil(math.log2(n_query + 1)))):
+        middle = (low + high) // 2
+        seen = rule(batch, head, query, middle)
+        high = torch.where(seen, middle, high)
+        low = torch.where(seen, low, (middle + 1).minimum(high))
+    step = max(1, n_query // CHECKED_ROWS)
+    some = torch.arange(n_query - 1, -1, -step)
+    seen = rule(batch, head, some[:, None], query[None, :])
+    one_stretch(seen.expand(len(some), n_query).numpy(), high.numpy(), some.numpy())
+    return high.numpy()
+
+
+def one_stretch(seen, first, rows):
+    """Refuse rows (positions) that do not see exactly the keys from `first` to their own.
+
+    seen  [row, key] bool    first  [query]
+    """
+    key = np.arange(seen.shape[1])
+    expected = (key <= rows[:, None]) & (key >= first[rows][:, None])
+    if not np.array_equal(seen, expected):
+        row = int(rows[np.argwhere(seen != expected)[0, 0]])
+        raise UserError(
+            f"query row {row} sees keys that are not one stretch up to its own; only causal "
+            "attention, whole, in windows or in chunks, is measured"
+        )
+
+
+def hidden_keys(scores):
+    """Keys that no head of a row sees: [prompt, query, key] bool of scores [prompt, head, query,
+    key].
+    """
+    gap = scores.amax(dim=-1, keepdim=True) - scores
+    return (gap > HIDDEN).all(dim=1)
+
+
+def _read_rows(loaded, n_query):
+    """`first_keys` from the scores of a text of so many tokens."""
+    ids = torch.arange(n_query)[None] % min(n_query, 50) + 3
+    found = []
+
+    def read(layer, scores):
+        found.append(~hidden_keys(scores.float())[0].cpu().numpy())
+
+    read_scores(loaded, (ids, torch.ones_like(ids)), read)
+    first = [seen.argmax(axis=-1) for seen in found]
+    for seen, start in zip(found, first, strict=True):
+        one_stretch(seen, start, np.arange(n_query))
+    return np.stack(first)
+
+
+def read_scores(loaded, batch, read, read_rows=None):
+    """A pass in which read(layer, scores) gets the masked scores of every layer.
+
+    scores     [prompt, head, query, key] in the model's dtype; a learned sink is not among them
+    read_rows  function (layer, what `with_sinks` gives)
+    """
+    if way(loaded) == EAGER:
+
+        def read_both(layer, scores):
+            read(layer, scores)
+            if read_rows is not None:
+                read_rows(layer, with_sinks(scores, None))
+
+        run_eager(loaded, batch, read_both)
+        return
+
+    def attend(layer, call):
+        scores = masked_scores(call)
+        read(layer, scores)
+        rows = with_sinks(scores, call.sinks)
+        if read_rows is not None:
+            read_rows(layer, rows)
+        return attention_output(call, rows)
+
+    function = AttentionFunction(loaded.n_layers, attend)
+    run_interface(loaded, batch, PATTERNS, function, eager_mask)
+
+
+def masked_scores(call):
+    """softcap(scale q k) + bias + mask in the model's dtype: [prompt, head, query, key]."""
+    key = _all_heads(call.key, call.query)
+    scores = torch.matmul(call.query, key.transpose(2, 3)) * call.scale
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    if call.bias is not None:
+        scores = scores + call.bias
+    if call.mask is not None:
+        mask = call.mask[..., : key.shape[-2]]
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
+    return scores
+
+
+def with_sinks(scores, sinks):
+    """(pattern, sink): the softmax in float32 over keys and, where a head has one, its sink.
+
+    pattern [prompt, head, query, key]    sink [prompt, head, query], None without learned sinks
+    """
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32), None
+    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    rows = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)
+    return rows[..., :-1], rows[..., -1]
+
+
+def attention_output(call, rows):
+    """The layer's output [prompt, head, query, d] of what `with_sinks` gave."""
+    value = _all_heads(call.value, call.query)
+    return torch.matmul(rows[0].to(value.dtype), value)
+
+
+def _all_heads(tensor, query):
+    """Keys or values with one copy for every query head."""
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1)
+
+
+def note_windows(loaded, n_query):
+    """Put into the model's facts what its masks show for texts of up to so many tokens.
+
+    "sliding_windows", "chunk_sizes"  [layer], None where a layer has none
+    "masks_read_for_tokens"           beyond these nothing is known yet
+    """
+    facts = loaded.facts
+    if n_query <= facts.get("masks_read_for_tokens", 0):
+        return
+    sizes = [window_of(row) for row in first_keys(loaded, n_query)]
+    facts["sliding_windows"] = [window for window, _ in sizes]
+    facts["chunk_sizes"] = [chunk for _, chunk in sizes]
+    facts["masks_read_for_tokens"] = n_query
+
+
+def windows_of(facts):
+    """[(window, chunk)] of every layer, from what `note_windows` put into a model's facts."""
+    return list(zip(facts["sliding_windows"], facts["chunk_sizes"], strict=True))
+
+
+def window_of(first):
+    """(window, chunk) of one layer's first keys [query]: one of them, or (None, None)."""
+    query = np.arange(len(first))
+    if not first.any():
+        return None, None
+    start = int(np.flatnonzero(first)[0])
+    if np.array_equal(first, np.maximum(query + 1 - start, 0)):
+        return start, None
+    if np.array_equal(first, query // start * start):
+        return None, start
+    raise UserError("rows see keys by a rule that is neither a window nor a chunk")

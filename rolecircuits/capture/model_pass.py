@@ -1,0 +1,156 @@
+"""One forward pass of the Hugging Face model in which every layer's attention is ours to read.
+
+    interface   the model calls the function that is registered with transformers'
+                AttentionInterface: it is given queries, keys, values and the mask that the model
+                built, and answers with the output
+    eager       a model that does not follow the interface runs its own eager attention, and every
+                softmax over [.., query, key] is read on the way: its input are the model's scores
+
+Both end with the attention of the last layer: nothing behind it is needed.
+Axes: prompt, head, query, key.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.models.rotary import reset_rotary
+
+INTERFACE, EAGER = "interface", "eager"
+SOFTMAXES = (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
+
+
+@dataclass
+class Call:
+    """What a layer hands to its attention function.
+
+    query, key, value [prompt, head, query or key, d]; keys and values may have fewer heads
+    mask      as the model passes it on    scale, softcap  of the scores, softcap None for none
+    sinks     learned sink scores, [head], None for none
+    bias      what is added to the scores besides the mask, None for nothing
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    scale: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+class LastLayerDone(Exception):
+    """Ends a forward pass once the last layer's attention is read."""
+
+
+class AttentionFunction:
+    """The attention function of one pass: `attend(layer, call)` gives each layer's output.
+
+    attend    returns the output [prompt, head, query, d], or None in the last layer
+    """
+
+    def __init__(self, n_layers, attend):
+        self.n_layers, self.attend, self.fired = n_layers, attend, 0
+
+    def __call__(self, module, query, key, value, attention_mask=None, **given):
+        layer, self.fired = self.fired, self.fired + 1
+        named = getattr(module, "layer_idx", None)
+        if layer >= self.n_layers or named not in (layer, None):
+            raise RunFailed(
+                f"attention number {layer} of the pass is that of layer {named}; attention must "
+                f"run once in each of {self.n_layers} layers, in order"
+            )
+        scale = given.get("scaling")
+        call = Call(
+            query,
+            key,
+            value,
+            attention_mask,
+            query.shape[-1] ** -0.5 if scale is None else float(scale),
+            given.get("softcap"),
+            given.get("s_aux"),
+            given.get("position_bias"),
+        )
+        out = self.attend(layer, call)
+        if layer == self.n_layers - 1:
+            raise LastLayerDone
+        return out.transpose(1, 2).contiguous(), None
+
+
+class SoftmaxReader(TorchFunctionMode):
+    """Hands the scores of every attention softmax to read(layer, scores).
+
+    shape  (prompts, heads, queries, keys): a softmax over as many numbers in rows of `keys` is one
+           of attention; routers and others are not
+    """
+
+    def __init__(self, n_layers, shape, read):
+        super().__init__()
+        self.n_layers, self.shape, self.read, self.fired = n_layers, shape, read, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        scores = args[0] if args else kwargs.get("input")
+        if func in SOFTMAXES and self._is_attention(scores):
+            layer, self.fired = self.fired, self.fired + 1
+            self.read(layer, scores.reshape(self.shape))
+            if layer == self.n_layers - 1:
+                raise LastLayerDone
+        return func(*args, **kwargs)
+
+    def _is_attention(self, scores):
+        n_prompts, n_heads, n_query, n_key = self.shape
+        size = n_prompts * n_heads * n_query * n_key
+        return scores.ndim >= 3 and scores.shape[-2:] == (n_query, n_key) and scores.numel() == size
+
+
+def run_interface(loaded, batch, name, function, mask_function):
+    """A pass with `function`, an AttentionFunction, under a name and with the masks of that name.
+
+    batch          (ids, mask) [prompt, query], right-padded
+    mask_function  what builds masks, as transformers.masking_utils.eager_mask does
+    """
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, mask_function)
+    _run(set_attention(loaded.model, name), batch)
+    _check_all_fired(function)
+
+
+def run_eager(loaded, batch, read):
+    """A pass of the model's own eager attention; read(layer, scores) is called in every layer.
+
+    scores  [prompt, head, query, key], what goes into the softmax, masked
+    """
+    n_prompts, width = batch[0].shape
+    shape = (n_prompts, loaded.n_heads, width, width)
+    reader = SoftmaxReader(loaded.n_layers, shape, read)
+    with reader:
+        _run(set_attention(loaded.model, EAGER), batch)
+    _check_all_fired(reader)
+
+
+def set_attention(model, name):
+    """The model, whose next pass uses the attention of this name and short texts' rotary angles."""
+    if model.config.get_text_config()._attn_implementation != name:
+        model.set_attn_implementation(name)
+    reset_rotary(model)
+    return model
+
+
+def _run(model, batch):
+    ids, mask = batch
+    device = next(model.parameters()).device
+    with torch.inference_mode(), contextlib.suppress(LastLayerDone):
+        model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+
+
+def _check_all_fired(reader):
+    if reader.fired != reader.n_layers:
+        raise RunFailed(f"attention ran {reader.fired} times, not once in {reader.n_layers} layers")

@@ -1,0 +1,207 @@
+"""Prove, on a short text and before anything is measured, that edits do what they say.
+
+    bridge      its logits and the rows at its pattern hooks are those of the model
+    hook_z      one zeroed head in every layer gives the logits of the model with the columns of
+                that head zeroed in front of the layer's output projection
+    each site   that a plan edits at: another value there changes the logits
+
+A site where an edit does nothing would be published as an effect of 0: it is refused by name. The
+verdict goes into the run's config.
+"""
+
+import contextlib
+
+import numpy as np
+import torch
+
+from rolecircuits.capture.activations import check_bridge, check_ids, logit_tolerance, plain_logits
+from rolecircuits.capture.instrument import TOLERANCE
+from rolecircuits.capture.masks import has_sinks
+from rolecircuits.capture.patterns import read_patterns
+from rolecircuits.edits.donors import HOOKS
+from rolecircuits.edits.passes import collect_patterns, pattern_hook_name
+from rolecircuits.inputs.errors import RunFailed, UserError
+
+HEAD = "hook_z"
+WHAT = {
+    HEAD: "a head's output",
+    "hook_pattern": "a pattern",
+    "hook_attn_scores": "a pattern",
+    "hook_mlp_out": "an MLP's output",
+    "hook_resid_post": "the residual after a layer",
+}
+
+
+def edited_sites(entries):
+    """{hook name of float32: names of the entries that edit there} of a plan."""
+    sites = {}
+    for entry in entries:
+        component = "pattern" if entry.type == "pattern" else entry.component
+        sites.setdefault((component, entry.layer), []).append(entry.name)
+    return sites
+
+
+def check_edits(loaded, sites):
+    """Refuse edits that this model's bridge does not perform; the verdict, which facts keep.
+
+    sites  {(component, layer): names of what edits there}, as `edited_sites` gives them
+    """
+    if has_sinks(loaded):
+        raise UserError(
+            f"{loaded.facts['architecture']} has learned attention sinks, which TransformerLens's "
+            "pattern hooks leave out; its heads can be measured, not edited"
+        )
+    ids = check_ids(loaded)
+    verdict = {"bridge_logit_gap": check_bridge(loaded)}
+    verdict["bridge_row_gap"], clean = check_rows(loaded, ids)
+    if any(component == "head" for component, _ in sites):
+        verdict["zeroed_heads_gap"] = check_heads(loaded, ids, clean)
+    changes = {}
+    for (component, layer), names in sites.items():
+        if component == "head":  # proved for every layer at once
+            continue
+        site = site_name(loaded, component, layer)
+        change = float((collect_edited(loaded, ids, site) - clean).abs().max())
+        if change == 0:
+            what = WHAT[site.rpartition(".")[2]]
+            raise UserError(
+                f"{names[0]}: editing {what} at {site} changes nothing: "
+                f"{loaded.facts['architecture']} does not read it there; leave it out of the plan"
+            )
+        changes[site] = change
+    verdict["site_logit_change"] = changes
+    loaded.facts["edits"] = verdict
+    return verdict
+
+
+def site_name(loaded, component, layer):
+    """The hook at which a component of a layer is edited in the model's dtype."""
+    if component == "pattern":
+        return pattern_hook_name(layer, loaded.facts["dtype"])
+    return HOOKS[component].format(layer)
+
+
+def check_rows(loaded, ids):
+    """(largest difference of the rows at the bridge's hooks from the model's own, its logits)."""
+    tolerance, worst = TOLERANCE[loaded.facts["dtype"]], 0.0
+    expected = {}
+    read_patterns(loaded, [ids], expected.__setitem__)
+    found, logits = collect_patterns(loaded, [ids])
+    for layer, rows in expected.items():
+        if found[layer].shape != rows.shape:
+            gap = np.inf
+        else:
+            gap = float(np.nan_to_num(abs(found[layer] - rows), nan=np.inf).max())
+        if not gap <= tolerance:
+            hook = pattern_hook_name(layer, loaded.facts["dtype"])
+            raise UserError(
+                f"{loaded.facts['architecture']} in {loaded.facts['dtype']}: TransformerLens's "
+                f"{hook} is not the model's attention (rows differ by {gap:.2g}), so edited "
+                "passes cannot be measured; activation_analysis.py can measure this model"
+            )
+        worst = max(worst, gap)
+    return worst, logits.cpu()
+
+
+def collect_edited(loaded, ids, site):
+    """Final logits of the text with other values at a site: zeros, or uniform rows."""
+
+    def change(values, hook):
+        if site.endswith("hook_attn_scores"):
+            return torch.where(values > values.amax() - 1e4, torch.zeros_like(values), values)
+        if site.endswith("hook_pattern"):
+            seen = (values > 0).to(values)
+            return seen / seen.sum(dim=-1, keepdim=True)
+        return torch.zeros_like(values)
+
+    return bridge_logits(loaded, ids, [(site, change)])
+
+
+def bridge_logits(loaded, ids, hooks):
+    """Final logits [1, vocabulary] float32 of the bridge under hooks."""
+    batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
+    with torch.inference_mode():
+        out = loaded.bridge.run_with_hooks(batch, fwd_hooks=hooks, logits_to_keep=1)
+    return out[:, -1].float().cpu()
+
+
+def check_heads(loaded, ids, clean):
+    """The largest difference in the logits between one zeroed head a layer at hook_z, and the
+    model with that head's columns zeroed in front of the output projection.
+
+    clean  the bridge's unedited logits
+    """
+    n_heads, name = loaded.n_heads, loaded.facts["architecture"]
+    shapes = []
+
+    def zero(z, hook, head):
+        shapes.append(tuple(z.shape))
+        if z.ndim == 4 and z.shape[2] == n_heads:
+            z = z.clone()
+            z[:, :, head] = 0
+        return z
+
+    hooks = [
+        (HOOKS["head"].format(layer), lambda z, hook, head=layer % n_heads: zero(z, hook, head))
+        for layer in range(loaded.n_layers)
+    ]
+    edited = bridge_logits(loaded, ids, hooks)
+    wrong = [shape for shape in shapes if len(shape) != 4 or shape[2] != n_heads]
+    if wrong or len(shapes) != loaded.n_layers:
+        shown = f"{wrong[0]}, not (1, {len(ids)}, {n_heads}, d)" if wrong else "missing in a layer"
+        raise UserError(f"{name}: TransformerLens's hook_z is {shown}; its heads cannot be edited")
+    with zeroed_columns(loaded):
+        expected = plain_logits(loaded, ids)
+    gap = float((edited - expected).abs().max())
+    if not gap <= logit_tolerance(loaded, expected, 1e-4):
+        raise UserError(
+            f"{name}: zeroing a head at TransformerLens's hook_z is not zeroing its columns of the "
+            f"output projection (logits differ by {gap:.2g}); its heads cannot be edited"
+        )
+    if torch.equal(edited, clean):
+        raise RunFailed(f"{name}: zeroing one head in every layer changes nothing")
+    return gap
+
+
+@contextlib.contextmanager
+def zeroed_columns(loaded):
+    """Inside the block, the model's output projections get zeros for head layer % n_heads."""
+    handles = []
+    try:
+        for layer, projection in enumerate(output_projections(loaded)):
+
+            def zero(module, inputs, head=layer % loaded.n_heads):
+                z = inputs[0]
+                width = z.shape[-1] // loaded.n_heads
+                z = z.clone()
+                z[..., head * width : (head + 1) * width] = 0
+                return (z, *inputs[1:])
+
+            handles.append(projection.register_forward_pre_hook(zero))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_projections(loaded):
+    """The module behind each layer's heads, in the plain model: found by the weight it shares with
+    the one that TransformerLens calls `o`.
+    """
+    by_weight = {
+        part.weight.data_ptr(): part
+        for part in loaded.model.modules()
+        if isinstance(getattr(part, "weight", None), torch.Tensor)
+    }
+    found = []
+    for layer, block in enumerate(loaded.bridge.blocks):
+        component = getattr(getattr(block, "attn", None), "o", None)
+        weight = getattr(getattr(component, "original_component", None), "weight", None)
+        part = None if weight is None else by_weight.get(weight.data_ptr())
+        if part is None:
+            raise UserError(
+                f"{loaded.facts['architecture']}: TransformerLens names no output projection in "
+                f"layer {layer}; its heads cannot be edited"
+            )
+        found.append(part)
+    return found

@@ -1,0 +1,34 @@
+"""A loaded model in a TransformerBridge, where activations can be edited under TransformerLens's
+hook names. Only edits and `--raw full` need it; nothing else imports TransformerLens.
+"""
+
+import copy
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from rolecircuits.models.source import errors_in_one_line
+
+BRIDGE_REFUSES = "TransformerLens, which edits need, refuses it"
+
+
+def boot_bridge(loaded):
+    """The TransformerBridge of a LoadedModel: the same weights in the same memory, eager attention.
+
+    Booting rewires the modules that it is given and changes the tokenizer: it gets copies.
+    raises  UserError where TransformerLens has no adapter for the architecture
+    """
+    model = plain_copy(loaded.model)
+    model.set_attn_implementation("eager")
+    dtype = getattr(torch, loaded.facts["dtype"])
+    options = {"tokenizer": copy.deepcopy(loaded.tokenizer.hf), "dtype": dtype}
+    name = loaded.facts["id"]
+    with errors_in_one_line(name, BRIDGE_REFUSES):
+        bridge = TransformerBridge.boot_transformers(name, hf_model=model, **options)
+    return bridge.eval()
+
+
+def plain_copy(model):
+    """A second tree of modules over the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
