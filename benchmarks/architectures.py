@@ -304,7 +304,16 @@ CHANGES = {
     },
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "granitemoehybrid": MAMBA,
-    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse"]}},
+    "deepseek_ocr2": {
+        "text_config": {
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        }
+    },
+    "emu3": {"vocabulary_map": {"<image>": 49000}},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [20, 30]},
     "dots3_note_text": {"per_layer_config": {}},
     "ernie4_5_vl_moe": {"text_config": {"moe_num_experts": 4}},
     "glm46v": {"text_config": {"rope_parameters": MROPE}},

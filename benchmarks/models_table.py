@@ -15,7 +15,7 @@ through the functions that the scripts use, and compared with plain Hugging Face
     untested: there is nothing to compare with
 
     python benchmarks/models_table.py                     all of them, docs/MODELS.md is written
-    python benchmarks/models_table.py --only llama gpt2   these, printed
+    python benchmarks/models_table.py --only llama gpt2   these again, the others stay
 """
 
 import sys
@@ -70,7 +70,7 @@ refused: one line says why. untested: there is nothing to compare with.
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows or keys; nothing is written")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows or keys; other rows stay")
     parser.add_argument("--jobs", type=positive_int, default=2, help="processes (default 2)")
     return parser.parse_args(argv)
 
@@ -83,9 +83,8 @@ def work(name, pipe):
     forbid_installers()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    started = time.perf_counter()
     found = check_row(name)
-    pipe.send(found | {"seconds": round(time.perf_counter() - started, 1)})
+    pipe.send(found)
 
 
 def run_all(names, jobs, on_row):
@@ -149,18 +148,34 @@ def run(args):
         if not names:
             raise UserError("--only: no such row")
     torch.set_num_threads(1)
-    found = run_all(names, args.jobs, say)
+    rows = stored_rows() if args.only else {}
+
+    def keep(name, found):
+        rows[name] = found
+        say(name, found)
+        write(rows)
+
+    found = run_all(names, args.jobs, keep)
     counts = count_verdicts(found).values()
     print(", ".join(f"{sum(count[v] for count in counts)} {v}" for v in VERDICTS))
-    if not args.only:
-        write(found)
 
 
-def write(found):
-    """docs/models.json, one row a line, and docs/MODELS.md."""
-    packages = {name: version(name) for name in PACKAGES}
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())
-    text = f'{{"versions": {json.dumps(packages)},\n"rows": {{\n{lines}\n}}}}\n'
+def stored_rows():
+    """The rows of docs/models.json, {} where they are of other versions."""
+    path = PROJECT / "docs" / "models.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"versions": None}
+    return stored["rows"] if stored["versions"] == versions() else {}
+
+
+def versions():
+    return {name: version(name) for name in PACKAGES}
+
+
+def write(rows):
+    """docs/models.json, one row a line, and docs/MODELS.md; rows in their order."""
+    rows = {name: rows[name] for name in architectures.rows() if name in rows}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    text = f'{{"versions": {json.dumps(versions())},\n"rows": {{\n{lines}\n}}}}\n'
     (PROJECT / "docs" / "models.json").write_text(text, encoding="utf-8")
     (PROJECT / "docs" / "MODELS.md").write_text(render(json.loads(text)), encoding="utf-8")
 
@@ -171,9 +186,9 @@ def render(data):
     refused = {name: row for name, row in rows.items() if all_are(row, "refused")}
     untried = {name: row for name, row in rows.items() if all_are(row, "untested")}
     shown = {name: row for name, row in rows.items() if name not in refused | untried}
-    versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
+    packages = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     runs = [name for name in refused if rows[name]["plain"]["verdict"] == "yes"]
-    parts = [INTRODUCTION.format(versions=versions, n=len(rows)).strip(), table_of_counts(counts)]
+    parts = [INTRODUCTION.format(versions=packages, n=len(rows)).strip(), table_of_counts(counts)]
     head = ["architecture", *TITLES, "why"]
     body = [
         [name, *(row[c]["verdict"] for c in CHECKS), reasons(row)] for name, row in shown.items()
