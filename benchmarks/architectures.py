@@ -278,6 +278,7 @@ CHANGES = {
     "bamba": MAMBA,
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
+    "blenderbot": {"encoder_layers": 3, "decoder_layers": 3},
     "bloom": {"n_layer": 3},
     "chameleon": {"vocabulary_map": {"<image>": 49000}},
     "cohere_compass": {
@@ -348,6 +349,7 @@ CHANGES = {
     },
 }
 VARIANTS = {
+    "blenderbot": {"encoder of fewer layers": {"encoder_layers": 2, "decoder_layers": 3}},
     "falcon": {
         "multi-head": {"multi_query": False},
         "alibi": {"alibi": True},

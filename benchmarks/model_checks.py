@@ -56,6 +56,10 @@ class Unknown(Exception):
     """There is no reference to compare with; the message says why."""
 
 
+class NotCausal(Exception):
+    """Plain Hugging Face shows that the layers do not have one causal pattern each."""
+
+
 def load_plain(row, folder, dtype="float32"):
     """The plain Hugging Face model of a row's folder."""
     kind = getattr(transformers, row.model_class)
@@ -92,7 +96,7 @@ def eager_replaced(model, wrap):
 def plain_patterns(model, ids):
     """The patterns of every layer, [layer] of [head, query, key] float64.
 
-    raises  Unknown with the reason where there is none, or they are no causal rows
+    raises  Unknown where it gives none, NotCausal where that is not one causal pattern a layer
     """
     recorded = []
 
@@ -109,16 +113,17 @@ def plain_patterns(model, ids):
         raise Unknown(f"plain Hugging Face fails: {said}") from error
     found = [w for w in (given or recorded) if w is not None]
     n_layers = model.config.get_text_config().num_hidden_layers
+    if not found:
+        raise Unknown("plain Hugging Face returns no patterns")
     if len(found) != n_layers:
-        raise Unknown(f"plain Hugging Face gives {len(found)} patterns for {n_layers} layers")
-    shape = (1, found[0].shape[1], len(ids), len(ids))
+        raise NotCausal(f"plain Hugging Face gives {len(found)} patterns for {n_layers} layers")
     for layer, pattern in enumerate(found):
-        if pattern.ndim != 4 or pattern.shape[2:] != shape[2:]:
-            raise Unknown(f"layer {layer}: its pattern is {tuple(pattern.shape)}")
+        if pattern.ndim != 4 or pattern.shape[2:] != (len(ids), len(ids)):
+            raise NotCausal(f"plain: layer {layer}: its pattern is {tuple(pattern.shape)}")
         if torch.triu(pattern[0], 1).abs().max() > 0:
-            raise Unknown(f"layer {layer} sees later tokens")
+            raise NotCausal(f"plain: layer {layer} sees later tokens")
         if pattern.min() < 0 or pattern.sum(-1).max() > 1.02:
-            raise Unknown(f"layer {layer}: its rows are not probabilities")
+            raise NotCausal(f"plain: layer {layer}: its rows are not probabilities")
     return [pattern[0].double().numpy() for pattern in found]
 
 
@@ -198,6 +203,8 @@ def judged(check, *args):
         return cell("refused", kind + re.sub(r"--model_id \S+: ", "", one_line(error)))
     except Unknown as error:
         return cell("untested", one_line(error))
+    except NotCausal as error:
+        return cell("WRONG", f"measured, although {one_line(error)}")
     except Exception as error:  # a crash is a cell of the table
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {one_line(error, 160)}"
@@ -210,7 +217,8 @@ class Row:
     def __init__(self, row, folder):
         self.row, self.folder = row, folder
         self.spec = ModelSpec(str(folder), device="cpu")
-        self.loaded = self.tokenized = self.reference = None
+        self.loaded = self.tokenized = self.reference = self.plain = None
+        self.plain_says, self.not_causal = "", False
 
     def open(self):
         self.loaded = load_model(self.spec)
@@ -228,9 +236,15 @@ class Row:
         """Cell that says whether plain Hugging Face gives causal rows."""
         try:
             self.plain = load_plain(self.row, self.folder)
-        except Exception as error:  # see plain_patterns
-            raise Unknown(f"plain Hugging Face does not load it: {one_line(error, 120)}") from error
-        self.reference = [plain_patterns(self.plain, ids) for ids in self.ids()]
+            self.reference = [plain_patterns(self.plain, ids) for ids in self.ids()]
+        except NotCausal as error:
+            self.plain_says, self.not_causal = str(error), True
+        except Unknown as error:
+            self.plain_says = str(error)
+        except Exception as error:  # whatever plain Hugging Face fails with is an answer
+            self.plain_says = f"plain Hugging Face does not load it: {one_line(error, 120)}"
+        if self.reference is None:
+            return cell("untested", self.plain_says)
         sums = [
             min(layers[i].sum(-1).min() for layers in self.reference)
             for i in range(len(self.reference[0]))
@@ -245,8 +259,9 @@ class Row:
         return cell("yes" if worst <= GAP else "WRONG", "" if worst <= GAP else where, worst)
 
     def need(self):
+        """What was measured needs the reference; a model without causal rows must be refused."""
         if self.reference is None:
-            raise Unknown("no reference")
+            raise (NotCausal if self.not_causal else Unknown)(self.plain_says)
 
     def capture(self):
         arrays = capture_patterns(self.loaded, self.tokenized).arrays
@@ -345,7 +360,7 @@ class Row:
     def generation(self):
         answers = generate_greedily(self.loaded, self.tokenized, NEW_TOKENS)
         try:
-            plain = getattr(self, "plain", None) or load_plain(self.row, self.folder)
+            plain = self.plain or load_plain(self.row, self.folder)
             expected = [generate_plain(plain, ids) for ids in self.ids()]
         except Exception as error:  # see plain_patterns
             raise Unknown(f"generate() fails: {one_line(error, 120)}") from error
