@@ -1,6 +1,7 @@
 # make demo   set up and run the whole study on the bundled model
 # make test   set up and run the tests
 # make lint   set up and check the style, and which file may import which (pyproject.toml)
+# make models what works with which architecture of transformers: docs/MODELS.md (15 min)
 # make audit  look the pinned packages up in PyPI's vulnerability database
 # Needs Python 3.11 to 3.13; choose one with  make demo PYTHON=python3.12
 
@@ -10,7 +11,7 @@ RUN := .venv/bin/python
 # Some images forbid Python to keep its bytecode; without it every start takes 10 s longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit demo test lint setup
+.PHONY: audit demo models test lint setup
 
 setup: .venv/ready
 
@@ -24,6 +25,9 @@ lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	.venv/bin/lint-imports
+
+models: .venv/ready-dev
+	$(RUN) benchmarks/models_table.py
 
 # --strict: a package that could not be looked up is an error, not "no known vulnerabilities"
 audit:
