@@ -7,6 +7,7 @@ import copy
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from rolecircuits.models.no_installer import no_installer
 from rolecircuits.models.source import errors_in_one_line
 
 BRIDGE_REFUSES = "TransformerLens, which edits need, refuses it"
@@ -15,7 +16,8 @@ BRIDGE_REFUSES = "TransformerLens, which edits need, refuses it"
 def boot_bridge(loaded):
     """The TransformerBridge of a LoadedModel: the same weights in the same memory, eager attention.
 
-    Booting rewires the modules that it is given and changes the tokenizer: it gets copies.
+    Booting rewires the modules that it is given and changes the tokenizer: it gets copies. It would
+    also install what it misses for images: that is refused.
     raises  UserError where TransformerLens has no adapter for the architecture
     """
     model = plain_copy(loaded.model)
@@ -23,7 +25,7 @@ def boot_bridge(loaded):
     dtype = getattr(torch, loaded.facts["dtype"])
     options = {"tokenizer": copy.deepcopy(loaded.tokenizer.hf), "dtype": dtype}
     name = loaded.facts["id"]
-    with errors_in_one_line(name, BRIDGE_REFUSES):
+    with errors_in_one_line(name, BRIDGE_REFUSES), no_installer():
         bridge = TransformerBridge.boot_transformers(name, hf_model=model, **options)
     return bridge.eval()
 
