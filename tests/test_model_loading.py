@@ -33,7 +33,7 @@ from rolecircuits.capture.instrument import check_instrument
 from rolecircuits.inputs import files
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models import devices, source
-from rolecircuits.models.architecture import check_architecture, sliding_windows
+from rolecircuits.models.architecture import check_architecture
 from rolecircuits.models.devices import check_memory, resolve_device
 from rolecircuits.models.load import load_tokenizer
 from rolecircuits.models.source import (
@@ -358,10 +358,6 @@ def test_cuda_index_beyond_the_last(monkeypatch):
     with pytest.raises(UserError, match="there are 1 CUDA devices"):
         resolve_device("cuda:7")
     assert resolve_device("auto") == "cuda"
-
-
-def test_windows_come_from_layer_types_or_from_the_whole_model():
-    assert sliding_windows(LlamaConfig(num_hidden_layers=2)) == [None, None]
 
 
 def test_instrument_check_fails_when_edits_are_ignored(llama, monkeypatch):

@@ -216,21 +216,6 @@ def _texts(config, field, model_id):
     return values
 
 
-def sliding_windows(config):
-    """The window of every layer in tokens, None for full attention: [layer] list.
-
-    Query i sees keys i - window < j <= i, as transformers' masking_utils defines it.
-    """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    types = getattr(text, "layer_types", None)
-    if types:
-        return [window if kind == "sliding_attention" else None for kind in types]
-    if not getattr(text, "use_sliding_window", True):
-        window = None
-    return [window] * text.num_hidden_layers
-
-
 def context_length(config):
     """The most tokens the model was built for; None where its config states none (ALiBi)."""
     text = text_config(config)
