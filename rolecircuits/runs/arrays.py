@@ -165,6 +165,11 @@ def assemble_run(folder, config, prompts, arrays):
     run = Run(folder, config, prompts=prompts, **arrays)
     if run.crossed != bool((run.slot[:, 0] >= 0).all()):
         raise UserError(f"{folder}: its config and its slots disagree whether the set is crossed")
+    if (run.visible_keys[:, 0] > 1).any() and not config["model"].get("learned_sinks"):
+        raise UserError(
+            f"{folder / 'attention.npz'}: visible_keys is outside 1 to query + 1, as only learned "
+            "sinks may bring about"
+        )
     return run
 
 
