@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 import experiment
 from prompts import select_prompts
@@ -15,7 +15,7 @@ from rolecircuits.edits.donors import collect_donors
 from rolecircuits.edits.hooks import prepare_edit
 from rolecircuits.edits.plan import parse_entry
 from rolecircuits.inputs.errors import UserError
-from tiny_models import load_checked, save_tiny
+from tiny_models import load_checked, save_config, save_tiny
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma2")
 
@@ -147,3 +147,20 @@ def test_no_room_for_the_answer_is_refused(loaded):
     tokenized = tokenize_prompts(select_prompts(per_category=1), loaded.tokenizer)
     with pytest.raises(UserError, match="at most"):
         generation.check_room(tokenized, 256, {"context": 256})
+
+
+def test_a_model_without_a_cache_is_fed_the_whole_text(tmp_path):
+    config = OpenAIGPTConfig(
+        vocab_size=49152, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
+    )
+    loaded = load_checked(save_config(config, tmp_path), device="cpu")
+    tokenized = tokenize_prompts(select_prompts(per_category=1), loaded.tokenizer)
+    answers = generation.generate_greedily(loaded, tokenized, 6)
+    for prompt, answer in zip(tokenized, answers, strict=True):
+        ids = list(prompt.token_ids)
+        for token in answer:
+            with torch.inference_mode():
+                logits = loaded.model(torch.tensor([ids])).logits
+            assert token == int(logits[0, -1].argmax())
+            ids.append(token)
+    assert max(map(len, answers)) == 6

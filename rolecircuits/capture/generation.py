@@ -90,9 +90,12 @@ def _continue_batch(loaded, ids, max_tokens, rows, edits):
     with torch.inference_mode(), edited:
         for _ in range(max_tokens):
             output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            rows.start += ids.shape[1]
-            ids = output.logits[:, -1].float().argmax(dim=-1, keepdim=True)
-            for row, token in enumerate(ids[:, 0].tolist()):
+            new = output.logits[:, -1].float().argmax(dim=-1, keepdim=True)
+            if cache.get_seq_length():
+                rows.start, ids = rows.start + ids.shape[1], new
+            else:  # a model that keeps nothing (GPT-1) is fed the whole text each time
+                ids = torch.cat([ids, new], dim=1)
+            for row, token in enumerate(new[:, 0].tolist()):
                 if row in running:
                     answers[row].append(token)
                     if token in stop:
