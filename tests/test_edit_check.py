@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import DeepseekV3Config, FalconConfig, OPTConfig
 
 import experiment
 import interventions
+from conftest import PROJECT
 from rolecircuits.capture import activations
 from rolecircuits.capture.batches import Rows
 from rolecircuits.edits import check
@@ -120,3 +123,23 @@ def test_a_bridge_that_is_another_model_is_refused(llama, monkeypatch):
     monkeypatch.setattr(activations, "plain_logits", lambda loaded, ids: torch.ones(1, 49152))
     with pytest.raises(UserError, match="bridge gives other logits than the model"):
         activations.check_bridge(llama)
+
+
+def test_only_edits_import_transformerlens(tmp_path):
+    """It takes a second, and brings wandb and datasets; measuring does without."""
+    model = save_tiny("llama", tmp_path / "model")
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text('{"id": "a", "text": "Rain falls from clouds."}\n')
+    common, few = ["--model_id", model, "--output_dir", str(tmp_path)], "--prompts_per_category=1"
+    code = (
+        "import sys, activation_analysis, experiment\n"
+        f"common = {common!r}\n"
+        f"assert activation_analysis.main([*common, {few!r}]) == 0\n"
+        f"assert activation_analysis.main([*common, '--documents', {str(talk)!r}]) == 0\n"
+        f"assert experiment.main([*common, {few!r}, '--max_tokens', '2']) == 0\n"
+        "print('brought', sorted({'transformer_lens', 'wandb', 'datasets'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "brought []", done.stderr
