@@ -38,6 +38,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from model_checks import CHECKS, cell, check_row, forbid_installers  # noqa: E402
 
+import rolecircuits.models.bridge  # noqa: E402, F401  (here, or every child imports it again)
 from rolecircuits.inputs.arguments import positive_int  # noqa: E402
 from rolecircuits.inputs.errors import UserError  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
