@@ -57,9 +57,13 @@ def save_tiny(name, folder, **changes):
     """Save a random model of one architecture with the bundled tokenizer; returns the folder as
     text."""
     kind, extra = CONFIGS[name]
+    return save_config(kind(**(SHAPE | extra | changes)), folder)
+
+
+def save_config(config, folder):
+    """Save a random model of a config with the bundled tokenizer; returns the folder as text."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(kind(**(SHAPE | extra | changes)))
-    model.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file in bundled_folder().iterdir():
         if "token" in file.name or file.suffix == ".jinja":
             shutil.copy(file, folder)
