@@ -412,7 +412,7 @@ def output_projections(model, n_layers):
     found = []
     for name, module in model.named_modules():
         own = type(module).__name__.lower()
-        if "attention" not in own and "attn" not in own and "mixer" not in own:
+        if "attention" not in own and "attn" not in own:
             continue
         if any(part in name for part in ("vision", "audio", "visual", "image", "tower", "cross")):
             continue
