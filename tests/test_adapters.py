@@ -133,7 +133,7 @@ def cut(folder):
 
 BROKEN = {
     "nested": (lambda f: change_config(f, base_model_name_or_path=str(f)), "an adapter itself"),
-    "no base": (lambda f: change_config(f, base_model_name_or_path=None), "names no base model"),
+    "no base": (lambda f: change_config(f, base_model_name_or_path=None), "does not say of what"),
     "base gone": (
         lambda f: change_config(f, base_model_name_or_path="./nowhere"),
         r"whose base cannot be opened: \./nowhere: no such folder",

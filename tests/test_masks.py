@@ -22,6 +22,8 @@ import output_manager
 from rolecircuits.capture import masks, patterns
 from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.capture.tokens import TokenizedPrompt
+from rolecircuits.drawing.head_figures import draw_token_attention
+from rolecircuits.drawing.study import sink_note, study_run
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats import entropy as entropies
 from tiny_models import SHAPE, load_checked, save_config, save_tiny
@@ -245,3 +247,14 @@ def test_a_visible_key_that_all_heads_hide_stops_the_run(tmp_path):
     loaded.attention["first"] = np.zeros_like(loaded.attention["first"])
     with pytest.raises(RunFailed, match=r"layer 0: query row 3 hides key 0 in all heads"):
         capture_patterns(loaded, texts(9))
+
+
+def test_figures_say_that_the_sink_is_learned(load, tmp_path):
+    load(gpt_oss)
+    command = ["--model_id", load.folders[gpt_oss], "--prompts_per_category", "2"]
+    assert activation_analysis.main([*command, "--output_dir", str(tmp_path)]) == 0
+    run = output_manager.load_run(tmp_path / "latest_run")
+    assert "learned key" in sink_note(run)
+    figure, _ = draw_token_attention(study_run(run, 200), "three")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "attention on the head's learned sink" in titles

@@ -17,7 +17,7 @@ from rolecircuits.capture.patterns import check_patterns, read_patterns, reduce_
 from rolecircuits.capture.prefix import common_prefix
 from rolecircuits.capture.streaming import LayerRecorder, stream_layers
 from rolecircuits.inputs.categories import frame_of
-from rolecircuits.models.devices import free_bytes
+from rolecircuits.models.devices import check_memory, free_bytes
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.stats.masses import SEGMENTS, Places, uniform_masses
@@ -60,6 +60,8 @@ def choose_capture(capture, raw, tokenized, facts, batch_size):
     kept = 0 if raw == "none" else pattern_bytes(facts, n, longest)
     needed, free = max(PATTERN_COPIES * one_layer, kept), free_bytes()
     if not facts.get("can_stream", True):
+        what = f"a batch of patterns of up to {longest} tokens, which this model cannot stream,"
+        check_memory(needed, what, "use shorter texts or a smaller --batch_size", share=0.5)
         return "patterns", raw or "patterns", None
     if longest > AUTO_TOKENS:
         why = f"a prompt has {longest} tokens (more than {AUTO_TOKENS})"

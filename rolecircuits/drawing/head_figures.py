@@ -17,6 +17,7 @@ from rolecircuits.drawing.study import (
     contrast_facts,
     draw_reason,
     estimate,
+    has_learned_sinks,
     open_figure,
     sink_note,
     survivors_note,
@@ -110,7 +111,8 @@ def draw_token_attention(study: Study, title):
             name: estimate(study, study.rows(mass[:, shown].astype(np.float64)), name, bounds=SHARE)
             for name in study.names
         }
-        column[0].set_title(TARGETS[target])
+        learned = target == "key_0" and has_learned_sinks(run)
+        column[0].set_title("attention on the head's learned sink" if learned else TARGETS[target])
         for row, (place, layer) in enumerate(zip(column, shown, strict=True)):
             here = {name: [part[row] for part in measured[name]] for name in study.names}
             draw_heads(place, here, study.looks)

@@ -213,8 +213,17 @@ def write_caption(study: Study, *sentences, intervals=True):
     return " ".join(filter(None, [*notes, *sentences]))
 
 
+def has_learned_sinks(run: Run):
+    """True for a model whose heads have a key that is no token (gpt-oss)."""
+    return bool(run.config["model"].get("learned_sinks"))
+
+
 def sink_note(run: Run):
-    """A warning for figures of content tokens where no BOS stands before them; empty otherwise."""
+    """What readers must know of the sink of this run: that it is a learned key, or a content token
+    where no BOS stands before the prompts; empty otherwise.
+    """
+    if has_learned_sinks(run):
+        return "The sink is a learned key that each head has beside its tokens; sink-free drops it."
     n = int((run.span[:, 0] == 0).sum())
     if not n:
         return ""
