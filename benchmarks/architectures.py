@@ -343,6 +343,7 @@ CHANGES = {
     "qwen2_5_omni_thinker": {"text_config": {"rope_parameters": MROPE}},
     "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}},
     "qwen2_vl": {"text_config": {"rope_parameters": MROPE}},
+    "xmod": {"default_language": "en_XX"},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "mamba2": {"num_heads": 8},
@@ -422,5 +423,6 @@ VARIANTS = {
         }
     },
     "stablelm": {"qk_layernorm": {"qk_layernorm": True}},
+    "xmod": {"no default language": {"default_language": None}},
     "starcoder2": {"window": {"sliding_window": 8}},
 }
