@@ -102,7 +102,10 @@ def check_hooks(loaded, names):
     """Refuse names that the model has no hook for."""
     missing = [name for name in names if name not in loaded.bridge.hook_dict]
     if missing:
-        raise UserError(f"this model has no hook {missing[0]}; use --raw patterns")
+        raise UserError(
+            f"{loaded.facts['architecture']}: TransformerLens has no hook {missing[0]} in it; "
+            "nothing can be edited or saved there"
+        )
 
 
 def raw_files(n_layers):

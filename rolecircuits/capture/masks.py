@@ -46,7 +46,7 @@ def first_keys(loaded, n_query):
 def visible_keys(loaded, n_query):
     """Keys that every row sees, a learned sink counted: [layer, query] int64."""
     seen = np.arange(1, n_query + 1) - first_keys(loaded, n_query)
-    return seen + int(has_sinks(loaded))
+    return seen + np.array(loaded.attention["sinks"], dtype=np.int64)[:, None]
 
 
 def way(loaded):
@@ -56,9 +56,9 @@ def way(loaded):
 
 
 def has_sinks(loaded):
-    """True where the model's heads have learned sinks, keys of their own that hold no value."""
+    """True where heads of some layer have learned sinks, keys of their own that hold no value."""
     _look(loaded)
-    return loaded.attention["sinks"]
+    return any(loaded.attention["sinks"])
 
 
 def can_stream(loaded):
@@ -73,10 +73,34 @@ def why_not_streamed(loaded):
 
 
 def _look(loaded):
-    """Find out, once, how this model can be read: a pass over two tokens, outputs all zero."""
+    """Find out, once, how this model can be read: a whole pass over two tokens."""
     if "way" in loaded.attention:
         return
-    noted, rules = {}, []
+    facts = {"way": EAGER, "sinks": [False] * loaded.n_layers}
+    facts["not_streamed"] = "runs its own eager attention"
+    if not loaded.model._can_set_attn_implementation():
+        run_eager(loaded, _any_text(2), lambda layer, scores: None, to_end=True)
+    else:
+        calls = _note_calls(loaded, 2)
+        facts = {"way": INTERFACE, "sinks": [sinks is not None for _, sinks, _ in calls]}
+        facts["not_streamed"] = None
+        if any(rule is None for rule, _, _ in calls):
+            facts["not_streamed"] = "builds masks of its own"
+        elif any(bias is not None for _, _, bias in calls):
+            facts["not_streamed"] = "adds a position bias to its scores"
+        facts["rules"] = [rule for rule, _, _ in calls]
+    loaded.attention.update(facts)
+
+
+def _any_text(n_query):
+    """(ids, mask) of a text of so many tokens, of which nothing is read but its masks."""
+    ids = torch.arange(n_query)[None] % min(n_query, 50) + 3
+    return ids, torch.ones_like(ids)
+
+
+def _note_calls(loaded, n_query):
+    """[(mask function or None, sinks, bias)] of every layer, from a pass whose outputs are zero."""
+    noted, calls = {}, []
 
     def note_mask(batch_size, q_length, device="cpu", mask_function=None, **_):
         mask = torch.zeros((batch_size, 1, q_length, q_length), device=device)
@@ -85,7 +109,7 @@ def _look(loaded):
 
     def attend(layer, call):
         found = noted.get(call.mask.data_ptr()) if isinstance(call.mask, torch.Tensor) else None
-        rules.append((None if found is None else found[1], call.sinks, call.bias))
+        calls.append((None if found is None else found[1], call.sinks, call.bias))
         n_heads = call.query.shape[1]
         if n_heads != loaded.n_heads:
             raise RunFailed(
@@ -95,28 +119,22 @@ def _look(loaded):
         repeated = n_heads // call.value.shape[1]
         return torch.zeros_like(call.value).repeat_interleave(repeated, dim=1)
 
-    batch = torch.ones((1, 2), dtype=torch.int64), torch.ones((1, 2), dtype=torch.int64)
-    facts = {"way": EAGER, "sinks": False, "not_streamed": "runs its own eager attention"}
-    if loaded.model._can_set_attn_implementation():
-        function = AttentionFunction(loaded.n_layers, attend)
-        run_interface(loaded, batch, ROWS, function, note_mask)
-        facts = {"way": INTERFACE, "sinks": any(sinks is not None for _, sinks, _ in rules)}
-        facts["not_streamed"] = None
-        if any(rule is None for rule, _, _ in rules):
-            facts["not_streamed"] = "builds masks of its own"
-        elif any(bias is not None for _, _, bias in rules):
-            facts["not_streamed"] = "adds a position bias to its scores"
-        facts["rules"] = [rule for rule, _, _ in rules]
-    loaded.attention.update(facts)
+    function = AttentionFunction(loaded.n_layers, attend, to_end=True)
+    run_interface(loaded, _any_text(n_query), ROWS, function, note_mask)
+    return calls
 
 
 def _read_rules(loaded, n_query):
     """`first_keys` from the mask function of every layer."""
-    tables = {}
-    for rule in loaded.attention["rules"]:
+    rules, tables = loaded.attention["rules"], {}
+    try:
+        first_of_rule(rules[0], n_query)
+    except IndexError:  # it holds a tensor that is as long as the text that it was made for
+        rules = [rule for rule, _, _ in _note_calls(loaded, n_query)]
+    for rule in rules:
         if rule not in tables:
             tables[rule] = first_of_rule(rule, n_query)
-    return np.stack([tables[rule] for rule in loaded.attention["rules"]]).astype(np.int32)
+    return np.stack([tables[rule] for rule in rules]).astype(np.int32)
 
 
 def first_of_rule(rule, n_query):
@@ -164,13 +182,12 @@ def hidden_keys(scores):
 
 def _read_rows(loaded, n_query):
     """`first_keys` from the scores of a text of so many tokens."""
-    ids = torch.arange(n_query)[None] % min(n_query, 50) + 3
     found = []
 
     def read(layer, scores):
         found.append(~hidden_keys(scores.float())[0].cpu().numpy())
 
-    read_scores(loaded, (ids, torch.ones_like(ids)), read)
+    read_scores(loaded, _any_text(n_query), read)
     first = [seen.argmax(axis=-1) for seen in found]
     for seen, start in zip(found, first, strict=True):
         one_stretch(seen, start, np.arange(n_query))
@@ -229,9 +246,14 @@ def with_sinks(scores, sinks):
     """
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32), None
-    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    column = sink_column(sinks).to(scores.dtype).expand(*scores.shape[:-1], 1)
     rows = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)
     return rows[..., :-1], rows[..., -1]
+
+
+def sink_column(sinks):
+    """Learned sink scores as [prompt or 1, head, query or 1, 1]."""
+    return sinks if sinks.ndim == 4 else sinks.reshape(1, -1, 1, 1)
 
 
 def attention_output(call, rows):

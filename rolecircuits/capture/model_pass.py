@@ -33,7 +33,7 @@ class Call:
 
     query, key, value [prompt, head, query or key, d]; keys and values may have fewer heads
     mask      as the model passes it on    scale, softcap  of the scores, softcap None for none
-    sinks     learned sink scores, [head], None for none
+    sinks     learned sink scores, [head] or [prompt, head, query, 1], None for none
     bias      what is added to the scores besides the mask, None for nothing
     """
 
@@ -55,10 +55,11 @@ class AttentionFunction:
     """The attention function of one pass: `attend(layer, call)` gives each layer's output.
 
     attend    returns the output [prompt, head, query, d], or None in the last layer
+    to_end    run the pass to its end, to see whether attention runs where no layer is left
     """
 
-    def __init__(self, n_layers, attend):
-        self.n_layers, self.attend, self.fired = n_layers, attend, 0
+    def __init__(self, n_layers, attend, to_end=False):
+        self.n_layers, self.attend, self.to_end, self.fired = n_layers, attend, to_end, 0
 
     def __call__(self, module, query, key, value, attention_mask=None, **given):
         layer, self.fired = self.fired, self.fired + 1
@@ -76,11 +77,11 @@ class AttentionFunction:
             attention_mask,
             query.shape[-1] ** -0.5 if scale is None else float(scale),
             given.get("softcap"),
-            given.get("s_aux"),
+            given.get("s_aux", given.get("sinks")),
             given.get("position_bias"),
         )
         out = self.attend(layer, call)
-        if layer == self.n_layers - 1:
+        if layer == self.n_layers - 1 and not self.to_end:
             raise LastLayerDone
         return out.transpose(1, 2).contiguous(), None
 
@@ -92,17 +93,20 @@ class SoftmaxReader(TorchFunctionMode):
            of attention; routers and others are not
     """
 
-    def __init__(self, n_layers, shape, read):
+    def __init__(self, n_layers, shape, read, to_end=False):
         super().__init__()
-        self.n_layers, self.shape, self.read, self.fired = n_layers, shape, read, 0
+        self.n_layers, self.shape, self.read = n_layers, shape, read
+        self.to_end, self.fired = to_end, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         scores = args[0] if args else kwargs.get("input")
         if func in SOFTMAXES and self._is_attention(scores):
             layer, self.fired = self.fired, self.fired + 1
+            if layer >= self.n_layers:
+                raise RunFailed(f"attention runs more often than in its {self.n_layers} layers")
             self.read(layer, scores.reshape(self.shape))
-            if layer == self.n_layers - 1:
+            if layer == self.n_layers - 1 and not self.to_end:
                 raise LastLayerDone
         return func(*args, **kwargs)
 
@@ -129,14 +133,15 @@ def run_interface(loaded, batch, name, function, mask_function):
     _check_all_fired(function)
 
 
-def run_eager(loaded, batch, read):
+def run_eager(loaded, batch, read, to_end=False):
     """A pass of the model's own eager attention; read(layer, scores) is called in every layer.
 
     scores  [prompt, head, query, key], what goes into the softmax, masked
+    to_end  as in AttentionFunction
     """
     n_prompts, width = batch[0].shape
     shape = (n_prompts, loaded.n_heads, width, width)
-    reader = SoftmaxReader(loaded.n_layers, shape, read)
+    reader = SoftmaxReader(loaded.n_layers, shape, read, to_end)
     with reader:
         _run(set_attention(loaded.model, EAGER), batch)
     _check_all_fired(reader)

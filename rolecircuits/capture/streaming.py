@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rolecircuits.capture.masks import ROWS, why_not_streamed
+from rolecircuits.capture.masks import ROWS, sink_column, why_not_streamed
 from rolecircuits.capture.model_pass import AttentionFunction, run_interface
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats.entropy import sinkfree_keys
@@ -54,7 +54,7 @@ class Scoring:
     window   keys that a row sees, itself included; None for all before it
     softcap  None for none
     chunk    rows see the keys of their own chunk of this size; None for no chunks
-    sinks    learned sink scores [head], None for none
+    sinks    learned sink scores [head] or [prompt, head, query, 1], None for none
     """
 
     scale: float
@@ -241,7 +241,7 @@ def sink_scores(query, key, how):
     """
     n_prompts, n_heads, n_query, width = query.shape
     if how.sinks is not None:
-        return how.sinks.float().reshape(1, -1, 1).expand(n_prompts, n_heads, n_query)
+        return sink_column(how.sinks)[..., 0].float().expand(n_prompts, n_heads, n_query)
     grouped = query.float().reshape(n_prompts, key.shape[1], -1, width)
     scores = torch.einsum("pgqd,pgd->pgq", grouped, key[:, :, 0].float()).mul_(how.scale)
     return how.cap(scores.view(n_prompts, n_heads, n_query))
@@ -286,8 +286,8 @@ def final_rows(query, key, n_tokens, how):
     seen = (position <= last[:, None]) & (position >= low[:, None])
     scores = scores.masked_fill(~seen[:, None], float("-inf"))
     if how.sinks is not None:
-        column = how.sinks.float().reshape(1, -1, 1).expand(n_prompts, n_heads, 1)
-        scores = torch.cat([column, scores], dim=-1)
+        column = sink_scores(query, key, how)[torch.arange(n_prompts, device=query.device), :, last]
+        scores = torch.cat([column[..., None], scores], dim=-1)
     return torch.softmax(scores, dim=-1)
 
 

@@ -14,7 +14,13 @@ import contextlib
 import numpy as np
 import torch
 
-from rolecircuits.capture.activations import check_bridge, check_ids, logit_tolerance, plain_logits
+from rolecircuits.capture.activations import (
+    check_bridge,
+    check_hooks,
+    check_ids,
+    logit_tolerance,
+    plain_logits,
+)
 from rolecircuits.capture.instrument import TOLERANCE
 from rolecircuits.capture.masks import has_sinks
 from rolecircuits.capture.patterns import read_patterns
@@ -33,7 +39,7 @@ WHAT = {
 
 
 def edited_sites(entries):
-    """{hook name of float32: names of the entries that edit there} of a plan."""
+    """{(component, layer): names of the entries of a plan that edit there}."""
     sites = {}
     for entry in entries:
         component = "pattern" if entry.type == "pattern" else entry.component
@@ -61,6 +67,7 @@ def check_edits(loaded, sites):
         if component == "head":  # proved for every layer at once
             continue
         site = site_name(loaded, component, layer)
+        check_hooks(loaded, [site])
         change = float((collect_edited(loaded, ids, site) - clean).abs().max())
         if change == 0:
             what = WHAT[site.rpartition(".")[2]]
@@ -132,6 +139,7 @@ def check_heads(loaded, ids, clean):
     clean  the bridge's unedited logits
     """
     n_heads, name = loaded.n_heads, loaded.facts["architecture"]
+    check_hooks(loaded, [HOOKS["head"].format(layer) for layer in range(loaded.n_layers)])
     shapes = []
 
     def zero(z, hook, head):

@@ -26,7 +26,10 @@ def boot_bridge(loaded):
     options = {"tokenizer": copy.deepcopy(loaded.tokenizer.hf), "dtype": dtype}
     name = loaded.facts["id"]
     with errors_in_one_line(name, BRIDGE_REFUSES), no_installer():
-        bridge = TransformerBridge.boot_transformers(name, hf_model=model, **options)
+        try:
+            bridge = TransformerBridge.boot_transformers(name, hf_model=model, **options)
+        except AssertionError as error:  # how some of its adapters say that they do not fit
+            raise ValueError(str(error)) from error
     return bridge.eval()
 
 

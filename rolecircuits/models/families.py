@@ -19,7 +19,7 @@ RUNS = {"instruct": "latest", "base": "latest_base"}  # in this order: the base 
 SHARED = "dtype device device_map batch_size seed".split()
 PROMPT_SETS = {"original": None, "crossed": None}  # of a family that names none
 FAMILIES_FILE = Path(__file__).resolve().parents[2] / "model_families.json"
-FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt")
+FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt", "chat_template")
 LINKS = {run: LATEST_RUNS[kind] for run, kind in RUNS.items()} | {"edits": LATEST_INTERVENTION}
 OUTPUTS = ("figures", "analysis_results", "comparison_results")
 
