@@ -317,6 +317,10 @@ CHANGES = {
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [20, 30]},
     "dots3_note_text": {"per_layer_config": {}},
     "ernie4_5_vl_moe": {"text_config": {"moe_num_experts": 4}},
+    "gemma4": {"text_config": {"global_head_dim": 8}},
+    "gemma4_text": {"global_head_dim": 8},
+    "gemma4_unified": {"text_config": {"global_head_dim": 8}},
+    "gemma4_unified_text": {"global_head_dim": 8},
     "glm46v": {"text_config": {"rope_parameters": MROPE}},
     "glm4v": {"text_config": {"rope_parameters": MROPE}},
     "glm5_next": {"text_config": {"index_kpool": 4}},
@@ -339,6 +343,7 @@ CHANGES = {
     "qwen2_5_omni_thinker": {"text_config": {"rope_parameters": MROPE}},
     "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}},
     "qwen2_vl": {"text_config": {"rope_parameters": MROPE}},
+    "xmod": {"default_language": "en_XX"},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "mamba2": {"num_heads": 8},
@@ -369,6 +374,7 @@ VARIANTS = {
             }
         }
     },
+    "gemma4_text": {"keys are values": {"attention_k_eq_v": True}},
     "gpt_bigcode": {"multi-head": {"multi_query": False}},
     "llama": {
         "sliding_window that its code ignores": {"sliding_window": 8},
@@ -417,5 +423,6 @@ VARIANTS = {
         }
     },
     "stablelm": {"qk_layernorm": {"qk_layernorm": True}},
+    "xmod": {"no default language": {"default_language": None}},
     "starcoder2": {"window": {"sliding_window": 8}},
 }

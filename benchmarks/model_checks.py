@@ -47,8 +47,8 @@ LOGIT_GAP = 1e-4
 SHORT_MAX, SHORT_MEAN = 0.3, 0.02
 NEW_TOKENS = 8
 PROJECTIONS = (
-    "o_proj out_proj c_proj dense wo out_lin output.dense o out o_b_proj resid_proj attention_out "
-    "out_project project_o linear_out self_attention.dense"
+    "o_proj out_proj c_proj dense wo Wo out_lin output.dense o out o_b_proj resid_proj "
+    "attention_out out_project project_o linear_out self_attention.dense"
 ).split()
 
 
@@ -412,7 +412,7 @@ def output_projections(model, n_layers):
     found = []
     for name, module in model.named_modules():
         own = type(module).__name__.lower()
-        if "attention" not in own and "attn" not in own and "mixer" not in own:
+        if "attention" not in own and "attn" not in own:
             continue
         if any(part in name for part in ("vision", "audio", "visual", "image", "tower", "cross")):
             continue

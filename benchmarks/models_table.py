@@ -38,6 +38,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from model_checks import CHECKS, cell, check_row, forbid_installers  # noqa: E402
 
+import rolecircuits.models.bridge  # noqa: E402, F401  (here, or every child imports it again)
 from rolecircuits.inputs.arguments import positive_int  # noqa: E402
 from rolecircuits.inputs.errors import UserError  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
@@ -46,6 +47,7 @@ VERDICTS = ("yes", "refused", "WRONG", "CRASH", "untested")
 PACKAGES = ("transformers", "torch", "transformer-lens")
 TITLES = "capture|streaming|head edits|pattern edits|generation|bfloat16|float16".split("|")
 SECONDS = 60
+LONGEST = 160
 INTRODUCTION = """
 # Which models are measured
 
@@ -137,8 +139,14 @@ def reasons(found):
             grouped.setdefault((item["verdict"], item["why"]), []).append(title)
     lines = []
     for (_, why), titles in grouped.items():
+        why = shorten(why)
         lines.append(why if len(titles) >= len(CHECKS) else f"{', '.join(titles)}: {why}")
     return "; ".join(lines)
+
+
+def shorten(why):
+    """At most LONGEST characters of a reason; docs/models.json has it whole."""
+    return why if len(why) <= LONGEST else why[:LONGEST].rsplit(" ", 1)[0] + " ..."
 
 
 def run(args):
@@ -199,11 +207,17 @@ def render(data):
         f"{len(runs)} of them give causal rows in plain Hugging Face (third column).",
         table(
             ["architecture", "the line", "plain"],
-            [[name, row["capture"]["why"], plain_word(row)] for name, row in refused.items()],
+            [
+                [name, shorten(row["capture"]["why"]), plain_word(row)]
+                for name, row in refused.items()
+            ],
         ),
         f"## Not tried: {len(untried)}",
         "No tiny model of them could be made here, or plain Hugging Face does not run them.",
-        table(["architecture", "why"], [[n, row["capture"]["why"]] for n, row in untried.items()]),
+        table(
+            ["architecture", "why"],
+            [[n, shorten(row["capture"]["why"])] for n, row in untried.items()],
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
