@@ -259,7 +259,8 @@ def make_work(args, way, tokens):
     if way == "streaming":
         config = model.config.get_text_config()
         heads, layers = config.num_attention_heads, config.num_hidden_layers
-        facts = {"n_heads": heads, "n_layers": layers, "architecture": type(model).__name__}
+        facts = {"id": args.model_id, "architecture": type(model).__name__}
+        facts |= {"n_heads": heads, "n_layers": layers}
         loaded = LoadedModel(model, None, facts)
         note_windows(loaded, tokens)
         kept = windows_of(facts), count, Places(span), lambda layer, arrays: None

@@ -98,11 +98,13 @@ def convert(argv):
     """The bundled model's conversion into a cache folder, with a tiny model in the place of the 540
     MB one."""
     from rolecircuits.inputs import parser
-    from rolecircuits.models import load, source
+    from rolecircuits.models import source
     from tiny_models import CONFIGS, SHAPE
 
     def write_tiny(gguf, folder):
-        load.AutoModelForCausalLM.from_config(CONFIGS["llama"][0](**SHAPE)).save_pretrained(folder)
+        source.AutoModelForCausalLM.from_config(CONFIGS["llama"][0](**SHAPE)).save_pretrained(
+            folder
+        )
         (Path(folder) / "tokenizer.json").write_text("{}" * 1000)
 
     os.environ["XDG_CACHE_HOME"] = argv[0]

@@ -17,6 +17,7 @@ import activation_analysis
 from conftest import PROJECT
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.load import open_model, read_weights
+from rolecircuits.runs.npz import read_npz
 from tiny_models import save_tiny
 from tiny_multimodal import KINDS, save_multimodal
 
@@ -56,8 +57,8 @@ def test_the_patterns_of_the_text_side_are_those_of_transformers(kind, folder, t
     assert (facts["architecture"], facts["multimodal"]) == (name, True)
     model = getattr(transformers, name).from_pretrained(folder(kind), attn_implementation="eager")
     rows = [json.loads(line) for line in (run / "prompts.jsonl").read_text().splitlines()]
-    stored = [np.load(run / f"raw_blocks_{i}_attn_pattern.npz") for i in range(facts["n_layers"])]
-    stored = [layer["patterns"] for layer in stored]
+    files = [run / f"raw_blocks_{i}_attn_pattern.npz" for i in range(facts["n_layers"])]
+    stored = [read_npz(file, ["patterns"])["patterns"] for file in files]
     for i, row in enumerate(rows):
         ids = torch.tensor([row["token_ids"]])
         n = ids.shape[1]

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from conftest import PROJECT
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models import load
+from rolecircuits.models.adapters import Origin
 from rolecircuits.runs import npz
 from tiny_models import load_checked, save_tiny
 
@@ -174,8 +176,9 @@ def test_a_hub_model_is_asked_for_safetensors_only(monkeypatch):
         asked.update(options)
         raise OSError("model has no safetensors")
 
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", refuse)
-    opened = load.OpenedModel(ModelSpec("someone/model"), "someone/model", "a" * 40, None, None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    origin = Origin("someone/model", "a" * 40)
+    opened = load.OpenedModel(ModelSpec("someone/model"), origin, LlamaConfig(), None)
     with pytest.raises(UserError, match="no safetensors"):
         load._from_pretrained(opened, placement=None)
     assert (

@@ -25,6 +25,7 @@ from rolecircuits.capture.model_pass import (
     run_interface,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.models.source import errors_in_one_line
 
 PATTERNS, ROWS = "role_patterns", "role_rows"  # names of our attention functions
 HIDDEN = 5000.0  # nats below a row's best score: hidden; some models hide by adding -10,000
@@ -76,6 +77,12 @@ def _look(loaded):
     """Find out, once, how this model can be read: a whole pass over two tokens."""
     if "way" in loaded.attention:
         return
+    with errors_in_one_line(loaded.facts["id"], "it does not run on text alone"):
+        loaded.attention.update(_find_way(loaded))
+
+
+def _find_way(loaded):
+    """{"way", "sinks" [layer], "not_streamed", "rules" [layer]} of a model."""
     facts = {"way": EAGER, "sinks": [False] * loaded.n_layers}
     facts["not_streamed"] = "runs its own eager attention"
     if not loaded.model._can_set_attn_implementation():
@@ -89,7 +96,7 @@ def _look(loaded):
         elif any(bias is not None for _, _, bias in calls):
             facts["not_streamed"] = "adds a position bias to its scores"
         facts["rules"] = [rule for rule, _, _ in calls]
-    loaded.attention.update(facts)
+    return facts
 
 
 def _any_text(n_query):

@@ -30,6 +30,11 @@ def boot_bridge(loaded):
             bridge = TransformerBridge.boot_transformers(name, hf_model=model, **options)
         except AssertionError as error:  # how some of its adapters say that they do not fit
             raise ValueError(str(error)) from error
+        except ValueError as error:
+            if "Available architectures" not in str(error):  # 160 of them
+                raise
+            kind = loaded.facts["architecture"]
+            raise ValueError(f"it has no adapter for {kind}") from error
     return bridge.eval()
 
 
