@@ -134,23 +134,25 @@ def _note_calls(loaded, n_query):
 def _read_rules(loaded, n_query):
     """`first_keys` from the mask function of every layer."""
     rules, tables = loaded.attention["rules"], {}
+    device = next(loaded.model.parameters()).device
     try:
-        first_of_rule(rules[0], n_query)
+        first_of_rule(rules[0], n_query, device)
     except IndexError:  # it holds a tensor that is as long as the text that it was made for
         rules = [rule for rule, _, _ in _note_calls(loaded, n_query)]
     for rule in rules:
         if rule not in tables:
-            tables[rule] = first_of_rule(rule, n_query)
+            tables[rule] = first_of_rule(rule, n_query, device)
     return np.stack([tables[rule] for rule in rules]).astype(np.int32)
 
 
-def first_of_rule(rule, n_query):
+def first_of_rule(rule, n_query, device="cpu"):
     """The first key that each row sees, by bisection: [query] int.
 
-    rule  function (batch, head, query, key) -> bool, of index tensors that broadcast
+    rule    function (batch, head, query, key) -> bool, of index tensors that broadcast
+    device  where the tensors are that it may hold
     """
-    batch = head = torch.zeros((), dtype=torch.int64)
-    query = torch.arange(n_query)
+    batch = head = torch.zeros((), dtype=torch.int64, device=device)
+    query = torch.arange(n_query, device=device)
     low, high = torch.zeros_like(query), query.clone()  # the first one is in low..high
     for _ in range(max(1, math.ceil(math.log2(n_query + 1)))):
         middle = (low + high) // 2
@@ -158,10 +160,11 @@ def first_of_rule(rule, n_query):
         high = torch.where(seen, middle, high)
         low = torch.where(seen, low, (middle + 1).minimum(high))
     step = max(1, n_query // CHECKED_ROWS)
-    some = torch.arange(n_query - 1, -1, -step)
-    seen = rule(batch, head, some[:, None], query[None, :])
-    one_stretch(seen.expand(len(some), n_query).numpy(), high.numpy(), some.numpy())
-    return high.numpy()
+    some = torch.arange(n_query - 1, -1, -step, device=device)
+    seen = rule(batch, head, some[:, None], query[None, :]).expand(len(some), n_query)
+    first = high.cpu().numpy()
+    one_stretch(seen.cpu().numpy(), first, some.cpu().numpy())
+    return first
 
 
 def one_stretch(seen, first, rows):
