@@ -20,6 +20,7 @@ import architectures
 import numpy as np
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
 from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.capture.generation import generate_greedily
@@ -93,6 +94,35 @@ def eager_replaced(model, wrap):
             code.eager_attention_forward = eager
 
 
+class LogSums(TorchFunctionMode):
+    """Collects what torch.logsumexp gives inside the block: [layer] of [prompt, head, query]."""
+
+    def __enter__(self):
+        self.found = []
+        super().__enter__()
+        return self.found
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.logsumexp:
+            self.found.append(out)
+        return out
+
+
+def with_sinks(model, patterns, log_sums):
+    """The same patterns, less what learned sinks take, where a model returns its rows without them
+    and multiplies the output by sigmoid(log-sum-exp - sink) (granite_swa).
+    """
+    sinks = [part.sinks for part in model.modules() if getattr(part, "sinks", None) is not None]
+    if not len(sinks) == len(log_sums) == len(patterns):
+        return patterns
+    left = [
+        torch.sigmoid(log_sum - sink.detach().view(1, -1, 1))[..., None]
+        for log_sum, sink in zip(log_sums, sinks, strict=True)
+    ]
+    return [pattern * part for pattern, part in zip(patterns, left, strict=True)]
+
+
 def plain_patterns(model, ids):
     """The patterns of every layer, [layer] of [head, query, key] float64.
 
@@ -106,15 +136,18 @@ def plain_patterns(model, ids):
         return out, weights
 
     try:
-        with eager_replaced(model, record):
+        with eager_replaced(model, record), LogSums() as log_sums:
             given = getattr(run_plain(model, ids, output_attentions=True), "attentions", None)
     except Exception as error:  # whatever plain Hugging Face fails with is an answer
         said = f"{type(error).__name__} {one_line(error, 120)}"
         raise Unknown(f"plain Hugging Face fails: {said}") from error
     found = [w for w in (given or recorded) if w is not None]
-    n_layers = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    n_layers = getattr(config, "decoder_layers", config.num_hidden_layers)
     if not found:
         raise Unknown("plain Hugging Face returns no patterns")
+    with torch.inference_mode():
+        found = with_sinks(model, found, log_sums)
     if len(found) != n_layers:
         raise NotCausal(f"plain Hugging Face gives {len(found)} patterns for {n_layers} layers")
     for layer, pattern in enumerate(found):

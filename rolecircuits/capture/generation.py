@@ -85,7 +85,9 @@ def _continue_batch(loaded, ids, max_tokens, rows, edits):
         model, edited = loaded.bridge.original_model, loaded.bridge.hooks(fwd_hooks=edits)
     set_attention(model, EAGER)
     ids = ids.to(next(model.parameters()).device)
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    config = model.config.get_text_config(decoder=True)
+    own = config.num_hidden_layers == loaded.n_layers  # not where it counts an encoder's layers
+    cache = DynamicCache(config=config) if own else DynamicCache()
     answers, running = [[] for _ in ids], set(range(len(ids)))
     with torch.inference_mode(), edited:
         for _ in range(max_tokens):
