@@ -83,7 +83,7 @@ SIZES = {
     ),
     **dict.fromkeys(
         "sliding_window sliding_window_size window_size attention_window_size local_attention "
-        "attention_chunk_size local_attention_window_len chunk_size mamba_chunk_size index_topk "
+        "attention_chunk_size local_attention_window_len chunk_size mamba_chunk_size "
         "index_block_size".split(),
         WINDOW,
     ),
@@ -92,6 +92,7 @@ SIZES = {
         "o_lora_rank".split(),
         8,
     ),
+    "index_topk": 128,  # all keys of the texts that are fed
     "qk_rope_head_dim": 4,
     "qk_head_dim": 12,
     "rotary_dim": 4,
@@ -374,6 +375,7 @@ VARIANTS = {
             }
         }
     },
+    "deepseek_v32": {"8 keys a row": {"index_topk": 8}},
     "gemma4_text": {"keys are values": {"attention_k_eq_v": True}},
     "gpt_bigcode": {"multi-head": {"multi_query": False}},
     "llama": {
@@ -389,7 +391,7 @@ VARIANTS = {
             }
         },
         "dynamic rope": {
-            "max_position_embeddings": 48,
+            "max_position_embeddings": 120,
             "rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 4.0},
         },
         "yarn": {

@@ -408,7 +408,33 @@ def stream_layers(loaded, batch, recorder):
     if why := why_not_streamed(loaded):
         name = loaded.facts["architecture"]
         raise UserError(f"{name} {why}, so its rows cannot be streamed; use --capture patterns")
-    function = AttentionFunction(loaded.n_layers, recorder.attend)
+    no_masks = NoMasks()
+
+    def attend(layer, call):
+        no_masks.check(layer, call.mask)
+        return recorder.attend(layer, call)
+
+    function = AttentionFunction(loaded.n_layers, attend)
     with mlps_in_blocks(loaded.model):
-        # None in place of masks: no [query, key] mask is built
-        run_interface(loaded, batch, ROWS, function, lambda *args, **kwargs: None)
+        run_interface(loaded, batch, ROWS, function, no_masks)
+
+
+class NoMasks:
+    """Makes [query, key] masks of one zero that is seen everywhere: they take no memory."""
+
+    def __init__(self):
+        self.made = {}
+
+    def __call__(self, batch_size, q_length, kv_length, **options):
+        options = {name: options.get(name) for name in ("dtype", "device")}
+        zero = torch.zeros((), **options)
+        self.made[zero.data_ptr()] = zero
+        return zero.expand(batch_size, 1, q_length, kv_length)
+
+    def check(self, layer, mask):
+        """Stop where a layer is given another mask than the one that was made for it."""
+        if isinstance(mask, torch.Tensor) and mask.data_ptr() not in self.made:
+            raise RunFailed(
+                f"layer {layer} changes the mask that it is given, so its rows cannot be streamed; "
+                "use --capture patterns"
+            )

@@ -32,6 +32,8 @@ from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.runs.files import read_json
 
 BASELINE = "baseline"
+# what a block raises that is handed the residual alone, and needs more of the block before
+NOT_HANDED_ON = (ValueError, TypeError, IndexError, AttributeError)
 
 
 def plan_payload(setting: Setting, prompts: list[Prompt], plan: list[Entry], controls):
@@ -277,7 +279,10 @@ def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_siz
         clean.as_tuple,
     )
     few = [tokenized[i] for i in chosen]
-    again = capture_edited(loaded, few, lambda batch: [], batch_size, (layer, part))
+    try:
+        again = capture_edited(loaded, few, lambda batch: [], batch_size, (layer, part))
+    except NOT_HANDED_ON:
+        return False
     return np.array_equal(again.logits, base.logits[chosen])
 
 

@@ -25,7 +25,7 @@ from rolecircuits.capture.activations import collect_activations
 from rolecircuits.capture.feeding import describe_feeding
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits import effects
-from rolecircuits.edits.bench import check_complete
+from rolecircuits.edits.bench import NOT_HANDED_ON, check_complete
 from rolecircuits.edits.check import check_edits
 from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.effects import normalised_values
@@ -34,7 +34,7 @@ from rolecircuits.edits.passes import capture_clean
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.categories import Prompt, order_categories
-from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.errors import RunFailed, one_line
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
@@ -113,7 +113,13 @@ class Sweep:
         lengths = self.batches.lengths
         most = max(set(lengths), key=lengths.count)
         positions = np.flatnonzero(np.array(lengths) == most)[:4]
-        logits, _ = self.batches.run_batch(self.loaded.n_layers // 2, positions, [], positions)
+        try:
+            logits, _ = self.batches.run_batch(self.loaded.n_layers // 2, positions, [], positions)
+        except NOT_HANDED_ON as error:
+            raise RunFailed(
+                f"a pass cannot start in the middle ({one_line(error, 100)}); this model cannot be "
+                "swept"
+            ) from error
         clean = self.base.logits[positions]
         gap = float(np.abs(logits - clean).max())
         if gap > 1e-3 * max(1.0, float(np.abs(clean).max())):

@@ -12,8 +12,9 @@ LONGROPE, DYNAMIC = "longrope", "dynamic"
 
 
 def rotary_modules(model):
-    """The modules that hold rotary angles: those with `rope_type`."""
-    return [part for part in model.modules() if getattr(part, "rope_type", None) is not None]
+    """The modules that hold rotary angles themselves (a bridge wraps them in others)."""
+    holds = [part for part in model.modules() if any("inv_freq" in name for name in part._buffers)]
+    return [part for part in holds if getattr(part, "rope_type", None) is not None]
 
 
 def _types(part):
