@@ -456,3 +456,19 @@ def test_the_example_file_is_read_and_holds_what_it_promises():
         "user",
     ]
     assert arguments.LATEST_DOCUMENTS == "latest_documents"
+
+
+def test_documents_of_another_config_are_done_again(tmp_path, capsys):
+    """Windows and rotary angles are in config.json, not in the weights."""
+    folder, path = save_tiny("mistral", tmp_path / "model"), tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "Rain falls from clouds and runs to the sea."}))
+    command = ["--model_id", folder, "--documents", str(path), "--output_dir", str(tmp_path)]
+    assert activation_analysis.main(command) == 0
+    first = (tmp_path / "latest_documents" / "documents.csv").read_text()
+    config = Path(folder, "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sliding_window": None}))
+    assert activation_analysis.main(command) == 0
+    assert "finished before" not in capsys.readouterr().out
+    assert (tmp_path / "latest_documents" / "documents.csv").read_text() != first
+    assert activation_analysis.main(command) == 0
+    assert "1 of 1 documents were finished before" in capsys.readouterr().out

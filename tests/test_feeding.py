@@ -170,7 +170,9 @@ def test_template_arguments_without_effect_are_refused(tokenizer, words, said):
 
 def test_template_arguments_are_json_or_text(tokenizer):
     words = ["a=true", "b=3", "c=NaN", "d=high", 'e="7"', "f="]
-    found = chat_template.read_template_args(words, tokenizer.hf, "a b c d e f")
+    found = chat_template.read_template_args(
+        words, tokenizer.hf, "{{ a }}{{ b }}{% if c %}{{ d + e }}{{ f }}{% endif %}"
+    )
     assert found == {"a": True, "b": 3, "c": "NaN", "d": "high", "e": "7", "f": ""}
 
 
@@ -289,3 +291,11 @@ def test_edits_and_answers_record_what_was_fed(tmp_path, prompts, capsys):
         assert config["prompts"]["chat_template"]["name"] == name
         assert config["prompts"].get("date") == date
         assert config["model"]["prepends_bos"] is False
+
+
+def test_what_a_template_sets_or_quotes_it_does_not_read():
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    source += "{% generation %}{% if thinking %}{% break %}{% endif %}{% endgeneration %}"
+    assert chat_template.variables_of(source) == {"messages", "thinking"}

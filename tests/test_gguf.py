@@ -51,8 +51,11 @@ def gguf_name(name):
     return f"blk.{layer}.{NAMES[inner]}.weight", heads
 
 
-def save_gguf(path, quantised=()):
-    """Write a random Llama as GGUF; returns the model, with what quantisation made of it."""
+def save_gguf(path, quantised=(), without=(), change=lambda writer: None):
+    """Write a random Llama as GGUF; returns the model, with what quantisation made of it.
+
+    without  words in the names of parameters that are left out    change  of the writer
+    """
     tokens = [*SPECIAL, *byte_letters(), "ab"]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -84,7 +87,10 @@ def save_gguf(path, quantised=()):
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+    change(writer)
     for name, tensor in model.state_dict().items():
+        if any(word in name for word in without):
+            continue
         other, heads = gguf_name(name)
         values = tensor.numpy().copy()
         if any(word in name for word in quantised):
@@ -204,3 +210,27 @@ def test_the_facts_of_a_folder_that_was_never_a_gguf(tmp_path):
     assert source.gguf_facts(tmp_path) is None
     Path(tmp_path, source.GGUF_FACTS).write_text(json.dumps({"file": "a", "sha256": "b"}))
     assert source.gguf_facts(tmp_path) == {"file": "a", "sha256": "b"}
+
+
+def test_a_gguf_that_lacks_a_tensor_is_refused_and_not_kept(tmp_path, cache):
+    """transformers would fill it with random numbers."""
+    path = tmp_path / "tiny.gguf"
+    save_gguf(path, without=["layers.1.mlp.up_proj"])
+    with pytest.raises(UserError, match="lack 1 parameters .*up_proj"):
+        read(path)
+    assert not [folder for folder in cache.iterdir() if folder.is_dir()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
+    ],
+    ids=["yarn", "factors"],
+)
+def test_rotary_scaling_that_transformers_drops_is_refused(tmp_path, change):
+    path = tmp_path / "tiny.gguf"
+    save_gguf(path, change=change)
+    with pytest.raises(UserError, match="rotary angles are scaled"):
+        read(path)

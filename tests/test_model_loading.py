@@ -60,7 +60,7 @@ def test_bundled_model_loads_without_the_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     loaded = load_checked(BUNDLED, device="cpu")
     assert (loaded.n_layers, loaded.n_heads, loaded.facts["n_kv_heads"]) == (30, 9, 3)
-    assert 0 < loaded.facts["instrument"]["row_gap"] < 1e-5
+    assert 0 <= loaded.facts["instrument"]["row_gap"] < 1e-5
     assert loaded.facts["prepends_bos"] is True
 
 

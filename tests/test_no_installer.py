@@ -4,17 +4,18 @@ import subprocess
 import sys
 
 import pytest
+from transformer_lens.model_bridge.sources.transformers import helpers
 
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.no_installer import is_installer, no_installer
-
-helpers = pytest.importorskip("transformer_lens.model_bridge.sources.transformers.helpers")
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
         (["uv", "pip", "install", "torchvision", "-q"], True),
+        (["sh", "-c", "exec uv pip install torchvision"], True),
+        ([sys.executable, "-m", "ensurepip"], True),
         ([sys.executable, "-m", "pip", "install", "torchvision"], True),
         (["/usr/bin/pip3.11", "install", "x"], True),
         (["C:\\pip.exe".replace("\\", "/"), "install", "x"], True),

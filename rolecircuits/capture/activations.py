@@ -8,6 +8,7 @@ import torch
 
 from rolecircuits.capture.attention import pattern_bytes
 from rolecircuits.capture.batches import check_all_ran, pad_right, run_batches
+from rolecircuits.capture.check_texts import check_batches
 from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.devices import check_memory
@@ -17,8 +18,6 @@ from rolecircuits.runs.files import write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
 from rolecircuits.stats.audit import audit_design
 from rolecircuits.stats.indices import summarize
-
-BRIDGE_TEXT = "How tall is the tower that stands beside the old bridge?"
 
 
 def collect_activations(loaded, tokenized, names, batch_size=64):
@@ -59,12 +58,6 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
     return out
 
 
-def check_ids(loaded):
-    """Token ids of a short text, for checks that compare two passes over it."""
-    ids = loaded.tokenizer.hf(BRIDGE_TEXT, add_special_tokens=False).input_ids
-    return ids[: loaded.facts["context"]]
-
-
 def plain_logits(loaded, ids):
     """Final logits [1, vocabulary] float32 of the model, by its eager attention."""
     model = set_attention(loaded.model, EAGER)
@@ -80,15 +73,19 @@ def logit_tolerance(loaded, logits, share):
 
 
 def check_bridge(loaded):
-    """The largest difference between the bridge's final logits and the model's, on a short text.
+    """The largest difference between the bridge's final logits and the model's, on the long text.
 
     raises  UserError where TransformerLens refuses the model, or gives other logits
     """
-    ids = check_ids(loaded)
+    ids = check_batches(loaded)[0][0]
     batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
     with torch.inference_mode():
         found = loaded.bridge(batch)[:, -1].float().cpu()
-    expected = plain_logits(loaded, ids)
+    return compare_logits(loaded, found, plain_logits(loaded, ids))
+
+
+def compare_logits(loaded, found, expected):
+    """The largest difference of the bridge's logits from the model's, refused if too large."""
     gap = float((found - expected).abs().max())
     if not gap <= logit_tolerance(loaded, expected, 1e-3):
         raise UserError(

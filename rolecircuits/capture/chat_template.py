@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from jinja2 import Environment, meta
 from jinja2.exceptions import TemplateError
 
 from rolecircuits.inputs.errors import UserError, printable
@@ -100,7 +101,7 @@ def read_template_args(words, hf, source):
     A variable that the template does not read, or that it is told anyway, is refused.
     """
     told = {*inspect.signature(hf.apply_chat_template).parameters, *hf.special_tokens_map, *GIVEN}
-    args = {}
+    args, read = {}, variables_of(source) if words else ()
     for word in words:
         key, _, value = word.partition("=")
         shown = printable(key)
@@ -108,11 +109,21 @@ def read_template_args(words, hf, source):
             raise UserError(f"--template_arg {shown}: is set by this program")
         if key in args:
             raise UserError(f"--template_arg {shown}: is given twice")
-        if not re.search(rf"\b{key}\b", source):
+        if key not in read:
             raise UserError(f"--template_arg {shown}: the chat template reads no such variable")
         check_special_tokens([(f"--template_arg {shown}", value)], hf)
         args[key] = _json_or_text(value)
     return args
+
+
+def variables_of(source):
+    """The names that a chat template reads and does not set itself."""
+    source = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", source)  # a tag of transformers
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)
+    try:
+        return meta.find_undeclared_variables(environment.parse(source))
+    except TemplateError as error:
+        raise UserError(f"the chat template cannot be read: {printable(error)}") from error
 
 
 def _json_or_text(value):

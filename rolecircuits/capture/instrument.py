@@ -10,12 +10,12 @@ from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import masks, patterns
 from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.capture.batches import out_of_memory_fails, pad_right
+from rolecircuits.capture.check_texts import check_batches, long_and_half
 from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.streaming import LayerRecorder, block_scores, keys_seen, stream_layers
 from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import open_model, read_weights
-from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import Places
 
 # Half the summed differences of our rows from those that the model returns: the largest of all rows
@@ -30,15 +30,7 @@ KERNEL_TOLERANCE = 1e-4
 # rows differ by what the dtype costs: on SmolLM2-135M in bfloat16 streamed entropies were at most
 # 0.16 nats from those of the float32 model (mean 0.008), patterns 0.24 (mean 0.009).
 PATH_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
-CHECK_TEXT = (
-    "How tall is the tower that stands beside the old bridge, and who built it for the town by "
-    "the river? Nobody who lives there now can say, for the books were lost when the mill burned "
-    "down one winter night, and the oldest people of the place only remember that their "
-    "grandparents went up its narrow stairs on Sundays to see the boats come in with salt, wool "
-    "and letters from the coast."
-)
 LONGEST_READ = 2**15  # tokens for which masks are read where that costs no pass
-SHORT_TEXTS = ("Who is it?", "How tall is the tower now?")
 
 
 def load_model(spec, seed=None, check=None):
@@ -125,25 +117,6 @@ def row_gaps(rows, model_rows):
     return abs(own - model_rows).sum(axis=-1) / 2
 
 
-def check_batches(loaded):
-    """[batch] of token ids: the long text, and the short ones where the context and the sides of
-    rotary angles allow them to be together.
-    """
-    tokenizer = loaded.tokenizer
-    limits = [limit for limit in (tokenizer.context, tokenizer.dense) if limit is not None]
-    context = min(limits, default=len(CHECK_TEXT))
-    long, *short = (
-        loaded.tokenizer.hf(text, add_special_tokens=False).input_ids[:context]
-        for text in (CHECK_TEXT, *SHORT_TEXTS)
-    )
-    loaded.tokenizer.check_ids(long, "instrument check: a text")
-    if not 2 <= len(short[0]) < len(short[1]):
-        short = [long[:2], long[1:5]]
-    side = batch_side(loaded.facts)
-    together = side(len(short[0])) == side(len(short[1]))
-    return [[long], short if together else short[:1]]
-
-
 def eager_rows(loaded, texts):
     """What the model returns as attention of a padded batch: [text][layer] of [head, query, key],
     float32, or [text] of None for a model that returns none.
@@ -174,13 +147,6 @@ def describe_attention(loaded):
     loaded.facts["can_stream"] = masks.can_stream(loaded)
     reach = LONGEST_READ if masks.can_stream(loaded) else len(check_batches(loaded)[0][0])
     masks.note_windows(loaded, min(loaded.facts["context"] or reach, reach))
-
-
-def long_and_half(loaded):
-    """The long text of the check and its first half, where they may share a batch."""
-    long = check_batches(loaded)[0][0]
-    half, side = long[: len(long) // 2], batch_side(loaded.facts)
-    return [long, half] if side(len(long)) == side(len(half)) else [long]
 
 
 class CheckedRecorder(LayerRecorder):

@@ -28,7 +28,7 @@ from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.source import errors_in_one_line
 
 PATTERNS, ROWS = "role_patterns", "role_rows"  # names of our attention functions
-HIDDEN = 5000.0  # nats below a row's best score: hidden; some models hide by adding -10,000
+HIDDEN = 500.0  # nats below a row's best score in every head: hidden, by whatever was added
 CHECKED_ROWS = 64  # of a long text, about so many rows are looked at whole
 
 
@@ -85,10 +85,11 @@ def _find_way(loaded):
     """{"way", "sinks" [layer], "not_streamed", "rules" [layer]} of a model."""
     facts = {"way": EAGER, "sinks": [False] * loaded.n_layers}
     facts["not_streamed"] = "runs its own eager attention"
-    if not loaded.model._can_set_attn_implementation():
+    follows = loaded.model._can_set_attn_implementation()
+    calls = _note_calls(loaded, 2) if follows else []
+    if not calls:
         run_eager(loaded, _any_text(2), lambda layer, scores: None, to_end=True)
     else:
-        calls = _note_calls(loaded, 2)
         facts = {"way": INTERFACE, "sinks": [sinks is not None for _, sinks, _ in calls]}
         facts["not_streamed"] = None
         if any(rule is None for rule, _, _ in calls):
@@ -106,7 +107,9 @@ def _any_text(n_query):
 
 
 def _note_calls(loaded, n_query):
-    """[(mask function or None, sinks, bias)] of every layer, from a pass whose outputs are zero."""
+    """[(mask function or None, sinks, bias)] of every layer, from a pass whose outputs are zero; []
+    where the model never calls the function.
+    """
     noted, calls = {}, []
 
     def note_mask(batch_size, q_length, device="cpu", mask_function=None, **_):
@@ -127,7 +130,11 @@ def _note_calls(loaded, n_query):
         return torch.zeros_like(call.value).repeat_interleave(repeated, dim=1)
 
     function = AttentionFunction(loaded.n_layers, attend, to_end=True)
-    run_interface(loaded, _any_text(n_query), ROWS, function, note_mask)
+    try:
+        run_interface(loaded, _any_text(n_query), ROWS, function, note_mask)
+    except RunFailed:
+        if function.fired:
+            raise
     return calls
 
 

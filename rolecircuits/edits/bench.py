@@ -28,6 +28,7 @@ from rolecircuits.inputs.specs import ModelSpec, Setting, model_identity
 from rolecircuits.models.adapters import find_origin
 from rolecircuits.models.architecture import model_shape
 from rolecircuits.models.load import LoadedModel, open_config
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.arrays import PROMPT_ARRAYS
 from rolecircuits.runs.files import read_json
 
@@ -272,7 +273,8 @@ def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_siz
 
     False for an architecture whose blocks hand on more than the residual: every pass runs whole.
     """
-    chosen = sorted(make_batches([len(p.token_ids) for p in tokenized], batch_size)[0])
+    lengths, side = [len(p.token_ids) for p in tokenized], batch_side(loaded.facts)
+    chosen = sorted(make_batches(lengths, batch_size, None, side)[0])
     part = type(clean)(
         {name: a[chosen] if name in PROMPT_ARRAYS else a for name, a in clean.arrays.items()},
         {layer: clean.residuals[layer][chosen]},

@@ -10,17 +10,18 @@ verdict goes into the run's config.
 """
 
 import contextlib
+import warnings
 
 import numpy as np
 import torch
 
 from rolecircuits.capture.activations import (
-    check_bridge,
     check_hooks,
-    check_ids,
+    compare_logits,
     logit_tolerance,
     plain_logits,
 )
+from rolecircuits.capture.check_texts import check_batches, long_and_half
 from rolecircuits.capture.instrument import TOLERANCE
 from rolecircuits.capture.masks import has_sinks
 from rolecircuits.capture.patterns import read_patterns
@@ -29,6 +30,7 @@ from rolecircuits.edits.passes import collect_patterns, pattern_hook_name
 from rolecircuits.inputs.errors import RunFailed, UserError
 
 HEAD = "hook_z"
+SHORT = 12  # tokens on which edits are tried
 WHAT = {
     HEAD: "a head's output",
     "hook_pattern": "a pattern",
@@ -57,9 +59,9 @@ def check_edits(loaded, sites):
             f"{loaded.facts['architecture']} has learned attention sinks, which TransformerLens's "
             "pattern hooks leave out; its heads can be measured, not edited"
         )
-    ids = check_ids(loaded)
-    verdict = {"bridge_logit_gap": check_bridge(loaded)}
-    verdict["bridge_row_gap"], clean = check_rows(loaded, ids)
+    verdict = dict(zip(("bridge_row_gap", "bridge_logit_gap"), check_passes(loaded), strict=True))
+    ids = check_batches(loaded)[0][0][:SHORT]
+    clean = bridge_logits(loaded, ids, [])
     if any(component == "head" for component, _ in sites):
         verdict["zeroed_heads_gap"] = check_heads(loaded, ids, clean)
     changes = {}
@@ -88,17 +90,20 @@ def site_name(loaded, component, layer):
     return HOOKS[component].format(layer)
 
 
-def check_rows(loaded, ids):
-    """(largest difference of the rows at the bridge's hooks from the model's own, its logits)."""
-    tolerance, worst = TOLERANCE[loaded.facts["dtype"]], 0.0
-    expected = {}
-    read_patterns(loaded, [ids], expected.__setitem__)
-    found, logits = collect_patterns(loaded, [ids])
+def check_passes(loaded):
+    """(largest difference of the rows at the bridge's hooks from the model's own, that of its final
+    logits), on a text of at least 80 tokens and half of it in a padded batch.
+    """
+    tolerance, texts, expected = TOLERANCE[loaded.facts["dtype"]], long_and_half(loaded), {}
+    read_patterns(loaded, texts, expected.__setitem__)
+    found, logits = collect_patterns(loaded, texts)
+    summary, worst = np.max if loaded.facts["dtype"] == "float32" else np.mean, 0.0
+    real = np.arange(len(texts[0])) < np.array([len(ids) for ids in texts])[:, None]
     for layer, rows in expected.items():
         gap = np.inf
         if found[layer].shape == rows.shape:
             gaps = np.nan_to_num(abs(found[layer] - rows), nan=np.inf).sum(axis=-1) / 2
-            gap = float(gaps.max() if loaded.facts["dtype"] == "float32" else gaps.mean())
+            gap = float(summary(gaps.transpose(0, 2, 1)[real]))
         if not gap <= tolerance:
             hook = pattern_hook_name(layer, loaded.facts["dtype"])
             raise UserError(
@@ -107,7 +112,8 @@ def check_rows(loaded, ids):
                 "passes cannot be measured; activation_analysis.py can measure this model"
             )
         worst = max(worst, gap)
-    return worst, logits.cpu()
+    plain = torch.cat([plain_logits(loaded, ids) for ids in texts])
+    return worst, compare_logits(loaded, logits.cpu(), plain)
 
 
 def collect_edited(loaded, ids, site):
@@ -127,7 +133,8 @@ def collect_edited(loaded, ids, site):
 def bridge_logits(loaded, ids, hooks):
     """Final logits [1, vocabulary] float32 of the bridge under hooks."""
     batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of is what is found out here
         out = loaded.bridge.run_with_hooks(batch, fwd_hooks=hooks, logits_to_keep=1)
     return out[:, -1].float().cpu()
 

@@ -41,7 +41,7 @@ from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, wr
 from rolecircuits.stats.units import design_of
 
 FOLDER = ".sweep_heads"
-PIECE_VERSION = 1
+PIECE_VERSION = 2
 RESAMPLES = 2000
 
 

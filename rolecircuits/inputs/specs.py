@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rolecircuits.inputs.files import read_text
 
-IDENTITY = ("revision", "weights_sha256", "tokenizer_sha256", "dtype")
+IDENTITY = ("revision", "weights_sha256", "tokenizer_sha256", "config_sha256", "dtype")
 
 
 class _FromArguments:

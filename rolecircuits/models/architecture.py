@@ -31,6 +31,7 @@ REASONS = {
     "cpmant": "lets every token see all others; a causal model is needed",
     "diffusion_gemma": "fills blocks by diffusion, where tokens see those after them; a causal "
     "model is needed",
+    "diffllama": "subtracts two softmaxes in every layer; a layer has no single pattern",
     "hrm_text": "runs its blocks several times in one pass; a layer has no single pattern",
     "musicgen": "writes codes of audio, no text",
     "musicgen_melody": "writes codes of audio, no text",

@@ -35,9 +35,11 @@ from rolecircuits.models.architecture import (
 )
 from rolecircuits.models.bos import bos_of, prepends_bos
 from rolecircuits.models.devices import check_memory, read_device_map, resolve_device
+from rolecircuits.models.no_installer import no_installer
 from rolecircuits.models.rotary import rotary_facts
 from rolecircuits.models.source import (
     cached_weights,
+    check_weights_complete,
     count_parameters,
     errors_in_one_line,
     gguf_facts,
@@ -144,9 +146,10 @@ class LoadedModel:
     @cached_property
     def bridge(self):
         """The same weights in a TransformerBridge, for edits; booted when first asked for."""
-        from rolecircuits.models.bridge import boot_bridge  # TransformerLens: only where edited
+        with no_installer():
+            from rolecircuits.models.bridge import boot_bridge  # TransformerLens: only for edits
 
-        return boot_bridge(self)
+            return boot_bridge(self)
 
     @property
     def n_layers(self):
@@ -215,6 +218,7 @@ def read_weights(opened):
         "revision": revision,
         "weights_sha256": wait_for_hash(),
         "tokenizer_sha256": _tokenizer_sha256(tokenizer.hf),
+        "config_sha256": _config_sha256(opened.config),
         "architecture": type(model).__name__,
         "n_layers": shape.n_layers,
         "n_heads": shape.n_heads,
@@ -277,32 +281,6 @@ def _origin_facts(opened, facts):
     return more
 
 
-def check_weights_complete(model_id, report):
-    """Refuse weights that lack a parameter or have it in another size: transformers would fill it
-    with random numbers.
-
-    report  what from_pretrained tells with output_loading_info; parameters that the model does not
-            use are only noted
-    """
-    missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    shown = f"--model_id {printable(model_id)}"
-    for name, stored, expected in sorted(report["mismatched_keys"]):
-        raise UserError(
-            f"{shown}: {printable(name)} is {list(stored)} in the weights, its config.json asks "
-            f"for {list(expected)}"
-        )
-    if missing:
-        raise UserError(
-            f"{shown}: its weights lack {len(missing)} parameters that its config.json asks for, "
-            f"{printable(missing[0])} among them; the model is incomplete"
-        )
-    if unused:
-        print(
-            f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} "
-            "among them"
-        )
-
-
 def _read_tokenizer(source, spec, revision):
     options = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
     with errors_in_one_line(spec.model_id, "no readable tokenizer"):
@@ -330,6 +308,14 @@ def in_background(function, *args):
 
     threading.Thread(target=work, daemon=True).start()
     return outcome.result
+
+
+def _config_sha256(config):
+    """Hash of what a config says of the model: windows, rotary angles, caps, not where it lies."""
+    kept = json.loads(config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+        kept.pop(name, None)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _tokenizer_sha256(tokenizer):

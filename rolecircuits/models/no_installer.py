@@ -93,5 +93,8 @@ def _refuse(args, refused):
 
 def is_installer(words):
     """Whether these words of a command line start an installer: pip, uv, python -m pip, ..."""
+    words = " ".join(words).split()  # sh -c "pip install x" has them in one word
     names = [Path(word).name.removesuffix(".exe").rstrip("0123456789.") for word in words]
+    if "ensurepip" in names:
+        return True
     return any(name in INSTALLERS for name in names) and any(word in WORDS for word in words)

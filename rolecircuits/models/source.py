@@ -177,10 +177,17 @@ def _convert_gguf(gguf, folder):
     print(said, file=sys.stderr)
     transformers_logging.set_verbosity_error()
     with errors_in_one_line(gguf, "transformers cannot read this GGUF"):
-        _check_room(gguf, folder)
+        scaled = _read_header(gguf, folder)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        read = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        read, report = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+    check_weights_complete(gguf, report)
+    kept = getattr(read.config, "rope_parameters", None) or {}
+    if scaled and kept.get("rope_type", "default") == "default":
+        raise UserError(
+            f"--model_id {printable(gguf)}: its rotary angles are scaled ({scaled}), which "
+            "transformers drops when it reads a GGUF; use the model in hub format"
         )
     facts = read.config.to_dict()
     facts.pop("quantization_config", None)
@@ -194,12 +201,19 @@ def _convert_gguf(gguf, folder):
     (folder / GGUF_FACTS).write_text(json.dumps(origin), encoding="utf-8")
 
 
-def _check_room(gguf, folder):
-    """Refuse a GGUF whose float32 weights, read twice and written once, do not fit."""
+def _read_header(gguf, folder):
+    """Refuse a GGUF whose float32 weights, read twice and written once, do not fit; returns what
+    scales its rotary angles, or None.
+    """
     from gguf import GGUFReader  # only where one is converted
 
     try:
-        needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+        reader = GGUFReader(gguf)
+        needed = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+        scaled = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
+        for name, field in reader.fields.items():
+            if name.endswith(".rope.scaling.type") and (kind := field.contents()) != "none":
+                scaled.append(f"{name} {kind}")
     except MODEL_ERRORS as error:
         raise UserError(
             f"--model_id {printable(gguf)}: truncated or damaged: {one_line(error)}"
@@ -212,6 +226,33 @@ def _check_room(gguf, folder):
         raise UserError(
             f"{shown} writes {needed / 2**30:.1f} GiB into {folder.parent}, {free / 2**30:.1f} GiB "
             f"are free; {advice}, or set XDG_CACHE_HOME to another folder"
+        )
+    return printable(", ".join(scaled)) or None
+
+
+def check_weights_complete(model_id, report):
+    """Refuse weights that lack a parameter or have it in another size: transformers would fill it
+    with random numbers.
+
+    report  what from_pretrained tells with output_loading_info; parameters that the model does not
+            use are only noted
+    """
+    missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    shown = f"--model_id {printable(model_id)}"
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{shown}: {printable(name)} is {list(stored)} in the weights, its config.json asks "
+            f"for {list(expected)}"
+        )
+    if missing:
+        raise UserError(
+            f"{shown}: its weights lack {len(missing)} parameters that its config.json asks for, "
+            f"{printable(missing[0])} among them; the model is incomplete"
+        )
+    if unused:
+        print(
+            f"note: {len(unused)} parameters in the weights are not used, {printable(unused[0])} "
+            "among them"
         )
 
 

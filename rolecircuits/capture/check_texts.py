@@ -1,0 +1,40 @@
+"""The texts on which a model and its instruments are checked: one of at least 80 tokens, and short
+ones for a padded batch.
+"""
+
+from rolecircuits.models.rotary import batch_side
+
+CHECK_TEXT = (
+    "How tall is the tower that stands beside the old bridge, and who built it for the town by "
+    "the river? Nobody who lives there now can say, for the books were lost when the mill burned "
+    "down one winter night, and the oldest people of the place only remember that their "
+    "grandparents went up its narrow stairs on Sundays to see the boats come in with salt, wool "
+    "and letters from the coast."
+)
+SHORT_TEXTS = ("Who is it?", "How tall is the tower now?")
+
+
+def check_batches(loaded):
+    """[batch] of token ids: the long text, and the short ones where the context and the sides of
+    rotary angles allow them to be together.
+    """
+    tokenizer = loaded.tokenizer
+    limits = [limit for limit in (tokenizer.context, tokenizer.dense) if limit is not None]
+    context = min(limits, default=len(CHECK_TEXT))
+    long, *short = (
+        loaded.tokenizer.hf(text, add_special_tokens=False).input_ids[:context]
+        for text in (CHECK_TEXT, *SHORT_TEXTS)
+    )
+    loaded.tokenizer.check_ids(long, "instrument check: a text")
+    if not 2 <= len(short[0]) < len(short[1]):
+        short = [long[:2], long[1:5]]
+    side = batch_side(loaded.facts)
+    together = side(len(short[0])) == side(len(short[1]))
+    return [[long], short if together else short[:1]]
+
+
+def long_and_half(loaded):
+    """The long text of the check and its first half, where they may share a batch."""
+    long = check_batches(loaded)[0][0]
+    half, side = long[: len(long) // 2], batch_side(loaded.facts)
+    return [long, half] if side(len(long)) == side(len(half)) else [long]
