@@ -21,7 +21,7 @@ from rolecircuits.capture.activations import (
     logit_tolerance,
     plain_logits,
 )
-from rolecircuits.capture.check_texts import check_batches, long_and_half
+from rolecircuits.capture.check_texts import check_batches
 from rolecircuits.capture.instrument import TOLERANCE
 from rolecircuits.capture.masks import has_sinks
 from rolecircuits.capture.patterns import read_patterns
@@ -92,13 +92,20 @@ def site_name(loaded, component, layer):
 
 def check_passes(loaded):
     """(largest difference of the rows at the bridge's hooks from the model's own, that of its final
-    logits), on a text of at least 80 tokens and half of it in a padded batch.
+    logits), on a text of at least 80 tokens and on short ones in a padded batch.
     """
-    tolerance, texts, expected = TOLERANCE[loaded.facts["dtype"]], long_and_half(loaded), {}
+    gaps = np.array([check_pass(loaded, texts) for texts in check_batches(loaded)])
+    return gaps.max(axis=0).tolist()
+
+
+def check_pass(loaded, texts):
+    """The two differences of one padded batch of token ids; the logits of its first text."""
+    tolerance, expected = TOLERANCE[loaded.facts["dtype"]], {}
     read_patterns(loaded, texts, expected.__setitem__)
     found, logits = collect_patterns(loaded, texts)
     summary, worst = np.max if loaded.facts["dtype"] == "float32" else np.mean, 0.0
-    real = np.arange(len(texts[0])) < np.array([len(ids) for ids in texts])[:, None]
+    lengths = np.array([len(ids) for ids in texts])
+    real = np.arange(lengths.max()) < lengths[:, None]
     for layer, rows in expected.items():
         gap = np.inf
         if found[layer].shape == rows.shape:
@@ -112,8 +119,7 @@ def check_passes(loaded):
                 "passes cannot be measured; activation_analysis.py can measure this model"
             )
         worst = max(worst, gap)
-    plain = torch.cat([plain_logits(loaded, ids) for ids in texts])
-    return worst, compare_logits(loaded, logits.cpu(), plain)
+    return worst, compare_logits(loaded, logits[:1].cpu(), plain_logits(loaded, texts[0]))
 
 
 def collect_edited(loaded, ids, site):
