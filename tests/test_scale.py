@@ -62,7 +62,7 @@ def test_the_formulas_count_a_real_model(scale):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == scale.parameters(shape)
     prompt = TokenizedPrompt("p", "neutral", -1, "x", "x", [1] * 5, ["x"] * 5, (1, 5))
-    masks = {"way": "interface", "sinks": False, "not_streamed": None}
+    masks = {"way": "interface", "sinks": [False] * shape.L, "not_streamed": None}
     masks |= {"first": np.zeros((shape.L, 5), int)}
     facts = {"n_layers": shape.L, "n_heads": shape.H}
     arrays = empty_arrays([prompt], LoadedModel(model, None, facts, masks))

@@ -145,7 +145,7 @@ def describe_attention(loaded):
     }[masks.way(loaded)]
     loaded.facts["learned_sinks"] = masks.has_sinks(loaded)
     loaded.facts["can_stream"] = masks.can_stream(loaded)
-    reach = LONGEST_READ if masks.can_stream(loaded) else len(check_batches(loaded)[0][0])
+    reach = LONGEST_READ if masks.asks_rules(loaded) else len(check_batches(loaded)[0][0])
     masks.note_windows(loaded, min(loaded.facts["context"] or reach, reach))
 
 

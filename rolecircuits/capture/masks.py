@@ -67,6 +67,11 @@ def can_stream(loaded):
     return why_not_streamed(loaded) is None
 
 
+def asks_rules(loaded):
+    """True where masks can be read for texts of any length without a pass over such a text."""
+    return can_stream(loaded) and loaded.attention["any_length"]
+
+
 def why_not_streamed(loaded):
     """The reason why rows of this model cannot be streamed, or None."""
     _look(loaded)
@@ -82,7 +87,10 @@ def _look(loaded):
 
 
 def _find_way(loaded):
-    """{"way", "sinks" [layer], "not_streamed", "rules" [layer]} of a model."""
+    """{"way", "sinks" [layer], "not_streamed", "rules" [layer], "any_length"} of a model.
+
+    any_length  the rules answer for texts of any length; some hold tensors as long as their text
+    """
     facts = {"way": EAGER, "sinks": [False] * loaded.n_layers}
     facts["not_streamed"] = "runs its own eager attention"
     follows = loaded.model._can_set_attn_implementation()
@@ -97,7 +105,19 @@ def _find_way(loaded):
         elif any(bias is not None for _, _, bias in calls):
             facts["not_streamed"] = "adds a position bias to its scores"
         facts["rules"] = [rule for rule, _, _ in calls]
+        device = next(loaded.model.parameters()).device
+        facts["any_length"] = facts["not_streamed"] is None and _fits(facts["rules"], 3, device)
     return facts
+
+
+def _fits(rules, n_query, device):
+    """False where a rule cannot be asked for so many rows."""
+    try:
+        for rule in set(rules):
+            first_of_rule(rule, n_query, device)
+    except IndexError:
+        return False
+    return True
 
 
 def _any_text(n_query):
@@ -113,9 +133,9 @@ def _note_calls(loaded, n_query):
     noted, calls = {}, []
 
     def note_mask(batch_size, q_length, device="cpu", mask_function=None, **_):
-        mask = torch.zeros((batch_size, 1, q_length, q_length), device=device)
-        noted[mask.data_ptr()] = (mask, mask_function)
-        return mask
+        zero = torch.zeros((), device=device)
+        noted[zero.data_ptr()] = (zero, mask_function)
+        return zero.expand(batch_size, 1, q_length, q_length)  # takes no memory
 
     def attend(layer, call):
         found = noted.get(call.mask.data_ptr()) if isinstance(call.mask, torch.Tensor) else None
@@ -142,9 +162,7 @@ def _read_rules(loaded, n_query):
     """`first_keys` from the mask function of every layer."""
     rules, tables = loaded.attention["rules"], {}
     device = next(loaded.model.parameters()).device
-    try:
-        first_of_rule(rules[0], n_query, device)
-    except IndexError:  # it holds a tensor that is as long as the text that it was made for
+    if not loaded.attention["any_length"]:
         rules = [rule for rule, _, _ in _note_calls(loaded, n_query)]
     for rule in rules:
         if rule not in tables:
