@@ -37,6 +37,7 @@ REFUSED = {
     "patches of bytes": "blt",
     "by diffusion": "diffusion_gemma",
     "several times in one pass": "hrm_text",
+    "subtracts two softmaxes": "diffllama",
     "no forward pass of its own": "qwen2_5_omni qwen3_omni_moe",
     "no text": "musicgen musicgen_melody pi0",
     "drafts tokens for another": "gemma4_unified_assistant",
