@@ -1,5 +1,6 @@
 """Activations at named hooks of all prompts, and the files that a capture is saved in."""
 
+import warnings
 from dataclasses import asdict
 from functools import partial
 
@@ -63,7 +64,17 @@ def plain_logits(loaded, ids):
     model = set_attention(loaded.model, EAGER)
     batch = torch.tensor([ids], device=next(model.parameters()).device)
     with torch.inference_mode():
-        return model(input_ids=batch, use_cache=False).logits[:, -1].float().cpu()
+        out = model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    return out.logits[:, -1].float().cpu()
+
+
+def bridge_logits(loaded, ids, hooks):
+    """Final logits [1, vocabulary] float32 of the bridge under hooks."""
+    batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of is what is found out here
+        out = loaded.bridge.run_with_hooks(batch, fwd_hooks=hooks, logits_to_keep=1)
+    return out[:, -1].float().cpu()
 
 
 def logit_tolerance(loaded, logits, share):
@@ -78,10 +89,7 @@ def check_bridge(loaded):
     raises  UserError where TransformerLens refuses the model, or gives other logits
     """
     ids = check_batches(loaded)[0][0]
-    batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
-    with torch.inference_mode():
-        found = loaded.bridge(batch)[:, -1].float().cpu()
-    return compare_logits(loaded, found, plain_logits(loaded, ids))
+    return compare_logits(loaded, bridge_logits(loaded, ids, []), plain_logits(loaded, ids))
 
 
 def compare_logits(loaded, found, expected):

@@ -78,7 +78,7 @@ def compare_rows(loaded, texts):
     """
     dtype, lengths = loaded.facts["dtype"], np.array([len(ids) for ids in texts])
     tolerance, worst = TOLERANCE[dtype], 0.0
-    summary = np.max if dtype == "float32" else np.mean
+    summary = summary_of(dtype)
     # In short dtypes a text rounds otherwise in a batch than alone, so there the same batch is fed.
     batches = [texts] if dtype != "float32" else [[ids] for ids in texts]
     expected = [rows for batch in batches for rows in eager_rows(loaded, batch)]
@@ -102,6 +102,11 @@ def compare_rows(loaded, texts):
 
     patterns.read_patterns(loaded, texts, on_layer)
     return None if None in expected else worst
+
+
+def summary_of(dtype):
+    """How differences of rows are summarised: the largest, in short dtypes the mean."""
+    return np.max if dtype == "float32" else np.mean
 
 
 def row_gaps(rows, model_rows):
@@ -163,11 +168,8 @@ class CheckedRecorder(LayerRecorder):
         arrays = super().measure(query, key, rest, layer, how)
         whole = (0, query.shape[2])
         rows = block_scores(query, key, whole, whole, how)
-        pattern, sink = masks.with_sinks(rows, how.sinks)
-        if sink is not None:
-            pattern = torch.cat([sink[..., None], pattern], dim=-1)
+        pattern = masks.joined(masks.with_sinks(rows, how.sinks)).cpu().numpy()
         visible = keys_seen(query.shape[2], how)
-        pattern = pattern.cpu().numpy()
         expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
         self.largest = max(self.largest, gap)
@@ -222,7 +224,7 @@ def check_streaming(loaded):
     with out_of_memory_fails("instrument check of streaming"):
         stream_layers(loaded, pad_right([p.token_ids for p in tokenized]), recorder)
     dtype = loaded.facts["dtype"]
-    summary, tolerance = np.max if dtype == "float32" else np.mean, PATH_TOLERANCE[dtype]
+    summary, tolerance = summary_of(dtype), PATH_TOLERANCE[dtype]
     return {
         "kernel_gap": recorder.largest,
         "kernel_tolerance": KERNEL_TOLERANCE,

@@ -211,6 +211,7 @@ def hidden_keys(scores):
     """Keys that no head of a row sees: [prompt, query, key] bool of scores [prompt, head, query,
     key].
     """
+    scores = scores.float()
     gap = scores.amax(dim=-1, keepdim=True) - scores
     return (gap > HIDDEN).all(dim=1)
 
@@ -220,7 +221,7 @@ def _read_rows(loaded, n_query):
     found = []
 
     def read(layer, scores):
-        found.append(~hidden_keys(scores.float())[0].cpu().numpy())
+        found.append(~hidden_keys(scores)[0].cpu().numpy())
 
     read_scores(loaded, _any_text(n_query), read)
     first = [seen.argmax(axis=-1) for seen in found]
@@ -284,6 +285,12 @@ def with_sinks(scores, sinks):
     column = sink_column(sinks).to(scores.dtype).expand(*scores.shape[:-1], 1)
     rows = torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)
     return rows[..., :-1], rows[..., -1]
+
+
+def joined(rows):
+    """What `with_sinks` gave as one pattern [prompt, head, query, key], a learned sink first."""
+    pattern, sink = rows
+    return pattern if sink is None else torch.cat([sink[..., None], pattern], dim=-1)
 
 
 def sink_column(sinks):

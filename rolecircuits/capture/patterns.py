@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.batches import pad_right
-from rolecircuits.capture.masks import first_keys, hidden_keys, read_scores
+from rolecircuits.capture.masks import first_keys, hidden_keys, joined, read_scores
 from rolecircuits.capture.prefix import shared_prefix
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy
-from rolecircuits.stats.masses import add_sink_mass, final_query_masses
+from rolecircuits.stats.masses import masses_beside_sink
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
@@ -30,13 +30,10 @@ def read_patterns(loaded, token_ids, on_layer):
     n_tokens, first = [len(row) for row in token_ids], first_keys(loaded, ids.shape[1])
 
     def read(layer, scores):
-        check_hidden(hidden_keys(scores.float()).cpu().numpy(), n_tokens, first[layer], layer)
+        check_hidden(hidden_keys(scores).cpu().numpy(), n_tokens, first[layer], layer)
 
     def read_rows(layer, rows):
-        pattern, sink = rows
-        if sink is not None:
-            pattern = torch.cat([sink[..., None], pattern], dim=-1)
-        on_layer(layer, pattern.detach().to("cpu", torch.float32).numpy())
+        on_layer(layer, joined(rows).detach().to("cpu", torch.float32).numpy())
 
     with shared_prefix(loaded.model, token_ids):
         read_scores(loaded, (ids, mask), read, read_rows)
@@ -116,7 +113,4 @@ def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
         full[1:, :shared] = full[0, :shared]
         arrays[name] = full.transpose(0, 2, 1)
     final = pattern[np.arange(n_prompts), :, n_tokens - 1]
-    if n_key == n_query:
-        return arrays | final_query_masses(final, places)
-    masses = final_query_masses(final[..., 1:], places)
-    return arrays | add_sink_mass(masses, final[..., 0])
+    return arrays | masses_beside_sink(final, places, n_key > n_query)

@@ -40,7 +40,7 @@ from rolecircuits.capture.masks import ROWS, sink_column, why_not_streamed
 from rolecircuits.capture.model_pass import AttentionFunction, run_interface
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats.entropy import sinkfree_keys
-from rolecircuits.stats.masses import add_sink_mass, final_query_masses
+from rolecircuits.stats.masses import masses_beside_sink
 
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
@@ -317,7 +317,7 @@ class LayerRecorder:
     windows  [layer] (window, chunk) of masks.window_of    n_tokens [prompt]
     places   Places of the prompts
     on_layer(layer, arrays)  is called once a layer, in order; arrays are those of `join_sink` and
-                             of stats.masses.final_query_masses, NaN beyond a prompt's tokens
+                             of stats.masses.masses_beside_sink, NaN beyond a prompt's tokens
     """
 
     def __init__(self, windows, n_tokens, places, on_layer):
@@ -348,10 +348,7 @@ class LayerRecorder:
         nan = np.float32(np.nan)
         arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
         final = final_rows(query, key, self.n_tokens, how).cpu().numpy()
-        if how.sinks is None:
-            return arrays | final_query_masses(final, self.places)
-        masses = final_query_masses(final[..., 1:], self.places)
-        return arrays | add_sink_mass(masses, final[..., 0])
+        return arrays | masses_beside_sink(final, self.places, how.sinks is not None)
 
 
 def keys_seen(n_query, how):

@@ -10,29 +10,27 @@ verdict goes into the run's config.
 """
 
 import contextlib
-import warnings
 
 import numpy as np
 import torch
 
 from rolecircuits.capture.activations import (
+    bridge_logits,
     check_hooks,
     compare_logits,
     logit_tolerance,
     plain_logits,
 )
 from rolecircuits.capture.check_texts import check_batches
-from rolecircuits.capture.instrument import TOLERANCE
+from rolecircuits.capture.instrument import TOLERANCE, summary_of
 from rolecircuits.capture.masks import has_sinks
 from rolecircuits.capture.patterns import read_patterns
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.passes import collect_patterns, pattern_hook_name
 from rolecircuits.inputs.errors import RunFailed, UserError
 
-HEAD = "hook_z"
 SHORT = 12  # tokens on which edits are tried
 WHAT = {
-    HEAD: "a head's output",
     "hook_pattern": "a pattern",
     "hook_attn_scores": "a pattern",
     "hook_mlp_out": "an MLP's output",
@@ -103,7 +101,7 @@ def check_pass(loaded, texts):
     tolerance, expected = TOLERANCE[loaded.facts["dtype"]], {}
     read_patterns(loaded, texts, expected.__setitem__)
     found, logits = collect_patterns(loaded, texts)
-    summary, worst = np.max if loaded.facts["dtype"] == "float32" else np.mean, 0.0
+    summary, worst = summary_of(loaded.facts["dtype"]), 0.0
     lengths = np.array([len(ids) for ids in texts])
     real = np.arange(lengths.max()) < lengths[:, None]
     for layer, rows in expected.items():
@@ -134,15 +132,6 @@ def collect_edited(loaded, ids, site):
         return torch.zeros_like(values)
 
     return bridge_logits(loaded, ids, [(site, change)])
-
-
-def bridge_logits(loaded, ids, hooks):
-    """Final logits [1, vocabulary] float32 of the bridge under hooks."""
-    batch = torch.tensor([ids], device=next(loaded.model.parameters()).device)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it warns of is what is found out here
-        out = loaded.bridge.run_with_hooks(batch, fwd_hooks=hooks, logits_to_keep=1)
-    return out[:, -1].float().cpu()
 
 
 def check_heads(loaded, ids, clean):

@@ -20,6 +20,7 @@ import torch
 from rolecircuits.capture.attention import (
     Capture,
     empty_arrays,
+    ids_of,
     places_of,
     store_layer,
     without_failed,
@@ -214,7 +215,7 @@ class PatternPass:
     def run_batch(self, batch):
         captured, arrays, width = self.captured, self.captured.arrays, self._width(batch)
         n_tokens, places = arrays["n_tokens"][batch], self.places.take(batch)
-        ids = [self.tokenized[i].token_ids for i in batch]
+        ids = ids_of(self.tokenized, batch)
 
         def on_layer(layer, pattern):
             visible = arrays["visible_keys"][layer, :width]

@@ -74,16 +74,17 @@ def final_query_masses(final_row, places):
     return masses | {"final_row": final_row.astype(np.float16)}
 
 
-def add_sink_mass(masses, sink):
-    """The masses of final rows over keys, with what their learned sinks take: [prompt, head].
+def masses_beside_sink(final_row, places, learned_sink):
+    """`final_query_masses` of rows whose first key is a learned sink, or that have none.
 
-    It is counted in the segment "sink", beside key 0, so that the segments sum to 1.
+    What the sink takes is counted in the segment "sink", beside key 0, so that segments sum to 1.
     """
-    if "segment_mass" not in masses:
-        return masses
-    segments = masses["segment_mass"].copy()
-    segments[..., 0] += sink
-    return masses | {"segment_mass": segments}
+    if not learned_sink:
+        return final_query_masses(final_row, places)
+    masses = final_query_masses(final_row[..., 1:], places)
+    if "segment_mass" in masses:
+        masses["segment_mass"][..., 0] += final_row[..., 0]
+    return masses
 
 
 def uniform_masses(places, n_tokens, visible):
