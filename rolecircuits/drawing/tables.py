@@ -163,10 +163,11 @@ def _interaction_cells(row):
     return [row["layer"], change, show(row["q"], ".3f"), show(row["p_max"], ".3f")]
 
 
-def print_main_numbers(name, numbers, formats):
+def print_main_numbers(name, numbers, formats, pair=""):
     """Means over layers of RFC and RSI of both runs, and what differs, a line an index and set.
 
     numbers  {prompt set: what run_pairs.main_numbers gives}    formats  {run: prompt format}
+    pair     what the difference is one of, if they were compared
     """
     sets = [[(label, line) for line in lines] for label, lines in numbers.items()]
     means, differences = [], []
@@ -189,7 +190,8 @@ def print_main_numbers(name, numbers, formats):
         columns += [right(f"{run},\n{form}"), right("null"), right("BH")]
     print_table(columns, means, f"{name}: means over layers; {FOCUSED}", below)
     columns = ["index", "prompts", right("instruct - base [95 %]"), right("null"), right("BH")]
-    title = f"{name}: what differs between the runs, means over layers"
+    title = f"{name}: what differs between the runs, means over layers; > 0: self-referent gains "
+    title += "focus" + (f" ({pair})" if pair else "")
     print_table(columns, differences, title, f"{below}; raw differences are not tested")
 
 

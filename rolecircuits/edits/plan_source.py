@@ -7,6 +7,7 @@ a line. A plan without source was written by hand and is taken as it is.
 
 from pathlib import Path
 
+from rolecircuits.inputs import weights
 from rolecircuits.inputs.categories import prompt_set_sha256
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
@@ -69,6 +70,4 @@ def is_model(model_id, names, weights_sha256=None):
         return True
     if not weights_sha256:
         return False
-    from rolecircuits.models import source  # torch: only where another folder may hold the same
-
-    return source.weights_sha256(source.named_weights(own)) == weights_sha256
+    return weights.weights_sha256(weights.named_weights(own)) == weights_sha256
