@@ -159,7 +159,7 @@ def print_contrasts(run, chosen, compared):
 
 def _interaction_cells(row):
     """Cells of one layer of an interaction."""
-    change = with_interval(row["difference"], row["low"], row["high"], "+.4f")
+    change = with_interval(row["estimate"], row["low"], row["high"], "+.4f")
     return [row["layer"], change, show(row["q"], ".3f"), show(row["p_max"], ".3f")]
 
 

@@ -23,7 +23,7 @@ def contrast_cells(name, compared):
     how many layers pass each test, of how many.
     """
     rows = rows_of(compared, name)
-    value = np.array([row["difference"] for row in rows])
+    value = np.array([row["estimate"] for row in rows])
     size = [rows[0]["prompts"], rows[0]["frames"]]
     effective = np.array([row["effective_n"] for row in rows])
     size.append("-" if np.isnan(effective).all() else f"{np.nanmedian(effective):.0f}")
@@ -40,7 +40,7 @@ def describe_interactions(names, compared):
     """One line: how large every family is over its layers, the control among them."""
     sizes = []
     for name in names:
-        value = np.array([row["difference"] for row in rows_of(compared, name)])
+        value = np.array([row["estimate"] for row in rows_of(compared, name)])
         sizes.append(f"{name} {np.sqrt(np.nanmean(value**2)):.4f}")
     return (
         f"root mean square over layers: {', '.join(sizes)}; what the control shows as well is not "
