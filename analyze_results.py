@@ -45,7 +45,6 @@ from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 
 DEFAULT_OUTPUT = "analysis_results"
-SHOWN_OF_HEADS = ("estimate", "g", "g_low", "g_high", "p", "q", "p_max")
 
 
 def parse_args(argv=None):
@@ -111,7 +110,7 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
-    print_heads(run, heads[:top_k], next(iter(chosen)))
+    tables.print_heads(run, heads[:top_k], next(iter(chosen)))
     tables.say("\n".join(said))
     if plan["selection"]:
         q = [row["q_held_out"] for row in plan["selection"]]
@@ -127,23 +126,6 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
     results |= {"multiverse": choices, "candidates": plan}
     return results | {"design": design, "verdicts": said}
-
-
-def print_heads(run, rows, contrast):
-    """The first rows of head_ranking.csv as a table."""
-    from rolecircuits.drawing import tables  # rich: --help does without it
-
-    cells = []
-    for row in rows:
-        value = {key: row[f"{contrast}_{key}"] for key in SHOWN_OF_HEADS}
-        g = tables.with_interval(value["g"], value["g_low"], value["g_high"], "+.2f")
-        tests = [tables.show(value[name], ".4f") for name in ("p", "q", "p_max")]
-        difference = tables.show(value["estimate"], "+.4f")
-        cells.append([row["layer"], row["head"], difference, g, *tests])
-    columns = ["layer", "head", contrast, "g [95 %]", "p", "q (BH)", "max-T p"]
-    title = f"{run.label}: strongest heads, {contrast}, focus (normalised entropy with its sign "
-    title += f"turned) and Hedges g; {tables.FIRST_FOCUSED}"
-    tables.print_table(map(tables.right, columns), cells, title)
 
 
 def main(argv=None):

@@ -134,7 +134,7 @@ def print_summary(summary):
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
     title = f"instruct - base over {size} ({summary['pair']}): means over layers; > 0: self-"
     title += "referent, or the first-named category, gains focus"
-    columns = ["", right("mean [95 %]"), right("null")]
+    columns = ["", tables.interval("mean [95 %]"), right("null")]
     tables.print_table(columns, [row[:3] for row in rows], title, "null: length null")
     columns = ["", *map(right, ("min @layer", "max @layer", "95 %", "BH", "max-T", "layers"))]
     note = f"95 %: layers whose interval excludes 0, uncorrected; BH, max-T: q, p < {ALPHA}; "

@@ -18,6 +18,7 @@ from deterministic import set_determinism
 from output_manager import create_run, say_limits
 from prompts import load_prompts
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.edits import plan_source
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
     LATEST_GENERATION,
@@ -56,8 +57,7 @@ def run(args):
     check_output_dir(args.output_dir, link=LATEST_GENERATION)
     plan = []
     if args.config_file:
-        from rolecircuits.edits import plan_source  # pydantic: after the arguments are checked
-        from rolecircuits.edits.plan import read_plan
+        from rolecircuits.edits.plan import read_plan  # pydantic: after the arguments are checked
 
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)

@@ -30,6 +30,7 @@ from pathlib import Path
 from output_manager import create_run, say_limits, write_manifest
 from prompts import load_prompts
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.edits import plan_source
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item
 from rolecircuits.inputs.arguments import (
@@ -109,8 +110,7 @@ def run(args):
         raise UserError("--held_out needs --config_file: a plan that analyze_results.py wrote")
     plan, held_out, path = None, None, args.config_file or DEFAULT_PLAN
     if not args.sweep:
-        from rolecircuits.edits import plan_source  # pydantic: not for --help
-        from rolecircuits.edits.plan import read_held_out, read_plan
+        from rolecircuits.edits.plan import read_held_out, read_plan  # pydantic: not for --help
 
         published = plan_source.source_models(plan_source.read_source(DEFAULT_PLAN))
         if args.config_file is None and args.model_id not in published:

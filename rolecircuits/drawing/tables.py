@@ -39,10 +39,15 @@ def right(heading):
     return Column(heading, justify="right", no_wrap=True)
 
 
+def interval(heading):
+    """A Column of numbers with their intervals: the numbers below each other, never broken."""
+    return Column(heading, no_wrap=True)
+
+
 def print_table(columns: list[str | Column], rows, title="", note=""):
     """Print rows of texts and numbers under their columns, at the width of the terminal or 80.
 
-    columns  headings of words, which are folded, or `right` of numbers
+    columns  headings of words, which are folded; `right` of numbers, or `interval`
     title    what the numbers are and what their sign means    note  how they are read, below
     Where the numbers alone need more room, lines are longer: no digit is ever left out.
     """
@@ -65,7 +70,7 @@ def print_table(columns: list[str | Column], rows, title="", note=""):
     console.print(table)
     say(note)
     headings = [" ".join(column.header.split()) for column in columns]
-    numeric = [column.no_wrap for column in columns]
+    numeric = [column.justify == "right" for column in columns]
     record(PrintedTable(headings, numeric, rows, title, note))
 
 
@@ -78,7 +83,8 @@ def say(text):
     for line in filter(None, text.split("\n")):
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         whole = printable(line).replace("> 0", ">\0" + "0")  # a sign is not broken over lines
-        for part in textwrap.wrap(whole, width, subsequent_indent=indent):
+        how = {"subsequent_indent": indent, "break_on_hyphens": False}
+        for part in textwrap.wrap(whole, width, **how):
             print(part.replace("\0", " "))
 
 
@@ -148,7 +154,7 @@ def print_contrasts(run, chosen, compared):
     note = f"p, BH, max-T: layers below {ALPHA}, uncorrected and corrected"
     print_table(columns, [[row[0], *row[4:]] for row in rows], title, note)
     families = [name for name in chosen if name in INTERACTIONS]
-    columns = list(map(right, ("layer", "first - second [95 %]", "q", "max-T p")))
+    columns = [right("layer"), interval("first - second [95 %]"), right("q"), right("max-T p")]
     for name in families:
         title = f"{name}: interaction of person and turn, layer by layer; {FIRST_FOCUSED}"
         title += "" if name == families[0] else " (the control)"
@@ -161,6 +167,23 @@ def _interaction_cells(row):
     """Cells of one layer of an interaction."""
     change = with_interval(row["estimate"], row["low"], row["high"], "+.4f")
     return [row["layer"], change, show(row["q"], ".3f"), show(row["p_max"], ".3f")]
+
+
+def print_heads(run, rows, contrast):
+    """The first rows of head_ranking.csv as a table."""
+    cells = []
+    keys = ("estimate", "g", "g_low", "g_high", "p", "q", "p_max")
+    for row in rows:
+        value = {key: row[f"{contrast}_{key}"] for key in keys}
+        g = with_interval(value["g"], value["g_low"], value["g_high"], "+.2f")
+        tests = [show(value[name], ".4f") for name in ("p", "q", "p_max")]
+        difference = show(value["estimate"], "+.4f")
+        cells.append([row["layer"], row["head"], difference, g, *tests])
+    columns = list(map(right, ("layer", "head", contrast, "p", "q (BH)", "max-T p")))
+    columns.insert(3, interval("g [95 %]"))
+    title = f"{run.label}: strongest heads, {contrast}, focus (normalised entropy with its sign "
+    title += f"turned) and Hedges g; {FIRST_FOCUSED}"
+    print_table(columns, cells, title)
 
 
 def print_main_numbers(name, numbers, formats, pair=""):
@@ -189,7 +212,7 @@ def print_main_numbers(name, numbers, formats, pair=""):
     for run, form in formats.items():
         columns += [right(f"{run},\n{form}"), right("null"), right("BH")]
     print_table(columns, means, f"{name}: means over layers; {FOCUSED}", below)
-    columns = ["index", "prompts", right("instruct - base [95 %]"), right("null"), right("BH")]
+    columns = ["index", "prompts", interval("instruct - base [95 %]"), right("null"), right("BH")]
     title = f"{name}: what differs between the runs, means over layers; > 0: self-referent gains "
     title += "focus" + (f" ({pair})" if pair else "")
     print_table(columns, differences, title, f"{below}; raw differences are not tested")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rolecircuits.drawing.tables import print_table, right, say, show, with_interval
+from rolecircuits.drawing.tables import interval, print_table, right, say, show, with_interval
 from rolecircuits.edits.effects import INDEX_METRICS, row_columns
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.runs.arrays import Run
@@ -68,7 +68,7 @@ def save_sweep(folder, arrays, config):
 def print_effects(rows, tests, notes):
     """The candidates' effects over all prompts beside their controls; effects.csv has the rest."""
     chosen = [row for row in rows if row["category"] == "all" and row["role"] == "candidate"]
-    columns = ["intervention", right("n"), right("mean [95 %]"), right("rank")]
+    columns = ["intervention", right("n"), interval("mean [95 %]"), right("rank")]
     columns += [right("mean of\ncontrols"), right("q")]
     for metric, title in SHOWN.items():
         cells = [[row["intervention"], row["n"], *effect_cells(row, metric)] for row in chosen]
