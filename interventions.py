@@ -51,16 +51,16 @@ from rolecircuits.runs import record
 DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
 WHAT_TO_GIVE = """\
 give a plan, a file that says which heads to edit and how:
-    {{"schema_version": 1, "interventions": [
-      {{"type": "head", "layer": 1, "head": 3, "method": "zero_out"}}]}}
+  {{"schema_version": 1, "interventions": [
+    {{"type": "head", "layer": 1, "head": 3, "method": "zero_out"}}]}}
 this makes one, of the heads that react in a run, and says where it lies:
-    python analyze_results.py --input_dir results_activation_analysis/latest_run
+  python analyze_results.py --input_dir results_activation_analysis/latest_run
 and this cuts them, on the prompts that did not choose them:
-    python interventions.py --held_out --config_file .../ablation_candidates.json
+  python interventions.py --held_out --config_file .../ablation_candidates.json
 without a plan every head can be cut in turn:
-    python interventions.py --sweep heads
+  python interventions.py --sweep heads
 and the published heads, in the models that they are of:
-    python interventions.py --model_id {}"""
+  python interventions.py --model_id {}"""
 SWEEP_METHODS = ("zero_out", "half_out", "mean")
 
 

@@ -34,7 +34,7 @@ def folders(crossed, tmp_path_factory):
     """Run folders shaped as the demo's, of models with long names: base, instruct."""
     root = tmp_path_factory.mktemp("long")
     runs = [
-        make_run(2, 3, effect, model_id=LONG + form, prompt_format=form, prompts=crossed)
+        make_run(12, 2, effect, model_id=LONG + form, prompt_format=form, prompts=crossed)
         for effect, form in ((0.1, "raw"), (0.3, "chat"))
     ]
     return [save_run(run, root, f"latest_{i}") for i, run in enumerate(runs)]
@@ -90,7 +90,7 @@ def test_every_table_fits_80_columns(folders, tmp_path, capsys, monkeypatch):
         check_lines(re.sub("no --model_id.*", "", capsys.readouterr().out))
     results.print_effects(effect_rows(), [], [])
     said = check_lines(capsys.readouterr().out)
-    assert said.count("-0.00012 [-0.00046, +7.9e-05]") == 6 and "mean of controls" in said
+    assert said.count("-0.00012 [-0.00046, +7.9e-05]") == 6 and "controls q" in said
     sweep = {f"{name}_by_prompt": np.full((30, 9, 4), 12.3456) for name in ("kl", "top1_change")}
     sweep |= {name: np.full((30, 9), -0.12345) for name in ("rfc_change", "rsi_change")}
     results.print_strongest(sweep)
