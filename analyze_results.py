@@ -28,6 +28,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 import sys
 
 from output_manager import load_run
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import (
     DEFAULT_SEED,
     MARGIN,
@@ -59,9 +60,11 @@ def parse_args(argv=None):
     parser.add_argument("--margin", type=positive_number, default=MARGIN, help=least)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     say_unverified(args)
     check_output_dir(args.output_dir)
@@ -107,48 +110,22 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
-    contrast = next(iter(chosen))
-    interval = tables.Column("95 % interval", no_wrap=True)
-    columns = ("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p")
-    title = f"{run.label}: strongest heads, {contrast}, normalised entropy"
-    tables.print_table(columns, [head_cells(row, contrast) for row in heads[:top_k]], title)
-    print("\n".join(said))
+    tables.print_heads(run, heads[:top_k], next(iter(chosen)))
+    tables.say("\n".join(said))
     if plan["selection"]:
         q = [row["q_held_out"] for row in plan["selection"]]
         confirmed = f"{sum(x < 0.05 for x in q)} confirmed on the held-out half (q < 0.05)"
         if all(x != x for x in q):
             confirmed = "the held-out half is too small to confirm one"
         print(f"ablation candidates: {len(q)} heads, {confirmed}")
-    if "note" in plan:
-        print(plan["note"])
-    print(
+    tables.say(plan.get("note", ""))
+    tables.say(
         f"written to {printable(folder)}: layer_metrics, multiverse, contrasts, head_ranking, "
         "category_summary (csv), design, ablation_candidates (json)"
     )
     results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
     results |= {"multiverse": choices, "candidates": plan}
     return results | {"design": design, "verdicts": said}
-
-
-def head_cells(row, contrast):
-    """Cells of one row of head_ranking.csv on the terminal; - for what is undefined."""
-
-    def show(name, form):
-        value = row[f"{contrast}_{name}"]
-        if value != value:
-            return "-"
-        return "<0.0001" if form == ".4f" and value < 1e-4 else format(value, form)
-
-    interval = f"{show('g_low', '+.2f')} {show('g_high', '+.2f')}".replace("- -", "-")
-    tests = [show(name, ".4f") for name in ("p", "q", "p_max")]
-    return [
-        row["layer"],
-        row["head"],
-        show("estimate", "+.4f"),
-        show("g", "+.2f"),
-        interval,
-        *tests,
-    ]
 
 
 def main(argv=None):

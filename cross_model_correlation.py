@@ -28,6 +28,7 @@ cross_model_profiles.png.
 import sys
 from pathlib import Path
 
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
@@ -44,9 +45,11 @@ def parse_args(argv=None):
     kinds = "which columns are read (default: normalised where every file has it, else original)"
     parser.add_argument("--kind", choices=KINDS, help=kinds)
     parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     comparisons = parse_comparisons([text for texts in args.comparison for text in texts])
     compare_models(comparisons, args.output_dir, args.kind)
@@ -104,15 +107,17 @@ def compare_models(comparisons, output_dir, kind=None):
     figure = profile_figure.plot_profiles(changes, used)
     style.save_figure(figure, folder / "cross_model_profiles.png")
 
-    columns = ("model", "index", "layers", "mean", "sd", "below", "near 0", "above")
-    title = f"{used}: share of layers below -0.01, near 0, above +0.01"
-    tables.print_table(columns, map(summary_cells, summary), title)
+    columns = ["model", "index"]
+    columns += map(tables.right, ("layers", "mean", "sd", "below", "near 0", "above"))
+    title = f"{tables.KIND_NAMES.get(used, used)}, instruct - base: share of layers below -0.01, "
+    title += "near 0, above +0.01; > 0: self-referent gains focus"
+    tables.print_table(columns, [summary_cells(tables, row) for row in summary], title)
     if correlations:
         tables.print_profile_correlations(correlations, used)
     else:
         print("one model: nothing to correlate")
     for note in notes:
-        print(f"note: {note}")
+        tables.say(f"note: {note}")
     print(f"written to {printable(folder)}")
     return {"summary": summary, "correlations": correlations, "kind": used}
 
@@ -132,11 +137,11 @@ def read_rows(tables, changes, noise):
     return rows
 
 
-def summary_cells(row):
-    """Cells of one row of cross_model_summary.csv on the terminal."""
+def summary_cells(tables, row):
+    """Cells of one row of cross_model_summary.csv; tables is the module drawing.tables."""
     shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
     moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
-    return [row["model"], row["index"], row["n_layers"], *moments, *shares]
+    return [row["model"], tables.index_name(row), row["n_layers"], *moments, *shares]
 
 
 def main(argv=None):

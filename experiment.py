@@ -5,7 +5,7 @@
        (category, prompt, token ids, text, measures), with a plan also answer_changes.csv
 
     python experiment.py --max_tokens 40 --prompt_format chat
-    python experiment.py --max_tokens 20 --config_file targeted_interventions.json
+    python experiment.py --max_tokens 20 --config_file ablation_candidates.json
 
 Measures: share of first-person words, whether the answer names itself an AI or a model, length in
 tokens, share of repeated trigrams. The newest run is linked as latest_generation.
@@ -17,6 +17,8 @@ import time
 from deterministic import set_determinism
 from output_manager import create_run, say_limits
 from prompts import load_prompts
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.edits import plan_source
 from rolecircuits.inputs.arguments import (
     DEFAULT_RESULTS,
     LATEST_GENERATION,
@@ -44,9 +46,11 @@ def parse_args(argv=None):
         help="plan: answer again under each of its interventions",
     )
     parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     """Answer the prompts; what can be refused is refused before the weights are read."""
     check_model_arguments(args)
@@ -58,6 +62,7 @@ def run(args):
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
+    notes += plan_source.check_source(args.config_file, args, prompts) if plan else []
     say_notes(notes)
     with collector_paused():
         from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked

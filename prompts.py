@@ -32,6 +32,7 @@ import sys
 from pathlib import Path
 
 from output_manager import load_run
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import add_format_arguments, check_prompt_arguments, positive_int
 from rolecircuits.inputs.categories import REQUIRED, cells_of, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
@@ -90,9 +91,11 @@ def parse_args(argv=None):
     parser.add_argument(
         "--audit", metavar="RUN", help="say how the prompts of this run are built, and end"
     )
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     if args.audit is not None:
         return audit(args)
@@ -165,21 +168,20 @@ def print_lengths(prompts, lengths, spans, unit, whole_prompt):
         fed, text = [lengths[i] for i in chosen], [spans[i][1] - spans[i][0] for i in chosen]
         means = [f"{statistics.fmean(values):.2f}" for values in (fed, text)]
         rows.append((name, len(fed), means[0], min(fed), max(fed), means[1]))
-    columns = ("category", "n", f"mean {unit} fed", "min", "max", f"mean {unit} of the text")
-    tables.print_table(columns, rows, "lengths", **tables.BOXED)
-    describe = describe_frames if is_crossed(prompts) else describe_pairs
-    title, columns, rows, summary = describe(prompts, lengths, unit)
-    tables.print_table(columns, rows, title, file_width=tables.WIDE, **tables.BOXED)
-    print(summary)
     absent = [name for name in REQUIRED if name not in category]
     if absent:
-        print(f"no length null: RFC and RSI need {' and '.join(absent)} prompts")
-        return
-    null = indices.length_null(category, lengths, spans, whole_prompt)
-    print(
-        "length null (uniform attention, raw index): "
-        f"RFC {null['rfc']:+.4f}   RSI {null['rsi']:+.4f}"
-    )
+        null = f"no length null: RFC and RSI need {' and '.join(absent)} prompts"
+    else:
+        found = indices.length_null(category, lengths, spans, whole_prompt)
+        null = "length null (uniform attention, raw index): "
+        null += f"RFC {found['rfc']:+.4f}   RSI {found['rsi']:+.4f}"
+    numbers = ("n", f"mean {unit}\nfed", "min", "max", f"mean {unit}\nof the text")
+    tables.print_table(["category", *map(tables.right, numbers)], rows, "lengths", null)
+    describe = describe_frames if is_crossed(prompts) else describe_pairs
+    title, columns, rows, summary = describe(prompts, lengths, unit)
+    numbers = ("pair", "fillers", unit)
+    columns = [tables.right(name) if name in numbers else name for name in columns]
+    tables.print_table(columns, rows, title, summary)
 
 
 def describe_pairs(prompts, lengths, unit):

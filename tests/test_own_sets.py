@@ -209,7 +209,7 @@ def test_person_and_turn_cancel_in_the_interaction_and_the_control_stays_apart(h
     path = save_run(deixis_run(0.1, 0.1), here / "runs")
     assert analyze_results.main(["--input_dir", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "interaction of person and turn, and its control" in out
+    assert "about_model: interaction of person and turn" in out and "(the control)" in out
     assert "root mean square over layers: about_model" in out
 
 

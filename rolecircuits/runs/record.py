@@ -20,7 +20,7 @@ PACKAGES = (
 # The flags whose value may be a path. All others are stored as they were given.
 PATH_FLAGS = (
     *("model_id", "device_map", "prompts", "documents", "config_file", "families_file"),
-    *("output_dir", "repeat", "chat_template"),
+    *("output_dir", "repeat", "chat_template", "table"),
 )
 
 

@@ -250,33 +250,35 @@ def summarise_difference(diff):
 
 
 def main_numbers(runs, found):
-    """Rows of texts, one an index and kind: means over layers of both runs, and their difference.
+    """Means over layers of both runs and what differs: one dict an index and kind.
 
-    runs     {"base": Run, "instruct": Run}; each mean stands beside its length null
+    runs     {"base": Run, "instruct": Run}
     found    {side: what analyze_results.analyze returns, for the layers that pass BH; "comparison":
              what comparison_summary.json holds, for intervals}; what is not in it is left out
+    returns  [{"index", "kind", "base", "instruct": (mean, length null, layers that pass BH or
+             None), "difference": {"value", "low", "high", "null", "bh"}}]; undefined is NaN or None
     """
     differences = found.get("comparison", {}).get("differences", {})
     rows = []
     for index in INDICES:
         for kind in KINDS:
-            values = [layer_indices(run, kind)[index].mean() for run in runs.values()]
-            nulls = [layer_null(run, kind)[index].mean() for run in runs.values()]
-            cells = []
-            for side, value, null in zip(SIDES, values, nulls, strict=True):
+            row = {"index": index, "kind": kind}
+            for side, run in runs.items():
                 passing = [
-                    row["q"] < ALPHA
-                    for row in found.get(side, {}).get("layers", ())
-                    if (row["kind"], row["index"]) == (kind, index) and row["q"] == row["q"]
+                    test["q"] < ALPHA
+                    for test in found.get(side, {}).get("layers", ())
+                    if (test["kind"], test["index"]) == (kind, index) and test["q"] == test["q"]
                 ]
-                if np.isnan(value):
-                    cells += ["undefined", "-"]
-                    continue
-                cells += [f"{value:+.3f} ({null:+.3f})", sum(passing) if passing else "-"]
+                means = [of(run, kind)[index].mean() for of in (layer_indices, layer_null)]
+                row[side] = *means, sum(passing) if passing else None
             entry = differences.get(kind, {}).get(index, {})
-            difference = "-" if np.isnan(sum(values)) else f"{values[1] - values[0]:+.3f}"
-            if entry.get("mean_ci_low") is not None:
-                interval = f"[{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
-                difference = f"{entry['mean']:+.3f} {interval}"
-            rows.append([f"{index.upper()} {kind}", *cells, difference])
+            value, null = (row["instruct"][i] - row["base"][i] for i in (0, 1))
+            row["difference"] = {
+                "value": value,
+                "low": entry.get("mean_ci_low"),
+                "high": entry.get("mean_ci_high"),
+                "null": null,
+                "bh": entry.get("layers_q_below_alpha"),
+            }
+            rows.append(row)
     return rows
