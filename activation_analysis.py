@@ -7,12 +7,12 @@
 
     python activation_analysis.py --model_id bundled:smollm2-135m-instruct
     python activation_analysis.py --model_id someone/model --prompt_format chat --dtype bfloat16
-    python activation_analysis.py --output_type latest_base --raw none
+    python activation_analysis.py --output_type base
     python activation_analysis.py --documents FILE.jsonl      long texts and conversations
     python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
 
-The newest run is linked as latest_run, or as latest_base with --output_type latest_base; documents
-go to documents_<time>/. --repeat runs a run again from its own record and says whether
+The newest run is linked as latest_run, or as latest_base with --output_type base; documents go
+to documents_<time>/. --repeat runs a run again from its own record and says whether
 attention.npz came back: exit code 0 bit-identical or within rounding, 1 different; the links stay.
 """
 
@@ -36,6 +36,7 @@ from rolecircuits.inputs.arguments import (
     check_given_with_repeat,
     check_model_arguments,
     check_output_dir,
+    run_type,
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
@@ -61,9 +62,10 @@ def build_parser():
     output.add_argument("--output_dir", default=DEFAULT_RESULTS)
     output.add_argument(
         "--output_type",
+        type=run_type,
         choices=list(LATEST_RUNS),
-        default="latest",
-        help="which link names the new run",
+        default="instruct",
+        help="whose run it is: linked as latest_base or latest_run (default instruct)",
     )
     output.add_argument("--raw", choices=RAW, help=RAW_HELP)
     methods = ["auto", "patterns", "streaming"]

@@ -37,8 +37,8 @@ from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
-    "normal": (LATEST_RUNS["latest"], "figures"),
-    "base": (LATEST_RUNS["latest_base"], "figures_base"),
+    "normal": (LATEST_RUNS["instruct"], "figures"),
+    "base": (LATEST_RUNS["base"], "figures_base"),
     "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")

@@ -25,7 +25,9 @@ FREE_IN_REPETITION = (  # with --repeat: where and how it is run, not what
 RAW = ("none", "patterns", "full")  # what --raw saves beside the entropies
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-LATEST_RUNS = {"latest": "latest_run", "latest_base": "latest_base"}  # by --output_type
+RUN_TYPES = ("base", "instruct", "intervention")  # of --output_type; a model run is one of two
+OLD_RUN_TYPES = {"latest": "instruct", "latest_base": "base", "normal": "instruct"}
+LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of the newest, by type
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
 
@@ -63,6 +65,11 @@ def _whole_number(text, least, most, allowed):
             f"{printable(text[:40])!r} is not a whole number {allowed}"
         )
     return int(text)
+
+
+def run_type(text):
+    """The word of RUN_TYPES that is meant: words of earlier versions are still read."""
+    return OLD_RUN_TYPES.get(text, text)
 
 
 def device_name(text):
