@@ -46,9 +46,7 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-RAW_HELP = (
-    "also save the patterns (default unless streaming), or MLPs, embeddings and final norm too"
-)
+RAW_HELP = "also save patterns, or MLPs, embeddings and final norm too (default none)"
 CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
@@ -67,7 +65,7 @@ def build_parser():
         default="instruct",
         help="whose run it is: linked as latest_base or latest_run (default instruct)",
     )
-    output.add_argument("--raw", choices=RAW, help=RAW_HELP)
+    output.add_argument("--raw", choices=RAW, default="none", help=RAW_HELP)
     methods = ["auto", "patterns", "streaming"]
     output.add_argument("--capture", choices=methods, default="auto", help=CAPTURE_HELP)
     add_engine_arguments(parser)
@@ -99,7 +97,7 @@ def run(args):
             f"--engine {args.engine} needs --documents; prompts take one short pass on one machine"
         )
     check_engine_arguments(args)
-    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+    if args.capture == "streaming" and args.raw != "none":
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
@@ -162,9 +160,8 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     say_notes(how_fed["notes"])
     if repetition is not None:
         repetition.check_fed(tokenized)
-    method, raw, why = attention.choose_capture(
-        args.capture, args.raw, tokenized, loaded.facts, args.batch_size
-    )
+    how, raw = (args.capture, args.raw, tokenized, loaded.facts, args.batch_size), args.raw
+    method, why = attention.choose_capture(*how)
     if why:
         print(why)
     activations.check_raw(loaded, tokenized, raw)

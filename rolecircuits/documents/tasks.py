@@ -122,7 +122,7 @@ def ready_task(state, payload):
     def make():
         documents = tokenize(loaded.tokenizer)
         prompts = [document.prompt for document in documents.fed]
-        method, _, why = choose_capture(
+        method, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
         note_windows(loaded, max(document.n_tokens for document in documents.fed))

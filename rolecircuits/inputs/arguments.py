@@ -59,6 +59,11 @@ def controls_number(text):
     return _whole_number(text, 0, 100, "from 0 to 100")
 
 
+def keep_number(text):
+    """Runs of each kind that stay: from 0."""
+    return _whole_number(text, 0, MAX_COUNT, f"from 0 to {MAX_COUNT}")
+
+
 def _whole_number(text, least, most, allowed):
     if not re.fullmatch(r"[0-9]{1,100}", text) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(

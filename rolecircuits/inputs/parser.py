@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+        # intermixed: a folder may come after a flag; argparse would take an optional one as missing
+        mixed = self._get_positional_actions()
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        parsed, unknown = parse(args, namespace)
         if unknown:
             flags = [flag for flag in unknown if flag.startswith("-")]
             culprit = (flags or unknown)[0].split("=")[0]

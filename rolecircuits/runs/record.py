@@ -13,6 +13,7 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION, READABLE = 2, (1, 2)
+CONFIG = "experiment_config.json"  # the file of this module in a run folder
 PACKAGES = (
     *("torch", "transformer_lens", "transformers", "tokenizers"),
     *("numpy", "scipy", "safetensors", "gguf"),
