@@ -7,7 +7,7 @@
 How the prompts are built is said first: what the first word and the token count explain besides
 the category. In a crossed set differences are taken inside frames, and frames are the unit.
 
-Written to --output_dir, never into the run folder (methods and their sources: METHODS.md):
+Written to analysis_results/<name of the run folder> (methods and their sources: METHODS.md):
 
     design.json               how the prompts are built, by layer
     layer_metrics.csv         RFC and RSI of every layer, five ways, each with 95 % interval, null,
@@ -26,6 +26,7 @@ Written to --output_dir, never into the run folder (methods and their sources: M
 """
 
 import sys
+from pathlib import Path
 
 from output_manager import load_run
 from rolecircuits.inputs.arguments import (
@@ -43,14 +44,15 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 
-DEFAULT_OUTPUT = "analysis_results"
+DEFAULT_OUTPUT = "analysis_results"  # in it, a folder named as the run's
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     folder = "a run folder, or a latest_* link to one"
     parser.add_argument("--input_dir", required=True, help=folder)
-    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
+    place = f"where the tables go (default {DEFAULT_OUTPUT}/<name of the run folder>)"
+    parser.add_argument("--output_dir", help=place)
     proposed = "heads printed and proposed for ablation (10)"
     parser.add_argument("--top_k", type=positive_int, default=10, help=proposed)
     use = f"of resamples and prompt split (default {DEFAULT_SEED})"
@@ -64,12 +66,13 @@ def parse_args(argv=None):
 
 def run(args):
     say_unverified(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir or DEFAULT_OUTPUT)
     run = load_run(args.input_dir, not args.no_verify).rename(args.roles)
-    analyze(run, args.output_dir, args.top_k, args.seed, args.contrast, args.margin)
+    place = args.output_dir or Path(DEFAULT_OUTPUT, run.name)
+    analyze(run, place, args.top_k, args.seed, args.contrast, args.margin)
 
 
-def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):
+def analyze(run, output_dir, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):
     """Analyse a loaded run, write the files, print the tables.
 
     asked    contrasts "a-b"; without any the usual ones    margin  as --margin

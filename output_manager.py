@@ -63,7 +63,7 @@ def parse_args(argv=None):
 def run(args):
     found = listing.find_runs(args.folder)
     if args.command == "list":
-        listing.print_runs(found, args.folder)
+        listing.print_runs(found)
         return
     kept, removed = listing.choose_removed(found, args.keep)
     listing.print_removed(kept, removed)

@@ -98,6 +98,12 @@ class Run:
         return self.slot_mass is not None and bool((self.slot[:, 0] >= 0).all())
 
     @property
+    def name(self):
+        """Name of its folder; of an edited run, below the name of its intervention run."""
+        edited = (self.path.parent / "manifest.json").is_file()
+        return f"{self.path.parent.name}/{self.path.name}" if edited else self.path.name
+
+    @property
     def label(self):
         """Model and format, for titles and tables, and which categories have other names here."""
         named = f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"

@@ -184,7 +184,7 @@ def describe_config(config):
     return ", ".join(printable(part) for part in parts)
 
 
-def print_runs(found, folder):
+def print_runs(found):
     """Two lines a run, three where it is damaged, under the name of its folder."""
     place = None
     for run in found:
@@ -195,15 +195,17 @@ def print_runs(found, folder):
     damaged = sum(run.damage is not None for run in found)
     more = f", {damaged} of them unfinished or damaged" if damaged else ""
     size = show_bytes(sum(run.bytes for run in found))
-    print(f"{len(found)} runs in {printable(folder)}, {size}{more}")
+    print(f"{len(found)} runs, {size}{more}")
 
 
 def describe_run(run):
     """The lines of a run: name, size, date and links; what it is of; what is wrong with it."""
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-    first = f"  {printable(run.path.name):30} {show_bytes(run.bytes):>9}  {date}"
-    lines = [f"{first}  {', '.join(map(printable, run.links))}".rstrip()]
-    for text in (run.facts, run.damage, run.foreign):
+    links = ", ".join(map(printable, run.links))
+    lines = [f"  {printable(run.path.name):29} {show_bytes(run.bytes):>9}  {date}"]
+    beside = len(f"{lines[0]}  {links}") <= WIDTH
+    lines[0] = f"{lines[0]}  {links}".rstrip() if beside else lines[0]
+    for text in ("" if beside else links, run.facts, run.damage, run.foreign):
         lines += textwrap.wrap(
             printable(text or ""), WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6
         )
