@@ -47,11 +47,11 @@ MIN_VIOLIN, NO_SPREAD = 5, 1e-6
 
 def draw_heatmaps(study: Study, title):
     """2: differences of normalised entropy of every head, a panel a contrast, on one scale."""
-    run, differences = study.run, [test["difference"] for test in study.tests.values()]
+    run, differences = study.run, [test["estimate"] for test in study.tests.values()]
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
-        "Blue: the category named first has the more focused attention.",
+        "Red: the category named first has the more focused attention.",
         survivors_note(study, "Dots"),
         "Grey: undefined." if np.isnan(differences).any() else "",
         intervals=False,
@@ -65,7 +65,7 @@ def draw_heatmaps(study: Study, title):
     rows = []
     tested = zip(axes[0], titles, study.tests.items(), strict=True)
     for place, panel_title, (contrast, test) in tested:
-        shown = place.pcolormesh(test["difference"], vmin=-limit, vmax=limit, cmap=DIVERGING)
+        shown = place.pcolormesh(test["estimate"], vmin=-limit, vmax=limit, cmap=DIVERGING)
         place.set_title(panel_title)
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
@@ -73,11 +73,11 @@ def draw_heatmaps(study: Study, title):
         row, column = np.nonzero(test["q"] < ALPHA)
         place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
         facts = contrast_facts(study, contrast)
-        for at, mean in np.ndenumerate(test["difference"]):
+        for at, mean in np.ndenumerate(test["estimate"]):
             measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
             rows.append({"layer": at[0], "head": at[1]} | facts | measured)
     axes[0, 0].invert_yaxis()
-    style.add_colour_bar(figure, axes, shown, "difference of normalised entropy")
+    style.add_colour_bar(figure, axes, shown, "difference of focus (-normalised entropy)")
     return figure, rows
 
 
@@ -243,7 +243,7 @@ def draw_top_heads(study: Study, title):
     """
     run, contrast = study.run, next(iter(study.tests))
     test, named = study.tests[contrast], study.label(contrast)
-    difference = test["difference"]
+    difference = test["estimate"]
     k = min(5, -(-run.n_heads // 3))
     tops = [strongest_heads(difference[[layer]], k) for layer in range(run.n_layers)]
     layer = np.repeat(np.arange(run.n_layers), [len(top) for top in tops])
@@ -256,7 +256,7 @@ def draw_top_heads(study: Study, title):
     area = MAX_AREA * np.abs(sizes) / limit
     caption = write_caption(
         study,
-        f"Largest |{named}| in normalised entropy, {k} a layer; blue: "
+        f"Largest |{named}| in normalised entropy, {k} a layer; red: "
         "the first is the more focused. Ranked and drawn from the same prompts, so the largest "
         "are overstated; figure 4 avoids that.",
         survivors_note(study, "Black edge", [contrast]),

@@ -64,8 +64,8 @@ def draw_layer_lines(study: Study, title):
 
 
 def draw_difference_bars(study: Study, title):
-    """5: how much more diffuse the second side of every contrast is, layer by layer."""
-    layers, contrasts = study.layers("normalised"), [(b, a) for a, b in study.tests]
+    """5: how much more focused the first side of every contrast is, layer by layer."""
+    layers, contrasts = study.layers("normalised"), list(study.tests)
     title = title if set(study.tests) <= set(USUAL) else "Differences between categories by layer"
     colours = [colour_of(study, contrast, i) for i, contrast in enumerate(contrasts)]
     handles = [
@@ -73,7 +73,7 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = Grid((1, 1), (min(13.0, max(5.5, 2 + 0.17 * study.run.n_layers)), 3.0), heading=0)
-    note = "Above 0: the category that is subtracted has the more focused attention."
+    note = "Above 0: the category that is named first has the more focused attention."
     caption = write_caption(study, note, *untested_notes(study, contrasts))
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width = axes[0, 0], [], 0.8 / len(contrasts)
@@ -85,13 +85,13 @@ def draw_difference_bars(study: Study, title):
         rows += axis_rows("layer", (mean, low, high), **contrast_facts(study, contrast))
     style.draw_zero(place)
     style.number_axis(place.xaxis, study.run.n_layers, "layer")
-    place.set_ylabel("difference of normalised entropy")
+    place.set_ylabel("difference of focus (-normalised entropy)")
     return figure, rows
 
 
 def colour_of(study: Study, contrast, place):
     """The colour of a contrast: that of its first category, unless both sides are several."""
-    first = contrast[0]
+    first = contrast[1]
     return study.looks[first].colour if isinstance(first, str) else style.OTHER_COLOURS[place]
 
 
@@ -131,18 +131,18 @@ def draw_edge_attention(study: Study, title):
 
 
 def draw_confounder_controls(study: Study, title):
-    """8: confounder - self beside its length null and beside confounder - third person."""
+    """8: self - confounder, beside its length null and beside third person - confounder."""
     run = study.run
     paired = matched_rows(study.category, study.unit, PAIRED) is not None
-    third = "confounder - third person" + (" (paired)" if paired else "")
+    third = "third person - confounder" + (" (paired)" if paired else "")
     looks = {
-        "self_referent": ("black", "o", "confounder - self-referent"),
+        "self_referent": ("black", "o", "self-referent - confounder"),
         "third_person": (*study.looks["third_person"][:2], third),
     }
     looks = {name: look for name, look in looks.items() if name in study.names}
     handles = [*(style.series_handle(*look) for look in looks.values()), NULL_HANDLE]
-    note = "Above 0: the confounder is the more diffuse."
-    untested = untested_notes(study, [("confounder", name) for name in looks])
+    note = "Above 0: the confounder is the less focused."
+    untested = untested_notes(study, [(name, "confounder") for name in looks])
     caption = write_caption(study, f"{NULL_NOTE}; for normalised entropy it is 0.", note, *untested)
     figure, axes = open_figure(study, title, caption, two_panels(study, heading=0), handles)
     rows = []
@@ -152,15 +152,15 @@ def draw_confounder_controls(study: Study, title):
         style.draw_zero(place)
         for slot, (name, (colour, marker, _)) in enumerate(looks.items()):
             expected = confounder - category_mean(null, study.category, name)
-            measured = estimate(study, layers, "confounder", name)
+            measured = estimate(study, layers, name, "confounder")
             style.draw_series(place, measured, colour, marker, slot - 0.5)
             if kind == "raw":
                 style.draw_null(place, expected, colour)
-            facts = {"kind": kind, "category": "confounder", "minus": name}
-            facts |= {"n": study.counts["confounder"], "n_minus": study.counts[name]}
+            facts = {"kind": kind, "category": name, "minus": "confounder"}
+            facts |= {"n": study.counts[name], "n_minus": study.counts["confounder"]}
             rows += axis_rows("layer", measured, **facts, length_null=expected)
         style.number_axis(place.xaxis, run.n_layers, "layer")
-        place.set_ylabel(f"difference of {UNITS[kind]}")
+        place.set_ylabel(f"difference of focus, -{UNITS[kind]}")
     return figure, rows
 
 

@@ -1,10 +1,10 @@
 """The figures of a run by file name: numbers in, (matplotlib Figure, rows of its CSV) out.
 
 Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as stats.indices
-defines it. "a - b" is the mean of category a minus that of b: below 0, a is the more focused. RFC
-and RSI are above 0 if self-referent is the more focused. Intervals are 95 % bootstrap-t intervals
-over the units of the set. Heads and layers that pass Benjamini-Hochberg at 0.05 among all that are
-tested together are marked.
+defines it. Focus is entropy with its sign turned: "a - b" is the entropy of b minus that of a,
+above 0 if a is the more focused, as RFC and RSI are above 0 if self-referent is. Intervals are 95 %
+bootstrap-t intervals over the units of the set. Heads and layers that pass Benjamini-Hochberg at
+0.05 among all that are tested together are marked.
 
     study = study_run(load_run("results_activation_analysis/latest_run"))
     for name in FIGURES:
@@ -33,19 +33,19 @@ CONTROLLED = ("self_referent", "confounder")
 # file name: (function, categories that it needs, title)
 FIGURES = {
     "visualization_1_layer_attention_lines": (draw_layer_lines, (), "Attention entropy by layer"),
-    "visualization_2_heatmaps": (draw_heatmaps, (), "Entropy differences by layer and head"),
+    "visualization_2_heatmaps": (draw_heatmaps, (), "Differences of focus by layer and head"),
     "visualization_3_token_attention": (
         draw_token_attention, (), "What the final query attends to, by head"),
     "visualization_4_distributions": (
         draw_distributions, (), "Heads that separate self-referent from neutral"),
     "visualization_5_delta_bar_summary": (
-        draw_difference_bars, (), "Neutral and confounder minus self-referent by layer"),
+        draw_difference_bars, (), "Self-referent minus neutral and confounder by layer"),
     "visualization_6_top_k_head_ranking": (draw_top_heads, (), "Top heads of every layer"),
     "visualization_7_cross_token_control": (
         draw_edge_attention, (), "First versus last content tokens"),
     "visualization_8_delta_h_per_layer": (
         draw_confounder_controls, CONTROLLED,
-        "Confounder minus self-referent, against its controls"),
+        "Self-referent minus confounder, against its controls"),
     "visualization_9_role_focus_separation": (
         draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
     "visualization_10_slot_attention": (
