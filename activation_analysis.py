@@ -1,19 +1,22 @@
-"""Feed the four categories of prompts to a model and save the entropy of every attention row.
+"""Feed the four categories of prompts to a model and save the entropy of every
+attention row.
 
     one forward pass per prompt, no sampling
     -> H = -sum_k A ln A for every layer, head and query, in nats
-    -> results_activation_analysis/run_<time>/ (attention.npz, activations.json, prompts.jsonl,
-       experiment_config.json)
+    -> results_activation_analysis/run_<time>/: attention.npz, activations.json,
+       design.json, prompts.jsonl, experiment_config.json
 
-    python activation_analysis.py --model_id bundled:smollm2-135m-instruct
-    python activation_analysis.py --model_id someone/model --prompt_format chat --dtype bfloat16
-    python activation_analysis.py --output_type base
-    python activation_analysis.py --documents FILE.jsonl      long texts and conversations
-    python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
+    python activation_analysis.py
+    python activation_analysis.py --prompts crossed --prompt_format chat
+    python activation_analysis.py --output_type base --dtype bfloat16
+    python activation_analysis.py --documents tests/data/long.jsonl
+    python activation_analysis.py \\
+        --repeat results_activation_analysis/demo/latest_run
 
-The newest run is linked as latest_run, or as latest_base with --output_type base; documents go
-to documents_<time>/. --repeat runs a run again from its own record and says whether
-attention.npz came back: exit code 0 bit-identical or within rounding, 1 different; the links stay.
+The newest run is linked as latest_run, or as latest_base with --output_type
+base; documents (long texts and conversations) go to documents_<time>/.
+--repeat runs a run again from its own record and says whether attention.npz
+came back: exit code 0 bit-identical or within rounding, 1 different.
 """
 
 import sys
@@ -27,11 +30,11 @@ from prompts import load_prompts
 from rolecircuits.documents import texts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_DOCUMENTS,
     LATEST_RUNS,
-    RAW,
     add_model_arguments,
+    add_output_argument,
+    add_raw_argument,
     add_verify_argument,
     check_given_with_repeat,
     check_model_arguments,
@@ -46,7 +49,6 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-RAW_HELP = "also save patterns, or MLPs, embeddings and final norm too (default none)"
 CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
@@ -57,15 +59,10 @@ def build_parser():
         "--documents", help="JSONL file of long texts or conversations, in place of prompts"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default=DEFAULT_RESULTS)
-    output.add_argument(
-        "--output_type",
-        type=run_type,
-        choices=list(LATEST_RUNS),
-        default="instruct",
-        help="whose run it is: linked as latest_base or latest_run (default instruct)",
-    )
-    output.add_argument("--raw", choices=RAW, default="none", help=RAW_HELP)
+    add_output_argument(output)
+    kinds = {"type": run_type, "choices": list(LATEST_RUNS), "default": "instruct"}
+    output.add_argument("--output_type", **kinds, help="linked as latest_base, latest_run")
+    add_raw_argument(output)
     methods = ["auto", "patterns", "streaming"]
     output.add_argument("--capture", choices=methods, default="auto", help=CAPTURE_HELP)
     add_engine_arguments(parser)

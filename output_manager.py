@@ -3,7 +3,7 @@
     python output_manager.py list
     python output_manager.py list results_activation_analysis/demo
     python output_manager.py prune --keep 2
-    python output_manager.py prune --keep 2 results_activation_analysis/demo --yes
+    python output_manager.py prune --keep 2 results_activation_analysis --yes
 
 list names every run, intervention, sweep, documents run and folder of answers
 in a folder and those below it, newest last: its size, date, the latest_* link

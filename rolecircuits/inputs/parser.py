@@ -30,11 +30,21 @@ WRONG_PATH = frozenset(
 )
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Texts as they are written, and the default of every option that has one."""
+
+    def _get_help_string(self, action):
+        text, default = action.help, action.default
+        if "default" in text or default in (None, False, [], argparse.SUPPRESS):
+            return text
+        return f"{text} (default {default})"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations; a wrong flag gets one line that names the closest one."""
 
     def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         self.add_argument(
             "-v", "--verbose", action="store_true", help="show the traceback of an error"

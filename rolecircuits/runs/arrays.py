@@ -13,6 +13,7 @@ import numpy as np
 from rolecircuits.inputs.categories import check_category, first_word, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.npz import read_npz
+from rolecircuits.runs.record import prompt_set_of
 
 ARRAYS = {
     "category": ("U", ("prompt",)),
@@ -132,8 +133,7 @@ class Run:
     @property
     def prompt_set(self):
         """What the prompt set was called when the run was made, a file without its folder."""
-        given = (self.config.get("arguments") or {}).get("prompts") or "original"
-        return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+        return prompt_set_of(self.config)
 
     @property
     def counts(self):

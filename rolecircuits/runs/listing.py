@@ -16,9 +16,8 @@ from pathlib import Path
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import RUN_NAME, TEMPORARY, linked_name
 from rolecircuits.inputs.folders import kind_of
-from rolecircuits.inputs.prompt_sets import SETS
 from rolecircuits.runs.files import read_json, temporary_folder
-from rolecircuits.runs.record import CONFIG
+from rolecircuits.runs.record import CONFIG, prompt_set_of
 
 MANIFEST = "manifest.json"
 WIDTH = 80
@@ -166,14 +165,12 @@ def _compare_sizes(path, entries):
 def describe_config(config):
     """Model, prompt set, format and number of prompts (or documents) of an experiment_config."""
     parts = [config["model"]["id"]]
-    given = config.get("arguments") or {}
     if "documents" in config:
-        parts += [Path(given.get("documents") or "").name, f"{config['documents']['n']} documents"]
+        source = Path((config.get("arguments") or {}).get("documents") or "")
+        parts += [source.name, f"{config['documents']['n']} documents"]
     else:
-        source = given.get("prompts") or SETS[0]
         fed = config["prompts"]
-        parts += [source if source in SETS else Path(source).name, fed["format"]]
-        parts.append(f"{fed['n']} prompts")
+        parts += [prompt_set_of(config), fed["format"], f"{fed['n']} prompts"]
     edits = config.get("interventions")
     if isinstance(edits, list) and edits:
         parts.append(f"{len(edits)} edits")

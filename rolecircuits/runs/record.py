@@ -89,6 +89,12 @@ def describe_documents(args, n, feeding, failed):
     return {"documents": known | {"failed": lost}, "model": feeding["model"]}
 
 
+def prompt_set_of(config):
+    """What the prompt set of an experiment_config was called, a file without its folder."""
+    given = (config.get("arguments") or {}).get("prompts") or "original"
+    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+
+
 def portable_arguments(args):
     """{flag: value} with the home folder as ~ in paths; texts (a system prompt) stay as given.
 
