@@ -5,7 +5,7 @@
     python visualize_results.py --output_type intervention --format svg \\
         --input_dir results_activation_analysis/demo/crossed/latest_intervention
     python visualize_results.py  # needs a run of activation_analysis.py
-    python visualize_results.py --output_type base  # and this, a base run
+    python visualize_results.py --output_type base  # needs a base run
 
     --output_type  reads (results_activation_analysis/...)  writes
     instruct       latest_run                               figures/

@@ -1,4 +1,4 @@
-"""Bars are seen on a terminal; a log of a redirected run holds lines."""
+"""What every script that runs a model leaves: a log without bars, a folder known for what it is."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from conftest import PROJECT
+from rolecircuits.inputs import folders
+from rolecircuits.runs import listing
 from tiny_models import save_tiny
 
 CUT = {"type": "head", "layer": 0, "head": 1, "method": "zero_out"}
@@ -45,9 +47,15 @@ def run_stage(folder, stage, stderr):
     )
 
 
+@pytest.fixture(scope="module")
+def redirected(folder):
+    """{stage: the finished process}, its output read from pipes."""
+    return {stage: run_stage(folder, stage, subprocess.PIPE) for stage in STAGES}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_redirected_run_has_no_bar(folder, stage):
-    done = run_stage(folder, stage, subprocess.PIPE)
+def test_a_redirected_run_has_no_bar(redirected, stage):
+    done = redirected[stage]
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, done.stderr):
         assert "\r" not in text and "%|" not in text and "it/s" not in text
@@ -67,6 +75,29 @@ def test_on_a_terminal_there_is_one(folder):
         os.close(master)
     assert done.returncode == 0, seen
     assert "sweep" in seen and "%|" in seen and "\r" in seen
+
+
+KINDS = {
+    "latest_run": folders.RUN,
+    "latest_documents": folders.DOCUMENTS,
+    "latest_intervention": folders.INTERVENTION,
+    "latest_sweep": folders.SWEEP,
+    "latest_generation": folders.GENERATION,
+}
+
+
+def test_every_folder_is_known_for_what_it_is_and_listed_whole(folder, redirected):
+    results = folder / "results_activation_analysis"
+    assert {link: folders.kind_of(results / link) for link in KINDS} == KINDS
+    found = listing.find_runs(results)
+    assert {link for run in found for link in run.links} == set(KINDS)
+    assert not [(run.path, run.damage, run.foreign) for run in found if run.damage or run.foreign]
+    for edit in (results / "latest_intervention").glob("*/manifest.json"):
+        assert folders.kind_of(edit.parent) is folders.RUN
+
+
+def test_no_patterns_are_saved_unless_asked_for(folder, redirected):
+    assert not list((folder / "results_activation_analysis").rglob("raw_*"))
 
 
 def test_bars_of_libraries_are_hidden_too():
