@@ -9,7 +9,7 @@ attention row.
     python activation_analysis.py
     python activation_analysis.py --prompts crossed --prompt_format chat
     python activation_analysis.py --output_type base --dtype bfloat16
-    python activation_analysis.py --documents tests/data/long.jsonl
+    python activation_analysis.py --documents tests/data/long.jsonl  # minutes
     python activation_analysis.py \\
         --repeat results_activation_analysis/demo/latest_run
 
