@@ -1,19 +1,22 @@
-"""Feed the four categories of prompts to a model and save the entropy of every attention row.
+"""Feed the four categories of prompts to a model and save the entropy of every
+attention row.
 
     one forward pass per prompt, no sampling
     -> H = -sum_k A ln A for every layer, head and query, in nats
-    -> results_activation_analysis/run_<time>/ (attention.npz, activations.json, prompts.jsonl,
-       experiment_config.json)
+    -> results_activation_analysis/run_<time>/: attention.npz, activations.json,
+       design.json, prompts.jsonl, experiment_config.json
 
-    python activation_analysis.py --model_id bundled:smollm2-135m-instruct
-    python activation_analysis.py --model_id someone/model --prompt_format chat --dtype bfloat16
-    python activation_analysis.py --output_type latest_base --raw none
-    python activation_analysis.py --documents FILE.jsonl      long texts and conversations
-    python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
+    python activation_analysis.py
+    python activation_analysis.py --prompts crossed --prompt_format chat
+    python activation_analysis.py --output_type base --dtype bfloat16
+    python activation_analysis.py --documents tests/data/long.jsonl  # minutes
+    python activation_analysis.py \\
+        --repeat results_activation_analysis/demo/latest_run
 
-The newest run is linked as latest_run, or as latest_base with --output_type latest_base; documents
-go to documents_<time>/. --repeat runs a run again from its own record and says whether
-attention.npz came back: exit code 0 bit-identical or within rounding, 1 different; the links stay.
+The newest run is linked as latest_run, or as latest_base with --output_type
+base; documents (long texts and conversations) go to documents_<time>/.
+--repeat runs a run again from its own record and says whether attention.npz
+came back: exit code 0 bit-identical or within rounding, 1 different.
 """
 
 import sys
@@ -27,15 +30,16 @@ from prompts import load_prompts
 from rolecircuits.documents import texts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_DOCUMENTS,
     LATEST_RUNS,
-    RAW,
     add_model_arguments,
+    add_output_argument,
+    add_raw_argument,
     add_verify_argument,
     check_given_with_repeat,
     check_model_arguments,
     check_output_dir,
+    run_type,
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
@@ -45,9 +49,6 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-RAW_HELP = (
-    "also save the patterns (default unless streaming), or MLPs, embeddings and final norm too"
-)
 CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
@@ -58,14 +59,10 @@ def build_parser():
         "--documents", help="JSONL file of long texts or conversations, in place of prompts"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default=DEFAULT_RESULTS)
-    output.add_argument(
-        "--output_type",
-        choices=list(LATEST_RUNS),
-        default="latest",
-        help="which link names the new run",
-    )
-    output.add_argument("--raw", choices=RAW, help=RAW_HELP)
+    add_output_argument(output)
+    kinds = {"type": run_type, "choices": list(LATEST_RUNS), "default": "instruct"}
+    output.add_argument("--output_type", **kinds, help="linked as latest_base, latest_run")
+    add_raw_argument(output)
     methods = ["auto", "patterns", "streaming"]
     output.add_argument("--capture", choices=methods, default="auto", help=CAPTURE_HELP)
     add_engine_arguments(parser)
@@ -97,7 +94,7 @@ def run(args):
             f"--engine {args.engine} needs --documents; prompts take one short pass on one machine"
         )
     check_engine_arguments(args)
-    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+    if args.capture == "streaming" and args.raw != "none":
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
@@ -160,9 +157,8 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     say_notes(how_fed["notes"])
     if repetition is not None:
         repetition.check_fed(tokenized)
-    method, raw, why = attention.choose_capture(
-        args.capture, args.raw, tokenized, loaded.facts, args.batch_size
-    )
+    how, raw = (args.capture, args.raw, tokenized, loaded.facts, args.batch_size), args.raw
+    method, why = attention.choose_capture(*how)
     if why:
         print(why)
     activations.check_raw(loaded, tokenized, raw)

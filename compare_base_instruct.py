@@ -1,26 +1,34 @@
-"""Compare a base and an instruct run, layer by layer, on the prompts that both hold.
+"""Compare a base and an instruct run, layer by layer, on the prompts that both
+hold.
 
-    RFC(l) = 1 - H_self / H_neutral               > 0: self-referent attention is the more focused
-    RSI(l) = (H_confounder - H_self) / H_neutral  > 0: it is the more focused than about-the-user
+    RFC(l) = 1 - H_self / H_neutral               > 0: self-referent attention
+                                                  is the more focused
+    RSI(l) = (H_confounder - H_self) / H_neutral  > 0: it is the more focused
+                                                  than about-the-user
     difference = instruct - base
 
-Intervals are 95 % bootstrap-t intervals over frames, clusters of prompts that begin alike, or
-prompts, as the set is built (docs/PROMPTS.md), the same draws for both runs. Layers
-that pass Benjamini-Hochberg at 0.05 over all layers are marked; counts are printed uncorrected and
-corrected side by side. Raw indices move with prompt length alone and are therefore shown beside
-their length null. Where both runs hold the same weights the difference is one of prompt formats,
+Intervals are 95 % bootstrap-t intervals over frames, clusters of prompts that
+begin alike, or prompts, as the set is built (docs/PROMPTS.md), the same draws
+for both runs. Layers that pass Benjamini-Hochberg at 0.05 over all layers are
+marked; counts are printed uncorrected and corrected side by side. Raw indices
+move with prompt length alone and are therefore shown beside their length null.
+Where both runs hold the same weights the difference is one of prompt formats,
 not of training, and every title says so.
 
---contrast a-b compares categories of any name (contrast_comparison.csv and a figure); --roles says
-which of them RFC and RSI are of. In a crossed set everything is taken inside frames.
+--contrast a-b compares categories of any name (contrast_comparison.csv and a
+figure); --roles says which of them RFC and RSI are of. In a crossed set
+everything is taken inside frames.
 
-detailed_comparison.csv begins with the columns of the original study under its estimator (rows
-pooled, t-intervals over heads), for comparison with published numbers only; the columns behind them
-(rfc_normalised_diff, ...) are the result. profile_rows.npz holds the rows behind them, from which
+detailed_comparison.csv begins with the columns of the original study under its
+estimator (rows pooled, t-intervals over heads), for comparison with published
+numbers only; the columns behind them (rfc_normalised_diff, ...) are the result.
+profile_rows.npz holds the rows behind them, from which
 cross_model_correlation.py draws prompts jointly for two models.
 
-    python compare_base_instruct.py --base_dir results_activation_analysis/latest_base \\
-        --instruct_dir results_activation_analysis/latest_run --output_dir comparison_results
+    python compare_base_instruct.py --output_dir my_comparison \\
+        --base_dir results_activation_analysis/demo/latest_base \\
+        --instruct_dir results_activation_analysis/demo/latest_run
+    python compare_base_instruct.py  # needs a base and an instruct run
 """
 
 import sys
@@ -45,9 +53,9 @@ from rolecircuits.runs import files, npz
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     base, instruct = (f"{DEFAULT_RESULTS}/latest_{side}" for side in ("base", "run"))
-    parser.add_argument("--base_dir", default=base, help="run folder (default %(default)s)")
-    parser.add_argument("--instruct_dir", default=instruct, help="default %(default)s")
-    parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
+    parser.add_argument("--base_dir", default=base, help="a run folder")
+    parser.add_argument("--instruct_dir", default=instruct, help="a run folder")
+    parser.add_argument("--output_dir", default="comparison_results", help="for what is written")
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     add_table_argument(parser)

@@ -1,28 +1,34 @@
-"""Do models change alike? Compares how RFC and RSI differ (instruct - base) in several model pairs.
+"""Do models change alike? Compares how RFC and RSI differ (instruct - base) in
+several model pairs.
 
-    as is, linear, quadratic  Pearson's r of two layer profiles, and of what is left after a line or
-          a parabola in relative depth is removed from each; models of unequal depth are compared
-          at the relative depths of the shallower, the deeper one interpolated linearly
-    p     modified t-test: neighbouring layers are alike, so r is compared with t of as many degrees
-          of freedom as the autocorrelation of both profiles leaves (rolecircuits/stats/
-          profile_tests.py). Two profiles that drift with depth correlate whatever they are: only p
-          of the quadratic column is near its level then, and is the one to read
-    shifts   the same by circular shifts along depth: the share of them, the unshifted profile among
-          them, that correlate as strongly. L layers have L shifts: under 21 cannot reach 0.05
-    corrected  r without the noise of the prompts, where two models ran on the same prompts and both
-          folders hold profile_rows.npz: 2,000 joint resamples (stats/profile_noise.py). signal: the
-          share of the variance of each profile that is no such noise; below 0.5 do not trust the
+    as is, linear, quadratic  Pearson's r of two layer profiles, and of what is
+          left after a line or a parabola in relative depth is removed from
+          each; models of unequal depth are compared at the relative depths of
+          the shallower, the deeper one interpolated linearly
+    p     modified t-test: neighbouring layers are alike, so r is compared with
+          t of as many degrees of freedom as the autocorrelation of both
+          profiles leaves (rolecircuits/stats/profile_tests.py). Two profiles
+          that drift with depth correlate whatever they are: only p of the
+          quadratic column is near its level then, and is the one to read
+    shifts   the same by circular shifts along depth: the share of them, the
+          unshifted profile among them, that correlate as strongly. L layers
+          have L shifts: under 21 cannot reach 0.05
+    corrected  r without the noise of the prompts, where two models ran on the
+          same prompts and both folders hold profile_rows.npz: 2,000 joint
+          resamples (stats/profile_noise.py). signal: the share of the variance
+          of each profile that is no such noise; below 0.5 do not trust the
           corrected r. It has no interval: none that was tried covers
 
---kind normalised | sinkfree reads rfc_<kind>_diff_estimate and rsi_<kind>_diff_estimate of the
-detailed_comparison.csv that compare_base_instruct.py writes; original reads rfc_diff, rsi_diff, the
-published estimator, which raw lengths move. Without the flag: normalised where every file has it,
-else original of all.
-Written to --output_dir: cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
+--kind normalised | sinkfree reads rfc_<kind>_diff_estimate and
+rsi_<kind>_diff_estimate of the detailed_comparison.csv that
+compare_base_instruct.py writes; original reads rfc_diff, rsi_diff, the
+published estimator, which raw lengths move. Without the flag: normalised where
+every file has it, else original of all. Written to --output_dir:
+cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
 cross_model_profiles.png.
 
-    python cross_model_correlation.py --comparison mistral=comparison_results/mistral \\
-        --comparison qwen=comparison_results/qwen
+    python cross_model_correlation.py --comparison \\
+        original=comparison_results/demo crossed=comparison_results/demo/crossed
 """
 
 import sys
@@ -44,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--comparison", action="append", required=True, **named)
     kinds = "which columns are read (default: normalised where every file has it, else original)"
     parser.add_argument("--kind", choices=KINDS, help=kinds)
-    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
+    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help="for what is written")
     add_table_argument(parser)
     return parser.parse_args(argv)
 

@@ -1,26 +1,33 @@
-"""Edit a model in the middle of its forward pass and measure what changes further on.
+"""Edit a model in the middle of its forward pass and measure what changes
+further on.
 
-    plan -> the unedited run -> every edit through the same capture as activation_analysis.py
-    -> results_activation_analysis/intervention_<time>/
+    plan -> the unedited run -> every edit, captured as activation_analysis.py
+    does -> results_activation_analysis/intervention_<time>/
        (baseline/, sh_29_26_zero_out/, ..., effects.csv, effects.json)
 
-    python interventions.py --held_out --config_file ablation_candidates.json
-    python interventions.py --model_id mistralai/Mistral-7B-Instruct-v0.1 --dtype bfloat16
-    python interventions.py --sweep heads --method zero_out
+    python interventions.py --prompts crossed --prompts_per_category 36 \\
+        --held_out --config_file \\
+        analysis_results/demo/crossed/base/ablation_candidates.json
+    python interventions.py --sweep heads --prompts_per_category 5
+    python interventions.py --dtype bfloat16 \\
+        --model_id mistralai/Mistral-7B-Instruct-v0.1  # needs the hub
     python interventions.py --sweep heads --engine ray --num_workers 4
+        # needs requirements-distributed.txt
 
 Heads, patterns, MLPs and the residual can be edited; plan.py lists how. A plan
 says which model it is for and is refused by another one. Without a plan the
 published heads are cut in the two models that they are of
 (targeted_interventions.json). effects.csv has one row an intervention and
-category: KL of the next token, change of the top token, change of surprisal of
-the unedited answer, change of the mean RFC and RSI of later layers (effects.py
-defines them), each with its interval and its rank among the other heads of the
-layer under the same edit. Whether all candidates together are more than a random
-choice of heads is tested exactly (ranks.py). A plan may bring its own controls
-instead. --sweep heads ablates every head in turn and writes head_effects.npz
-[layer, head, category]; it can be interrupted and continued. The newest run is
-linked as latest_intervention, the newest sweep as latest_sweep.
+category: KL of the next token, change of the top token, change
+of surprisal of the unedited answer, change of the mean RFC and RSI of later
+layers (effects.py defines them), each with its interval and its rank among the
+other heads of the layer under the same edit. Whether all candidates together
+are more than a random choice of heads is tested exactly (ranks.py). A plan may
+bring its own controls instead.
+
+--sweep heads ablates every head in turn and writes head_effects.npz [layer,
+head, category]; it can be interrupted and continued. The newest run is linked
+as latest_intervention, the newest sweep as latest_sweep.
 """
 
 import sys
@@ -34,10 +41,10 @@ from rolecircuits.edits import plan_source
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_INTERVENTION,
     LATEST_SWEEP,
     add_model_arguments,
+    add_output_argument,
     check_model_arguments,
     check_output_dir,
     controls_number,
@@ -89,7 +96,7 @@ def parse_args(argv=None):
     kept = "measure on the prompts that did not choose the plan's heads (its held_out)"
     plan.add_argument("--held_out", action="store_true", help=kept)
     add_engine_arguments(parser)
-    parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    add_output_argument(parser)
     add_table_argument(parser)
     return parser.parse_args(argv)
 

@@ -1,28 +1,33 @@
-"""The prompt sets, the pairs or frames in them, and how long the prompts really are.
+"""The prompt sets, the pairs or frames in them, and how long the prompts really
+are.
 
     original  30 texts in each of four categories (the default)
-                  self_referent   asks the model about itself            "Who created you?"
-                  confounder      asks about the person who is typing    "How tall am I?"
-                  third_person    confounder[i] with the person swapped  "How tall is she?"
-                  neutral         names no person                        "What is photosynthesis?"
-    crossed   36 sentences with a slot (frames) x 3 fillers; only the person in the slot differs
-                  "How old are you?"   "How old am I?"   "How old is she?"   "How old is it?"
-    deixis    the sentences of crossed, in the user's turn and in the assistant's; needs
-              --prompt_format chat
-    FILE      your own: .json, .jsonl or .csv (see rolecircuits/inputs/prompt_files.py); --export
-              writes any set as such a file
+                "Who created you?"         self_referent, about the model
+                "How tall am I?"           confounder, about who is typing
+                "How tall is she?"         third_person, confounder[i] swapped
+                "What is photosynthesis?"  neutral, names no person
+    crossed   36 sentences with a slot (frames) x 3 fillers; only the person in
+              the slot differs: "How old are you?"  "How old am I?"
+              "How old is she?"  "How old is it?"
+    deixis    the sentences of crossed, in the user's turn and in the
+              assistant's; needs --prompt_format chat
+    FILE      your own: .json, .jsonl or .csv (see
+              rolecircuits/inputs/prompt_files.py); --export writes any set as
+              such a file
 
-confounder[i] and third_person[i] are a matched pair; they carry the same pair_id. Categories of the
-original set differ in length, and raw attention entropy grows with length, so this script prints
-the lengths and the length null: the RFC and RSI that attention spread uniformly over the visible
-keys would get from length alone.
+confounder[i] and third_person[i] are a matched pair; they carry the same
+pair_id. Categories of the original set differ in length, and raw attention
+entropy grows with length, so this script prints the lengths and the length
+null: the RFC and RSI that attention spread uniformly over the visible keys
+would get from length alone.
 
     python prompts.py
     python prompts.py --prompts crossed --model_id bundled:smollm2-135m-instruct
     python prompts.py --prompts crossed --export mine.csv
-    python prompts.py --audit results_activation_analysis/latest_run
+    python prompts.py --audit results_activation_analysis/demo/latest_run
 
---audit says of a run how its prompts are built: what category, first word and token count explain.
+--audit says of a run how its prompts are built: what category, first word and
+token count explain.
 """
 
 import difflib
@@ -33,7 +38,12 @@ from pathlib import Path
 
 from output_manager import load_run
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
-from rolecircuits.inputs.arguments import add_format_arguments, check_prompt_arguments, positive_int
+from rolecircuits.inputs.arguments import (
+    REVISION_HELP,
+    add_format_arguments,
+    check_prompt_arguments,
+    positive_int,
+)
 from rolecircuits.inputs.categories import REQUIRED, cells_of, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
@@ -77,13 +87,14 @@ def _own_path(text, flag):
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_id", help="count this model's tokens (default: count words)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--revision", help=REVISION_HELP)
     parser.add_argument(
         "--prompts",
         metavar="NAME|FILE",
         help=f"{', '.join(SETS)}, or a .json, .jsonl or .csv file (default {SETS[0]})",
     )
-    parser.add_argument("--prompts_per_category", type=positive_int)
+    first = "the first N of each category (default: all)"
+    parser.add_argument("--prompts_per_category", type=positive_int, help=first)
     add_format_arguments(parser)
     parser.add_argument(
         "--export", metavar="FILE", help="write the set to this new file, and count nothing"

@@ -1,19 +1,18 @@
-"""The whole study of one model family in one command, and a table of the main numbers.
+"""The whole study of a model family in one command, and its main numbers.
 
-    for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
-    for the crossed one, else the first: the base run's strongest heads cut, and all others of
-    their layers, on the half of the prompts that did not choose them
+    each prompt set: both runs -> figures -> tests of every head -> comparison
+    the crossed one, else the first: the base run's strongest heads cut, and all
+    others of their layers, on the half of the prompts that did not choose them
 
     python run_pipeline.py --family demo
-    python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
-    python run_pipeline.py --family mistral --prompts crossed
-    python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3
+    python run_pipeline.py --family demo --skip_analysis
+    python run_pipeline.py --family mistral --device cuda  # needs hub and GPU
+    python run_pipeline.py --family qwen llama --engine ray  # hub and Ray
 
-The families are in model_families.json, or in a file of that form that --families_file names.
-Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and
-comparison_results/NAME/; those of a second prompt set to NAME/SET/ in each. With --engine ray a
-worker runs the models of a whole family. `demo` is the bundled model twice, on raw and on
-chat-formatted prompts: same weights, two framings.
+The families are in model_families.json; `demo` is the bundled model twice, on
+raw and on chat prompts. Results go to NAME/ in results_activation_analysis,
+figures, analysis_results and comparison_results, those of a second prompt set
+to NAME/SET/. With --engine ray a worker runs the models of a whole family.
 """
 
 import contextlib
@@ -49,19 +48,20 @@ from rolecircuits.runs.files import pack_folder
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    names = "one name in model_families.json or several: demo, mistral, qwen, ..."
-    parser.add_argument("--family", required=True, nargs="+", dest="families", help=names)
-    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE))
+    names = {"dest": "families", "help": "names in model_families.json: demo, mistral, ..."}
+    parser.add_argument("--family", required=True, nargs="+", **names)
+    own = "a file of that form (default: model_families.json)"
+    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE), help=own)
     arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
     sets = "one set or several, each a name or file (default: those of the family)"
     parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
-    parser.add_argument("--raw", choices=arguments.RAW, default="none", help="figures need none")
+    arguments.add_raw_argument(parser)
     skip = "make no run again that is there with this model, format, prompts and plan"
     parser.add_argument("--skip_analysis", action="store_true", help=skip)
     for stage in ("visualization", "comparison", "interventions"):
-        parser.add_argument(f"--skip_{stage}", action="store_true")
-    heads = "heads cut and ranked in their layers (default 3)"
+        parser.add_argument(f"--skip_{stage}", action="store_true", help="leave this stage out")
+    heads = "heads cut and ranked in their layers"
     parser.add_argument("--top_k", type=arguments.positive_int, default=3, help=heads)
     arguments.add_verify_argument(parser)
     table_files.add_table_argument(parser)

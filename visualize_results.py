@@ -1,18 +1,22 @@
 """Draw the figures of a run, and write the numbers behind each as CSV.
 
-    python visualize_results.py
-    python visualize_results.py --output_type base --format svg
-    python visualize_results.py --input_dir results_activation_analysis/run_20260101_120000 \\
-        --output_dir my_figures
+    python visualize_results.py --output_dir my_figures \\
+        --input_dir results_activation_analysis/demo/latest_run
+    python visualize_results.py --output_type intervention --format svg \\
+        --input_dir results_activation_analysis/demo/crossed/latest_intervention
+    python visualize_results.py  # needs a run of activation_analysis.py
+    python visualize_results.py --output_type base  # needs a base run
 
-    --output_type   reads (results_activation_analysis/...)   writes
-    normal          latest_run                                figures/
-    base            latest_base                               figures_base/
-    intervention    latest_intervention, and latest_sweep     figures/intervention/ (effects, the
-                    if it is of the same model                sweep, figures of every edit)
+    --output_type  reads (results_activation_analysis/...)  writes
+    instruct       latest_run                               figures/
+    base           latest_base                              figures_base/
+    intervention   latest_intervention, and latest_sweep   figures/intervention/
+                   if it is of the same model
 
-<output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they
-draw. The run is checked before anything is written; no model is loaded.
+<output_dir>/visualization_*.png are the figures,
+<output_dir>/data/visualization_*.csv what they draw. Of an intervention run
+these are the effects, the sweep, and the figures of every edit. The run is
+checked before anything is written; no model is loaded.
 """
 
 import sys
@@ -26,9 +30,11 @@ from rolecircuits.inputs.arguments import (
     LATEST_INTERVENTION,
     LATEST_RUNS,
     LATEST_SWEEP,
+    RUN_TYPES,
     add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
+    run_type,
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
@@ -37,8 +43,8 @@ from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
-    "normal": (LATEST_RUNS["latest"], "figures"),
-    "base": (LATEST_RUNS["latest_base"], "figures_base"),
+    "instruct": (LATEST_RUNS["instruct"], "figures"),
+    "base": (LATEST_RUNS["base"], "figures_base"),
     "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
 FORMATS = ("png", "svg", "pdf")
@@ -47,11 +53,11 @@ FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experi
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    choice = {"choices": list(FOLDERS), "default": "normal"}
-    parser.add_argument("--output_type", **choice, help="normal (default): instruct run")
+    choice = {"type": run_type, "choices": RUN_TYPES, "default": "instruct"}
+    parser.add_argument("--output_type", **choice, help="which run is drawn")
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
-    parser.add_argument("--format", choices=FORMATS, default="png")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)

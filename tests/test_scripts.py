@@ -130,6 +130,8 @@ def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
             tiny,
             "--prompts_per_category",
             "3",
+            "--raw",
+            "patterns",
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr

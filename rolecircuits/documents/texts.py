@@ -48,7 +48,7 @@ def check_document_arguments(args):
             "--prompt_format chat with --documents: messages take the chat template by themselves, "
             "text does not"
         )
-    if args.raw not in (None, "none"):
+    if args.raw != "none":
         raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
 
 

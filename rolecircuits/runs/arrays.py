@@ -13,6 +13,7 @@ import numpy as np
 from rolecircuits.inputs.categories import check_category, first_word, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.npz import read_npz
+from rolecircuits.runs.record import prompt_set_of
 
 ARRAYS = {
     "category": ("U", ("prompt",)),
@@ -98,6 +99,12 @@ class Run:
         return self.slot_mass is not None and bool((self.slot[:, 0] >= 0).all())
 
     @property
+    def name(self):
+        """Name of its folder; of an edited run, below the name of its intervention run."""
+        edited = (self.path.parent / "manifest.json").is_file()
+        return f"{self.path.parent.name}/{self.path.name}" if edited else self.path.name
+
+    @property
     def label(self):
         """Model, format and edit, for titles and tables, and which categories have other names."""
         named = f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
@@ -126,8 +133,7 @@ class Run:
     @property
     def prompt_set(self):
         """What the prompt set was called when the run was made, a file without its folder."""
-        given = (self.config.get("arguments") or {}).get("prompts") or "original"
-        return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+        return prompt_set_of(self.config)
 
     @property
     def counts(self):

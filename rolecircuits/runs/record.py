@@ -13,6 +13,7 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION, READABLE = 2, (1, 2)
+CONFIG = "experiment_config.json"  # the file of this module in a run folder
 PACKAGES = (
     *("torch", "transformer_lens", "transformers", "tokenizers"),
     *("numpy", "scipy", "safetensors", "gguf"),
@@ -86,6 +87,12 @@ def describe_documents(args, n, feeding, failed):
     lost = [{"id": document_id, "reason": portable(reason)} for document_id, reason in failed]
     known = {"sha256": sha256_of(args.documents), "n": n, "bos": args.bos} | feeding["how"]
     return {"documents": known | {"failed": lost}, "model": feeding["model"]}
+
+
+def prompt_set_of(config):
+    """What the prompt set of an experiment_config was called, a file without its folder."""
+    given = (config.get("arguments") or {}).get("prompts") or "original"
+    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def portable_arguments(args):
