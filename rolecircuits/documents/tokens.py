@@ -17,7 +17,7 @@ from rolecircuits.capture.tokens import (
     check_own_tokens,
     tokenize_prompts,
 )
-from rolecircuits.documents.texts import Document
+from rolecircuits.documents.shapes import Document
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import PromptFormat
