@@ -187,6 +187,8 @@ def print_indices(indices):
     columns = ["", right("mean over layers [95 %]"), right("p / BH / max-T < 0.05")]
     title = "RFC and RSI; above 0: self-referent is the more focused"
     print_table(columns, rows, title)
+    if len(reasons) < len(rows):
+        print("note: intervals take documents as independent of each other")
     for reason in dict.fromkeys(reasons):
         print(f"note: {printable(reason)}")
 
