@@ -23,6 +23,7 @@ from rolecircuits.inputs.errors import UserError
 from rolecircuits.runs import npz
 from rolecircuits.runs.document_results import SHAPES
 from rolecircuits.stats import document_stats
+from rolecircuits.stats.index_inference import infer_indices
 from tiny_models import load_checked, save_tiny
 
 FILES = Path(__file__).parent / "data" / "documents"
@@ -334,7 +335,7 @@ def make_arrays(turns, seed=0, n_layers=3, n_heads=2, categories=None):
         arrays[f"turn_{kind}"] = rng.uniform(0.2, 0.8, (sum(count), *shape)).astype(np.float32)
         arrays[f"whole_{kind}"] = rng.uniform(0.2, 0.8, (len(turns), *shape)).astype(np.float32)
     assert arrays.keys() == SHAPES.keys()
-    return arrays
+    return arrays | {"frame": np.array([f"word{i // 3 % 9}" for i in range(len(turns))])}
 
 
 def test_a_drift_is_last_third_against_first_third_of_one_role():
@@ -363,9 +364,46 @@ def test_intervals_are_there_where_the_documents_are_enough():
     assert found["normalised", "rfc"]["reason"] is None and mean["p"] < 0.05
     assert all(row["low"] < row["high"] for row in document_stats.infer_drifts(arrays))
     few = {name: values[:12] for name, values in arrays.items() if values.shape[0] == 36}
-    found = document_stats.infer_document_indices(few, n_resamples=50)
-    assert np.isnan(found["sinkfree", "rsi"]["mean"]["low"])
-    assert "below 8 documents" in found["sinkfree", "rsi"]["reason"]
+    assert "below 8 documents" in reason_of(few)
+    few["frame"] = np.full(12, "who")
+    assert "begin in 1 ways" in reason_of(few)
+    few["frame"] = few["category"]
+    assert "not identified: no first word begins documents of confounder and self_" in reason_of(
+        few
+    )
+
+
+def reason_of(arrays):
+    """Why these documents have no test of RSI, which is then undefined."""
+    found = document_stats.infer_document_indices(arrays, n_resamples=50)["sinkfree", "rsi"]
+    assert np.isfinite(found["mean"]["estimate"]) and np.isfinite(found["layers"]["estimate"]).all()
+    assert all(np.isnan(found["layers"][name]).all() for name in ("low", "p", "q", "p_max"))
+    assert np.isnan(found["mean"]["high"])
+    return found["reason"]
+
+
+def test_documents_are_clustered_by_their_first_words_as_prompts_are(script):
+    rows = [(f"q{i}", c) for i, c in enumerate(["self_referent", "neutral", "confounder"] * 20)]
+    words = ["What", "How", "When", "Who", "why", "Where", "Which", "Is", "Do", "Can"]
+    rows = [
+        {"id": name, "category": category, "text": f"{words[i // 6]} {category} of the river {i}?"}
+        for i, (name, category) in enumerate(rows)
+    ]
+    talk = [{"role": "system", "content": "You"}, {"role": "user", "content": "Who are you?"}]
+    rows.append({"id": "talk", "messages": talk})
+    write_lines(Path("d.jsonl"), *rows)
+    assert script("d.jsonl") == 0
+    folder = Path("out/latest_documents")
+    lines = [json.loads(line) for line in (folder / "documents.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines[::6]] == [*(w.lower() for w in words), "who"]
+    names = ["category", "frame", "whole_normalised"]
+    arrays = npz.read_npz(folder / "documents.npz", names)
+    values = arrays["whole_normalised"].astype(float).mean(axis=-1)
+    unit = np.unique(arrays["frame"], return_inverse=True)[1]
+    expected = infer_indices(values, arrays["category"], unit)["rfc"]
+    found = [row for row in table(folder / "indices.csv") if row["kind"] == "normalised"]
+    found = [float(row["low"]) for row in found if row["index"] == "rfc"]
+    np.testing.assert_allclose(found, expected.low, rtol=1e-6)
 
 
 CONFIG = {
@@ -389,7 +427,10 @@ def test_the_figures_hold_what_they_draw():
     np.testing.assert_allclose([row["sink_mass"] for row in lines], means[:5])
     cell = next(row for row in rows if (row["turn"], row["layer"]) == (1, 2))
     assert cell["normalised"] == pytest.approx(arrays["turn_normalised"][[1, 4], 2].mean())
-    assert len(figure.axes[0].lines) == 3 and figure.axes[3].images[0].get_array().shape == (3, 3)
+    assert len(figure.axes[0].lines) == 2 + 3 and figure.axes[3].images[0].get_array().shape == (
+        3,
+        3,
+    )
     _, rows = drawings["documents_by_layer"]
     assert len(rows) == 9 and rows[0]["set"] == "b.jsonl"
     alone = make_arrays([["text"], ["text"]], categories=["neutral", "odd name"])

@@ -64,6 +64,7 @@ def stacked_arrays(documents, results):
     arrays = {
         "document_id": np.array([d.prompt.id for d in documents]),
         "category": np.array([d.prompt.category for d in documents]),
+        "frame": np.array([d.prompt.frame for d in documents]),
         "n_tokens": np.array([d.n_tokens for d in documents], np.int64),
         "turn_document": np.repeat(np.arange(len(documents)), count),
         "turn_role": np.array([role for d in documents for role in d.roles]),
@@ -112,6 +113,7 @@ def save_documents(folder, documents, results, config, facts):
         {
             "id": d.prompt.id,
             "category": d.prompt.category,
+            "frame": d.prompt.frame,
             "n_tokens": d.n_tokens,
             "turns": [
                 {"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)
@@ -188,7 +190,7 @@ def print_indices(indices):
     title = "RFC and RSI; above 0: self-referent is the more focused"
     print_table(columns, rows, title)
     if len(reasons) < len(rows):
-        print("note: intervals take documents as independent of each other")
+        print("note: intervals draw documents that begin with the same word together")
     for reason in dict.fromkeys(reasons):
         print(f"note: {printable(reason)}")
 

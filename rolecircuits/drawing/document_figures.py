@@ -12,7 +12,7 @@ Arrays are those of documents.npz. In a CSV "all" stands where a row is a mean o
 import numpy as np
 
 from rolecircuits.drawing import style
-from rolecircuits.drawing.style import Grid, Line2D, Look
+from rolecircuits.drawing.style import Grid, Look
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.document_results import read_documents_run, run_columns, run_label
@@ -66,17 +66,13 @@ def draw_by_turn(arrays, label):
     talks = np.unique(owner[number > 0])
     chosen, n_turns = np.isin(owner, talks), int(number.max()) + 1
     roles = [name for name in ROLE_LOOKS if (role[chosen] == name).any()]
-    handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", label=look.label)
-        for look in map(ROLE_LOOKS.get, roles)
-    ]
-    handles.append(Line2D([], [], color="black", linewidth=2, label="mean over conversations"))
+    handles = style.category_handles(ROLE_LOOKS, roles)
     per_turn = [int((number[chosen] == turn).sum()) for turn in range(n_turns)]
     caption = (
-        f"A thin line a conversation, mean over layers and heads. {FOCUS} Maps and the thick line: "
-        f"means over the conversations that have the turn ({per_turn[0]} the first, {per_turn[-1]} "
-        "the last). Later turns see more keys, so values change along a conversation whatever is "
-        "said; compare turns of one role."
+        f"A thin line a conversation, mean over layers and heads. {FOCUS} Maps and thick lines (by "
+        f"role): means over the conversations that have the turn ({per_turn[0]} the first, "
+        f"{per_turn[-1]} the last). Later turns see more keys, so values change along a "
+        "conversation whatever is said; compare turns of one role."
     )
     subtitle = f"{label}; {len(talks)} conversations"
     texts = ("Conversations, turn by turn", subtitle, caption)
@@ -90,13 +86,16 @@ def draw_by_turn(arrays, label):
             place.plot(number[own], values[own], color="#888888", linewidth=0.8, alpha=alpha)
         for name in roles:
             own, look = chosen & (role == name), ROLE_LOOKS[name]
-            marks = {"s": 12, "marker": look.marker, "alpha": max(alpha, 0.25), "linewidths": 0}
+            marks = {"s": 12, "marker": look.marker, "alpha": alpha, "linewidths": 0}
             place.scatter(number[own], values[own], color=look.colour, zorder=3, **marks)
+            turns = np.unique(number[own])
+            means = [defined_mean(values[own & (number == turn)]) for turn in turns]
+            line = {"linewidth": 2, "zorder": 4, "marker": look.marker, "markersize": 3.5}
+            place.plot(turns, means, color=look.colour, **line)
         layers = defined_mean(arrays[f"turn_{kind}"].astype(np.float64))
         maps[kind] = np.stack(
             [defined_mean(layers[chosen & (number == turn)], axis=0) for turn in range(n_turns)]
         )
-        place.plot(defined_mean(maps[kind]), color="black", linewidth=2, zorder=4)
         place.set_title(TITLES[kind])
         style.number_axis(place.xaxis, n_turns, "turn")
     axes[0, 0].set_ylabel("value of a turn")

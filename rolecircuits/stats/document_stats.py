@@ -1,7 +1,7 @@
 """RFC and RSI over documents, and how focus changes along a conversation.
 
-    RFC, RSI  as stats.indices defines them, of documents in the place of prompts, which are taken
-              as independent: each is a unit
+    RFC, RSI  as stats.indices defines them, of documents in the place of prompts; as with those,
+              the unit is the cluster of documents whose first words are the same
     drift     of one role's turns in one conversation: the mean over its last third of turns
               (at least one) against the mean over its first third
 
@@ -13,7 +13,7 @@ see more keys, and the sink's mass falls with them whatever is said: a drift des
 evidence on what the turns say.
 
 Arrays are those of documents.npz: "whole_*" [document, layer, head], "turn_*" [turn, layer, head],
-turn_document and turn_role [turn], category [document].
+turn_document and turn_role [turn], category and frame (the first word) [document].
 """
 
 import numpy as np
@@ -22,8 +22,10 @@ from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import COMPARED, infer_indices, infer_mean_indices
+from rolecircuits.stats.indices import word_weights
 from rolecircuits.stats.moments import defined_mean
 from rolecircuits.stats.resampling import N_RESAMPLES, infer_mean, untestable_reason
+from rolecircuits.stats.units import Design, units_of
 
 ENTROPIES = ("normalised", "sinkfree")
 VALUES = (*ENTROPIES, "sink_mass")
@@ -41,28 +43,48 @@ def infer_document_indices(arrays, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
     numbers  "estimate", "low", "high", "null" (0: entropies are normalised), "p", and of layers
              "q" and "p_max"    mean  of the index over layers    reason  why there is no test
     """
-    category, found = arrays["category"], {}
+    category, found, unit = arrays["category"], {}, units_of(design_of_documents(arrays))
     for kind in ENTROPIES:
         values = defined_mean(arrays[f"whole_{kind}"].astype(np.float64))
-        layers = infer_indices(values, category, None, None, n_resamples, seed)
-        means = infer_mean_indices(values, category, None, None, n_resamples, seed)
+        layers = infer_indices(values, category, unit, None, n_resamples, seed)
+        means = infer_mean_indices(values, category, unit, None, n_resamples, seed)
         for index, own in layers.items():
-            missing = [name for name in COMPARED[index] if not (category == name).any()]
-            reason = f"no {missing[0]} documents" if missing else None
-            reason = reason or untestable_reason(category, None, COMPARED[index], "documents")
-            tests = {"q": q_values(own.p), "p_max": own.p_max}
-            found[kind, index] = {
-                "layers": _numbers(own) | tests,
-                "mean": _numbers(means[index]),
-                "reason": reason,
-            }
+            reason = _untested_reason(arrays, unit, COMPARED[index])
+            numbers, mean = _numbers(own), _numbers(means[index])
+            numbers |= {"q": q_values(own.p), "p_max": own.p_max}
+            if reason:
+                numbers, mean = _without_tests(numbers), _without_tests(mean)
+            found[kind, index] = {"layers": numbers, "mean": mean, "reason": reason}
     return found
 
 
+def design_of_documents(arrays):
+    """The stats.units Design of documents: no pairs, no fillers, not crossed."""
+    n = len(arrays["category"])
+    labels = np.full(n, -1), arrays["frame"], np.full(n, "")
+    return Design(arrays["category"], *labels, crossed=False)
+
+
+def _untested_reason(arrays, unit, names):
+    """Why these categories get no interval and no test, or None; the rules of prompts."""
+    category = arrays["category"]
+    missing = [name for name in names if not (category == name).any()]
+    if missing:
+        return f"no {missing[0]} documents"
+    if not word_weights(category, arrays["frame"], names, 1):
+        joined, why = " and ".join(names), "so the design cannot tell who from how"
+        return f"not identified: no first word begins documents of {joined}, {why}"
+    return untestable_reason(category, unit, names, "documents")
+
+
 def _numbers(inference):
-    names = ("estimate", "low", "high", "p")
-    null = {"null": np.zeros(np.shape(inference.estimate))}
-    return {name: getattr(inference, name) for name in names} | null
+    numbers = {name: getattr(inference, name) for name in ("estimate", "low", "high")}
+    return numbers | {"null": np.zeros(np.shape(inference.estimate)), "p": inference.p}
+
+
+def _without_tests(numbers):
+    kept = ("estimate", "null")
+    return {k: v if k in kept else np.full(np.shape(v), np.nan) for k, v in numbers.items()}
 
 
 def turn_means(arrays, kind):
