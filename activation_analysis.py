@@ -55,9 +55,7 @@ CAPTURE_HELP = "build every pattern, or stream row entropies without; auto strea
 def build_parser():
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument(
-        "--documents", help="JSONL file of long texts or conversations, in place of prompts"
-    )
+    texts.add_document_arguments(parser)
     output = parser.add_argument_group("output")
     add_output_argument(output)
     kinds = {"type": run_type, "choices": list(LATEST_RUNS), "default": "instruct"}
@@ -87,6 +85,7 @@ def run(args):
         return repeat(args)
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LATEST_RUNS[args.output_type])
+    texts.check_document_arguments(args)
     if args.documents is not None:
         return run_documents(args)
     if args.engine != "local":
@@ -208,33 +207,32 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
 
 def run_documents(args):
     """Run a whole file of documents and return the exit code: 0, or 3 if some of them failed."""
-    texts.check_document_arguments(args)
     check_engine_arguments(args)
-    documents = texts.read_documents(args.documents)
+    reading = texts.read_documents(args.documents, texts.fields_of(args), args.prompt_format)
+    say_notes(texts.describe_reading(reading, args.documents))
     with collector_paused():
         from rolecircuits.documents import shards, tables, tasks  # torch: after the file is checked
 
     say_limits(args.output_dir)
     with open_engine(args) as engine:
         folder = Path(args.output_dir, shards.SHARDS)
-        done = tasks.run_documents(engine, documents, Setting.of(args), args.capture, folder)
+        setting = Setting.of(args)
+        done = tasks.run_documents(engine, reading.documents, setting, args.capture, folder)
     kept, arrays = done.complete()
-    say_failed(done.failed)
+    failed = reading.failed + done.failed
+    say_failed(failed)
     if not kept:
-        raise RunFailed(f"all {len(documents)} documents failed: {done.failed[0][1]}; {SMALLER}")
-    fed = record.describe_documents(args, len(kept), done.feeding, done.failed)
-    how = (done.facts, fed, done.determinism, {"capture_s": done.seconds})
-    config = record.describe_run("activation_analysis.py --documents", args, *how)
-    config["capture"] = done.how
+        raise RunFailed(f"all {len(failed)} documents failed: {done.failed[0][1]}; {SMALLER}")
+    config = tables.describe_documents_run(args, len(kept), done, failed, reading.facts)
     with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
         tables.save_documents(new.path, kept, arrays, config, done.facts)
     print(
-        f"{len(kept)} documents done, {len(done.failed)} failed: "
+        f"{len(kept)} documents done, {len(failed)} failed: "
         f"{sum(document.n_tokens for document in kept)} tokens, "
         f"{sum(len(document.spans) for document in kept)} turns, {done.how['method']}, "
         f"{done.seconds:.1f} s -> {printable(new.final)}"
     )
-    return 3 if done.failed else 0
+    return 3 if failed else 0
 
 
 def main(argv=None):

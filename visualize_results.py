@@ -13,6 +13,8 @@
     intervention   latest_intervention, and latest_sweep   figures/intervention/
                    if it is of the same model
 
+A folder of --documents that --input_dir names is drawn into figures/documents/.
+
 <output_dir>/visualization_*.png are the figures,
 <output_dir>/data/visualization_*.csv what they draw. Of an intervention run
 these are the effects, the sweep, and the figures of every edit. The run is
@@ -47,6 +49,7 @@ FOLDERS = {
     "base": (LATEST_RUNS["base"], "figures_base"),
     "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
+DOCUMENT_FIGURES = "figures/documents"
 FORMATS = ("png", "svg", "pdf")
 FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 
@@ -78,6 +81,11 @@ def run(args):
             )
         visualize_interventions(input_dir, output_dir, args.format, verify)
         return
+    if is_documents_run(input_dir):
+        if args.contrast or args.roles:
+            raise UserError("--contrast and --roles are for prompts, not for documents")
+        visualize_documents(input_dir, args.output_dir or DOCUMENT_FIGURES, args.format, verify)
+        return
     check_output_dir(output_dir)
     loaded = load_run(input_dir, verify).rename(args.roles)
     visualize(loaded, output_dir, args.format, args.contrast)
@@ -108,6 +116,26 @@ def visualize(run, output_dir, file_format="png", asked=()):
         f"{len(paths)} figures of {run.label} ({size}) in {folder}/ in {seconds:.1f} s, "
         f"data in {folder}/data/"
     )
+    return paths
+
+
+def is_documents_run(path):
+    """Whether a path names a folder that activation_analysis.py --documents wrote."""
+    return (follow_links(path) / "documents.npz").is_file()
+
+
+def visualize_documents(input_dir, output_dir, file_format="png", verify=True):
+    """Draw a documents run, as its own figures/ shows it; returns the paths."""
+    output_dir = check_output_dir(output_dir)
+    with collector_paused():
+        from rolecircuits.drawing import document_figures, style  # matplotlib: not for --help
+    folder = check_files(input_dir, ("documents.npz", "experiment_config.json"), verify)
+    drawings = document_figures.draw_folder(folder)
+    paths = [
+        style.save_drawing(output_dir, name, drawing, file_format)
+        for name, drawing in drawings.items()
+    ]
+    print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
 
 

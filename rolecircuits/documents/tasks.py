@@ -13,7 +13,7 @@ from rolecircuits.capture.attention import choose_capture
 from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
 from rolecircuits.capture.masks import note_windows
 from rolecircuits.documents import shards
-from rolecircuits.documents.texts import Document
+from rolecircuits.documents.shapes import Document
 from rolecircuits.documents.tokens import Documents, TokenizedDocument
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable

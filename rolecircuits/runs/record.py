@@ -80,12 +80,16 @@ def describe_fed(args, prompts, feeding, fed_ids):
     return describe_prompts(args, prompts, feeding, left_out=left_out)
 
 
-def describe_documents(args, n, feeding, failed):
-    """{"documents": their file's SHA-256, how many were captured and how they were fed, those that
-    failed, "model": what they were fed first}.
+def describe_documents(args, n, feeding, failed, read):
+    """{"documents": their file's SHA-256, what was read in it, how many were captured and how they
+    were fed, those that failed, "model": what they were fed first}.
+
+    read  facts of documents.texts.Reading
     """
     lost = [{"id": document_id, "reason": portable(reason)} for document_id, reason in failed]
-    known = {"sha256": sha256_of(args.documents), "n": n, "bos": args.bos} | feeding["how"]
+    file = {"sha256": sha256_of(args.documents), "format": read["format"]}
+    read = {name: value for name, value in read.items() if name != "format"}
+    known = file | {"n": n, "read": read, "bos": args.bos} | feeding["how"]
     return {"documents": known | {"failed": lost}, "model": feeding["model"]}
 
 

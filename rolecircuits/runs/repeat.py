@@ -33,7 +33,10 @@ from rolecircuits.runs.record import PATH_FLAGS, portable
 
 SCRIPT = "activation_analysis.py"
 CHOSEN = {"capture": "method", "raw": "raw", "batch_size": "batch_size"}  # flag: name in capture
-NOT_RECORDED = ("help", "repeat", "no_verify", "verbose")
+NOT_RECORDED = (  # or of documents, which are not repeated
+    *("help", "repeat", "no_verify", "verbose"),
+    *("text_field", "messages_field", "id_field", "category_field"),
+)
 PROMPT_FIELDS = ("id", "category", "pair_id", "text")
 DESIGN_FIELDS = ("frame", "filler", "turn")  # of a set that gives them
 MODEL_FACTS = {"weights_sha256": "weights", "tokenizer_sha256": "tokenizer", "revision": "commit"}
