@@ -1,4 +1,4 @@
-"""Loaded runs -> the report: what is computed first, which sections there are and in which order."""
+"""Loaded runs -> the report: what is computed first, which sections there are, in which order."""
 
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.errors import UserError, printable

@@ -1,7 +1,7 @@
 """What a report is made of: what was read (Context), and what each section shows (Section).
 
-A section is built by a function NAME_section(context) -> Section, or None where there is nothing to
-show; its page is templates/NAME.html (Jinja, what is read without JavaScript) and templates/NAME.js.
+A section is built by a function NAME_section(context) -> Section, or None where there is nothing
+to show; its page is templates/NAME.html (Jinja, what is read without JavaScript) and NAME.js.
 """
 
 from dataclasses import dataclass, field
