@@ -2,12 +2,18 @@
 
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.report import numbers, overview
+from rolecircuits.report import heads, layers, numbers, overview
 from rolecircuits.report.page import Page, build_page
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
 
 # each a function of the Context that gives a Section, or None
-SECTIONS = (overview.summary_section, overview.method_section)
+SECTIONS = (
+    overview.summary_section,
+    layers.layers_section,
+    heads.heads_section,
+    layers.comparison_section,
+    overview.method_section,
+)
 BASE_TYPES = ("base", "latest_base")  # --output_type of a base run
 
 

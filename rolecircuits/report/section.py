@@ -88,6 +88,19 @@ def run_facts(run, key):
     }
 
 
+def show_number(value, digits=3):
+    """A signed number, or - where it is undefined."""
+    return "-" if value is None or np.isnan(value) else f"{value:+.{digits}f}"
+
+
+def show_interval(estimate, low, high, digits=3):
+    """A number beside its interval: +0.012 [-0.003, +0.027]."""
+    shown = show_number(estimate, digits)
+    if low is None or np.isnan(low):
+        return shown
+    return f"{shown} [{show_number(low, digits)}, {show_number(high, digits)}]"
+
+
 def as_plain(value):
     """`value` as JSON has it: numbers with DIGITS significant digits, NaN as None."""
     if isinstance(value, dict):

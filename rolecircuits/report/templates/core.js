@@ -7,6 +7,7 @@
    report.chart(element, spec) -> Promise<view>
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
+   report.idle() -> Promise     when no section is being updated
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
    Data enter the page as text nodes only. */
@@ -18,7 +19,7 @@ const report = (function () {
       head: null, prompt: null },
     page.state
   );
-  const sections = [], listeners = [], charts = new Map();
+  const sections = [], listeners = [], charts = new Map(), busy = new Set();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   let started = false;
 
@@ -299,6 +300,37 @@ const report = (function () {
     console.error(error);
   }
 
+  /* A section is updated once at a time; what changes meanwhile is joined into the next update. */
+  function inTurn(update) {
+    let waiting = null, running = null;
+    async function work() {
+      while (waiting) {
+        const changed = waiting;
+        waiting = null;
+        try {
+          await update(changed);
+        } catch (error) {
+          trouble(error);
+        }
+      }
+      running = null;
+    }
+    return function (changed) {
+      waiting = new Set([...(waiting || []), ...changed]);
+      if (!running) {
+        running = work();
+        busy.add(running);
+        running.finally(((mine) => () => busy.delete(mine))(running));
+      }
+      return running;
+    };
+  }
+
+  /* Resolves when no section is being updated. */
+  async function idle() {
+    while (busy.size) await Promise.all(busy);
+  }
+
   async function start() {
     started = true;
     Object.assign(state, settle(Object.assign({}, state)));
@@ -312,11 +344,9 @@ const report = (function () {
         if (parts.start) await parts.start(root, data);
         offer(root, tables);
         if (parts.update) {
-          const all = new Set(Object.keys(state).concat("theme"));
-          await parts.update(root, data, state, all);
-          listeners.push((now, changed) => {
-            Promise.resolve(parts.update(root, data, now, changed)).catch(trouble);
-          });
+          const follow = inTurn((changed) => parts.update(root, data, state, changed));
+          listeners.push((now, changed) => follow(changed));
+          await follow(new Set(Object.keys(state).concat("theme")));
         }
       } catch (error) {
         trouble(error);
@@ -341,7 +371,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, link, make, show, signed, interval, chance, currentSet, csv,
+    unpack, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();
