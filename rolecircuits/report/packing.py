@@ -1,0 +1,170 @@
+"""The final query's attention of a run, packed small enough for one page.
+
+    step = round(levels sqrt(attention)), one byte a key        attention = (step / levels)^2
+
+The square root spends the steps where attention is small, as an eye that compares shades does. An
+attention of a comes back within sqrt(a) / levels + 1 / (4 levels^2): with 63 steps 0.016 near 1 and
+0.0017 near 0.01. The bytes are compressed (gzip) and written as base64.
+
+All runs of a page share one budget. Every head is kept where that fits, with as many steps as fit
+(LEVELS); else the mean over heads of every layer and the heads that matter the most (`order_heads`),
+as many as fit.
+"""
+
+import base64
+import gzip
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from rolecircuits.runs.arrays import Run
+
+LEVELS = (255, 127, 63)
+BUDGET = 1_700_000  # bytes of base64, all runs of a page together
+PER_BYTE = 4 / 3  # characters of base64
+SAMPLE = 24  # rows whose compressed size tells that of all
+MARGIN = 1.03  # by which a sample may mislead
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed attention [row, token]; the tokens of all prompts stand one after another.
+
+    levels   steps of the square root
+    heads    [(layer, head)], a row each, after a row for the mean over heads of every layer; or
+             None: a row for every head of every layer, and no means (the page takes them itself)
+    shape    (rows, tokens)    text  base64 of the compressed bytes
+    """
+
+    levels: int
+    heads: list | None
+    shape: tuple
+    text: str
+
+    def plain(self):
+        """What prompts.js reads."""
+        return {"levels": self.levels, "heads": self.heads, "packed": self.text}
+
+
+def steps_of(attention, levels):
+    """Attention in [0, 1] as steps of its square root: [...] -> [...] uint8."""
+    root = np.sqrt(np.clip(np.asarray(attention, dtype=np.float32), 0, 1))
+    return np.rint(root * levels).astype(np.uint8)
+
+
+def largest_error(attention, levels):
+    """How far an unpacked attention may be from the stored one."""
+    return np.sqrt(attention) / levels + 1 / (4 * levels**2)
+
+
+def unpack(packed: Packed):
+    """The attention that the page has: [row, token] float."""
+    steps = np.frombuffer(gzip.decompress(base64.b64decode(packed.text)), dtype=np.uint8)
+    return (steps.reshape(packed.shape) / packed.levels) ** 2
+
+
+def pack_numbers(values, bits=16):
+    """Numbers [...] as steps between the smallest and the largest; NaN is the highest step.
+
+    returns  {"shape", "low", "step", "bits", "packed"}: value = low + step n, within step / 2
+    """
+    values = np.asarray(values, dtype=np.float64)
+    undefined, top = np.isnan(values), 2**bits - 1
+    known = values[~undefined]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    step = (high - low) / (top - 1)
+    steps = np.full(values.shape, top, dtype=f"<u{bits // 8}")
+    steps[~undefined] = np.rint((known - low) / step) if step else 0
+    text = _text_of(steps)
+    return {"shape": values.shape, "low": low, "step": step, "bits": bits, "packed": text}
+
+
+def unpack_numbers(plain):
+    """What the page gets from `pack_numbers`: [...] float, NaN where undefined."""
+    raw = gzip.decompress(base64.b64decode(plain["packed"]))
+    steps = np.frombuffer(raw, dtype=f"<u{plain['bits'] // 8}").reshape(plain["shape"])
+    values = plain["low"] + plain["step"] * steps
+    return np.where(steps == 2 ** plain["bits"] - 1, np.nan, values)
+
+
+def pack_runs(runs, strengths, budget=BUDGET):
+    """{name: Packed} of the runs whose rows are stored, in `budget` characters together.
+
+    runs       {name: Run}
+    strengths  {name: |g| of every head [layer, head], or None}
+    """
+    runs = {name: run for name, run in runs.items() if run.final_row is not None}
+    sizes = {name: _estimate_sizes(run) for name, run in runs.items()}
+    for levels in LEVELS:
+        if sum(size[levels] for size in sizes.values()) <= budget:
+            return {name: pack_all(run, levels) for name, run in runs.items()}
+    total = sum(size[LEVELS[-1]] for size in sizes.values())
+    packed = {}
+    for name, run in runs.items():
+        of_all = sizes[name][LEVELS[-1]]
+        share = budget * of_all / total
+        n_heads = int((share / of_all - 1 / run.n_heads) * run.n_layers * run.n_heads)
+        heads = order_heads(run, strengths.get(name))[: max(n_heads, 1)]
+        packed[name] = pack_some(run, sorted(heads), LEVELS[-1])
+    return packed
+
+
+def _estimate_sizes(run: Run):
+    """{levels: characters that all heads of a run would take}, from some of its heads."""
+    n_all = run.n_layers * run.n_heads
+    chosen = np.unique(np.linspace(0, n_all - 1, SAMPLE).astype(int))
+    rows = _head_rows(run, *np.unravel_index(chosen, (run.n_layers, run.n_heads)))
+    scale = MARGIN * PER_BYTE * n_all / len(chosen)
+    return {n: len(zlib.compress(steps_of(rows, n).tobytes(), 6)) * scale for n in LEVELS}
+
+
+def pack_all(run: Run, levels):
+    """The Packed rows of every head."""
+    layer, head = np.divmod(np.arange(run.n_layers * run.n_heads), run.n_heads)
+    return _pack(_head_rows(run, layer, head), None, levels)
+
+
+def pack_some(run: Run, heads, levels):
+    """The Packed means of every layer and rows of some heads [(layer, head)]."""
+    means = _tokens_in_a_row(run, run.final_row.mean(axis=2, dtype=np.float32))
+    layer, head = np.array(heads, dtype=int).T
+    return _pack(np.concatenate([means, _head_rows(run, layer, head)]), heads, levels)
+
+
+def _pack(rows, heads, levels):
+    return Packed(levels, heads, rows.shape, _text_of(steps_of(rows, levels)))
+
+
+def _text_of(steps):
+    """Whole numbers as base64 of their compressed bytes."""
+    packed = gzip.compress(np.ascontiguousarray(steps).tobytes(), 6, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
+
+
+def _head_rows(run, layer, head):
+    """Rows of these heads: [head, token]."""
+    return _tokens_in_a_row(run, run.final_row[:, layer, head])
+
+
+def _tokens_in_a_row(run, rows):
+    """[prompt, row, key] without the keys beyond a prompt's tokens: [row, token]."""
+    real = np.arange(rows.shape[-1]) < run.n_tokens[:, None]
+    return rows.transpose(1, 0, 2)[:, real]
+
+
+def order_heads(run: Run, strength=None):
+    """[(layer, head)] of all heads: the largest |g| and the most attention on the slot in turn.
+
+    strength  |g| [layer, head], or None
+    """
+    orders = []
+    if strength is not None:
+        orders.append(np.argsort(-np.nan_to_num(strength), axis=None, kind="stable"))
+    if run.has_slots:
+        beyond = (run.slot_mass - run.slot_uniform[..., None]).mean(axis=0)
+        orders.append(np.argsort(-beyond, axis=None, kind="stable"))
+    if not orders:
+        orders = [np.arange(run.n_layers * run.n_heads)]
+    mixed = dict.fromkeys(np.stack(orders, axis=1).ravel().tolist())
+    return [divmod(place, run.n_heads) for place in mixed]

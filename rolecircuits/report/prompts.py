@@ -1,0 +1,146 @@
+"""The prompts of a report, each with its values, its tokens and what its final token attends to."""
+
+import numpy as np
+
+from rolecircuits.inputs.categories import order_categories
+from rolecircuits.report import packing
+from rolecircuits.report.section import Context, Section, run_facts, run_key
+from rolecircuits.report.tokens import readable_tokens
+from rolecircuits.runs.arrays import Run
+from rolecircuits.stats.contrasts import available_contrasts, contrast_sides, hedges_g
+from rolecircuits.stats.entropy import has_sink_key
+from rolecircuits.stats.indices import KINDS, prompt_values
+from rolecircuits.stats.units import frame_values, labels_of
+
+SEE = (
+    "Which tokens the last token of a prompt attends to: open a prompt, move through the layers, "
+    "and compare the same sentence about another person below it."
+)
+STATIC_PROMPTS = 60
+SHADES = 10  # of the strips that are read without JavaScript
+
+
+def prompts_section(context: Context):
+    """The Section; every run of the context is in it."""
+    values = {key: run_values(run) for key, run in context.runs.items()}
+    strengths = {key: head_strengths(run, values[key]) for key, run in context.runs.items()}
+    packed = packing.pack_runs(context.runs, strengths)
+    answers = context.answers or {}
+    runs = {
+        run_key(key): run_data(run, values[key], packed.get(key)) for key, run in context.runs.items()
+    }
+    for key, run in context.runs.items():
+        own = answers.get(key, {})
+        runs[run_key(key)] |= {
+            "facts": run_facts(run, key),
+            "answers": [own.get(name) for name in run.prompt_id.tolist()] if own else None,
+        }
+    first = next(iter(context.runs))
+    note = describe_packing(packed, context.runs)
+    static = {"rows": static_rows(context.runs[first], values[first]["normalised"]), "note": note}
+    static |= {"strips": static_strips(context.runs[first]), "of": " ".join(first)}
+    static["shown"] = len(context.runs[first].category)
+    return Section("prompts", "Prompts", SEE, static, {"runs": runs, "note": note})
+
+
+def run_values(run: Run):
+    """{kind: value of every prompt for every head [prompt, layer, head]}."""
+    return {kind: prompt_values(run, kind) for kind in KINDS}
+
+
+def head_strengths(run: Run, values):
+    """|g| of the first contrast, normalised, of every head: [layer, head]; None without one."""
+    if len(run.counts) < 2:
+        return None
+    contrast = next(iter(available_contrasts(run.category).values()))
+    category, unit = labels_of(run)
+    sides = contrast_sides(frame_values(run, values["normalised"]), category, unit, contrast)
+    return np.abs(hedges_g(*sides))
+
+
+def run_data(run: Run, values, packed):
+    """What prompts.js needs of a run.
+
+    values  as `run_values` gives them    packed  its packing.Packed, or None: it has no rows
+    """
+    strings = [row.get("token_strings") or [] for row in run.prompts]
+    readable = readable_tokens(text for row in strings for text in row)
+    vocabulary = list(dict.fromkeys(readable.values()))
+    place = {text: i for i, text in enumerate(vocabulary)}
+    tokens = [[place[readable[text]] for text in row] for row in strings]
+    known = all(len(row) == n for row, n in zip(tokens, run.n_tokens.tolist(), strict=True))
+    return {
+        "id": run.prompt_id,
+        "text": [row["text"] for row in run.prompts],
+        "category": run.category,
+        "frame": run.frame,
+        "filler": run.filler,
+        "crossed": run.crossed,
+        "n_tokens": run.n_tokens,
+        "slot": run.slot,
+        "vocabulary": vocabulary,
+        "tokens": tokens if known else None,
+        "sink_key": not has_sink_key(run.visible_keys).any(),
+        "n_layers": run.n_layers,
+        "n_heads": run.n_heads,
+        "layers": {kind: packing.pack_numbers(own.mean(axis=-1)) for kind, own in values.items()},
+        "attention": packed.plain() if packed and known else None,
+    }
+
+
+def describe_packing(packed, runs):
+    """One or two sentences: in how many steps attention is kept, and of which heads."""
+    if not packed:
+        return "These runs hold no attention of the final token; run the analysis again to see it."
+    levels = min(own.levels for own in packed.values())
+    said = (
+        f"Attention is kept in {levels} steps of its square root: it may be off by "
+        f"{packing.largest_error(1, levels):.2g} near 1 and by "
+        f"{packing.largest_error(0.01, levels):.1g} near 0.01."
+    )
+    cut = [key for key, own in packed.items() if own.heads is not None]
+    if cut:
+        kept = " and ".join(str(len(packed[key].heads)) for key in cut)
+        of = " and ".join(str(runs[key].n_layers * runs[key].n_heads) for key in cut)
+        said += (
+            f" To keep this page small it holds the mean over heads of every layer and {kept} of "
+            f"{of} heads: those with the largest |g| of the first contrast and those with the most "
+            "attention on the words that differ, beyond uniform, in turn."
+        )
+    return said
+
+
+def static_rows(run: Run, values):
+    """Rows of the table without JavaScript: text, category, frame, mean normalised value."""
+    means = values.mean(axis=(1, 2)).tolist()
+    rows = zip(run.prompts, run.category.tolist(), run.frame.tolist(), means, strict=True)
+    return [
+        {"text": row["text"], "category": category, "frame": frame, "value": f"{mean:.4f}"}
+        for row, category, frame, mean in list(rows)[:STATIC_PROMPTS]
+    ]
+
+
+def static_strips(run: Run):
+    """The persons of the first frame, shaded: {"layer", "persons": [{"category", "tokens"}]}.
+
+    The layer is that with the most attention on the slot; None where there is no slot or no row.
+    """
+    if run.final_row is None or not run.has_slots:
+        return None
+    layer = int(run.slot_mass.mean(axis=(0, 2)).argmax())
+    same = (run.frame == run.frame[0]) & (run.filler == run.filler[0])
+    persons = []
+    for name in order_categories(run.category.tolist()):
+        for i in np.flatnonzero(same & (run.category == name))[:1].tolist():
+            strings = run.prompts[i].get("token_strings")
+            if not strings:
+                return None
+            row = run.final_row[i, layer, :, : len(strings)].mean(axis=0, dtype=np.float32)
+            shades = np.rint(np.sqrt(row) * SHADES).astype(int).tolist()
+            readable = readable_tokens(strings)
+            tokens = [
+                {"text": readable[text], "shade": shade, "attention": f"{mass:.3f}"}
+                for text, shade, mass in zip(strings, shades, row.tolist(), strict=True)
+            ]
+            persons.append({"category": name, "tokens": tokens})
+    return {"layer": layer, "persons": persons}
