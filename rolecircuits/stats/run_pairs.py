@@ -171,15 +171,15 @@ def _estimate_kind(runs, kind, reasons, seed):
     return out
 
 
-def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED):
-    """{contrast: {"base" | "instruct" | "diff": estimate}} of normalised entropy, each [layer].
+def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED, kind="normalised"):
+    """{contrast: {"base" | "instruct" | "diff": estimate}} of entropies of a kind, each [layer].
 
     An estimate holds value, low, high, p, q and p_max. The value of a run is first - second; "diff"
     is the same contrast of instruct - base, taken prompt by prompt (frame by frame) first.
     """
     labels, values = labels_of(runs["base"]), {}
     for side, run in runs.items():
-        values[side] = frame_values(run, layer_values(run, "normalised"))
+        values[side] = frame_values(run, layer_values(run, kind))
     values["diff"] = values["instruct"] - values["base"]
     return {
         name: {

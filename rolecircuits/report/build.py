@@ -1,0 +1,105 @@
+"""Loaded runs -> the report: what is computed first, which sections there are and in which order."""
+
+from rolecircuits.engines.fork_map import fork_map
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.report import numbers, overview
+from rolecircuits.report.page import Page, build_page
+from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
+
+# each a function of the Context that gives a Section, or None
+SECTIONS = (overview.summary_section, overview.method_section)
+BASE_TYPES = ("base", "latest_base")  # --output_type of a base run
+
+
+def order_runs(runs):
+    """{(set, side): Run} of loaded runs: crossed first, base before instruct.
+
+    The side of a run is its --output_type. Two runs of one set and one type are taken as base and
+    instruct in the order in which they are given.
+    """
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.prompt_set, []).append(run)
+    ordered = {}
+    for name, group in sorted(groups.items(), key=lambda item: not item[1][0].crossed):
+        if len(group) > len(SIDES):
+            raise UserError(
+                f"{len(group)} runs of the prompt set {printable(name)}: a report shows one model "
+                "pair, at most a base and an instruct run of each set"
+            )
+        sides = [_side(run) for run in group]
+        if len(set(sides)) < len(sides):
+            sides = list(SIDES)
+        ordered |= {
+            (name, side): run
+            for side in SIDES
+            for s, run in zip(sides, group, strict=True)
+            if s == side
+        }
+    return ordered
+
+
+def _side(run):
+    given = (run.config.get("arguments") or {}).get("output_type")
+    return SIDES[0] if given in BASE_TYPES else SIDES[1]
+
+
+def build_report(runs, folders=None, verified=True, command="", asked=()):
+    """The HTML text of a report.
+
+    runs      loaded runs of one model pair      folders   Folders of other results, or None
+    verified  whether files were compared with their manifests
+    command   the command that makes it again    asked     contrasts "a-b"
+    """
+    runs = order_runs(runs)
+    context = Context(runs, folders=folders or Folders(), verified=verified, command=command)
+    context.numbers, context.pairs = compute(context, asked)
+    sections = [section for build in SECTIONS if (section := build(context)) is not None]
+    return build_page(sections, describe_page(context))
+
+
+def compute(context, asked):
+    """({(set, side): RunNumbers}, {set: PairNumbers}), the runs side by side."""
+    whole = [name for name in context.sets if len(context.sides(name)) == len(SIDES)]
+    tasks = [*context.runs, *whole]
+
+    def infer(task):
+        if isinstance(task, tuple):
+            return numbers.run_numbers(context.runs[task], asked)
+        pair = [context.runs[task, side] for side in SIDES]
+        return numbers.pair_numbers(*pair, asked)
+
+    done = fork_map(infer, tasks, cost=lambda task: 2 if isinstance(task, tuple) else 1)
+    found = dict(zip(tasks, done, strict=True))
+    return {key: found[key] for key in context.runs}, {name: found[name] for name in whole}
+
+
+def describe_page(context):
+    """The Page of these runs: title, head, menus and the first state."""
+    sets = []
+    for name in context.sets:
+        sides = context.sides(name)
+        run, computed = context.runs[name, sides[0]], context.numbers[name, sides[0]]
+        sets.append(
+            {
+                "id": name,
+                "name": name,
+                "sides": sides,
+                "n_layers": run.n_layers,
+                "n_heads": run.n_heads,
+                "contrasts": [
+                    {"id": c, "name": overview.contrast_name(contrast)}
+                    for c, contrast in computed.contrasts.items()
+                ],
+            }
+        )
+    kinds = [{"id": kind, "name": name} for kind, name in KIND_NAMES.items()]
+    first = next(iter(context.numbers[next(reversed(context.runs))].contrasts), None)
+    state = {"set": context.sets[0], "side": context.sides(context.sets[0])[-1]}
+    state |= {"kind": kinds[0]["id"], "contrast": first, "layers": None}
+    return Page(
+        overview.page_title(context),
+        overview.page_head(context),
+        {"sets": sets, "kinds": kinds},
+        state,
+    )
