@@ -3,11 +3,22 @@
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.report import numbers, overview
+from rolecircuits.report.conversations import conversations_section
+from rolecircuits.report.edits import edits_section
+from rolecircuits.report.masses import masses_section
 from rolecircuits.report.page import Page, build_page
+from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
 
 # each a function of the Context that gives a Section, or None
-SECTIONS = (overview.summary_section, overview.method_section)
+SECTIONS = (
+    overview.summary_section,
+    masses_section,
+    prompts_section,
+    edits_section,
+    conversations_section,
+    overview.method_section,
+)
 BASE_TYPES = ("base", "latest_base")  # --output_type of a base run
 
 

@@ -15,9 +15,9 @@ from rolecircuits.runs.edit_results import read_effects
 from rolecircuits.runs.files import read_json
 
 SEE = (
-    "Whether cutting a head that reacts to the person changes more than cutting another head of its "
-    "layer does: the coloured point is the edited head with its 95 % interval, the grey marks are "
-    "the other heads, all of them."
+    "Whether cutting a head that reacts to the person changes more than cutting another head of "
+    "its layer does: the coloured point is the edited head with its 95 % interval, the grey marks "
+    "are the other heads, all of them."
 )
 METRICS = {
     "kl": "KL of the next token, nats",
@@ -45,6 +45,7 @@ def edits_section(context: Context):
         static |= {"rows": candidate_rows(rows), "tests": [describe_test(test) for test in tests]}
         static["of"] = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
         data = {"rows": plain_rows(rows), "facts": facts, "metrics": METRICS}
+        data |= {"labels": LABELS[1:], "parts": PARTS, "part_names": NAMES}
         tables["set_tests.csv"] = [facts | test_row(test) for test in tests]
     if generated is not None:
         results, config = answers.read_answers(generated)
@@ -156,7 +157,7 @@ def describe_test(test):
     else:
         more = "more" if test["mean_rank"] < test["expected_rank"] else "less"
         differs = test["q"] < ALPHA
-        said = f"they do {more} than other heads" if differs else "no more than a random choice"
+        said = f"they do {more} than other heads" if differs else "could be a random choice"
         verdict = f"exact p {test['p']:.2g}, q {test['q']:.2g}: {said}"
     edit = " ".join(printable(test.get(name, "")) for name in ("type", "change"))
     return {"metric": METRICS[test["metric"]], "said": f"{edit}, {heads}: {ranks}; {verdict}"}

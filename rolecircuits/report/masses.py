@@ -6,6 +6,7 @@ from rolecircuits.inputs.categories import order_categories
 from rolecircuits.report.packing import pack_numbers
 from rolecircuits.report.section import Context, Section, run_facts, run_key
 from rolecircuits.runs.arrays import Run
+from rolecircuits.stats.contrasts import categories_of
 from rolecircuits.stats.masses import SEGMENTS
 from rolecircuits.stats.moments import category_mean
 
@@ -33,7 +34,9 @@ def masses_section(context: Context):
     of_runs = {key: run_masses(run) for key, run in runs.items()}
     data = {run_key(key): plain_masses(own) for key, own in of_runs.items()}
     for key, run in runs.items():
-        data[run_key(key)]["facts"] = run_facts(run, key)
+        contrasts = context.numbers[key].contrasts
+        named = {name: categories_of(contrast) for name, contrast in contrasts.items()}
+        data[run_key(key)] |= {"facts": run_facts(run, key), "contrasts": named}
     first = next(iter(of_runs))
     static = {"of": " ".join(first)} | static_table(of_runs[first])
     return Section("masses", "Where it looks", SEE, static, {"runs": data, "names": PARTS})
@@ -64,7 +67,9 @@ def split_slot(run: Run):
     The slot is taken out of the segment that holds it, the text of the user or the assistant.
     """
     names, stored = list(PARTS), run.segment.tolist()
-    out = [np.zeros((*own.shape[:-1], len(names))) for own in (run.segment_mass, run.segment_uniform)]
+    out = [
+        np.zeros((*own.shape[:-1], len(names))) for own in (run.segment_mass, run.segment_uniform)
+    ]
     for into, own in zip(out, (run.segment_mass, run.segment_uniform), strict=True):
         for i, name in enumerate(stored):
             into[..., names.index(name)] = own[..., i]
@@ -85,7 +90,10 @@ def plain_masses(found):
     """What masses.js needs of a run; single heads are kept in 254 steps."""
     plain = {"categories": found["categories"], "parts": found["parts"]}
     plain["layers"] = pack_numbers(found["heads"].mean(axis=2))
-    return plain | {"uniform": pack_numbers(found["uniform"]), "heads": pack_numbers(found["heads"], 8)}
+    return plain | {
+        "uniform": pack_numbers(found["uniform"]),
+        "heads": pack_numbers(found["heads"], 8),
+    }
 
 
 def static_table(found):

@@ -29,6 +29,7 @@ class RunNumbers:
     rows       rows of layer_metrics.csv of KINDS
     contrast_layers, contrast_heads  {kind: {contrast: measures}}, [layer] and [layer, head]
     values     {kind: [row, layer, head]}, rows being prompts, or the frames of a crossed set
+    prompts    {kind: [prompt, layer, head]}
     category, row_name  [row]                    audit    what design.json holds
     """
 
@@ -40,6 +41,7 @@ class RunNumbers:
     contrast_layers: dict
     contrast_heads: dict
     values: dict
+    prompts: dict
     category: np.ndarray
     row_name: np.ndarray
     audit: dict
@@ -65,10 +67,11 @@ def run_numbers(run, asked=(), seed=DEFAULT_SEED):
     """The RunNumbers of a run; asked: contrasts "a-b" in place of the usual ones."""
     labels, chosen = labels_of(run), contrasts.available_contrasts(run.category, asked)
     has_indices = set(REQUIRED) <= set(run.counts)
-    inferred, means, values = {}, {}, {}
+    inferred, means, values, of_prompts = {}, {}, {}, {}
     of_layers, of_heads = {}, {}
     for kind in KINDS:
-        values[kind] = frame_values(run, indices.prompt_values(run, kind))
+        of_prompts[kind] = indices.prompt_values(run, kind)
+        values[kind] = frame_values(run, of_prompts[kind])
         layers = values[kind].mean(axis=-1)
         of_heads[kind] = role_tests.contrast_values(run, values[kind], chosen, seed)
         of_layers[kind] = role_tests.contrast_values(run, layers, chosen, seed)
@@ -95,6 +98,7 @@ def run_numbers(run, asked=(), seed=DEFAULT_SEED):
         contrast_layers=of_layers,
         contrast_heads=of_heads,
         values=values,
+        prompts=of_prompts,
         category=labels[0],
         row_name=row_names(run),
         audit=audit.audit_design(run),

@@ -7,8 +7,8 @@ attention of a comes back within sqrt(a) / levels + 1 / (4 levels^2): with 63 st
 0.0017 near 0.01. The bytes are compressed (gzip) and written as base64.
 
 All runs of a page share one budget. Every head is kept where that fits, with as many steps as fit
-(LEVELS); else the mean over heads of every layer and the heads that matter the most (`order_heads`),
-as many as fit.
+(LEVELS); else the mean over heads of every layer and the heads that matter the most, as many as fit
+(`order_heads`).
 """
 
 import base64

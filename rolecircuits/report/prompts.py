@@ -3,14 +3,11 @@
 import numpy as np
 
 from rolecircuits.inputs.categories import order_categories
-from rolecircuits.report import packing
+from rolecircuits.report import answers, packing
 from rolecircuits.report.section import Context, Section, run_facts, run_key
 from rolecircuits.report.tokens import readable_tokens
 from rolecircuits.runs.arrays import Run
-from rolecircuits.stats.contrasts import available_contrasts, contrast_sides, hedges_g
 from rolecircuits.stats.entropy import has_sink_key
-from rolecircuits.stats.indices import KINDS, prompt_values
-from rolecircuits.stats.units import frame_values, labels_of
 
 SEE = (
     "Which tokens the last token of a prompt attends to: open a prompt, move through the layers, "
@@ -22,46 +19,40 @@ SHADES = 10  # of the strips that are read without JavaScript
 
 def prompts_section(context: Context):
     """The Section; every run of the context is in it."""
-    values = {key: run_values(run) for key, run in context.runs.items()}
-    strengths = {key: head_strengths(run, values[key]) for key, run in context.runs.items()}
+    strengths = {key: head_strengths(own) for key, own in context.numbers.items()}
     packed = packing.pack_runs(context.runs, strengths)
-    answers = context.answers or {}
-    runs = {
-        run_key(key): run_data(run, values[key], packed.get(key)) for key, run in context.runs.items()
-    }
+    answered = read_answers(context)
+    runs = {}
     for key, run in context.runs.items():
-        own = answers.get(key, {})
-        runs[run_key(key)] |= {
-            "facts": run_facts(run, key),
-            "answers": [own.get(name) for name in run.prompt_id.tolist()] if own else None,
-        }
-    first = next(iter(context.runs))
+        own = run_data(run, context.numbers[key].prompts, packed.get(key))
+        texts = answered.get(key)
+        own["answers"] = [texts.get(name) for name in run.prompt_id.tolist()] if texts else None
+        runs[run_key(key)] = own | {"facts": run_facts(run, key)}
+    key, run = next(iter(context.runs.items()))
     note = describe_packing(packed, context.runs)
-    static = {"rows": static_rows(context.runs[first], values[first]["normalised"]), "note": note}
-    static |= {"strips": static_strips(context.runs[first]), "of": " ".join(first)}
-    static["shown"] = len(context.runs[first].category)
+    rows = static_rows(run, context.numbers[key].prompts["normalised"])
+    static = {"rows": rows, "of": " ".join(key), "n": len(run.category), "note": note}
+    static["strips"] = static_strips(run)
     return Section("prompts", "Prompts", SEE, static, {"runs": runs, "note": note})
 
 
-def run_values(run: Run):
-    """{kind: value of every prompt for every head [prompt, layer, head]}."""
-    return {kind: prompt_values(run, kind) for kind in KINDS}
+def head_strengths(computed):
+    """|g| of the first contrast, normalised, of every head [layer, head], of RunNumbers."""
+    first = next(iter(computed.contrast_heads["normalised"].values()), None)
+    return None if first is None else np.abs(first["g"])
 
 
-def head_strengths(run: Run, values):
-    """|g| of the first contrast, normalised, of every head: [layer, head]; None without one."""
-    if len(run.counts) < 2:
-        return None
-    contrast = next(iter(available_contrasts(run.category).values()))
-    category, unit = labels_of(run)
-    sides = contrast_sides(frame_values(run, values["normalised"]), category, unit, contrast)
-    return np.abs(hedges_g(*sides))
+def read_answers(context):
+    """{(set, side): {prompt id: answer}} where there is a run of experiment.py."""
+    if context.folders.answers is None:
+        return {}
+    return answers.answers_of_runs(context.runs, *answers.read_answers(context.folders.answers))
 
 
 def run_data(run: Run, values, packed):
     """What prompts.js needs of a run.
 
-    values  as `run_values` gives them    packed  its packing.Packed, or None: it has no rows
+    values  {kind: [prompt, layer, head]}    packed  its packing.Packed, or None: it has no rows
     """
     strings = [row.get("token_strings") or [] for row in run.prompts]
     readable = readable_tokens(text for row in strings for text in row)
@@ -84,8 +75,17 @@ def run_data(run: Run, values, packed):
         "n_layers": run.n_layers,
         "n_heads": run.n_heads,
         "layers": {kind: packing.pack_numbers(own.mean(axis=-1)) for kind, own in values.items()},
+        "heads": {kind: pack_heads(own, packed) for kind, own in values.items()},
         "attention": packed.plain() if packed and known else None,
     }
+
+
+def pack_heads(values, packed):
+    """Values of single heads [prompt, head], of the heads whose attention is kept, in 254 steps."""
+    if packed is None or packed.heads is None:
+        return packing.pack_numbers(values.reshape(len(values), -1), 8)
+    layer, head = np.array(packed.heads, dtype=int).T
+    return packing.pack_numbers(values[:, layer, head], 8)
 
 
 def describe_packing(packed, runs):

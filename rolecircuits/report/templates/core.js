@@ -7,6 +7,7 @@
    report.chart(element, spec) -> Promise<view>
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
+   report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
    Data enter the page as text nodes only. */
@@ -252,6 +253,18 @@ const report = (function () {
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
+  /* Numbers that packing.pack_numbers packed; at(i, j, ...) is NaN where undefined. */
+  async function numbers(plain) {
+    const bytes = await unpack(plain.packed);
+    const steps = plain.bits === 8 ? bytes : new Uint16Array(bytes.buffer);
+    const top = 2 ** plain.bits - 1;
+    const at = (...places) => {
+      const flat = plain.shape.reduce((sum, size, axis) => sum * size + places[axis], 0);
+      return steps[flat] === top ? NaN : plain.low + plain.step * steps[flat];
+    };
+    return { shape: plain.shape, at };
+  }
+
   /* A text that a spreadsheet would run as a formula gets a quote mark, as in the CSV files. */
   function cell(value) {
     if (value == null || (typeof value === "number" && Number.isNaN(value))) return "";
@@ -341,7 +354,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, link, make, show, signed, interval, chance, currentSet, csv,
+    unpack, numbers, link, make, show, signed, interval, chance, currentSet, csv,
     get started() { return started; },
   };
 })();
