@@ -5,6 +5,7 @@ import re
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
+from rolecircuits.report.overview import category_name
 from rolecircuits.runs.files import read_json
 
 FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
@@ -62,6 +63,11 @@ def mark_changes(before, after):
     return marked
 
 
+def shown_parts(before, after):
+    """`mark_changes` with line ends as marks, so that one that came or went is seen."""
+    return [(kind, text.replace("\n", "\u23ce")) for kind, text in mark_changes(before, after)]
+
+
 def changed_answers(results):
     """[{"edit", "n", "n_changed", "rows": [{"id", "category", "prompt", "parts"}]}] by edit."""
     edits = []
@@ -69,8 +75,9 @@ def changed_answers(results):
         rows = [row for row in results["changes"] if row["intervention"] == name]
         changed = [row for row in rows if row["baseline"] != row["edited"]]
         shown = [
-            {"id": row["id"], "category": row.get("category", ""), "prompt": row.get("prompt", "")}
-            | {"parts": mark_changes(row["baseline"], row["edited"])}
+            {"id": row["id"], "category": category_name(row.get("category", ""))}
+            | {"prompt": row.get("prompt", "")}
+            | {"parts": shown_parts(row["baseline"], row["edited"])}
             for row in changed[:MAX_SHOWN]
         ]
         said = {"edit": printable(name), "n": len(rows), "n_changed": len(changed)}

@@ -1,8 +1,8 @@
-"""Loaded runs -> the report: what is computed first, which sections there are and in which order."""
+"""Loaded runs -> the report: what is computed first, which sections there are, in which order."""
 
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.report import numbers, overview
+from rolecircuits.report import heads, layers, numbers, overview
 from rolecircuits.report.conversations import conversations_section
 from rolecircuits.report.edits import edits_section
 from rolecircuits.report.masses import masses_section
@@ -13,8 +13,11 @@ from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
 # each a function of the Context that gives a Section, or None
 SECTIONS = (
     overview.summary_section,
+    layers.layers_section,
+    heads.heads_section,
     masses_section,
     prompts_section,
+    layers.comparison_section,
     edits_section,
     conversations_section,
     overview.method_section,

@@ -8,6 +8,7 @@ import numpy as np
 
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.report.overview import category_name
 from rolecircuits.report.packing import pack_numbers
 from rolecircuits.report.section import Context, Section
 from rolecircuits.runs.files import read_json
@@ -167,7 +168,7 @@ def static_rows(arrays, kept):
     for document in kept.tolist():
         turns = np.flatnonzero(arrays["turn_document"] == document)
         of = {"id": printable(arrays["document_id"][document])}
-        of |= {"category": str(arrays["category"][document]) or "-"}
+        of |= {"category": category_name(str(arrays["category"][document])) or "-"}
         of |= {"turns": len(turns), "tokens": int(arrays["n_tokens"][document])}
         for kind in VALUES:
             means = defined_mean(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from rolecircuits.inputs.categories import order_categories
+from rolecircuits.report.overview import category_name
 from rolecircuits.report.packing import pack_numbers
 from rolecircuits.report.section import Context, Section, run_facts, run_key
 from rolecircuits.runs.arrays import Run
@@ -99,7 +100,7 @@ def plain_masses(found):
 def static_table(found):
     """The mean over layers and heads as a table: {"columns", "rows"} of texts."""
     means, uniform = found["heads"].mean(axis=(1, 2)), found["uniform"].mean(axis=1)
-    columns = [*found["categories"], "uniform"]
+    columns = [*map(category_name, found["categories"]), "uniform"]
     rows = []
     for i, part in enumerate(found["parts"]):
         cells = [f"{mean:.3f}" for mean in means[:, i].tolist()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.inputs.arguments import DEFAULT_SEED, MARGIN
 from rolecircuits.inputs.categories import REQUIRED
 from rolecircuits.report.section import KIND_NAMES, SIDES
 from rolecircuits.stats import audit, contrasts, indices, role_tests, run_pairs
@@ -17,7 +17,8 @@ from rolecircuits.stats.index_inference import infer_mean_indices
 from rolecircuits.stats.units import frame_values, labels_of
 
 KINDS = tuple(KIND_NAMES)
-MEASURES = ("estimate", "low", "high", "g", "q", "p_max")  # of a head, in the page
+PRIMARY = role_tests.PRIMARY
+WITHIN = "first_word_matched"
 
 
 @dataclass
@@ -25,11 +26,12 @@ class RunNumbers:
     """What one run shows.
 
     contrasts  {name: (first, second)}           reasons  {contrast or index: why it has no test}
-    layers     {kind: {index: numbers of infer_layers}}    means  {kind: {index: (mean, low, high)}}
-    rows       rows of layer_metrics.csv of KINDS
+    layers     {kind: {index: what infer_layers gives, and "verdict"}}
+    means      {kind: {index: (mean over layers, low, high)}}
+    primary    rows of layer_metrics.csv of the normalised kind
     contrast_layers, contrast_heads  {kind: {contrast: measures}}, [layer] and [layer, head]
     values     {kind: [row, layer, head]}, rows being prompts, or the frames of a crossed set
-    prompts    {kind: [prompt, layer, head]}
+    prompt_layers  {kind: [prompt, layer]}, means over heads
     category, row_name  [row]                    audit    what design.json holds
     """
 
@@ -37,11 +39,11 @@ class RunNumbers:
     reasons: dict
     layers: dict
     means: dict
-    rows: list
+    primary: list
     contrast_layers: dict
     contrast_heads: dict
     values: dict
-    prompts: dict
+    prompt_layers: dict
     category: np.ndarray
     row_name: np.ndarray
     audit: dict
@@ -53,56 +55,68 @@ class PairNumbers:
 
     indices    what run_pairs.estimate_pair gives     contrasts  {kind: {contrast: its estimates}}
     reasons    {index: why it has no interval}        notes      what a reader must know
-    size       facts of the prompts that both hold
+    n, frames  of the prompts that both hold          pair       what differs, in words
     """
 
     indices: dict
     contrasts: dict
     reasons: dict
     notes: list
-    size: dict
+    n: int
+    frames: int
+    pair: str
 
 
 def run_numbers(run, asked=(), seed=DEFAULT_SEED):
     """The RunNumbers of a run; asked: contrasts "a-b" in place of the usual ones."""
-    labels, chosen = labels_of(run), contrasts.available_contrasts(run.category, asked)
-    has_indices = set(REQUIRED) <= set(run.counts)
-    inferred, means, values, of_prompts = {}, {}, {}, {}
-    of_layers, of_heads = {}, {}
-    for kind in KINDS:
-        of_prompts[kind] = indices.prompt_values(run, kind)
-        values[kind] = frame_values(run, of_prompts[kind])
-        layers = values[kind].mean(axis=-1)
-        of_heads[kind] = role_tests.contrast_values(run, values[kind], chosen, seed)
-        of_layers[kind] = role_tests.contrast_values(run, layers, chosen, seed)
-        if has_indices:
-            inferred[kind] = role_tests.infer_layers(run, kind, seed)
-            found = infer_mean_indices(layers, *labels, None, seed=seed)
-            means[kind] = {
-                index: tuple(float(x) for x in ends[:3])
-                if inferred[kind][index]["reason"] is None
-                else (float(ends[0]), np.nan, np.nan)
-                for index, ends in found.items()
-            }
-    rows = []
-    if has_indices:
-        matched = {"first_word_matched": role_tests.infer_layers(run, "first_word_matched", seed)}
-        rows = role_tests.layer_metrics(run, inferred | matched)
-        rows = [row for row in rows if row["kind"] in KINDS]
+    chosen = contrasts.available_contrasts(run.category, asked)
+    of_prompts = {kind: indices.prompt_values(run, kind) for kind in KINDS}
+    values = {kind: frame_values(run, of_kind) for kind, of_kind in of_prompts.items()}
+    layers = {kind: of_kind.mean(axis=-1) for kind, of_kind in values.items()}
+    inferred, means, primary = {}, {}, []
+    if set(REQUIRED) <= set(run.counts):
+        inferred = {kind: role_tests.infer_layers(run, kind, seed) for kind in KINDS}
+        means = {kind: mean_indices(run, layers[kind], inferred[kind], seed) for kind in KINDS}
+        within = role_tests.infer_layers(run, WITHIN, seed)
+        primary = role_tests.layer_metrics(run, {PRIMARY: inferred[PRIMARY], WITHIN: within})
+        primary = [row for row in primary if row["kind"] == PRIMARY]
+        for of_kind in inferred.values():
+            for numbers in of_kind.values():
+                numbers["verdict"] = role_tests.judge_layers(numbers, MARGIN)["verdict"]
+                del numbers["family"]  # all draws of all layers: too much to send back
     return RunNumbers(
         contrasts=chosen,
         reasons=role_tests.list_reasons(run, chosen),
         layers=inferred,
         means=means,
-        rows=rows,
-        contrast_layers=of_layers,
-        contrast_heads=of_heads,
+        primary=primary,
+        contrast_layers=contrast_kinds(run, layers, chosen, seed),
+        contrast_heads=contrast_kinds(run, values, chosen, seed),
         values=values,
-        prompts=of_prompts,
-        category=labels[0],
+        prompt_layers={kind: of_kind.mean(axis=-1) for kind, of_kind in of_prompts.items()},
+        category=labels_of(run)[0],
         row_name=row_names(run),
         audit=audit.audit_design(run),
     )
+
+
+def mean_indices(run, layers, inferred, seed=DEFAULT_SEED):
+    """{index: (mean over layers, low, high)}; layers [row, layer], inferred as infer_layers."""
+    found = infer_mean_indices(layers, *labels_of(run), None, seed=seed)
+    out = {}
+    for index, ends in found.items():
+        out[index] = tuple(float(x) for x in ends[:3])
+        if inferred[index]["reason"]:
+            out[index] = (out[index][0], np.nan, np.nan)
+    return out
+
+
+def contrast_kinds(run, values, chosen, seed=DEFAULT_SEED):
+    """{kind: {contrast: measures}} of {kind: [row, ...]}."""
+    return {
+        kind: role_tests.contrast_values(run, of_kind, chosen, seed)
+        for kind, of_kind in values.items()
+    }
 
 
 def row_names(run):
@@ -114,17 +128,27 @@ def row_names(run):
 
 
 def pair_numbers(base, instruct, asked=(), seed=DEFAULT_SEED):
-    """The PairNumbers of a base and an instruct run, or None where they cannot be compared."""
+    """The PairNumbers of a base and an instruct run of one set."""
     runs, notes = run_pairs.match_runs(base, instruct)
-    estimates, reasons = run_pairs.estimate_pair(runs, seed)
-    chosen = contrasts.available_contrasts(runs["base"].category, asked)
-    compared = {kind: run_pairs.estimate_contrasts(runs, chosen, seed, kind) for kind in KINDS}
-    shared = runs["base"]
-    size = {"n": len(shared.category), "frames": len(set(shared.frame.tolist()))}
-    size["pair"] = run_pairs.describe_pair(*(runs[side] for side in SIDES))
-    return PairNumbers(estimates, compared, reasons, notes, size)
+    shared, estimates, reasons = runs["base"], {}, {}
+    if set(REQUIRED) <= set(shared.counts):
+        estimates, reasons = run_pairs.estimate_pair(runs, seed)
+        for of_kind in estimates.values():
+            for of_index in of_kind.values():
+                for side in SIDES:
+                    of_index[side].pop("family", None)
+    chosen = contrasts.available_contrasts(shared.category, asked)
+    return PairNumbers(
+        indices=estimates,
+        contrasts={k: run_pairs.estimate_contrasts(runs, chosen, seed, k) for k in KINDS},
+        reasons=reasons,
+        notes=notes,
+        n=len(shared.category),
+        frames=len(set(shared.frame.tolist())),
+        pair=run_pairs.describe_pair(base, instruct),
+    )
 
 
 def estimate_of(measures):
-    """The estimate among measures of a test, under the name that the functions give it."""
+    """The estimate among the measures of a test, under the name that its function gives it."""
     return next(measures[name] for name in ("estimate", "value", "difference") if name in measures)

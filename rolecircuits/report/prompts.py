@@ -4,6 +4,7 @@ import numpy as np
 
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.report import answers, packing
+from rolecircuits.report.overview import category_name
 from rolecircuits.report.section import Context, Section, run_facts, run_key
 from rolecircuits.report.tokens import readable_tokens
 from rolecircuits.runs.arrays import Run
@@ -24,13 +25,13 @@ def prompts_section(context: Context):
     answered = read_answers(context)
     runs = {}
     for key, run in context.runs.items():
-        own = run_data(run, context.numbers[key].prompts, packed.get(key))
+        own = run_data(run, context.numbers[key].prompt_layers, packed.get(key))
         texts = answered.get(key)
         own["answers"] = [texts.get(name) for name in run.prompt_id.tolist()] if texts else None
         runs[run_key(key)] = own | {"facts": run_facts(run, key)}
     key, run = next(iter(context.runs.items()))
     note = describe_packing(packed, context.runs)
-    rows = static_rows(run, context.numbers[key].prompts["normalised"])
+    rows = static_rows(run, context.numbers[key].prompt_layers["normalised"])
     static = {"rows": rows, "of": " ".join(key), "n": len(run.category), "note": note}
     static["strips"] = static_strips(run)
     return Section("prompts", "Prompts", SEE, static, {"runs": runs, "note": note})
@@ -52,7 +53,7 @@ def read_answers(context):
 def run_data(run: Run, values, packed):
     """What prompts.js needs of a run.
 
-    values  {kind: [prompt, layer, head]}    packed  its packing.Packed, or None: it has no rows
+    values  {kind: [prompt, layer]}, means over heads    packed  its packing.Packed, or None
     """
     strings = [row.get("token_strings") or [] for row in run.prompts]
     readable = readable_tokens(text for row in strings for text in row)
@@ -69,23 +70,15 @@ def run_data(run: Run, values, packed):
         "crossed": run.crossed,
         "n_tokens": run.n_tokens,
         "slot": run.slot,
+        "span": run.span,
         "vocabulary": vocabulary,
         "tokens": tokens if known else None,
         "sink_key": not has_sink_key(run.visible_keys).any(),
         "n_layers": run.n_layers,
         "n_heads": run.n_heads,
-        "layers": {kind: packing.pack_numbers(own.mean(axis=-1)) for kind, own in values.items()},
-        "heads": {kind: pack_heads(own, packed) for kind, own in values.items()},
+        "layers": {kind: packing.pack_numbers(own) for kind, own in values.items()},
         "attention": packed.plain() if packed and known else None,
     }
-
-
-def pack_heads(values, packed):
-    """Values of single heads [prompt, head], of the heads whose attention is kept, in 254 steps."""
-    if packed is None or packed.heads is None:
-        return packing.pack_numbers(values.reshape(len(values), -1), 8)
-    layer, head = np.array(packed.heads, dtype=int).T
-    return packing.pack_numbers(values[:, layer, head], 8)
 
 
 def describe_packing(packed, runs):
@@ -112,10 +105,15 @@ def describe_packing(packed, runs):
 
 def static_rows(run: Run, values):
     """Rows of the table without JavaScript: text, category, frame, mean normalised value."""
-    means = values.mean(axis=(1, 2)).tolist()
+    means = values.mean(axis=1).tolist()
     rows = zip(run.prompts, run.category.tolist(), run.frame.tolist(), means, strict=True)
     return [
-        {"text": row["text"], "category": category, "frame": frame, "value": f"{mean:.4f}"}
+        {
+            "text": row["text"],
+            "category": category_name(category),
+            "frame": frame,
+            "value": f"{mean:.4f}",
+        }
         for row, category, frame, mean in list(rows)[:STATIC_PROMPTS]
     ]
 
@@ -142,5 +140,5 @@ def static_strips(run: Run):
                 {"text": readable[text], "shade": shade, "attention": f"{mass:.3f}"}
                 for text, shade, mass in zip(strings, shades, row.tolist(), strict=True)
             ]
-            persons.append({"category": name, "tokens": tokens})
+            persons.append({"category": category_name(name), "tokens": tokens})
     return {"layer": layer, "persons": persons}

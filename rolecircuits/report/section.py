@@ -1,7 +1,7 @@
 """What a report is made of: what was read (Context), and what each section shows (Section).
 
-A section is built by a function NAME_section(context) -> Section, or None where there is nothing to
-show; its page is templates/NAME.html (Jinja, what is read without JavaScript) and templates/NAME.js.
+A section is built by a function NAME_section(context) -> Section, or None where there is nothing
+to show; its page is templates/NAME.html (Jinja, what is read without JavaScript) and NAME.js.
 """
 
 from dataclasses import dataclass, field
@@ -91,6 +91,19 @@ def run_facts(run, key):
         "format": run.prompt_format,
         "run": side,
     }
+
+
+def show_number(value, digits=3):
+    """A signed number, or - where it is undefined."""
+    return "-" if value is None or np.isnan(value) else f"{value:+.{digits}f}"
+
+
+def show_interval(estimate, low, high, digits=3):
+    """A number beside its interval: +0.012 [-0.003, +0.027]."""
+    shown = show_number(estimate, digits)
+    if low is None or np.isnan(low):
+        return shown
+    return f"{shown} [{show_number(low, digits)}, {show_number(high, digits)}]"
 
 
 def as_plain(value):

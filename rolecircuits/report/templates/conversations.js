@@ -2,7 +2,7 @@
 /* Conversations turn by turn: drift, the text with its values, layers, RFC and RSI. */
 (function () {
   const KIND_NAMES = { normalised: "normalised entropy", sinkfree: "sink-free entropy" };
-  const BY_NAME = 6, make = report.make, words = (name) => name.replace(/_/g, " ");
+  const BY_NAME = 6, make = report.make, words = report.words;
   let opening = null;
 
   function open(data) {
@@ -143,7 +143,7 @@
     }
     const x = { field: "layer", type: "quantitative", axis: { tickMinStep: 1, format: "d" },
       scale: { nice: false, zero: false, padding: 8 } };
-    const color = { field: "index", type: "nominal", title: null };
+    const color = { field: "index", type: "nominal", title: null, legend: { symbolOpacity: 1 } };
     return report.chart(element, {
       description: "RFC and RSI over documents by layer, positive: self-referent is the more focused",
       width: Math.max(180, Math.min(760, element.clientWidth - 160)), height: 220,

@@ -8,6 +8,8 @@
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
    report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
+   report.idle() -> Promise     when no section is being updated
+   report.words(name)           self_referent as self-referent
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
    Data enter the page as text nodes only. */
@@ -19,7 +21,7 @@ const report = (function () {
       head: null, prompt: null },
     page.state
   );
-  const sections = [], listeners = [], charts = new Map();
+  const sections = [], listeners = [], charts = new Map(), busy = new Set();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   let started = false;
 
@@ -32,6 +34,9 @@ const report = (function () {
     element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
     return element;
   }
+
+  /* A name of code in words. */
+  const words = (name) => (name === "self_referent" ? "self-referent" : name.replace(/_/g, " "));
 
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -120,7 +125,7 @@ const report = (function () {
       titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12 };
     const text = { labelColor: ink, titleColor: ink, titleFontWeight: "normal" };
     return {
-      background: null, font: style.fontFamily || "sans-serif", axis, legend: text,
+      background: null, font: getComputedStyle(document.body).fontFamily, axis, legend: text,
       header: text, title: { color: ink, subtitleColor: ink, fontWeight: "bold", anchor: "start" },
       view: { stroke: null }, rule: { color: ink }, text: { color: ink },
       range: { category: ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"] },
@@ -312,6 +317,37 @@ const report = (function () {
     console.error(error);
   }
 
+  /* A section is updated once at a time; what changes meanwhile is joined into the next update. */
+  function inTurn(update) {
+    let waiting = null, running = null;
+    async function work() {
+      while (waiting) {
+        const changed = waiting;
+        waiting = null;
+        try {
+          await update(changed);
+        } catch (error) {
+          trouble(error);
+        }
+      }
+      running = null;
+    }
+    return function (changed) {
+      waiting = new Set([...(waiting || []), ...changed]);
+      if (!running) {
+        running = work();
+        busy.add(running);
+        running.finally(((mine) => () => busy.delete(mine))(running));
+      }
+      return running;
+    };
+  }
+
+  /* Resolves when no section is being updated. */
+  async function idle() {
+    while (busy.size) await Promise.all(busy);
+  }
+
   async function start() {
     started = true;
     Object.assign(state, settle(Object.assign({}, state)));
@@ -325,11 +361,9 @@ const report = (function () {
         if (parts.start) await parts.start(root, data);
         offer(root, tables);
         if (parts.update) {
-          const all = new Set(Object.keys(state).concat("theme"));
-          await parts.update(root, data, state, all);
-          listeners.push((now, changed) => {
-            Promise.resolve(parts.update(root, data, now, changed)).catch(trouble);
-          });
+          const follow = inTurn((changed) => parts.update(root, data, state, changed));
+          listeners.push((now, changed) => follow(changed));
+          await follow(new Set(Object.keys(state).concat("theme")));
         }
       } catch (error) {
         trouble(error);
@@ -354,7 +388,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, numbers, link, make, show, signed, interval, chance, currentSet, csv,
+    unpack, numbers, words, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();

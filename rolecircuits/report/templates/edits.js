@@ -1,7 +1,7 @@
 "use strict";
 /* Each edited head beside all heads of its layer. */
 (function () {
-  const words = (name) => name.replace(/_/g, " "), UNSIGNED = ["kl"];
+  const words = report.words, UNSIGNED = ["kl"];
   const HEADS = "other heads of the layer", EDITED = "edited head";
 
   const by = (data, category) => data.rows.map((row, place) => Object.assign({ place }, row))

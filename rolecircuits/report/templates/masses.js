@@ -5,7 +5,7 @@
     user_text: "#0072B2", assistant_text: "#4C9F8F", slot: "#D55E00", assistant_header: "#CC79A7" };
   const LINES = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
   const UNIFORM = "uniform attention", WIDEST = 190, LEAST = 120;
-  const unpacked = new Map(), words = (name) => name.replace(/_/g, " ");
+  const unpacked = new Map(), words = report.words;
 
   function open(data, state) {
     const key = `${state.set}|${state.side}`, run = data.runs[key];
@@ -78,7 +78,7 @@
         mark: { type: "bar" },
         encoding: {
           x: { field: "layer", type: "ordinal", scale: { paddingInner: 0.05, paddingOuter: 0 },
-            axis: { labelOverlap: true, labelAngle: 0 } },
+            axis: { labelOverlap: "greedy", labelSeparation: 6, labelAngle: 0 } },
           y: { field: "share", type: "quantitative", stack: true, title: "share of attention",
             scale: { domain: [0, 1] } },
           color: { field: "part", type: "nominal", title: null,
@@ -121,7 +121,7 @@
         y: { field: "share", type: "quantitative", title: `share on ${data.names[part]}` },
         color: { field: "line", type: "nominal", title: null, scale: { domain,
           range: [...LINES.slice(0, run.categories.length), "#888888"] } },
-        strokeDash: { field: "line", type: "nominal", legend: null, scale: { domain,
+        strokeDash: { field: "line", type: "nominal", title: null, scale: { domain,
           range: [...run.categories.map(() => [1, 0]), [5, 4]] } },
         opacity: { field: "faint", type: "quantitative", scale: null, legend: null },
         tooltip: { field: "tip", type: "nominal" },

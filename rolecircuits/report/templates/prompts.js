@@ -1,8 +1,8 @@
 "use strict";
 /* The table of prompts, and the tokens of the open one shaded by the last token's attention. */
 (function () {
-  const unpacked = new Map(), MOST_HEADS = 8, MOST_PERSONS = 6, TIP_LETTERS = 60;
-  const make = report.make;
+  const MOST_HEADS = 8, MOST_PERSONS = 6, TIP_LETTERS = 200, LEAST_FOLDED = 3;
+  const unpacked = new Map(), { make, words } = report;
 
   const keyOf = (state) => `${state.set}|${state.side}`;
 
@@ -21,17 +21,16 @@
       offsets.push(total);
       total += n;
     }
-    const layers = {}, heads = {};
+    const layers = {};
     for (const kind of Object.keys(run.layers)) {
       layers[kind] = await report.numbers(run.layers[kind]);
-      heads[kind] = await report.numbers(run.heads[kind]);
     }
     const steps = run.attention ? await report.unpack(run.attention.packed) : null;
     const place = new Map();
     if (run.attention && run.attention.heads) {
       run.attention.heads.forEach(([layer, head], i) => place.set(`${layer}/${head}`, i));
     }
-    return Object.assign({ offsets, total, layers, heads, steps, place }, { run });
+    return Object.assign({ offsets, total, layers, steps, place }, { run });
   }
 
   /* The place of a head among those that are kept, -1 where it is not. */
@@ -94,18 +93,29 @@
 
   const hasHead = (state) => state.head != null && state.layer != null;
 
-  function rowsOf(opened, state) {
-    const { run } = opened;
-    const place = hasHead(state) ? placeOf(opened, state.layer, state.head) : -1;
+  /* Values of the chosen head by prompt, NaN where the section of heads does not hold them; of a
+     crossed set those of the frame, the mean over its fillers. */
+  async function headValues(opened, state) {
+    const { run } = opened, known = hasHead(state) && report.headPoints;
+    const points = known ? await report.headPoints(state) : null;
+    if (!points) return run.id.map(() => NaN);
+    const place = new Map(points.map((p) => [JSON.stringify([p.row, p.category]), p.value]));
+    return run.id.map((id, i) => {
+      const row = run.crossed ? run.frame[i] : id;
+      const value = place.get(JSON.stringify([row, run.category[i]]));
+      return value == null ? NaN : value;
+    });
+  }
+
+  async function rowsOf(opened, state) {
+    const { run } = opened, values = await headValues(opened, state);
     return run.id.map((id, i) => ({
       i, id, text: run.text[i], category: run.category[i], frame: run.frame[i],
       filler: run.filler[i], value: layerMean(opened, state, i),
-      head: place < 0 ? NaN : opened.heads[state.kind].at(i, place),
+      head: values[i],
       answer: run.answers ? run.answers[i] : null,
     }));
   }
-
-  const words = (name) => name.replace(/_/g, " ");
 
   function clamped(text, id) {
     const box = make("span", { class: "clamp", dir: "auto" }, text);
@@ -141,11 +151,11 @@
     return [columns[place].id, cells[place].getAttribute("aria-sort")];
   }
 
-  function drawTable(root, opened, state) {
+  async function drawTable(root, opened, state) {
     const element = root.querySelector("#prompts-table");
     const find = root.querySelector("#prompts-find").value.toLowerCase();
     const only = root.querySelector("#prompts-category").value;
-    const rows = rowsOf(opened, state).filter((row) =>
+    const rows = (await rowsOf(opened, state)).filter((row) =>
       (!only || row.category === only)
       && (!find || `${row.text} ${row.frame} ${row.id}`.toLowerCase().includes(find)));
     const columns = columnsOf(state, rows), sort = sorting(element, columns);
@@ -184,20 +194,34 @@
 
   function strip(opened, prompt) {
     const { run } = opened, [start, stop] = run.slot[prompt];
-    return make("p", { class: "strip" }, ...run.tokens[prompt].map((place, i) => make("span",
-      { class: i >= start && i < stop ? "token slot" : "token", dir: "auto" },
-      run.vocabulary[place])));
+    return make("p", { class: "strip" }, ...piecesOf(run, prompt).map((piece) => {
+      if (piece.length > 1) return make("span", { class: "token folded" },
+        `${piece.length} tokens of the template`);
+      const slot = piece[0] >= start && piece[0] < stop;
+      return make("span", { class: slot ? "token slot" : "token", dir: "auto" },
+        run.vocabulary[run.tokens[prompt][piece[0]]]);
+    }));
+  }
+
+  /* The tokens of a strip: [[token], ...]; unless all are asked for, what stands before and after
+     the text is one piece each, less the first token. */
+  function piecesOf(run, prompt) {
+    const all = Array.from(run.tokens[prompt], (_, i) => i), [start, stop] = run.span[prompt];
+    const whole = document.getElementById("prompts-all").checked;
+    const fold = (part) => (whole || part.length <= LEAST_FOLDED ? part.map((i) => [i]) : [part]);
+    return [...fold(all.slice(0, 1)), ...fold(all.slice(1, start)),
+      ...all.slice(Math.max(1, start), stop).map((i) => [i]),
+      ...fold(all.slice(Math.max(1, stop)))];
   }
 
   function shade(box, opened, prompt, layer, head, kind) {
     const { run } = opened, row = attention(opened, prompt, layer, head, kind);
     const spans = box.querySelectorAll(".token");
-    row.forEach((mass, i) => {
-      const root = Math.sqrt(Math.min(1, mass));
-      spans[i].style.setProperty("--a", root.toFixed(3));
-      spans[i].classList.toggle("strong", root > 0.62);
-      spans[i].title = `${run.vocabulary[run.tokens[prompt][i]].slice(0, TIP_LETTERS)}: ` +
-        mass.toFixed(3);
+    piecesOf(run, prompt).forEach((piece, k) => {
+      const mass = piece.reduce((sum, i) => sum + row[i], 0);
+      const text = piece.map((i) => run.vocabulary[run.tokens[prompt][i]]).join("");
+      spans[k].style.setProperty("--a", Math.sqrt(Math.min(1, mass)).toFixed(3));
+      spans[k].title = `${text.slice(0, TIP_LETTERS)}: ${mass.toFixed(3)}`;
     });
     const slot = onSlot(opened, prompt, row);
     box.querySelector(".mass").textContent = Number.isNaN(slot) ? ""
@@ -216,14 +240,21 @@
       max: run.n_layers - 1 });
     const head = make("select", { id: "prompts-head" });
     const said = make("output", { for: "prompts-layer" });
+    const all = make("input", { id: "prompts-all", type: "checkbox", checked: reader.whole });
+    all.addEventListener("change", () => {
+      reader.whole = all.checked;
+      drawReader(root, opened, report.state);
+      root.querySelector("#prompts-all").focus();
+    });
     const heads = make("div", { class: "heads", id: "prompts-heads" });
+    reader.replaceChildren(all);  // the strips ask it
     const boxes = persons.map((i) => make("div",
       { class: "person", "aria-current": i === prompt ? "true" : null },
       make("div", { class: "who" }, words(run.category[i]), make("span", { class: "mass" })),
       strip(opened, i)));
     const scale = make("span", { class: "legend", "aria-hidden": "true" },
       ...[0, 0.01, 0.1, 0.3, 1].map((mass) => {
-        const box = make("span", { class: mass > 0.38 ? "token strong" : "token" }, mass);
+        const box = make("span", { class: "token" }, mass);
         box.style.setProperty("--a", Math.sqrt(mass));
         return box;
       }));
@@ -231,7 +262,8 @@
       make("h3", {}, run.crossed ? "Frame " : "First word ", make("bdi", {}, run.frame[prompt]),
         filler ? ", " : "", make("bdi", {}, filler)),
       make("div", { class: "controls" }, make("label", { for: "prompts-layer" }, "Layer"), slider,
-        said, make("label", { for: "prompts-head" }, "Head"), head, " attention ", scale),
+        said, make("label", { for: "prompts-head" }, "Head"), head,
+        make("label", {}, all, " all tokens"), " attention ", scale),
       heads, ...boxes,
     ];
     if (run.answers && run.answers[prompt] != null) {
@@ -308,7 +340,7 @@
     const place = root.querySelector(":scope > .numbers");
     report.link(place, "prompts.csv", async () => {
       const opened = await open(data, report.state), { set, kind, layers } = report.state;
-      return rowsOf(opened, report.state).map((row) => Object.assign({}, opened.run.facts, {
+      return (await rowsOf(opened, report.state)).map((row) => Object.assign({}, opened.run.facts, {
         set, id: row.id, category: row.category, frame: row.frame, filler: row.filler,
         text: row.text, kind, first_layer: layers[0], last_layer: layers[1],
         entropy_estimate: row.value,
@@ -334,7 +366,7 @@
     const opened = await open(data, state), any = (...names) => names.some((n) => changed.has(n));
     if (!opened) return;
     if (any("set", "side")) fillCategories(root, opened.run);
-    if (any("set", "side", "kind", "layers", "layer", "head")) drawTable(root, opened, state);
+    if (any("set", "side", "kind", "layers", "layer", "head")) await drawTable(root, opened, state);
     if (any("set", "side", "prompt")) {
       markRow(root, state);
       drawReader(root, opened, state);
