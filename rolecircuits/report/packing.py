@@ -3,12 +3,12 @@
     step = round(levels sqrt(attention)), one byte a key        attention = (step / levels)^2
 
 The square root spends the steps where attention is small, as an eye that compares shades does. An
-attention of a comes back within sqrt(a) / levels + 1 / (4 levels^2): with 63 steps 0.016 near 1 and
-0.0017 near 0.01. The bytes are compressed (gzip) and written as base64.
+attention of a comes back within sqrt(a) / levels + 1 / (4 levels^2): with 40 steps 0.025 near 1 and
+0.0027 near 0.01. The bytes are compressed (gzip) and written as base64.
 
-All runs of a page share one budget. Every head is kept where that fits, with as many steps as fit
-(LEVELS); else the mean over heads of every layer and the heads that matter the most, as many as fit
-(`order_heads`).
+All runs of a page share one budget. Every head is kept, with as many steps as fit into BUDGET
+(LEVELS). Where that is too much even for LARGE, the mean over heads of every layer is kept and the
+heads that matter the most (`order_heads`), as many as fit into LARGE.
 """
 
 import base64
@@ -20,8 +20,9 @@ import numpy as np
 
 from rolecircuits.runs.arrays import Run
 
-LEVELS = (255, 127, 63)
-BUDGET = 1_700_000  # bytes of base64, all runs of a page together
+LEVELS = (255, 127, 63, 40)
+BUDGET = 1_300_000  # bytes of base64, all runs of a page together
+LARGE = 3_000_000  # the same where heads would have to go
 PER_BYTE = 4 / 3  # characters of base64
 SAMPLE = 24  # rows whose compressed size tells that of all
 MARGIN = 1.03  # by which a sample may mislead
@@ -88,8 +89,8 @@ def unpack_numbers(plain):
     return np.where(steps == 2 ** plain["bits"] - 1, np.nan, values)
 
 
-def pack_runs(runs, strengths, budget=BUDGET):
-    """{name: Packed} of the runs whose rows are stored, in `budget` characters together.
+def pack_runs(runs, strengths, budget=BUDGET, large=LARGE):
+    """{name: Packed} of the runs whose rows are stored, in `budget` characters together, or `large`.
 
     runs       {name: Run}
     strengths  {name: |g| of every head [layer, head], or None}
@@ -97,16 +98,19 @@ def pack_runs(runs, strengths, budget=BUDGET):
     runs = {name: run for name, run in runs.items() if run.final_row is not None}
     sizes = {name: _estimate_sizes(run) for name, run in runs.items()}
     for levels in LEVELS:
-        if sum(size[levels] for size in sizes.values()) <= budget:
+        total = sum(size[levels] for size in sizes.values())
+        if total <= (large if levels == LEVELS[-1] else budget):
             return {name: pack_all(run, levels) for name, run in runs.items()}
-    total = sum(size[LEVELS[-1]] for size in sizes.values())
     packed = {}
     for name, run in runs.items():
         of_all = sizes[name][LEVELS[-1]]
-        share = budget * of_all / total
-        n_heads = int((share / of_all - 1 / run.n_heads) * run.n_layers * run.n_heads)
-        heads = order_heads(run, strengths.get(name))[: max(n_heads, 1)]
-        packed[name] = pack_some(run, sorted(heads), LEVELS[-1])
+        share = large * of_all / total
+        means = _tokens_in_a_row(run, run.final_row.mean(axis=2, dtype=np.float32))
+        left = share - len(_text_of(steps_of(means, LEVELS[-1])))
+        n_heads = int(left / of_all * run.n_layers * run.n_heads)
+        heads = sorted(order_heads(run, strengths.get(name))[: max(n_heads, 1)])
+        rows = np.concatenate([means, _head_rows(run, *np.array(heads, dtype=int).T)])
+        packed[name] = _pack(rows, heads, LEVELS[-1])
     return packed
 
 
@@ -123,13 +127,6 @@ def pack_all(run: Run, levels):
     """The Packed rows of every head."""
     layer, head = np.divmod(np.arange(run.n_layers * run.n_heads), run.n_heads)
     return _pack(_head_rows(run, layer, head), None, levels)
-
-
-def pack_some(run: Run, heads, levels):
-    """The Packed means of every layer and rows of some heads [(layer, head)]."""
-    means = _tokens_in_a_row(run, run.final_row.mean(axis=2, dtype=np.float32))
-    layer, head = np.array(heads, dtype=int).T
-    return _pack(np.concatenate([means, _head_rows(run, layer, head)]), heads, levels)
 
 
 def _pack(rows, heads, levels):
