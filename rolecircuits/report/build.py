@@ -73,19 +73,17 @@ def build_report(runs, folders=None, verified=True, command="", asked=()):
 
 
 def compute(context, asked):
-    """({(set, side): RunNumbers}, {set: PairNumbers}), the runs side by side."""
-    whole = [name for name in context.sets if len(context.sides(name)) == len(SIDES)]
-    tasks = [*context.runs, *whole]
+    """({(set, side): RunNumbers}, {set: PairNumbers}), side by side."""
+    keys = list(context.runs)
+    found = fork_map(lambda key: numbers.run_numbers(context.runs[key], asked), keys)
+    of_runs = dict(zip(keys, found, strict=True))
+    names = [name for name in context.sets if len(context.sides(name)) == len(SIDES)]
 
-    def infer(task):
-        if isinstance(task, tuple):
-            return numbers.run_numbers(context.runs[task], asked)
-        pair = [context.runs[task, side] for side in SIDES]
-        return numbers.pair_numbers(*pair, asked)
+    def compare(name):
+        runs = {side: context.runs[name, side] for side in SIDES}
+        return numbers.pair_numbers(runs, {side: of_runs[name, side] for side in SIDES}, asked)
 
-    done = fork_map(infer, tasks, cost=lambda task: 2 if isinstance(task, tuple) else 1)
-    found = dict(zip(tasks, done, strict=True))
-    return {key: found[key] for key in context.runs}, {name: found[name] for name in whole}
+    return of_runs, dict(zip(names, fork_map(compare, names), strict=True))
 
 
 def describe_page(context):

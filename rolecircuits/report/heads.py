@@ -1,7 +1,7 @@
 """The section of heads: a map of every head, and the values of one head, prompt by prompt.
 
 Arrays travel packed (page.pack): measures of heads as float32 whose last bits are rounded away,
-values of rows as whole numbers of 16 bits between the smallest and the largest of their run and
+values of rows as whole numbers 0 to STEPS between the smallest and the largest of their run and
 kind. Where a run has more values than POINTS_LIMIT, only the normalised kind is kept, and then
 only the heads with the largest |g|; the page says so.
 """
@@ -20,7 +20,7 @@ from rolecircuits.stats.role_tests import slot_masses, strongest_heads
 
 MEASURES = ("estimate", "low", "high", "g", "p", "q", "p_max")
 POINTS_LIMIT = 1_300_000  # values of all runs together
-UNDEFINED, STEPS = 65_535, 65_534
+UNDEFINED, STEPS = 65_535, 4_095
 KEPT_BITS = 14  # of the 23 of a float32's fraction: a relative error below 1/30,000
 SHOWN_WITHOUT_SCRIPT = 12
 

@@ -127,25 +127,35 @@ def row_names(run):
     return np.array([frames[unit] for unit in labels_of(run)[1]])
 
 
-def pair_numbers(base, instruct, asked=(), seed=DEFAULT_SEED):
-    """The PairNumbers of a base and an instruct run of one set."""
-    runs, notes = run_pairs.match_runs(base, instruct)
+def pair_numbers(whole, found, asked=(), seed=DEFAULT_SEED):
+    """The PairNumbers of a base and an instruct run of one set.
+
+    whole, found  {side: Run}, {side: its RunNumbers}
+    """
+    runs, notes = run_pairs.match_runs(*(whole[side] for side in SIDES))
     shared, estimates, reasons = runs["base"], {}, {}
-    if set(REQUIRED) <= set(shared.counts):
-        estimates, reasons = run_pairs.estimate_pair(runs, seed)
-        for of_kind in estimates.values():
-            for of_index in of_kind.values():
-                for side in SIDES:
-                    of_index[side].pop("family", None)
     chosen = contrasts.available_contrasts(shared.category, asked)
+    for side, run in runs.items():
+        if not np.array_equal(run.prompt_id, whole[side].prompt_id):  # cut to what both hold
+            found = found | {side: run_numbers(run, asked, seed)}
+    if set(REQUIRED) <= set(shared.counts):
+        tests = {side: found[side].layers for side in SIDES}
+        estimates, reasons = run_pairs.estimate_pair(runs, seed, tests)
+    compared = {}
+    for kind in KINDS:
+        differences = run_pairs.estimate_contrasts(runs, chosen, seed, kind, ("diff",))
+        sides = {side: found[side].contrast_layers[kind] for side in SIDES}
+        compared[kind] = {
+            name: {side: sides[side][name] for side in SIDES} | differences[name] for name in chosen
+        }
     return PairNumbers(
         indices=estimates,
-        contrasts={k: run_pairs.estimate_contrasts(runs, chosen, seed, k) for k in KINDS},
+        contrasts=compared,
         reasons=reasons,
         notes=notes,
         n=len(shared.category),
         frames=len(set(shared.frame.tolist())),
-        pair=run_pairs.describe_pair(base, instruct),
+        pair=run_pairs.describe_pair(*(whole[side] for side in SIDES)),
     )
 
 

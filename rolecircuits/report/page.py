@@ -53,7 +53,7 @@ def build_page(sections, page):
         "style": Markup(style),
         "scripts": [Markup(text) for text in scripts],
         "page_json": embed_json({"menus": page.menus, "state": page.state}),
-        "data_json": {s.name: embed_json({"data": s.data, "tables": s.tables}) for s in sections},
+        "data_json": {section.name: _section_json(section) for section in sections},
     }
     return _environment().get_template("page.html").render(facts)
 
@@ -64,9 +64,24 @@ def embed_json(value):
     return Markup(text.replace("<", "\\u003c"))
 
 
-def pack(array):
-    """The bytes of an array as text for report.unpack of core.js: gzip, base64."""
-    return base64.b64encode(gzip.compress(array.tobytes(), 6, mtime=0)).decode("ascii")
+def _section_json(section):
+    """Data and tables of a section; tables are packed, because they are read on a click only."""
+    tables = {name: pack_table(rows) for name, rows in section.tables.items()}
+    return embed_json({"data": section.data, "tables": tables})
+
+
+def pack_table(rows):
+    """Rows (dicts with the same keys) as {"columns", "packed": their JSON}."""
+    columns = list(rows[0]) if rows else []
+    values = [[row[name] for row in rows] for name in columns]
+    text = json.dumps(as_plain(values), ensure_ascii=False, allow_nan=False)
+    return {"columns": columns, "packed": pack(text.encode("utf-8", "backslashreplace"))}
+
+
+def pack(data):
+    """Bytes, or those of an array, as text for report.unpack of core.js: gzip, base64."""
+    raw = data if isinstance(data, bytes) else data.tobytes()
+    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
 
 
 def content_policy(scripts, style):

@@ -134,7 +134,7 @@ def missing_interval_reason(run, index):
     return f"{index.upper()}: {reason}" if reason else None
 
 
-def estimate_pair(runs, seed=DEFAULT_SEED):
+def estimate_pair(runs, seed=DEFAULT_SEED, tests=None):
     """({kind: {index: {"base", "instruct", "diff": estimate}}}, {index: why no interval, or None}).
 
     An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also
@@ -142,15 +142,21 @@ def estimate_pair(runs, seed=DEFAULT_SEED):
     p of a difference that of equal indices, whatever the scale of either model's entropies. Raw
     differences are not tested: raw indices also differ where only lengths do. Numbers left out are
     NaN, or None.
+    tests  {side: {kind: what infer_layers gives}} of these runs, where it is known already
     """
     reasons = {index: missing_interval_reason(runs["base"], index) for index in INDICES}
-    return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
+    if tests is None:
+        tests = {
+            side: {kind: infer_layers(run, kind, seed) for kind in KINDS}
+            for side, run in runs.items()
+        }
+    kinds = {kind: {side: tests[side][kind] for side in SIDES} for kind in KINDS}
+    return {k: _estimate_kind(runs, k, reasons, seed, kinds[k]) for k in KINDS}, reasons
 
 
-def _estimate_kind(runs, kind, reasons, seed):
+def _estimate_kind(runs, kind, reasons, seed, tests):
     labels = labels_of(runs["base"])
     values = {side: frame_values(run, layer_values(run, kind)) for side, run in runs.items()}
-    tests = {side: infer_layers(run, kind, seed) for side, run in runs.items()}
     null = {side: layer_null(run, kind) for side, run in runs.items()}
     differences = infer_indices(values["instruct"], *labels, values["base"], seed=seed)
     means = infer_mean_indices(values["instruct"], *labels, values["base"], seed=seed)
@@ -171,11 +177,14 @@ def _estimate_kind(runs, kind, reasons, seed):
     return out
 
 
-def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED, kind="normalised"):
+def estimate_contrasts(
+    runs, contrasts, seed=DEFAULT_SEED, kind="normalised", what=(*SIDES, "diff")
+):
     """{contrast: {"base" | "instruct" | "diff": estimate}} of entropies of a kind, each [layer].
 
     An estimate holds value, low, high, p, q and p_max. The value of a run is first - second; "diff"
     is the same contrast of instruct - base, taken prompt by prompt (frame by frame) first.
+    what  the sides that are wanted
     """
     labels, values = labels_of(runs["base"]), {}
     for side, run in runs.items():
@@ -183,8 +192,8 @@ def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED, kind="normalised"):
     values["diff"] = values["instruct"] - values["base"]
     return {
         name: {
-            side: _estimate_contrast(runs["base"], of_side, labels, contrast, seed)
-            for side, of_side in values.items()
+            side: _estimate_contrast(runs["base"], values[side], labels, contrast, seed)
+            for side in what
         }
         for name, contrast in contrasts.items()
     }

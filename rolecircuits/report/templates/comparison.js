@@ -20,7 +20,7 @@ report.section("comparison", {
     const found = of && (contrast ? of.contrasts[state.contrast] : of.indices[id]);
     const none = document.getElementById("comparison-none");
     none.hidden = Boolean(found);
-    for (const place of ["runs", "difference", "table", "title"]) {
+    for (const place of ["runs", "difference", "table", "shown"]) {
       document.getElementById(`comparison-${place}`).hidden = !found;
     }
     const notes = document.getElementById("comparison-notes");
@@ -31,7 +31,7 @@ report.section("comparison", {
       return;
     }
     const name = contrast ? `Focus, ${report.contrastName(state.contrast)}` : data.indices[id];
-    document.getElementById("comparison-title").textContent =
+    document.getElementById("comparison-shown").textContent =
       `${name}, ${report.kindName(state.kind)}, ${state.set}`;
     const title = contrast ? "difference in focus" : `${name} minus null`;
     const values = ["base", "instruct"].flatMap((side) =>

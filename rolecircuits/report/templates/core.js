@@ -301,9 +301,16 @@ const report = (function () {
     return button;
   }
 
+  /* Rows of a table that build_page packed, column by column. */
+  async function unpackTable(table) {
+    const values = JSON.parse(new TextDecoder().decode(await unpack(table.packed)));
+    const row = (i) => table.columns.map((name, column) => [name, values[column][i]]);
+    return (values[0] || []).map((_, i) => Object.fromEntries(row(i)));
+  }
+
   function offer(root, tables) {
     const place = root.querySelector(":scope > .numbers");
-    for (const [name, rows] of Object.entries(tables)) link(place, name, () => rows);
+    for (const [name, table] of Object.entries(tables)) link(place, name, () => unpackTable(table));
     if (place.children.length) {
       place.prepend("Numbers: ");
       place.hidden = false;
