@@ -2,6 +2,11 @@
 
     step = round(levels sqrt(attention)), one byte a key        attention = (step / levels)^2
 
+What stands at one place of several prompts, counted from the start of the text fed or, behind the
+prompt's own text, from there, is alike, above all in prompts of one frame. So the tokens of a row
+are put in the order of places, and of frames inside a place (`column_order`), and each step is
+written as its difference from the one before, modulo 256.
+
 The square root spends the steps where attention is small, as an eye that compares shades does. An
 attention of a comes back within sqrt(a) / levels + 1 / (4 levels^2): with 40 steps 0.025 near 1 and
 0.0027 near 0.01. The bytes are compressed (gzip) and written as base64.
@@ -13,7 +18,6 @@ heads that matter the most (`order_heads`), as many as fit into LARGE.
 
 import base64
 import gzip
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +25,15 @@ import numpy as np
 from rolecircuits.runs.arrays import Run
 
 LEVELS = (255, 127, 63, 40)
-BUDGET = 1_300_000  # bytes of base64, all runs of a page together
+BUDGET = 1_100_000  # bytes of base64, all runs of a page together
 LARGE = 3_000_000  # the same where heads would have to go
-PER_BYTE = 4 / 3  # characters of base64
 SAMPLE = 24  # rows whose compressed size tells that of all
 MARGIN = 1.03  # by which a sample may mislead
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed attention [row, token]; the tokens of all prompts stand one after another.
+    """Packed attention [row, token], tokens in `column_order`, written as differences.
 
     levels   steps of the square root
     heads    [(layer, head)], a row each, after a row for the mean over heads of every layer; or
@@ -59,10 +62,45 @@ def largest_error(attention, levels):
     return np.sqrt(attention) / levels + 1 / (4 * levels**2)
 
 
-def unpack(packed: Packed):
-    """The attention that the page has: [row, token] float."""
-    steps = np.frombuffer(gzip.decompress(base64.b64decode(packed.text)), dtype=np.uint8)
-    return (steps.reshape(packed.shape) / packed.levels) ** 2
+def unpack(packed: Packed, run: Run):
+    """The attention that the page has: [row, token] float, the tokens of one prompt after another.
+
+    run  whose attention was packed
+    """
+    raw = np.frombuffer(gzip.decompress(base64.b64decode(packed.text)), dtype=np.uint8)
+    steps = np.empty(packed.shape, dtype=np.uint8)
+    order, starts = column_order(run)
+    columns = np.split(raw.reshape(packed.shape), np.flatnonzero(starts)[1:], axis=1)
+    sums = [np.cumsum(own, axis=1, dtype=np.uint8) for own in columns]
+    steps[:, order] = np.concatenate(sums, axis=1)
+    return (steps / packed.levels) ** 2
+
+
+def frame_ranks(run: Run):
+    """Places of the prompts where those of one frame and filler stand together: [prompt] int."""
+    return np.argsort(np.lexsort((run.filler, run.frame)), kind="stable")
+
+
+def column_order(run: Run):
+    """(order, starts), both [token]: the tokens of all prompts by place, then by `frame_ranks`.
+
+    order   positions among the tokens of one prompt after another
+    starts  bool, where another place begins: differences are from 0 there
+    """
+    n = run.n_tokens.astype(int)
+    prompt = np.repeat(np.arange(len(n)), n)
+    index = np.arange(len(prompt)) - np.repeat(np.cumsum(n) - n, n)
+    end = run.span[prompt, 1]
+    place = np.where(index < end, index, n.max() + index - end)
+    order = np.lexsort((frame_ranks(run)[prompt], place))
+    return order, np.diff(place[order], prepend=-1) != 0
+
+
+def differences(steps, order, starts):
+    """Steps [row, token] in this order, each less the one before it, modulo 256."""
+    ordered = steps[:, order]
+    before = np.where(starts, 0, np.roll(ordered, 1, axis=1)).astype(np.uint8)
+    return ordered - before
 
 
 def pack_numbers(values, bits=16):
@@ -90,7 +128,7 @@ def unpack_numbers(plain):
 
 
 def pack_runs(runs, strengths, budget=BUDGET, large=LARGE):
-    """{name: Packed} of the runs whose rows are stored, in `budget` characters together, or `large`.
+    """{name: Packed} of the runs whose rows are stored, in `budget` characters or `large`.
 
     runs       {name: Run}
     strengths  {name: |g| of every head [layer, head], or None}
@@ -110,7 +148,7 @@ def pack_runs(runs, strengths, budget=BUDGET, large=LARGE):
         n_heads = int(left / of_all * run.n_layers * run.n_heads)
         heads = sorted(order_heads(run, strengths.get(name))[: max(n_heads, 1)])
         rows = np.concatenate([means, _head_rows(run, *np.array(heads, dtype=int).T)])
-        packed[name] = _pack(rows, heads, LEVELS[-1])
+        packed[name] = _pack(run, rows, heads, LEVELS[-1])
     return packed
 
 
@@ -119,18 +157,20 @@ def _estimate_sizes(run: Run):
     n_all = run.n_layers * run.n_heads
     chosen = np.unique(np.linspace(0, n_all - 1, SAMPLE).astype(int))
     rows = _head_rows(run, *np.unravel_index(chosen, (run.n_layers, run.n_heads)))
-    scale = MARGIN * PER_BYTE * n_all / len(chosen)
-    return {n: len(zlib.compress(steps_of(rows, n).tobytes(), 6)) * scale for n in LEVELS}
+    scale = MARGIN * n_all / len(chosen)
+    columns = column_order(run)
+    return {n: len(_text_of(differences(steps_of(rows, n), *columns))) * scale for n in LEVELS}
 
 
 def pack_all(run: Run, levels):
     """The Packed rows of every head."""
     layer, head = np.divmod(np.arange(run.n_layers * run.n_heads), run.n_heads)
-    return _pack(_head_rows(run, layer, head), None, levels)
+    return _pack(run, _head_rows(run, layer, head), None, levels)
 
 
-def _pack(rows, heads, levels):
-    return Packed(levels, heads, rows.shape, _text_of(steps_of(rows, levels)))
+def _pack(run, rows, heads, levels):
+    steps = differences(steps_of(rows, levels), *column_order(run))
+    return Packed(levels, heads, rows.shape, _text_of(steps))
 
 
 def _text_of(steps):

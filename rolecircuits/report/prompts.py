@@ -77,6 +77,7 @@ def run_data(run: Run, values, packed):
         "n_layers": run.n_layers,
         "n_heads": run.n_heads,
         "layers": {kind: packing.pack_numbers(own) for kind, own in values.items()},
+        "rank": packing.frame_ranks(run),
         "attention": packed.plain() if packed and known else None,
     }
 

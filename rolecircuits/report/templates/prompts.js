@@ -25,12 +25,37 @@
     for (const kind of Object.keys(run.layers)) {
       layers[kind] = await report.numbers(run.layers[kind]);
     }
-    const steps = run.attention ? await report.unpack(run.attention.packed) : null;
+    const steps = run.attention
+      ? inOrder(run, offsets, total, await report.unpack(run.attention.packed)) : null;
     const place = new Map();
     if (run.attention && run.attention.heads) {
       run.attention.heads.forEach(([layer, head], i) => place.set(`${layer}/${head}`, i));
     }
     return Object.assign({ offsets, total, layers, steps, place }, { run });
+  }
+
+  /* Steps of the square root of attention [row, token], from their differences in the order that
+     packing.column_order describes. */
+  function inOrder(run, offsets, total, packed) {
+    const longest = Math.max(...run.n_tokens), tokens = [];
+    run.n_tokens.forEach((n, prompt) => {
+      const end = run.span[prompt][1];
+      for (let i = 0; i < n; i++) {
+        tokens.push({ at: offsets[prompt] + i, rank: run.rank[prompt],
+          place: i < end ? i : longest + i - end });
+      }
+    });
+    tokens.sort((a, b) => a.place - b.place || a.rank - b.rank);
+    const steps = new Uint8Array(packed.length);
+    for (let start = 0; start < packed.length; start += total) {
+      let sum = 0;
+      tokens.forEach((token, i) => {
+        const more = i && tokens[i - 1].place === token.place;
+        sum = ((more ? sum : 0) + packed[start + i]) & 255;
+        steps[start + token.at] = sum;
+      });
+    }
+    return steps;
   }
 
   /* The place of a head among those that are kept, -1 where it is not. */
