@@ -11,6 +11,7 @@ where attention on a is the more focused. Everything is computed from the runs; 
 (documents, interventions, a sweep) are shown where their folders are given.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import sha256_of
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
+from rolecircuits.runs.record import portable
 
 OUTPUT = "report.html"
 NEEDED = {  # the files of other results that are read
@@ -127,10 +129,11 @@ def read_texts(folder, given=None):
 
 def describe_command(runs, folders, path, asked):
     """The command that makes this report again."""
-    words = ["python report.py", *(str(run.path) for run in runs if run.path)]
-    words += [f"--{name} {folder}" for name, folder in folders.items() if folder is not None]
-    words += [f"--contrast {' '.join(asked)}"] if asked else []
-    return " ".join([*words, f"--output {path}"])
+    words = ["python", "report.py", *(portable(run.path) for run in runs if run.path)]
+    for name, folder in folders.items():
+        words += [f"--{name}", portable(folder)] if folder is not None else []
+    words += ["--contrast", *asked] if asked else []
+    return shlex.join([*words, "--output", portable(path)])
 
 
 def main(argv=None):

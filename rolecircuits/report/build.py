@@ -9,6 +9,7 @@ from rolecircuits.report.masses import masses_section
 from rolecircuits.report.page import Page, build_page
 from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
+from rolecircuits.runs.files import read_json
 
 # each a function of the Context that gives a Section, or None
 SECTIONS = (
@@ -68,6 +69,10 @@ def build_report(runs, folders=None, verified=True, command="", asked=()):
     runs = order_runs(runs)
     context = Context(runs, folders=folders or Folders(), verified=verified, command=command)
     context.numbers, context.pairs = compute(context, asked)
+    if context.folders.comparison is not None:
+        summary = read_json(context.folders.comparison / "comparison_summary.json")
+        notes = summary.get("notes") if isinstance(summary, dict) else None
+        context.notes += [str(note) for note in notes] if isinstance(notes, list) else []
     sections = [section for build in SECTIONS if (section := build(context)) is not None]
     return build_page(sections, describe_page(context))
 

@@ -6,6 +6,7 @@ and has a diverging scale whose middle is 0: red is positive, the first-named mo
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
 RUN_LOOKS = {"base": ("#0072B2", "circle"), "instruct": ("#E69F00", "square")}
+DIVERGING = ("#053061", "#4393c3", "#ffffff", "#d6604d", "#67001f")  # white at exactly 0
 CATEGORY_COLOURS = {
     "self_referent": "#D55E00",
     "confounder": "#0072B2",
@@ -24,7 +25,7 @@ def layer_lines():
         "field": "run",
         "type": "nominal",
         "scale": {"domain": list(RUN_LOOKS), "range": [c for c, _ in RUN_LOOKS.values()]},
-        "legend": {"orient": "top", "title": None, "symbolType": "circle"},
+        "legend": {"orient": "top", "title": None, "symbolType": "circle", "symbolOpacity": 1},
     }
     shape = {
         "field": "run",
@@ -136,7 +137,7 @@ def head_map():
                         "condition": {"test": "!isValid(datum.value)", "value": "#9a9a9a"},
                         "field": "value",
                         "type": "quantitative",
-                        "scale": {"scheme": "redblue", "reverse": True, "domainMid": 0},
+                        "scale": {"range": list(DIVERGING)},
                         "legend": {"orient": "top", "gradientLength": 220, "title": ""},
                     },
                     "tooltip": tooltip(),

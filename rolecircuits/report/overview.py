@@ -6,8 +6,11 @@ from collections import Counter
 import numpy as np
 
 from rolecircuits.inputs.arguments import ALPHA, MARGIN
+from rolecircuits.inputs.errors import printable
 from rolecircuits.report import charts
+from rolecircuits.report.numbers import estimate_of
 from rolecircuits.report.section import INDEX_NAMES, Section, show_interval
+from rolecircuits.runs.record import portable
 from rolecircuits.stats.audit import FACTORS, name_units
 from rolecircuits.stats.contrasts import names_of
 from rolecircuits.stats.role_tests import VERDICTS
@@ -77,7 +80,13 @@ def contrast_name(contrast):
 def page_title(context):
     """The models of the runs."""
     ids = dict.fromkeys(run.config["model"]["id"] for run in context.runs.values())
-    return f"Role-conditioning circuits: {' and '.join(ids)}"
+    return f"Role-conditioning circuits: {' and '.join(map(shorten, ids))}"
+
+
+def shorten(text, most=120):
+    """`text` on one line without control characters, its middle left out where it is long."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 24]} ... {text[-16:]}"
 
 
 def page_head(context):
@@ -88,7 +97,9 @@ def page_head(context):
         model, made = run.config["model"], run.config.get("created")
         weights = (model.get("weights_sha256") or "-")[:16]
         n, frames = len(run.category), len(set(run.frame.tolist()))
-        rows.append((name, side, model["id"], run.prompt_format, n, frames, weights, made or "-"))
+        rows.append(
+            (name, side, shorten(model["id"]), run.prompt_format, n, frames, weights, made or "-")
+        )
     checked = "compared with the SHA-256 of their manifests before they were read"
     files = f"Files of the runs: {checked if context.verified else 'not ' + checked}."
     return {"columns": columns, "rows": rows, "files": files, "notes": context.notes}
@@ -128,9 +139,88 @@ def summary_section(context):
         "Summary",
         "Which layers react to whom a prompt is about, by how much, and whether the first word of "
         "the prompts explains it.",
-        {"found": found, "columns": SUMMARY_COLUMNS, "rows": rows, "shares": shown},
+        {
+            "headline": headline(context),
+            "found": found,
+            "columns": SUMMARY_COLUMNS,
+            "rows": rows,
+            "shares": shown,
+        },
         {"means": means, "shares": shares, "spec": charts.share_bars(), "indices": INDEX_NAMES},
         {"design_audit.csv": shares},
+    )
+
+
+def headline(context):
+    """What to take away: which layers differ, by how much, whether it is the first word."""
+    lines = []
+    for name in context.sets:
+        for side in (
+            context.sides(name) if context.runs[name, context.sides(name)[0]].crossed else ()
+        ):
+            found = context.numbers[name, side].layers.get("normalised", {})
+            lines += [
+                f"{name}, {side}: {describe_index(context.numbers[name, side], index)}"
+                for index in found
+            ]
+        pair = context.pairs.get(name)
+        for index, of_index in (pair.indices.get("normalised", {}) if pair else {}).items():
+            if of_index["diff"]["mean_interval"] is not None:
+                lines.append(f"{name}, instruct - base: {describe_difference(index, of_index)}")
+    if not any(run.crossed for run in context.runs.values()):
+        lines.append(
+            "There is no crossed set here: who a prompt is about cannot be told from how it begins."
+        )
+    return lines + [describe_words(context, name) for name in context.sets]
+
+
+def describe_index(numbers, index):
+    """One sentence on an index of a run, normalised."""
+    found, ends = numbers.layers["normalised"][index], numbers.means["normalised"][index]
+    if np.isnan(found["p"]).all():
+        return f"{INDEX_NAMES[index]} is not tested ({found['reason'] or 'undefined'})."
+    at, n = int(np.nanargmax(np.abs(found["estimate"]))), len(passing_layers(found))
+    sense = "attention on self-referent prompts has no clear direction on average"
+    if ends[1] > 0 or ends[2] < 0:
+        focus = "more" if ends[1] > 0 else "less"
+        sense = f"attention on self-referent prompts is the {focus} focused on average"
+    return (
+        f"{INDEX_NAMES[index]} differs from 0 in {n} of {len(found['p'])} layers (max-T), most in "
+        f"layer {at} ({found['estimate'][at]:+.3f}); mean over layers {show_interval(*ends)}: "
+        f"{sense}."
+    )
+
+
+def describe_difference(index, found):
+    """One sentence on the difference of two runs."""
+    value, p = estimate_of(found["diff"]), found["diff"]["p_max"]
+    at, n = int(np.nanargmax(np.abs(value))), int((p < ALPHA).sum())
+    mean = show_interval(np.nanmean(value), *found["diff"]["mean_interval"])
+    return (
+        f"{INDEX_NAMES[index]} differs in {n} of {len(value)} layers (max-T), most in layer {at} "
+        f"({value[at]:+.3f}); mean over layers {mean}."
+    )
+
+
+def describe_words(context, name):
+    """Whether the first word of the prompts of a set may explain what differs."""
+    sides = context.sides(name)
+    audits = [context.numbers[name, side].audit for side in sides]
+    if audits[0]["crossed"]:
+        same = ", with the same first word," if audits[0]["same_first_word"] else ""
+        every = f"every frame holds all categories{same} and as many tokens"
+        return f"{name}: it is not the first word: {every}."
+    shares = [
+        f"{audit['variance']['first word']['median']:.2f} ({side})"
+        for side, audit in zip(sides, audits, strict=True)
+    ]
+    own = [f"{audit['variance']['category']['median']:.2f}" for audit in audits]
+    why = (
+        "so it may be the first word" if any(audit["flagged"] for audit in audits) else "no warning"
+    )
+    return (
+        f"{name}: the first word explains {' and '.join(shares)} of the variance between prompts, "
+        f"the category {' and '.join(own)}: {why}."
     )
 
 
@@ -204,7 +294,7 @@ def method_section(context):
             side,
             run.config.get("schema_version", "-"),
             _commit(run.config),
-            str(run.path or "-"),
+            portable(run.path or "-"),
         )
         for (name, side), run in context.runs.items()
     ]

@@ -117,7 +117,7 @@ const report = (function () {
   /* Vega takes colours as texts. In SVG they follow the page, printed pages too; a canvas gets
      those of the moment. */
   function theme(renderer) {
-    const style = getComputedStyle(document.documentElement);
+    const style = getComputedStyle(document.body);
     const colour = (name) => style.getPropertyValue(name).trim();
     const ink = renderer === "svg" ? "currentColor" : colour("--ink");
     const axis = { labelColor: ink, titleColor: ink, domainColor: ink, tickColor: ink,
