@@ -84,7 +84,8 @@ def read_set_tests(folder):
         numbers = [test.get(name) for name in SET_NUMBERS] if whole else [None]
         if not all(type(number) in (int, float) for number in numbers):
             raise UserError(f"{path}: set_tests[{i}] is damaged; run interventions.py again")
-    return [test for test in tests if test["metric"] in METRICS]
+    known = [test for test in tests if test["metric"] in METRICS]
+    return sorted(known, key=lambda test: list(METRICS).index(test["metric"]))
 
 
 def pool_of(row, rows):

@@ -28,6 +28,7 @@ LEVELS = (255, 127, 63, 40)
 BUDGET = 1_100_000  # bytes of base64, all runs of a page together
 LARGE = 3_000_000  # the same where heads would have to go
 SAMPLE = 24  # rows whose compressed size tells that of all
+FINE = 4_094  # steps of numbers of 16 bits
 MARGIN = 1.03  # by which a sample may mislead
 
 
@@ -104,15 +105,16 @@ def differences(steps, order, starts):
 
 
 def pack_numbers(values, bits=16):
-    """Numbers [...] as steps between the smallest and the largest; NaN is the highest step.
+    """Numbers [...] as steps between the smallest and the largest; NaN is the highest number.
 
+    bits     8 (254 steps) or 16 (4,094 steps: gzip makes the other four bits short)
     returns  {"shape", "low", "step", "bits", "packed"}: value = low + step n, within step / 2
     """
     values = np.asarray(values, dtype=np.float64)
     undefined, top = np.isnan(values), 2**bits - 1
     known = values[~undefined]
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
-    step = (high - low) / (top - 1)
+    step = (high - low) / min(top - 1, FINE)
     steps = np.full(values.shape, top, dtype=f"<u{bits // 8}")
     steps[~undefined] = np.rint((known - low) / step) if step else 0
     text = _text_of(steps)

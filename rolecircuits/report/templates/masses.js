@@ -6,6 +6,7 @@
   const LINES = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
   const UNIFORM = "uniform attention", WIDEST = 190, LEAST = 120;
   const unpacked = new Map(), words = report.words;
+  let wanted = null;  // the part that was chosen last
 
   function open(data, state) {
     const key = `${state.set}|${state.side}`, run = data.runs[key];
@@ -31,6 +32,12 @@
         uniform: opened.uniform.at(c, layer, p) })));
     }
     return rows;
+  }
+
+  /* Rows of every head of a layer. */
+  function layerHeads(opened, layer) {
+    const n = opened.heads.shape[2], heads = Array.from({ length: n }, (_, head) => head);
+    return heads.flatMap((head) => rowsOf(opened, { layer, head }));
   }
 
   /* Mean over the layers of rows: {part: {category: number, uniform: number}}. */
@@ -95,34 +102,40 @@
     `${row.head === "mean" ? "" : ` head ${row.head}`}\n${data.names[row.part]}: ` +
     `${row.estimate.toFixed(3)} (uniform ${row.uniform.toFixed(3)})`;
 
+  /* Shares of one part: by layer, or by head of the layer of the chosen head. */
   function drawPart(element, data, opened, rows, state) {
     const part = document.getElementById("masses-part").value, { run } = opened;
-    const own = rows.filter((row) => row.part === part);
+    const one = oneHead(state), by = one ? "head" : "layer";
+    const own = (one ? layerHeads(opened, state.layer) : rows).filter((row) => row.part === part);
     const chosen = run.contrasts[state.contrast] || run.categories;
     const domain = [...run.categories.map(words), "uniform"];
-    const line = own.map((row) => ({ layer: row.layer, share: row.estimate,
+    const line = own.map((row) => ({ at: row[by], share: row.estimate,
       line: words(row.category), faint: chosen.includes(row.category) ? 1 : 0.25,
       tip: tipOf(data, row) }));
-    const layers = Array.from(new Set(own.map((row) => row.layer)));
-    for (const layer of layers) {
-      const at = own.filter((row) => row.layer === layer);
-      line.push({ layer, line: "uniform", faint: 1, tip: `uniform attention, layer ${layer}`,
+    for (const place of Array.from(new Set(own.map((row) => row[by])))) {
+      const at = own.filter((row) => row[by] === place);
+      line.push({ at: place, line: "uniform", faint: 1, tip: `uniform attention, ${by} ${place}`,
         share: at.reduce((sum, row) => sum + row.uniform, 0) / at.length });
     }
+    const where = one ? `by head of layer ${state.layer}` : "by layer";
     return report.chart(element, {
-      description: `Share of the last token's attention on ${data.names[part]} by layer, a line ` +
-        "a category, beside uniform attention",
+      title: one ? `Heads of layer ${state.layer}, head ${state.head} large` : "",
+      description: `Share of the last token's attention on ${data.names[part]} ${where}, ` +
+        "categories beside uniform attention",
       width: Math.max(200, Math.min(760, element.clientWidth - 190)), height: 220,
       data: { values: line },
-      mark: { type: "line", point: { size: 24 } },
+      mark: one ? { type: "point", filled: true } : { type: "line", point: { size: 24 } },
       encoding: {
-        x: { field: "layer", type: "quantitative", axis: { tickMinStep: 1, format: "d" },
+        x: { field: "at", type: "quantitative", title: by, axis: { tickMinStep: 1, format: "d" },
           scale: { nice: false, zero: false, padding: 8 } },
-        y: { field: "share", type: "quantitative", title: `share on ${data.names[part]}` },
-        color: { field: "line", type: "nominal", title: null, scale: { domain,
+        y: { field: "share", type: "quantitative", title: `on ${data.names[part]}` },
+        color: { field: "line", type: "nominal", title: null,
+          legend: { symbolOpacity: 1 }, scale: { domain,
           range: [...LINES.slice(0, run.categories.length), "#888888"] } },
-        strokeDash: { field: "line", type: "nominal", title: null, scale: { domain,
-          range: [...run.categories.map(() => [1, 0]), [5, 4]] } },
+        ...(one ? {} : { strokeDash: { field: "line", type: "nominal", title: null,
+          scale: { domain, range: [...run.categories.map(() => [1, 0]), [5, 4]] } } }),
+        ...(one ? { size: { condition: { test: `datum.at === ${state.head}`, value: 150 },
+          value: 45 } } : {}),
         opacity: { field: "faint", type: "quantitative", scale: null, legend: null },
         tooltip: { field: "tip", type: "nominal" },
       },
@@ -144,11 +157,11 @@
   }
 
   function fillParts(data, run) {
-    const select = document.getElementById("masses-part"), before = select.value;
+    const select = document.getElementById("masses-part");
     select.replaceChildren(...run.parts.map((part) =>
       report.make("option", { value: part }, data.names[part])));
     const usual = run.parts.includes("slot") ? "slot" : "user_text";
-    select.value = run.parts.includes(before) ? before : usual;
+    select.value = run.parts.includes(wanted) ? wanted : usual;
   }
 
   async function draw(root, data, state) {
@@ -163,8 +176,10 @@
   }
 
   function start(root, data) {
-    root.querySelector("#masses-part").addEventListener("change", () =>
-      draw(root, data, report.state));
+    root.querySelector("#masses-part").addEventListener("change", (event) => {
+      wanted = event.target.value;
+      draw(root, data, report.state);
+    });
     report.link(root.querySelector(":scope > .numbers"), "masses.csv", async () => {
       const opened = await open(data, report.state);
       return opened ? rowsOf(opened, report.state).map((row) =>

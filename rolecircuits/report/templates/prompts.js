@@ -155,7 +155,8 @@
       { id: "text", name: "prompt", text: true, show: (text, row) => clamped(text, row.id) },
       { id: "category", name: "category", text: true, show: words },
       { id: "frame", name: "frame", text: true },
-      { id: "value", name: `entropy, ${range}`, show: (x) => report.show(x) },
+      { id: "value", name: `entropy, ${range}`,
+        show: (x) => (Number.isNaN(x) ? "-" : x.toFixed(3)) },
     ];
     if (rows.some((row) => !Number.isNaN(row.head))) {
       columns.push({ id: "head", name: `head ${state.layer}/${state.head}`,
