@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from output_manager import check_files, load_run
+from rolecircuits.documents.texts import read_documents
 from rolecircuits.inputs.arguments import (
     add_contrast_arguments,
     add_verify_argument,
@@ -23,15 +24,17 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import sha256_of
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 from rolecircuits.runs.record import portable
 
 OUTPUT = "report.html"
 NEEDED = {  # the files of other results that are read
-    "documents": ("experiment_config.json",),
+    "documents": ("documents.npz", "experiment_config.json"),
     "interventions": ("effects.json", "experiment_config.json"),
     "sweep": ("head_effects.npz", "experiment_config.json"),
+    "answers": ("generation_results.json", "experiment_config.json"),
 }
 
 
@@ -42,6 +45,9 @@ def parse_args(argv=None):
     parser.add_argument("--documents", help="a documents run")
     parser.add_argument("--interventions", help="an intervention run")
     parser.add_argument("--sweep", help="a sweep of heads")
+    parser.add_argument("--answers", help="a run of experiment.py: answers beside their prompts")
+    fed = "what the documents run was fed (default: the file that it names, if unchanged)"
+    parser.add_argument("--documents_file", metavar="FILE", help=fed)
     parser.add_argument("--output", default=OUTPUT, help=f"the file written (default {OUTPUT})")
     add_contrast_arguments(parser)
     add_verify_argument(parser)
@@ -53,6 +59,9 @@ def run(args):
     path, verify = check_output(args.output), not args.no_verify
     loaded = [load_run(folder, verify).rename(args.roles) for folder in args.runs]
     folders = {name: getattr(args, name) for name in ("comparison", *NEEDED)}
+    if args.documents_file and not args.documents:
+        raise UserError("--documents_file needs --documents: the run that was fed this file")
+    folders["documents_file"] = args.documents_file
     write_report(loaded, folders, path, verify, args.contrast)
 
 
@@ -68,15 +77,18 @@ def check_output(path):
 def write_report(runs, folders, path, verify=True, asked=()):
     """Write the report of loaded runs; returns its path.
 
-    folders  {"comparison", "documents", "interventions", "sweep": a folder, or None}, any of them
+    folders  {"comparison", "documents", "interventions", "sweep", "answers": a folder, or None,
+             "documents_file": a file, or None}, any of them
     verify   False leaves out the SHA-256 of the files in them     asked  contrasts "a-b"
     """
     from rolecircuits.report import build, section  # numpy and jinja2: not for --help
 
     path, found = Path(path), {}
     for name, folder in folders.items():
-        if folder is not None:
+        if folder is not None and name != "documents_file":
             found[name] = check_folder(name, folder, verify)
+    if "documents" in found:
+        found["texts"] = read_texts(found["documents"], folders.get("documents_file"))
     command = describe_command(runs, folders, path, asked)
     given = section.Folders(**found)
     text = build.build_report(runs, given, verify, command, asked)
@@ -94,6 +106,25 @@ def check_folder(name, folder, verify):
     if not (Path(folder) / "comparison_summary.json").is_file():
         raise UserError(f"--{name} {folder}: has no comparison_summary.json")
     return Path(folder)
+
+
+def read_texts(folder, given=None):
+    """{document id: [(role, text), ...]} of what a documents run was fed; None where it is gone.
+
+    given  its file; without one the file that the run's config names, if it is there unchanged
+    """
+    config = files.read_json(folder / "experiment_config.json")
+    path = given or (config.get("arguments") or {}).get("documents")
+    if not path or not Path(path).expanduser().is_file():
+        if given:
+            raise UserError(f"--documents_file {given}: no such file")
+        return None
+    path = Path(path).expanduser()
+    if sha256_of(path) != (config.get("documents") or {}).get("sha256"):
+        if given:
+            raise UserError(f"--documents_file {path}: is not the file that {folder} was fed")
+        return None
+    return {document.id: list(document.turns) for document in read_documents(path)}
 
 
 def describe_command(runs, folders, path, asked):

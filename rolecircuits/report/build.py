@@ -3,7 +3,11 @@
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.report import heads, layers, numbers, overview
+from rolecircuits.report.conversations import conversations_section
+from rolecircuits.report.edits import edits_section
+from rolecircuits.report.masses import masses_section
 from rolecircuits.report.page import Page, build_page
+from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
 from rolecircuits.runs.files import read_json
 
@@ -12,7 +16,11 @@ SECTIONS = (
     overview.summary_section,
     layers.layers_section,
     heads.heads_section,
+    masses_section,
+    prompts_section,
     layers.comparison_section,
+    edits_section,
+    conversations_section,
     overview.method_section,
 )
 BASE_TYPES = ("base", "latest_base")  # --output_type of a base run

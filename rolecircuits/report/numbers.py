@@ -31,6 +31,7 @@ class RunNumbers:
     primary    rows of layer_metrics.csv of the normalised kind
     contrast_layers, contrast_heads  {kind: {contrast: measures}}, [layer] and [layer, head]
     values     {kind: [row, layer, head]}, rows being prompts, or the frames of a crossed set
+    prompt_layers  {kind: [prompt, layer]}, means over heads
     category, row_name  [row]                    audit    what design.json holds
     """
 
@@ -42,6 +43,7 @@ class RunNumbers:
     contrast_layers: dict
     contrast_heads: dict
     values: dict
+    prompt_layers: dict
     category: np.ndarray
     row_name: np.ndarray
     audit: dict
@@ -68,7 +70,8 @@ class PairNumbers:
 def run_numbers(run, asked=(), seed=DEFAULT_SEED):
     """The RunNumbers of a run; asked: contrasts "a-b" in place of the usual ones."""
     chosen = contrasts.available_contrasts(run.category, asked)
-    values = {kind: frame_values(run, indices.prompt_values(run, kind)) for kind in KINDS}
+    of_prompts = {kind: indices.prompt_values(run, kind) for kind in KINDS}
+    values = {kind: frame_values(run, of_kind) for kind, of_kind in of_prompts.items()}
     layers = {kind: of_kind.mean(axis=-1) for kind, of_kind in values.items()}
     inferred, means, primary = {}, {}, []
     if set(REQUIRED) <= set(run.counts):
@@ -90,6 +93,7 @@ def run_numbers(run, asked=(), seed=DEFAULT_SEED):
         contrast_layers=contrast_kinds(run, layers, chosen, seed),
         contrast_heads=contrast_kinds(run, values, chosen, seed),
         values=values,
+        prompt_layers={kind: of_kind.mean(axis=-1) for kind, of_kind in of_prompts.items()},
         category=labels_of(run)[0],
         row_name=row_names(run),
         audit=audit.audit_design(run),

@@ -25,6 +25,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 VENDOR = Path(__file__).parents[1] / "drawing" / "vendor"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")  # in the order of their needs
 
+STYLES = ("style.css", "sections.css")
+
 
 @dataclass(frozen=True)
 class Page:
@@ -42,7 +44,7 @@ def build_page(sections, page):
     names = ["core", *(section.name for section in sections)]
     own = [TEMPLATES / f"{name}.js" for name in names]
     scripts += [_script(path) for path in own if path.is_file()]
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)
     facts = {
         "page": page,
         "sections": sections,

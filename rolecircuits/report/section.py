@@ -35,12 +35,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where else results lie, each a Path that was checked, or None."""
+    """Where else results lie, each a Path that was checked, or None.
+
+    texts  what the documents say, {id: [(role, text), ...]}, or None where their file is not there
+    """
 
     comparison: Path | None = None
     documents: Path | None = None
     interventions: Path | None = None
     sweep: Path | None = None
+    answers: Path | None = None
+    texts: dict | None = None
 
 
 @dataclass

@@ -7,7 +7,9 @@
    report.chart(element, spec) -> Promise<view>
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
+   report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
    report.idle() -> Promise     when no section is being updated
+   report.words(name)           self_referent as self-referent
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
    Data enter the page as text nodes only. */
@@ -32,6 +34,9 @@ const report = (function () {
     element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
     return element;
   }
+
+  /* A name of code in words. */
+  const words = (name) => (name === "self_referent" ? "self-referent" : name.replace(/_/g, " "));
 
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
@@ -120,7 +125,7 @@ const report = (function () {
       titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12 };
     const text = { labelColor: ink, titleColor: ink, titleFontWeight: "normal" };
     return {
-      background: null, font: style.fontFamily || "sans-serif", axis, legend: text,
+      background: null, font: getComputedStyle(document.body).fontFamily, axis, legend: text,
       header: text, title: { color: ink, subtitleColor: ink, fontWeight: "bold", anchor: "start" },
       view: { stroke: null }, rule: { color: ink }, text: { color: ink },
       range: { category: ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"] },
@@ -253,6 +258,18 @@ const report = (function () {
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
+  /* Numbers that packing.pack_numbers packed; at(i, j, ...) is NaN where undefined. */
+  async function numbers(plain) {
+    const bytes = await unpack(plain.packed);
+    const steps = plain.bits === 8 ? bytes : new Uint16Array(bytes.buffer);
+    const top = 2 ** plain.bits - 1;
+    const at = (...places) => {
+      const flat = plain.shape.reduce((sum, size, axis) => sum * size + places[axis], 0);
+      return steps[flat] === top ? NaN : plain.low + plain.step * steps[flat];
+    };
+    return { shape: plain.shape, at };
+  }
+
   /* A text that a spreadsheet would run as a formula gets a quote mark, as in the CSV files. */
   function cell(value) {
     if (value == null || (typeof value === "number" && Number.isNaN(value))) return "";
@@ -378,7 +395,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, link, make, show, signed, interval, chance, currentSet, csv, idle,
+    unpack, numbers, words, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();

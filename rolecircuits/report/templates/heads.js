@@ -159,6 +159,7 @@
     start(root, data) {
       data.order = Object.keys(data.looks);
       data.points = [];
+      report.headPoints = (state) => headPoints(data, state, state.layer, state.head);
       const layer = document.getElementById("heads-layer"), head = document.getElementById("heads-head");
       const choose = () => {
         if (Number.isInteger(layer.valueAsNumber) && Number.isInteger(head.valueAsNumber)) {
