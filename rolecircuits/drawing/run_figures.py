@@ -1,10 +1,10 @@
 """The figures of a run by file name: numbers in, (matplotlib Figure, rows of its CSV) out.
 
-Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as stats.indices
-defines it. "a - b" is the mean of category a minus that of b: below 0, a is the more focused. RFC
-and RSI are above 0 if self-referent is the more focused. Intervals are 95 % bootstrap-t intervals
-over the units of the set. Heads and layers that pass Benjamini-Hochberg at 0.05 among all that are
-tested together are marked.
+Entropy is normalised (0 one-hot, 1 uniform over the visible keys), sink-free or raw (nats), as
+stats.indices defines it. "a - b" is the difference in focus, mean entropy of b less that of a:
+above 0, a is the more focused, as RFC and RSI are above 0 if self-referent is. Intervals are 95 %
+bootstrap-t intervals over the units of the set. Heads and layers that pass Benjamini-Hochberg at
+0.05 among all that are tested together are marked.
 
     study = study_run(load_run("results_activation_analysis/latest_run"))
     for name in FIGURES:
@@ -32,22 +32,25 @@ from rolecircuits.inputs.categories import REQUIRED
 CONTROLLED = ("self_referent", "confounder")
 # file name: (function, categories that it needs, title)
 FIGURES = {
-    "visualization_1_layer_attention_lines": (draw_layer_lines, (), "Attention entropy by layer"),
-    "visualization_2_heatmaps": (draw_heatmaps, (), "Entropy differences by layer and head"),
+    "visualization_1_layer_attention_lines": (
+        draw_layer_lines, (), "Attention entropy by layer, and differences in focus"),
+    "visualization_2_heatmaps": (draw_heatmaps, (), "Differences in focus by layer and head"),
     "visualization_3_token_attention": (
-        draw_token_attention, (), "What the final query attends to, by head"),
+        draw_token_attention, (), "What the final query attends to, less uniform attention"),
     "visualization_4_distributions": (
-        draw_distributions, (), "Heads that separate self-referent from neutral"),
+        draw_distributions, (), "Heads chosen on one half of the prompts, measured on the other"),
     "visualization_5_delta_bar_summary": (
-        draw_difference_bars, (), "Neutral and confounder minus self-referent by layer"),
-    "visualization_6_top_k_head_ranking": (draw_top_heads, (), "Top heads of every layer"),
+        draw_difference_bars, (), "Differences in focus by layer"),
+    "visualization_6_top_k_head_ranking": (
+        draw_top_heads, (), "The strongest heads, chosen and measured on the same prompts"),
     "visualization_7_cross_token_control": (
-        draw_edge_attention, (), "First versus last content tokens"),
+        draw_edge_attention, (),
+        "Attention of the final query on the first and the last tokens of the text"),
     "visualization_8_delta_h_per_layer": (
         draw_confounder_controls, CONTROLLED,
-        "Confounder minus self-referent, against its controls"),
+        "Self-referent - confounder beside its control, in every kind of entropy"),
     "visualization_9_role_focus_separation": (
-        draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
+        draw_indices, REQUIRED, "RFC and RSI by layer, less their length null"),
     "visualization_10_slot_attention": (
         draw_slot_attention, (), "Attention of the final query on the person"),
     "visualization_11_multiverse": (
