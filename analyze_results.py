@@ -2,7 +2,7 @@
 
     RFC = 1 - H_self / H_neutral          RSI = (H_confounder - H_self) / H_neutral
     both > 0: self-referent is the more focused
-    Hedges g of a contrast first - second > 0: the first has the higher entropy
+    contrast a-b: H_b - H_a, also > 0: a is the more focused; g is its Hedges g
 
 How the prompts are built is said first: what the first word and the token count explain besides
 the category. In a crossed set differences are taken inside frames, and frames are the unit.
@@ -97,11 +97,13 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
 
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "design.json", design)
-    files.write_csv(folder / "contrasts.csv", compared)
-    files.write_csv(folder / "layer_metrics.csv", layers, role_tests.LAYER_COLUMNS)
-    files.write_csv(folder / "head_ranking.csv", heads)
-    files.write_csv(folder / "category_summary.csv", categories)
-    files.write_csv(folder / "multiverse.csv", choices, multiverse.CHOICE_COLUMNS)
+    files.write_csv(folder / "contrasts.csv", compared, facts=run.facts)
+    columns = role_tests.LAYER_COLUMNS
+    files.write_csv(folder / "layer_metrics.csv", layers, columns, run.facts)
+    files.write_csv(folder / "head_ranking.csv", heads, facts=run.facts)
+    files.write_csv(folder / "category_summary.csv", categories, facts=run.facts)
+    columns = multiverse.CHOICE_COLUMNS
+    files.write_csv(folder / "multiverse.csv", choices, columns, run.facts)
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
@@ -142,7 +144,7 @@ def head_cells(row, contrast):
     return [
         row["layer"],
         row["head"],
-        show("difference", "+.4f"),
+        show("estimate", "+.4f"),
         show("g", "+.2f"),
         interval,
         *tests,

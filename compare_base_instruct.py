@@ -100,15 +100,15 @@ def compare(base, instruct, output_dir, asked=()):
         numbers = compared if name == pair_figures.CONTRASTS else estimates
         style.save_drawing(output_dir, name, pair_figures.draw_pair(name, numbers, summary))
 
-    folder = files.prepare_folder(output_dir)
+    folder, facts = files.prepare_folder(output_dir), run_pairs.facts_of_pair(runs)
     fork_map(draw, drawings)
     if has_indices:
         rows = pair_tables.list_layers(estimates, original)
-        files.write_csv(folder / "detailed_comparison.csv", rows)
+        files.write_csv(folder / "detailed_comparison.csv", rows, facts=facts)
         npz.write_npz(folder / profile_noise.ROWS_FILE, profile_noise.profile_rows(runs))
     if chosen:
         rows = pair_tables.list_contrasts(compared)
-        files.write_csv(folder / "contrast_comparison.csv", rows)
+        files.write_csv(folder / "contrast_comparison.csv", rows, facts=facts)
     files.write_json(folder / "comparison_summary.json", summary)
     return summary
 

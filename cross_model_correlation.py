@@ -14,9 +14,10 @@
           share of the variance of each profile that is no such noise; below 0.5 do not trust the
           corrected r. It has no interval: none that was tried covers
 
---kind normalised | sinkfree reads rfc_<kind>_diff, rsi_<kind>_diff of detailed_comparison.csv as
-compare_base_instruct.py writes it; original reads rfc_diff, rsi_diff, the published estimator,
-which raw lengths move. Without the flag: normalised where every file has it, else original of all.
+--kind normalised | sinkfree reads rfc_<kind>_diff_estimate and rsi_<kind>_diff_estimate of the
+detailed_comparison.csv that compare_base_instruct.py writes; original reads rfc_diff, rsi_diff, the
+published estimator, which raw lengths move. Without the flag: normalised where every file has it,
+else original of all.
 Written to --output_dir: cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
 cross_model_profiles.png.
 
@@ -92,7 +93,7 @@ def compare_models(comparisons, output_dir, kind=None):
         rows = read_rows(places, changes, profile_noise)
         draw, notes = profile_noise.prepare_draws(list(comparisons), rows, used)
     elif kind is None:
-        missing = "rfc_normalised_diff, rsi_normalised_diff are not in every file"
+        missing = "rfc_normalised_diff_estimate and that of rsi are not in every file"
         notes = [f"read as original (rfc_diff, rsi_diff, the published estimator): {missing}"]
     correlations = profiles.correlate_models(changes, used, draw)
 

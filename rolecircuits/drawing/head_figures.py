@@ -10,6 +10,7 @@ from matplotlib.colors import PowerNorm
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
     CUT_NOTE,
+    PARTS,
     Study,
     contrast_facts,
     draw_reason,
@@ -42,14 +43,13 @@ TARGETS = {
 MAX_HELD_OUT, MAX_STRONGEST = 12, 20
 ROW_HEIGHT = 0.27  # inches a head of a forest takes
 TESTS = ("p", "q", "p_max")
-PARTS = ("estimate", "low", "high")
-G_PARTS, DIFFERENCE_PARTS = ("g", "g_low", "g_high"), ("difference", "low", "high")
+G_PARTS = ("g", "g_low", "g_high")
 PASSES = f"passes Benjamini-Hochberg at {ALPHA}"
 
 
 def draw_heatmaps(study: Study, title):
     """2: differences of normalised entropy of every head, a panel a contrast, on one scale."""
-    run, differences = study.run, [test["difference"] for test in study.tests.values()]
+    run, differences = study.run, [test["estimate"] for test in study.tests.values()]
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
@@ -68,7 +68,7 @@ def draw_heatmaps(study: Study, title):
     rows = []
     tested = zip(axes[0], titles, study.tests.items(), strict=True)
     for place, panel_title, (contrast, test) in tested:
-        shown = place.pcolormesh(test["difference"], vmin=-limit, vmax=limit, cmap=DIVERGING)
+        shown = place.pcolormesh(test["estimate"], vmin=-limit, vmax=limit, cmap=DIVERGING)
         place.set_title(panel_title)
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
@@ -76,10 +76,8 @@ def draw_heatmaps(study: Study, title):
         row, column = np.nonzero(test["q"] < ALPHA)
         place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
         facts = contrast_facts(study, contrast)
-        measures = {"estimate": "difference", "low": "low", "high": "high"}
-        measures |= {name: name for name in TESTS}
-        for at in np.ndindex(test["difference"].shape):
-            measured = {column: test[name][at] for column, name in measures.items()}
+        for at in np.ndindex(test["estimate"].shape):
+            measured = {name: test[name][at] for name in (*PARTS, *TESTS)}
             rows.append({"layer": at[0], "head": at[1]} | facts | measured)
     axes[0, 0].invert_yaxis()
     style.add_colour_bar(figure, axes, shown, "difference in focus (normalised entropy)")
@@ -98,7 +96,9 @@ def draw_token_attention(study: Study, title):
     run, found = study.run, final_masses(study.run)
     excess = {target: mass - uniform[..., None] for target, (mass, uniform) in found.items()}
     means = {t: category_means(study, values) for t, values in excess.items()}
-    pooled = {target: np.mean(list(of_target.values()), axis=0) for target, of_target in means.items()}
+    pooled = {
+        target: np.mean(list(of_target.values()), axis=0) for target, of_target in means.items()
+    }
     titles = TARGETS | ({"sink": "the head's learned sink"} if has_learned_sinks(run) else {})
     shares = [f"{titles[t]} {describe_range(found[t][1].mean(axis=0))}" for t in found]
     caption = write_caption(
@@ -168,8 +168,7 @@ def draw_distributions(study: Study, title):
     named = study.label(contrast)
     choosing = split_units(category, study.unit, study.seed)
     halves = [(values[h], category[h], study.unit[h]) for h in (choosing, ~choosing)]
-    sides = [contrast_sides(*half, contrast)[:2] for half in halves]
-    n = [len(side) for side in sides[1]]
+    n = [len(side) for side in contrast_sides(*halves[1], contrast)[1::-1]]
     if min(n) < MIN_HALF:
         least = 2 * MIN_HALF
         reason = f"This figure needs {least} {what} of each category of {named}."
@@ -206,7 +205,7 @@ def draw_distributions(study: Study, title):
 
 
 def draw_top_heads(study: Study, title):
-    """6: the heads with the largest |Hedges g| of the first contrast, ranked by the same prompts."""
+    """6: the heads with the largest |Hedges g| of the first contrast, by the same prompts."""
     contrast = next(iter(study.tests))
     test, named = study.tests[contrast], study.label(contrast)
     heads = strongest_heads(test["g"], MAX_STRONGEST)
@@ -264,8 +263,7 @@ def draw_forest(axes, measured):
 def forest_rows(heads, measured, facts, **columns):
     """CSV rows of a forest, one a head; columns {name: [head]}."""
     parts = {f"g_{part}": measured[m] for part, m in zip(PARTS, G_PARTS, strict=True)}
-    parts |= {part: measured[m] for part, m in zip(PARTS, DIFFERENCE_PARTS, strict=True)}
-    parts |= {name: measured[name] for name in TESTS} | columns
+    parts |= {name: measured[name] for name in (*PARTS, *TESTS)} | columns
     return [
         {"rank": row + 1, "layer": layer, "head": head}
         | facts

@@ -9,8 +9,8 @@ from matplotlib.patches import Patch
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
     CUT_NOTE,
-    KINDS,
     NULL_HANDLE,
+    PARTS,
     SIGN_NOTE,
     Study,
     axis_rows,
@@ -33,7 +33,7 @@ from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.index_inference import COMPARED
-from rolecircuits.stats.indices import first_word_matched_values, index_values
+from rolecircuits.stats.indices import KINDS, first_word_matched_values, index_values
 from rolecircuits.stats.masses import end_keys, uniform_rows
 from rolecircuits.stats.moments import defined_mean, divide
 from rolecircuits.stats.resampling import SHARE
@@ -52,7 +52,9 @@ WIDTHS = {1: (5.5, 13.0, 0.17), 2: (4.2, 7.0, 0.085), 3: (3.3, 5.0, 0.05)}
 def layer_grid(study: Study, shape, height=2.6, **options):
     """Panels with one value a layer; shape (rows, columns)."""
     least, most, by_layer = WIDTHS[shape[1]]
-    return Grid(shape, (min(most, max(least, 2.0 + by_layer * study.run.n_layers)), height), **options)
+    return Grid(
+        shape, (min(most, max(least, 2.0 + by_layer * study.run.n_layers)), height), **options
+    )
 
 
 def show(place, drawn, measured, look, slot=0.0, few=None):
@@ -100,7 +102,7 @@ def draw_layer_lines(study: Study, title):
                 beside = difference_parts(test_contrast(study, layers, contrast))
                 few = few_differences(study, layers, contrast)
                 show(below, differences, beside, looks[name], slot - 1.5, few)
-            named = zip(("estimate", "low", "high"), beside, strict=True)
+            named = zip(PARTS, beside, strict=True)
             facts = {"kind": kind, "category": name, "n": study.counts[name], "null": 1.0}
             facts |= {"minus": "" if name == reference else reference}
             facts |= {f"difference_{part}": values for part, values in named}
@@ -228,7 +230,10 @@ def draw_confounder_controls(study: Study, title):
         layers, drawn = study.layers(kind), raw if kind == "raw" else shares
         style.draw_zero(place)
         for slot, (contrast, look) in enumerate(looks.items()):
-            null, test = contrast_null(study, kind, contrast), test_contrast(study, layers, contrast)
+            null, test = (
+                contrast_null(study, kind, contrast),
+                test_contrast(study, layers, contrast),
+            )
             measured, few = difference_parts(test), few_differences(study, layers, contrast)
             show(place, drawn, measured, look, slot - 0.5, few)
             tests = {name: test[name] for name in TESTS}
@@ -293,9 +298,9 @@ def draw_indices(study: Study, title):
                 place.plot(at, above[0][at], "x", color="black", markersize=5)
             facts = {"kind": kind, "index": index, "null": numbers["null"]}
             facts |= {name: numbers[name] for name in TESTS}
-            named = zip(("estimate", "low", "high"), above, strict=True)
+            named = zip(PARTS, above, strict=True)
             facts |= {f"less_null_{part}": values for part, values in named}
-            measured = tuple(numbers[name] for name in ("estimate", "low", "high"))
+            measured = tuple(numbers[name] for name in PARTS)
             rows += axis_rows("layer", measured, **facts)
             place.set_title(f"{look.label}, {KIND_NAMES[kind]}", pad=style.MARKED_PAD)
             style.number_axis(place.xaxis, run.n_layers, "layer" if place is column[-1] else "")

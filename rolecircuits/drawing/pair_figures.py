@@ -22,8 +22,7 @@ LOOKS = {
     "diff": (style.RFC_COLOUR, "o", "instruct - base"),
 }
 CONTRASTS = "contrasts_comparison"
-PARTS = {"value": "value", "ci_low": "low", "ci_high": "high", "length_null": "null"}
-PARTS |= {test: test for test in P_VALUES}
+PARTS = ("estimate", "low", "high", "null", *P_VALUES)
 
 
 def draw_pair(name, estimates, summary):
@@ -53,7 +52,7 @@ def draw_pair(name, estimates, summary):
             axes.locator_params(axis="y", nbins=6)
             for slot, run in enumerate(shown):
                 estimate, (colour, marker, _) = estimates[kind][index][run], LOOKS[run]
-                measured = [estimate[part] for part in ("value", "low", "high")]
+                measured = [estimate[part] for part in ("estimate", "low", "high")]
                 aside = (2 * slot + 1 - len(shown)) / 3
                 style.draw_series(axes, measured, colour, marker, aside, alpha=0.2)
                 if kind == "raw":
@@ -66,7 +65,7 @@ def draw_pair(name, estimates, summary):
         )
     return figure, [
         {"kind": kind, "run": run, "index": index, "layer": layer}
-        | {column: estimates[kind][index][run][part][layer] for column, part in PARTS.items()}
+        | {part: estimates[kind][index][run][part][layer] for part in PARTS}
         for kind in kinds
         for run in shown
         for index in INDICES
@@ -93,14 +92,14 @@ def draw_contrasts(compared, summary):
             axes.tick_params(labelbottom=bottom)
             for slot, run in enumerate(shown):
                 estimate, (colour, marker, _) = sides[run], LOOKS[run]
-                measured = [estimate[part] for part in ("value", "low", "high")]
+                measured = [estimate[part] for part in ("estimate", "low", "high")]
                 style.draw_series(axes, measured, colour, marker, slot - 0.5, alpha=0.2)
                 style.mark_layers(axes, estimate["q"] < ALPHA, colour, marker, slot)
-        line[0].set_ylabel("first - second")
-    parts = {"value": "value", "ci_low": "low", "ci_high": "high"} | {t: t for t in P_VALUES}
+        line[0].set_ylabel("focus, first - second")
+    parts = ("estimate", "low", "high", *P_VALUES)
     return figure, [
         {"contrast": name, "run": run, "layer": layer}
-        | {column: sides[run][part][layer] for column, part in parts.items()}
+        | {part: sides[run][part][layer] for part in parts}
         for name, sides in compared.items()
         for run in sides
         for layer in range(n_layers)

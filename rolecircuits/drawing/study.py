@@ -6,7 +6,6 @@ import numpy as np
 
 from rolecircuits.drawing.style import (
     CONTRAST_COLOURS,
-    KIND_NAMES,
     NULL_COLOUR,
     RFC_COLOUR,
     RSI_COLOUR,
@@ -27,13 +26,13 @@ from rolecircuits.stats.contrasts import (
     name_of,
     names_of,
 )
-from rolecircuits.stats.indices import null_values, prompt_values
+from rolecircuits.stats.indices import KINDS, null_values, prompt_values
 from rolecircuits.stats.moments import category_mean
 from rolecircuits.stats.resampling import N_RESAMPLES, UNBOUNDED, infer_mean, untestable_reason
 from rolecircuits.stats.role_tests import blank_untestable
 from rolecircuits.stats.units import frame_values, labels_of
 
-KINDS = tuple(KIND_NAMES)  # in the order of every figure and table
+PARTS = ("estimate", "low", "high")
 USUAL = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
 SIGN_NOTE = "Difference in focus: entropy of the second less entropy of the first, above 0: the "
 SIGN_NOTE += "category named first has the more focused attention."
@@ -161,8 +160,8 @@ def test_contrast(study: Study, values, contrast):
 
 
 def difference_parts(test):
-    """(difference, low, high) of what `test_contrast` gave."""
-    return tuple(test[part] for part in ("difference", "low", "high"))
+    """(estimate, low, high) of what `test_contrast` gave."""
+    return tuple(test[part] for part in PARTS)
 
 
 def contrast_null(study: Study, kind, contrast):
@@ -183,7 +182,7 @@ def few_differences(study: Study, values, contrast):
     """
     if contrast_reason(study.run, contrast) is None:
         return None
-    first, second, paired = contrast_sides(values, study.category, study.unit, contrast)
+    second, first, paired = contrast_sides(values, study.category, study.unit, contrast)
     return second - first if paired else None
 
 
@@ -239,7 +238,7 @@ def points_note(study: Study, paired=False):
 
 def axis_rows(axis, estimated, **columns):
     """CSV rows of an estimate along "layer" or "head"; a column is one value or one a row."""
-    columns |= dict(zip(("estimate", "low", "high"), estimated, strict=True))
+    columns |= dict(zip(PARTS, estimated, strict=True))
     return [
         {axis: i} | {name: value[i] if np.ndim(value) else value for name, value in columns.items()}
         for i in range(len(estimated[0]))

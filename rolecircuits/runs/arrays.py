@@ -99,10 +99,29 @@ class Run:
 
     @property
     def label(self):
-        """Model and format, for titles and tables, and which categories have other names here."""
+        """Model, format and edit, for titles and tables, and which categories have other names."""
         named = f"{printable(self.config['model']['id'])}, {self.prompt_format} prompts"
+        named += f", {self.edit}" if self.edit else ""
         roles = self.config.get("roles") or {}
         return "; ".join([named, *(f"{role} = {printable(name)}" for role, name in roles.items())])
+
+    @property
+    def edit(self):
+        """What was done to the model, "zero_out of head 29/26", or None."""
+        entry = self.config.get("intervention")
+        if not entry:
+            return None
+        head = entry.get("head")
+        heads = "-".join(map(str, head)) if isinstance(head, list) else head
+        place = f"{entry['layer']}" if head is None else f"{entry['layer']}/{heads}"
+        return printable(f"{entry['method']} of {entry['type']} {place}")
+
+    @property
+    def facts(self):
+        """{column: value} by which every row of a CSV says which run it is of."""
+        facts = {"model": self.config["model"]["id"], "set": self.prompt_set}
+        facts |= {"format": self.prompt_format, "run": self.path.name if self.path else ""}
+        return facts | ({"edit": self.edit} if self.edit else {})
 
     @property
     def prompt_set(self):

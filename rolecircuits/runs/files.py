@@ -142,17 +142,21 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def write_csv(path, rows, columns=None):
+def write_csv(path, rows, columns=None, facts=None):
     """Rows (dicts with the same keys) as CSV; NaN is an empty field, numbers have 10 digits.
+
+    facts  first columns, the same in every row: model, set, format and run (arrays.Run.facts)
+    docs/COLUMNS.md says what each column of each file is.
 
     Text that a spreadsheet would run as a formula gets a quote mark, and control characters (ANSI
     escapes among them) are written as escapes.
     """
-    columns = columns or list(rows[0])
+    facts = facts or {}
+    columns = [*facts, *(name for name in columns or rows[0] if name not in facts)]
     with replaced_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows([[_csv_cell(row[column]) for column in columns] for row in rows])
+        writer.writerows([[_csv_cell((facts | row)[name]) for name in columns] for row in rows])
 
 
 def _csv_cell(value):

@@ -249,9 +249,9 @@ def unidentified_reason(run, names):
 
 
 def within_words(run, values, contrast):
-    """first - second among prompts that begin alike: values [prompt, ...] -> [...], or NaN.
+    """H_second - H_first among prompts that begin alike: values [prompt, ...] -> [...], or NaN.
 
-    sum_w w(word) (m_first(word) - m_second(word)), w as in indices.word_weights
+    sum_w w(word) (m_second(word) - m_first(word)), w as in indices.word_weights
     """
     words, category = first_words(run), run.category
     if not all(isinstance(side, str) for side in contrast):
@@ -262,7 +262,7 @@ def within_words(run, values, contrast):
         first, second = (
             defined_mean(values[(category == name) & (words == word)], axis=0) for name in contrast
         )
-        total = total + weight * (first - second)
+        total = total + weight * (second - first)
     return total if weights else np.full(values.shape[1:], np.nan)
 
 

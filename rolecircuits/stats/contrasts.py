@@ -1,7 +1,12 @@
 """Two categories compared value by value: Hedges g, p, Benjamini-Hochberg q and max-T p.
 
-A contrast is (first, second), and its difference first - second. Either side is a category, or a
-tuple of categories whose values are averaged inside every unit: so an interaction is written.
+A contrast is (first, second). Its estimate is a difference of focus, which is entropy with its sign
+turned:
+
+    estimate = H_second - H_first         > 0: the first is the more focused, as in RFC and RSI
+
+Either side is a category, or a tuple of categories whose values are averaged inside every unit: so
+an interaction is written.
 """
 
 import numpy as np
@@ -48,8 +53,8 @@ def categories_of(contrast):
 
 
 def coefficients_of(contrast):
-    """{category: its coefficient in first - second}."""
-    signed = zip((1.0, -1.0), contrast, strict=True)
+    """{category: its coefficient in H_second - H_first}."""
+    signed = zip((-1.0, 1.0), contrast, strict=True)
     return {name: sign / len(names_of(side)) for sign, side in signed for name in names_of(side)}
 
 
@@ -92,9 +97,10 @@ def parse_contrast(text, present):
 
 
 def contrast_sides(values, category, unit, contrast):
-    """(values of the first side, values of the second, whether they are paired unit for unit).
+    """(values of the second side, values of the first, whether they are paired unit for unit): in
+    this order their difference has the sign of the contrast.
 
-    values  [row, ...]; category, unit  [row] as in stats.units
+    values  [row, ...], entropies; category, unit  [row] as in stats.units
     """
     names = categories_of(contrast)
     matched = matched_rows(category, unit, names)
@@ -103,19 +109,19 @@ def contrast_sides(values, category, unit, contrast):
             joined = " - ".join(map(name_of, contrast))
             raise UserError(f"{joined}: needs a crossed set, in which every frame has all of them")
         category = np.asarray(category)
-        return values[category == names[0]], values[category == names[1]], False
+        return values[category == names[1]], values[category == names[0]], False
     of_name = dict(zip(names, matched, strict=True))
     sides = []
-    for side in contrast:
+    for side in reversed(contrast):
         rows = [of_name[name] for name in names_of(side)]
         sides.append(sum(values[own] for own in rows) / len(rows))
     return *sides, True
 
 
 def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
-    """first - second of a contrast: Inference, each field [...].
+    """H_second - H_first of a contrast: Inference, each field [...].
 
-    values  [row, ...]; category, unit  [row] as in stats.units
+    values  [row, ...], entropies; category, unit  [row] as in stats.units
     Categories that match unit for unit are compared inside the units; clusters are drawn whole.
     """
     values, category = np.asarray(values, dtype=np.float64), np.asarray(category)
@@ -144,10 +150,11 @@ def infer_contrast(values, category, unit, contrast, n_resamples=N_RESAMPLES, se
 def compare_categories(
     values, category, unit, contrast, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED
 ):
-    """The contrast (first, second) of every column, first - second, as a dict of arrays [...].
+    """The contrast (first, second) of every column, H_second - H_first, as a dict of arrays [...].
 
-    values   [row, ...]; all columns are one family for q (Benjamini-Hochberg) and p_max (max-T)
-    returns  "difference", "low", "high", "error", "g", "g_low", "g_high", "p", "q", "p_max"
+    values   [row, ...], entropies; all columns are one family for q (Benjamini-Hochberg) and p_max
+             (max-T)
+    returns  "estimate", "low", "high", "error", "g", "g_low", "g_high", "p", "q", "p_max"
     """
     found = infer_contrast(values, category, unit, contrast, n_resamples, seed)
     unit = np.full(len(category), ALONE) if unit is None else unit
@@ -158,7 +165,7 @@ def compare_categories(
     else:
         undefined = np.isnan(found.low)
         low, high = (np.where(undefined, np.nan, end) for end in hedges_g_interval(a, b, paired))
-    sizes = {"difference": found.estimate, "low": found.low, "high": found.high}
+    sizes = {"estimate": found.estimate, "low": found.low, "high": found.high}
     sizes |= {"error": found.error, "g": g, "g_low": low, "g_high": high}
     return sizes | {"p": found.p, "q": q_values(found.p), "p_max": found.p_max}
 

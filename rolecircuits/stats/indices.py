@@ -24,7 +24,7 @@ from rolecircuits.stats.entropy import normalise_entropy, sinkfree_keys, visible
 from rolecircuits.stats.moments import category_mean, defined_mean, divide
 from rolecircuits.stats.units import frame_values, row_categories
 
-KINDS = ("raw", "normalised", "sinkfree")
+KINDS = ("normalised", "sinkfree", "raw")
 INDICES = ("rfc", "rsi")
 INDEX_CATEGORIES = ("self_referent", "neutral", "confounder")
 MIN_POSITION_ROWS, MIN_WORD_PROMPTS = 3, 2

@@ -118,8 +118,7 @@ def uniform_rows(n_tokens, visible, n_keys):
 
 
 def learned_sink_share(n_tokens, visible):
-    """What the same puts on the learned sink that heads have beside their tokens: [prompt, layer].
-    """
+    """What it puts on the learned sink that heads have beside their tokens: [prompt, layer]."""
     visible = np.asarray(visible)
     return (has_sink_key(visible) / visible[:, np.asarray(n_tokens) - 1]).T
 

@@ -41,7 +41,7 @@ def head_interval(values):
 
 
 def head_difference_interval(base, instruct):
-    """instruct - base of two `head_interval`s the original's way: {"value", "low", "high"} [layer].
+    """instruct - base of two `head_interval`s, the original way: estimate, low, high, each [layer].
 
     Standard errors are added in squares as if the heads of the two models were unrelated samples,
     with min(n) - 1 degrees of freedom. Layer l head h is the same head in both, so even over heads
@@ -50,7 +50,7 @@ def head_difference_interval(base, instruct):
     error = np.hypot(*(divide(side["std"], np.sqrt(side["n"])) for side in (base, instruct)))
     radius = _t_quantile(np.minimum(base["n"], instruct["n"]) - 1) * error
     value = instruct["mean"] - base["mean"]
-    return {"value": value, "low": value - radius, "high": value + radius}
+    return {"estimate": value, "low": value - radius, "high": value + radius}
 
 
 def _t_quantile(freedom):

@@ -17,6 +17,7 @@ from rolecircuits.stats.run_pairs import (
     summarise_difference,
 )
 
+PARTS = ("estimate", "low", "high", "null", *P_VALUES)
 NOT_INFERENCE = (
     "uncorrected, and heads are no independent samples: not valid inference, "
     "only for published numbers"
@@ -24,7 +25,23 @@ NOT_INFERENCE = (
 
 
 def list_layers(estimates, original):
-    """One row a layer: the columns of the original study in their order, then the new ones."""
+    """One row a layer: valid inference first, then the original study's columns in its order."""
+    columns = {
+        f"{index}_{kind}_{run}_{part}": estimate[part]
+        for kind in KINDS
+        for index in INDICES
+        for run, estimate in estimates[kind][index].items()
+        for part in PARTS
+    }
+    columns |= list_original(original)
+    return [
+        {"layer": layer} | {name: column[layer] for name, column in columns.items()}
+        for layer in range(len(columns["rfc_diff"]))
+    ]
+
+
+def list_original(original):
+    """{column of the original study: [layer]}, in its order and under its estimator."""
     columns = {}
     for run in SIDES:
         for index in INDICES:
@@ -32,24 +49,11 @@ def list_layers(estimates, original):
             columns |= {f"{index}_{part}_{run}": side[part] for part in ("mean", "std")}
             columns |= {f"{index}_ci_{end}_{run}": side[end] for end in ("low", "high")}
         columns[f"n_heads_{run}"] = original["rfc"][run]["n"]
-    columns |= {f"{index}_diff": original[index]["diff"]["value"] for index in INDICES}
+    columns |= {f"{index}_diff": original[index]["diff"]["estimate"] for index in INDICES}
     for index in INDICES:
         diff = original[index]["diff"]
         columns |= {f"{index}_diff_ci_{end}": diff[end] for end in ("low", "high")}
-    for kind in KINDS:
-        for index in INDICES:
-            for run, estimate in estimates[kind][index].items():
-                name = f"{index}_{kind}_{run}"
-                columns[name] = estimate["value"]
-                columns |= {f"{name}_ci_{end}": estimate[end] for end in ("low", "high")}
-                columns |= {f"{name}_{test}": estimate[test] for test in P_VALUES}
-    for index in INDICES:
-        for run, estimate in estimates["raw"][index].items():
-            columns[f"{index}_null_raw_{run}"] = estimate["null"]
-    return [
-        {"layer": layer} | {name: column[layer] for name, column in columns.items()}
-        for layer in range(len(columns["rfc_diff"]))
-    ]
+    return columns
 
 
 def summarise_comparison(runs, estimates, original, notes, reasons):
@@ -107,10 +111,10 @@ def list_contrasts(compared):
     return [
         {"contrast": name, "layer": layer}
         | {
-            f"{part}_{side}": estimate[part][layer]
+            f"{side}_{part}": estimate[part][layer]
             for side, estimate in sides.items()
-            for part in ("value", "low", "high", *P_VALUES)
+            for part in ("estimate", "low", "high", *P_VALUES)
         }
         for name, sides in compared.items()
-        for layer in range(len(sides["diff"]["value"]))
+        for layer in range(len(sides["diff"]["estimate"]))
     ]

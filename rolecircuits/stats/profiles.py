@@ -1,6 +1,6 @@
 """Profiles over layers: read from comparison tables, summarised, correlated between models.
 
-kind  normalised, sinkfree: the columns rfc_<kind>_diff and rsi_<kind>_diff of this project's tables
+kind  normalised, sinkfree: rfc_<kind>_diff_estimate and rsi_<kind>_diff_estimate of our tables
       original: rfc_diff and rsi_diff, the published estimator, which files of others have too
 """
 
@@ -53,8 +53,9 @@ def read_profiles(folders, kind=None):
 
 def columns_of(kind):
     """{name in a profile: column of the table} of the two differences of a kind."""
-    own = "" if kind == "original" else f"{kind}_"
-    return {column: column.replace("_diff", f"_{own}diff") for column in COLUMNS}
+    if kind == "original":
+        return {column: column for column in COLUMNS}
+    return {column: column.replace("_diff", f"_{kind}_diff_estimate") for column in COLUMNS}
 
 
 def table_file(folder):
@@ -93,9 +94,11 @@ def _profile_of(path, rows, columns, kind, wanted):
         raise UserError(f"{path}: column layer has {len(rows)} layers; {allowed}")
     profile = {name: _read_column(path, rows, column) for name, column in names.items()}
     for name, column in columns_of(kind).items():
-        for end in ("ci_low", "ci_high"):
-            if f"{column}_{end}" in columns:
-                profile[f"{name}_{end}"] = _read_column(path, rows, f"{column}_{end}", True)
+        for end in ("low", "high"):
+            of_end = f"{column.removesuffix('_estimate')}_{end}"
+            of_end = f"{column}_ci_{end}" if kind == "original" else of_end
+            if of_end in columns:
+                profile[f"{name}_ci_{end}"] = _read_column(path, rows, of_end, True)
     if profile["layer"].tolist() != list(range(len(rows))):
         excerpt = ", ".join(f"{v:g}" for v in profile["layer"][:5])
         more = ", ..." if len(rows) > 5 else ""

@@ -33,7 +33,7 @@ MATCHED = {
     "first_word_matched": indices.first_word_matched_values,
 }
 LAYER_KINDS = (*indices.KINDS, *MATCHED)
-MEASURES = ("difference", "g", "g_low", "g_high", "p", "q", "p_max")
+MEASURES = ("estimate", "low", "high", "g", "g_low", "g_high", "p", "q", "p_max")
 LAYER_COLUMNS = (
     *("layer", "kind", "index", "family", "within_words", "sign_disagrees"),
     *("estimate", "low", "high", "null", "p", "q", "p_max", "p_primary", "error"),
@@ -210,26 +210,27 @@ def blank_untestable(run, contrast, compared):
 def contrast_layers(run, contrasts, seed=DEFAULT_SEED):
     """Rows of contrasts.csv: one a contrast and layer, of normalised and of sink-free values.
 
-    difference is first - second with its 95 % interval; share is the difference divided by the
-    mean of the second side; within_words is the difference among prompts that begin alike.
+    estimate is H_second - H_first with its 95 % interval (> 0: the first is the more focused);
+    share is the estimate divided by the mean of the second side; within_words is the same
+    difference among prompts that begin alike.
     """
     labels, rows = labels_of(run), []
     for name, contrast in contrasts.items():
         for kind in ("normalised", "sinkfree"):
             layers = indices.layer_values(run, kind)
             values = frame_values(run, layers)
-            a, b, paired = contrast_sides(values, *labels, contrast)
+            second, first, paired = contrast_sides(values, *labels, contrast)
             tests = compare_categories(values, *labels, contrast, seed=seed)
             tests = blank_untestable(run, contrast, tests)
-            columns = {key: tests[key] for key in ("difference", "low", "high")}
-            columns["share"] = divide(tests["difference"], defined_mean(b, axis=0))
+            columns = {key: tests[key] for key in ("estimate", "low", "high")}
+            columns["share"] = divide(tests["estimate"], defined_mean(second, axis=0))
             columns |= {measure: tests[measure] for measure in ("g", "p", "q", "p_max")}
             if not run.crossed:
                 within = within_words(run, layers, contrast)
                 columns |= {"within_words": within}
-                columns["sign_disagrees"] = signs_apart(tests["difference"], within)
+                columns["sign_disagrees"] = signs_apart(tests["estimate"], within)
             columns |= describe_contrast(run, layers, contrast, tests["error"])
-            labelled = {"contrast": name, "kind": kind, "n": len(a), "paired": paired}
+            labelled = {"contrast": name, "kind": kind, "n": len(first), "paired": paired}
             rows += [
                 labelled
                 | {"layer": layer}
@@ -280,12 +281,12 @@ def strongest_heads(size, n):
 def rank_heads(contrasts, run):
     """Rows of head_ranking.csv, the strongest |g| of the first contrast first.
 
-    By |difference| where no g is defined. A run with slots has the mean attention of the final
+    By |estimate| where no g is defined. A run with slots has the mean attention of the final
     query on them, by category, beside that of uniform attention.
     """
     masses = slot_masses(run) if run.has_slots else {}
     first = next(iter(contrasts.values()))
-    strength = np.abs(first["g"] if np.isfinite(first["g"]).any() else first["difference"])
+    strength = np.abs(first["g"] if np.isfinite(first["g"]).any() else first["estimate"])
     order = np.argsort(-np.nan_to_num(strength, nan=-1.0), axis=None, kind="stable")
     rows = []
     for rank, i in enumerate(order, 1):
@@ -321,6 +322,6 @@ def summarise_categories(run, seed=DEFAULT_SEED):
             row["mean_own_tokens"] = np.diff(run.span[chosen]).mean()
             found = infer_mean(own, None, unit[category == name], bounds, seed=seed)
             interval = (float(x) for x in found[:3])
-            row |= dict(zip(("entropy", "low", "high"), interval, strict=True))
+            row |= dict(zip(("estimate", "low", "high"), interval, strict=True))
             rows.append(row | {"sink_mass": np.nanmean(run.sink_mass[chosen])})
     return rows

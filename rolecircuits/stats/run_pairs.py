@@ -124,6 +124,17 @@ def facts_of_run(run):
     return {"run": run.path.name, "label": run.label, "prompt_format": run.prompt_format, **facts}
 
 
+def facts_of_pair(runs):
+    """{column: value} by which every row of a comparison's CSV says which runs it is of."""
+    facts = {f"{name}_{side}": run.facts[name] for name in ("model",) for side, run in runs.items()}
+    facts["set"] = runs["base"].prompt_set
+    return facts | {
+        f"{name}_{side}": run.facts[name]
+        for name in ("format", "run")
+        for side, run in runs.items()
+    }
+
+
 def missing_interval_reason(run, index):
     """Why this index gets no interval, or None if it gets one."""
     absent = [name for name in CATEGORIES_OF[index] if name not in run.counts]
@@ -137,7 +148,7 @@ def missing_interval_reason(run, index):
 def estimate_pair(runs, seed=DEFAULT_SEED):
     """({kind: {index: {"base", "instruct", "diff": estimate}}}, {index: why no interval, or None}).
 
-    An estimate holds value, low, high, null, p, q and p_max, each [layer]; "diff" also
+    An estimate holds estimate, low, high, null, p, q and p_max, each [layer]; "diff" also
     `mean_interval`, the interval of its mean over the layers. p of a run is that of index = null,
     p of a difference that of equal indices, whatever the scale of either model's entropies. Raw
     differences are not tested: raw indices also differ where only lengths do. Numbers left out are
@@ -157,7 +168,8 @@ def _estimate_kind(runs, kind, reasons, seed):
     out = {}
     for index in INDICES:
         value, low, high, p, p_max = differences[index][:5]
-        diff = {"value": value, "low": low, "high": high, "p": p, "q": q_values(p), "p_max": p_max}
+        diff = {"estimate": value, "low": low, "high": high}
+        diff |= {"p": p, "q": q_values(p), "p_max": p_max}
         if reasons[index]:
             diff |= dict.fromkeys(("low", "high", *P_VALUES), np.full(len(value), np.nan))
         if kind == "raw":
@@ -165,17 +177,16 @@ def _estimate_kind(runs, kind, reasons, seed):
         diff["null"] = null["instruct"][index] - null["base"][index]
         intervals = reasons[index] is None and not np.isnan(value).all()
         diff["mean_interval"] = means[index][1:3] if intervals else None
-        sides = {side: tests[side][index] for side in SIDES}
-        out[index] = {side: test | {"value": test["estimate"]} for side, test in sides.items()}
-        out[index]["diff"] = diff
+        out[index] = {side: tests[side][index] for side in SIDES} | {"diff": diff}
     return out
 
 
 def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED):
     """{contrast: {"base" | "instruct" | "diff": estimate}} of normalised entropy, each [layer].
 
-    An estimate holds value, low, high, p, q and p_max. The value of a run is first - second; "diff"
-    is the same contrast of instruct - base, taken prompt by prompt (frame by frame) first.
+    An estimate holds estimate, low, high, p, q and p_max. That of a run is H_second - H_first (> 0:
+    the first is the more focused); "diff" is the same contrast of instruct - base, taken prompt by
+    prompt (frame by frame) first.
     """
     labels, values = labels_of(runs["base"]), {}
     for side, run in runs.items():
@@ -195,7 +206,7 @@ def _estimate_contrast(run, values, labels, contrast, seed):
     tests = blank_untestable(run, contrast, tests)
     mean = infer_contrast(values.mean(axis=1), *labels, contrast, seed=seed)[1:3]
     testable = contrast_reason(run, contrast) is None
-    estimate = {"value": tests["difference"], "mean_interval": mean if testable else None}
+    estimate = {"estimate": tests["estimate"], "mean_interval": mean if testable else None}
     return estimate | {name: tests[name] for name in ("low", "high", *P_VALUES)}
 
 
@@ -215,7 +226,7 @@ def summarise_difference(diff):
     layers_excluding_zero is uncorrected (0.05 L of L layers do so by chance);
     layers_q_below_alpha passes Benjamini-Hochberg, layers_p_max_below_alpha max-T over layers.
     """
-    value = diff["value"]
+    value = diff["estimate"]
     layers = np.flatnonzero(~np.isnan(value))
     out = {"layers_undefined": len(value) - len(layers), "layers": len(value)}
     keys = "mean min min_layer max max_layer length_null_mean mean_ci_low mean_ci_high".split()

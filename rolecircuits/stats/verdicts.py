@@ -21,7 +21,7 @@ def rows_of(compared, name, kind="normalised"):
 def contrast_cells(name, compared):
     """Cells of one contrast over its layers: mean, extremes, and how many layers pass."""
     rows = rows_of(compared, name)
-    value = np.array([row["difference"] for row in rows])
+    value = np.array([row["estimate"] for row in rows])
     size = [rows[0]["prompts"], rows[0]["frames"]]
     effective = np.array([row["effective_n"] for row in rows])
     size.append("-" if np.isnan(effective).all() else f"{np.nanmedian(effective):.0f}")
@@ -35,13 +35,13 @@ def contrast_cells(name, compared):
 
 
 def interaction_cells(names, compared):
-    """Rows of cells, one a layer: difference with interval, q and max-T p of every contrast."""
+    """Rows of cells, one a layer: estimate with interval, q and max-T p of every contrast."""
     columns = [rows_of(compared, name) for name in names]
     return [
         [
             rows[0]["layer"],
             *(
-                f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
+                f"{row['estimate']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
                 f"{row['q']:.3f} {row['p_max']:.3f}"
                 for row in rows
             ),
@@ -54,7 +54,7 @@ def describe_interactions(names, compared):
     """One line: how large every family is over its layers, the control among them."""
     sizes = []
     for name in names:
-        value = np.array([row["difference"] for row in rows_of(compared, name)])
+        value = np.array([row["estimate"] for row in rows_of(compared, name)])
         sizes.append(f"{name} {np.sqrt(np.nanmean(value**2)):.4f}")
     return (
         f"root mean square over layers: {', '.join(sizes)}; what the control shows as well is not "
