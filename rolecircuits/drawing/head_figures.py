@@ -11,6 +11,7 @@ from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
     CUT_NOTE,
     PARTS,
+    ZERO,
     Study,
     contrast_facts,
     draw_reason,
@@ -35,10 +36,10 @@ from rolecircuits.stats.role_tests import (
 )
 
 TARGETS = {
-    "sink": "key 0 (BOS or first template token)",
-    "first": "first three tokens of the text",
-    "last": "last three tokens of the text",
-    "slot": "the tokens in which the persons differ",
+    "sink": "sink (key 0)",
+    "first": "first three tokens",
+    "last": "last three tokens",
+    "slot": "slot (the person)",
 }
 MAX_HELD_OUT, MAX_STRONGEST = 12, 20
 ROW_HEIGHT = 0.27  # inches a head of a forest takes
@@ -99,28 +100,30 @@ def draw_token_attention(study: Study, title):
     pooled = {
         target: np.mean(list(of_target.values()), axis=0) for target, of_target in means.items()
     }
-    titles = TARGETS | ({"sink": "the head's learned sink"} if has_learned_sinks(run) else {})
+    titles = TARGETS | ({"sink": "the learned sink"} if has_learned_sinks(run) else {})
     shares = [f"{titles[t]} {describe_range(found[t][1].mean(axis=0))}" for t in found]
+    key_0 = "" if has_learned_sinks(run) else "Key 0 is the BOS or first template token."
+    slot = "The slot is where the persons differ." if run.has_slots else ""
     caption = write_caption(
         study,
-        "Attention of the last token fed (the final query), summed over the keys that the panel "
-        "names, less the sum if it were uniform over the keys that the query sees; mean over "
-        "prompts, then over categories. Orange: more than uniform; purple: less; white: as much. "
-        f"Uniform: {', '.join(shares)}. By category in data/.",
+        "Attention of the last token fed (the final query), summed over key 0 or the named tokens "
+        "of the text, less the sum if it were uniform over the keys that the query sees; mean over "
+        "prompts, then over categories. Orange: more than uniform; purple: less; white: as much; "
+        f"colours follow the square root. Uniform: {', '.join(shares)}. By category in data/.",
+        key_0,
+        slot,
         sink_note(run),
         intervals=False,
     )
     panel = (min(5.0, max(2.4, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
-    named = {target: style.wrap_text(titles[target], panel[0] + 0.2, 10) for target in found}
-    lines = 1 + max(text.count("\n") for text in named.values())
-    grid = Grid((1, len(found)), panel, (0.4, 0.6), heading=lines, right=1.3)
+    grid = Grid((1, len(found)), panel, (0.4, 0.6), right=1.3)
     options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
     figure, axes = open_figure(study, title, caption, grid, **options)
     limit = np.nanmax(np.abs(list(pooled.values())), initial=0.0) or 1.0
-    look = {"vmin": -limit, "vmax": limit, "cmap": style.EXCESS}
+    look = {"norm": style.signed_root(limit), "cmap": style.EXCESS}
     for place, (target, values) in zip(axes[0], pooled.items(), strict=True):
         shown = place.pcolormesh(values, **look)
-        place.set_title(named[target])
+        place.set_title(titles[target])
         place.grid(False)
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
@@ -199,7 +202,7 @@ def draw_distributions(study: Study, title):
     axes[0, 0].plot(chosen_g[at], np.arange(len(heads)), "x", color="black", markersize=4.5)
     crosses = (chosen_g[at], np.nan, np.nan)
     drawn = [tuple(measured[m] for m in ("g", "g_low", "g_high")), crosses]
-    style.limit_to_points(axes[0], [*drawn, (np.zeros(1), np.nan, np.nan)], axis="x")
+    style.limit_to_points(axes[0], [*drawn, ZERO], axis="x")
     facts = contrast_facts(study, contrast) | dict(zip(("n", "n_minus"), n, strict=True))
     return figure, forest_rows(heads, measured, facts, g_choosing=chosen_g[at])
 
@@ -227,7 +230,7 @@ def draw_top_heads(study: Study, title):
     )
     figure, axes = open_forest(study, (title, caption), heads)
     draw_forest(axes[0, 0], measured)
-    drawn = [tuple(measured[m] for m in ("g", "g_low", "g_high")), (np.zeros(1), np.nan, np.nan)]
+    drawn = [tuple(measured[m] for m in ("g", "g_low", "g_high")), ZERO]
     style.limit_to_points(axes[0], drawn, axis="x")
     return figure, forest_rows(heads, measured, contrast_facts(study, contrast))
 

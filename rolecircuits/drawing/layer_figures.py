@@ -9,9 +9,11 @@ from matplotlib.patches import Patch
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
     CUT_NOTE,
+    MARKS_NOTE,
     NULL_HANDLE,
     PARTS,
     SIGN_NOTE,
+    ZERO,
     Study,
     axis_rows,
     contrast_colours,
@@ -19,8 +21,10 @@ from rolecircuits.drawing.study import (
     contrast_null,
     difference_parts,
     estimate,
+    excludes,
     few_differences,
     few_rows,
+    less_null,
     open_figure,
     points_note,
     sink_note,
@@ -42,10 +46,6 @@ from rolecircuits.stats.units import matched_rows
 
 LEVELS = ("normalised", "sinkfree")
 TESTS = ("p", "q", "p_max")
-MARKS_NOTE = (
-    f"Above the panels: layers that differ by Benjamini-Hochberg at {ALPHA}, over all layers, and "
-    "whose interval excludes {}."
-)
 WIDTHS = {1: (5.5, 13.0, 0.17), 2: (4.2, 7.0, 0.085), 3: (3.3, 5.0, 0.05)}
 
 
@@ -67,11 +67,6 @@ def show(place, drawn, measured, look, slot=0.0, few=None):
     if few is not None:
         style.draw_points(place, few, look, slot)
         drawn.append((few, np.nan, np.nan))
-
-
-def excludes(low, high, value=0.0):
-    """Whether an interval leaves a value out: [...] bool, False where there is none."""
-    return (low > value) | (high < value)
 
 
 def draw_layer_lines(study: Study, title):
@@ -113,7 +108,7 @@ def draw_layer_lines(study: Study, title):
         for place in (level, below):
             style.number_axis(place.xaxis, study.run.n_layers, "layer")
     style.limit_to_points(axes[0], levels, SHARE)
-    style.limit_to_points(axes[1], [*differences, (np.zeros(1), np.nan, np.nan)])
+    style.limit_to_points(axes[1], [*differences, ZERO])
     axes[0, 0].set_ylabel("entropy")
     axes[1, 0].set_ylabel("difference in focus")
     return figure, rows
@@ -128,7 +123,7 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = layer_grid(study, (1, 1), height=3.2)
-    notes = SIGN_NOTE, MARKS_NOTE.format("0"), CUT_NOTE, points_note(study, paired=True)
+    notes = SIGN_NOTE, MARKS_NOTE, CUT_NOTE, points_note(study, paired=True)
     caption = write_caption(study, *notes, *untested_notes(study, contrasts))
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width, drawn = axes[0, 0], [], 0.8 / len(contrasts), []
@@ -150,7 +145,7 @@ def draw_difference_bars(study: Study, title):
         rows += axis_rows("layer", measured, **facts)
     style.draw_zero(place)
     style.number_axis(place.xaxis, study.run.n_layers, "layer")
-    style.limit_to_points([place], [*drawn, (np.zeros(1), np.nan, np.nan)])
+    style.limit_to_points([place], [*drawn, ZERO])
     place.set_ylabel("difference in focus\n(normalised entropy)")
     return figure, rows
 
@@ -195,7 +190,7 @@ def draw_edge_attention(study: Study, title):
         place.set_title(f"{position} tokens of the text")
         style.number_axis(place.xaxis, run.n_layers, "layer")
     axes[0, 0].set_ylabel("attention per token")
-    style.limit_to_points(axes[0], [*drawn, (np.zeros(1), np.nan, np.nan)], SHARE)
+    style.limit_to_points(axes[0], [*drawn, ZERO], SHARE)
     return figure, rows
 
 
@@ -217,15 +212,14 @@ def draw_confounder_controls(study: Study, title):
         "The control says what a change of person does where nobody speaks of the model.",
         "Dashed: length null, the difference if attention were uniform over the visible keys; 0 "
         "unless raw.",
-        MARKS_NOTE.format("0") + " Raw: not marked, it also differs where only lengths do.",
+        MARKS_NOTE + " Raw: not marked, it also differs where only lengths do.",
         CUT_NOTE,
         points_note(study, paired=True),
         *untested_notes(study, looks),
     )
     grid = layer_grid(study, (1, 3), height=2.9, heading=2)
     figure, axes = open_figure(study, title, caption, grid, handles)
-    rows, zero = [], (np.zeros(1), np.nan, np.nan)
-    shares, raw = [zero], [zero]
+    rows, shares, raw = [], [ZERO], [ZERO]
     for place, kind in zip(axes[0], KINDS, strict=True):
         layers, drawn = study.layers(kind), raw if kind == "raw" else shares
         style.draw_zero(place)
@@ -272,7 +266,7 @@ def draw_indices(study: Study, title):
         "self-referent is the more focused. Drawn less the length null, the index if attention "
         "were uniform over the visible keys (not 0 in raw alone), with the interval of this "
         "difference.",
-        MARKS_NOTE.format("0"),
+        MARKS_NOTE,
         f"Undefined because H neutral is 0: layers {layers}." if layers else "",
         *(f"{i.upper()} is {r}." for i, r in reasons_of(study, looks) if r and "not id" in r),
         ""
@@ -283,7 +277,7 @@ def draw_indices(study: Study, title):
     within = index_values(first_word_matched_values(run), run.category)
     grid = layer_grid(study, (len(looks), 3), height=2.2, gap=(0.45, 0.75), heading=2)
     figure, axes = open_figure(study, title, caption, grid, sharey="row")
-    rows, drawn = [], {index: [(np.zeros(1), np.nan, np.nan)] for index in looks}
+    rows, drawn = [], {index: [ZERO] for index in looks}
     for column, kind in zip(axes.T, KINDS, strict=True):
         inferred = infer_layers(run, kind, study.seed, study.n_resamples)
         for place, (index, look) in zip(column, looks.items(), strict=True):
@@ -308,11 +302,3 @@ def draw_indices(study: Study, title):
         style.limit_to_points(line, drawn[index])
         line[0].set_ylabel(f"{look.label} - length null")
     return figure, rows
-
-
-def less_null(numbers):
-    """(estimate, low, high) of an index less its length null, each [layer], with the interval that
-    its p belongs to; numbers of `infer_layers`.
-    """
-    estimate = numbers["estimate"] - numbers["null"]
-    return estimate, estimate - numbers["outer"], estimate + numbers["outer"]

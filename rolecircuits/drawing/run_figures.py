@@ -59,6 +59,12 @@ FIGURES = {
 
 
 SLOT_FIGURE = "visualization_10_slot_attention"
+COSTS = {  # how long a figure takes, where it is longer than the others
+    "visualization_11_multiverse": 4,
+    "visualization_9_role_focus_separation": 3,
+    "visualization_1_layer_attention_lines": 2,
+    "visualization_8_delta_h_per_layer": 2,
+}
 
 
 def names_for(run):

@@ -34,6 +34,11 @@ from rolecircuits.stats.units import frame_values, labels_of
 
 PARTS = ("estimate", "low", "high")
 USUAL = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
+MARKS_NOTE = (
+    f"Above the panels: layers that differ from 0 by Benjamini-Hochberg at {ALPHA}, over all "
+    "layers, and whose interval excludes it."
+)
+ZERO = (np.zeros(1), np.nan, np.nan)  # for `limit_to_points`: 0 stays in the panel
 SIGN_NOTE = "Difference in focus: entropy of the second less entropy of the first, above 0: the "
 SIGN_NOTE += "category named first has the more focused attention."
 CUT_NOTE = "The axes follow the points; wider intervals are cut off."
@@ -260,6 +265,23 @@ def write_caption(study: Study, *sentences, intervals=True):
             f"This run has no {' and no '.join(missing)} prompts: what needs them is left out."
         )
     return " ".join(filter(None, [*notes, *sentences]))
+
+
+def less_null(numbers):
+    """(estimate, low, high) of an index less its length null, each [layer].
+
+    numbers  of role_tests.infer_layers, whose interval is the one that p belongs to, or of a
+             difference between runs
+    """
+    estimate = numbers["estimate"] - numbers["null"]
+    if "outer" in numbers:
+        return estimate, estimate - numbers["outer"], estimate + numbers["outer"]
+    return estimate, numbers["low"] - numbers["null"], numbers["high"] - numbers["null"]
+
+
+def excludes(low, high, value=0.0):
+    """Whether an interval leaves a value out: [...] bool, False where there is none."""
+    return (low > value) | (high < value)
 
 
 def has_learned_sinks(run: Run):

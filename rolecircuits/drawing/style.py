@@ -16,6 +16,7 @@ from typing import NamedTuple
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import FuncNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -114,12 +115,15 @@ def save_figure(figure, path):
         file.write(buffer.getvalue())
 
 
-def save_drawing(output_dir, name, drawing, file_format="png"):
-    """Write NAME.<file_format> and data/NAME.csv of a drawing (figure, rows): the figure's path."""
+def save_drawing(output_dir, name, drawing, file_format="png", facts=None):
+    """Write NAME.<file_format> and data/NAME.csv of a drawing (figure, rows): the figure's path.
+
+    facts  {column: value} that say what every row of the CSV is of
+    """
     folder, (figure, rows) = prepare_folder(output_dir), drawing
     path = Path(folder, f"{name}.{file_format}")
     save_figure(figure, path)
-    write_csv(folder / "data" / f"{name}.csv", rows)
+    write_csv(folder / "data" / f"{name}.csv", rows, facts=facts)
     return path
 
 
@@ -217,6 +221,15 @@ def add_colour_bar(figure, axes, mappable, label):
     place = figure.add_axes((last.x1 + 0.15 * inch, last.y0, 0.14 * inch, first.y1 - last.y0))
     place.grid(False)
     return figure.colorbar(mappable, cax=place, label=label)
+
+
+def signed_root(limit):
+    """Colours from -limit to limit that follow the square root on both sides of 0."""
+
+    def root(x):
+        return np.sign(x) * np.sqrt(np.abs(x))
+
+    return FuncNorm((root, lambda x: np.sign(x) * np.square(x)), -limit, limit)
 
 
 def draw_series(axes, estimated, colour, marker="o", slot=0.0, alpha=0.18):

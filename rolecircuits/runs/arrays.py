@@ -119,15 +119,13 @@ class Run:
     @property
     def facts(self):
         """{column: value} by which every row of a CSV says which run it is of."""
-        facts = {"model": self.config["model"]["id"], "set": self.prompt_set}
-        facts |= {"format": self.prompt_format, "run": self.path.name if self.path else ""}
+        facts = facts_of(self.config, self.path)
         return facts | ({"edit": self.edit} if self.edit else {})
 
     @property
     def prompt_set(self):
         """What the prompt set was called when the run was made, a file without its folder."""
-        given = (self.config.get("arguments") or {}).get("prompts") or "original"
-        return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+        return prompt_set_of(self.config)
 
     @property
     def counts(self):
@@ -166,6 +164,18 @@ class Run:
         arrays = {name: getattr(self, name) for name in PROMPT_ARRAYS}
         arrays = {name: array[rows] for name, array in arrays.items() if array is not None}
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
+
+
+def prompt_set_of(config):
+    """What the prompt set of this experiment_config.json was called, a file without its folder."""
+    given = (config.get("arguments") or {}).get("prompts") or "original"
+    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+
+
+def facts_of(config, path):
+    """{column: value} of the first columns of a CSV: model, set, format, and the run's folder."""
+    facts = {"model": config["model"]["id"], "set": prompt_set_of(config)}
+    return facts | {"format": config["prompts"]["format"], "run": path.name if path else ""}
 
 
 def read_arrays(path, schema):
