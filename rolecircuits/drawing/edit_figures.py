@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from rolecircuits.drawing import style
-from rolecircuits.drawing.study import CUT_NOTE, ZERO
+from rolecircuits.drawing.study import CUT_NOTE, ZERO, describe_n
 from rolecircuits.drawing.style import CONTROL_COLOUR, DIVERGING, Grid, Line2D
 from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import REQUIRED, order_categories
@@ -210,10 +210,10 @@ def draw_overlay(edited: Run, unedited: Run, n_resamples=N_RESAMPLES, seed=DEFAU
         "change. "
     )
     caption += " ".join([CUT_NOTE, *(f"{reason}." for reason in dict.fromkeys(reasons))])
-    n = ", ".join(f"{k} {looks[name].label}" for name, k in unedited.counts.items())
+    n = describe_n(unedited, labels_of(unedited)[0])
     panel = (max(4.2, min(7.0, 2.4 + 0.085 * n_layers)), 2.0)
     texts = f"{edited.edit}: edited over unedited, by layer", f"{unedited.label}; n = {n}", caption
-    grid = Grid((len(lines), 2), panel, gap=(0.8, 0.6), heading=1)
+    grid = Grid((len(lines), 2), panel, gap=(0.8, 0.45), heading=0)
     figure, panels = style.open_panels(grid, texts, handles)
     rows = []
     for (level, change), (name, series) in zip(panels, lines.items(), strict=True):

@@ -24,9 +24,10 @@ from rolecircuits.drawing.study import (
 )
 from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.stats.contrasts import compare_categories, contrast_sides, hedges_g
+from rolecircuits.stats.contrasts import categories_of, compare_categories, contrast_sides, hedges_g
 from rolecircuits.stats.masses import EDGE_TOKENS, end_keys, learned_sink_share, uniform_rows
 from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.resampling import untestable_reason
 from rolecircuits.stats.role_tests import (
     MIN_HALF,
     blank_untestable,
@@ -62,6 +63,8 @@ def draw_heatmaps(study: Study, title):
     )
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
     titles = [style.wrap_text(study.label(contrast), panel[0], 10) for contrast in study.tests]
+    cell = 72 * min(panel[0] / run.n_heads, panel[1] / run.n_layers)  # points
+    dot = min(20.0, max(4.0, (0.3 * cell) ** 2))
     lines = 1 + max(title.count("\n") for title in titles)
     grid = Grid((1, len(differences)), panel, gap=(0.4, 0.6), heading=lines, right=1.3)
     options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
@@ -75,7 +78,7 @@ def draw_heatmaps(study: Study, title):
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
         row, column = np.nonzero(test["q"] < ALPHA)
-        place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
+        place.scatter(column + 0.5, row + 0.5, s=dot, color="black", linewidths=0, zorder=3)
         facts = contrast_facts(study, contrast)
         for at in np.ndindex(test["estimate"].shape):
             measured = {name: test[name][at] for name in (*PARTS, *TESTS)}
@@ -186,14 +189,17 @@ def draw_distributions(study: Study, title):
         halves[1][0][:, at[0], at[1]], *halves[1][1:], contrast, study.n_resamples, study.seed
     )
     measured = blank_untestable(study.run, contrast, measured)
+    reason = untestable_reason(*halves[1][1:], categories_of(contrast), what)
+    sides = " and ".join(map(str, dict.fromkeys(n)))
     caption = write_caption(
         study,
-        f"Hedges g of {named} in focus (normalised entropy), measured on the "
-        f"{' and '.join(map(str, dict.fromkeys(n)))} {what} of each side that did not choose the "
-        "heads, with its 95 % interval. Crosses: g on the half that chose them, by |g|, where the "
-        f"largest are overstated. Red: the first is the more focused. Filled: {PASSES} over these "
-        "heads.",
-        CUT_NOTE,
+        f"Hedges g of {named} in focus (normalised entropy), measured on the {sides} {what} of "
+        "each side that did not choose the heads"
+        + ("." if reason else f", with its 95 % interval; filled: {PASSES} over these heads."),
+        f"{reason[0].upper()}{reason[1:]} there." if reason else "",
+        "Crosses: g on the half that chose the heads, the largest |g| first; choosing overstates "
+        "it. Red: the category named first is the more focused; blue: the second.",
+        "" if reason else CUT_NOTE,
         *untested_notes(study, [contrast], said=()),
         intervals=False,
     )
@@ -217,13 +223,14 @@ def draw_top_heads(study: Study, title):
         return draw_reason(study, title, reason)
     at = tuple(np.transpose(heads))
     measured = {name: values[at] for name, values in test.items()}
+    with_interval = " with its 95 % interval" * bool(np.isfinite(test["g_low"]).any())
+    for_one = ", and each interval is of one head, not of the choice" if with_interval else ""
     caption = write_caption(
         study,
-        f"Hedges g of {named} in focus (normalised entropy) with its 95 % interval, the "
-        f"{len(heads)} largest of {test['g'].size} heads by |g|. Chosen and measured on the same "
-        "prompts, so the largest are overstated, and each interval stands for one head, not for "
-        "the choice; figure 4 measures heads on prompts that did not choose them. Red: the first "
-        "is the more focused.",
+        f"Hedges g of {named} in focus (normalised entropy){with_interval}, the {len(heads)} "
+        f"largest of {test['g'].size} heads by |g|. Chosen and measured on the same prompts, so "
+        f"the largest are overstated{for_one}; figure 4 measures heads on prompts that did not "
+        "choose them. Red: the category named first is the more focused; blue: the second.",
         survivors_note(study, "Filled", [contrast]),
         CUT_NOTE,
         intervals=False,

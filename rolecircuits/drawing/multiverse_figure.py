@@ -16,7 +16,7 @@ from rolecircuits.stats.role_tests import infer_kinds
 
 STRENGTH = {"": 0, "none": 1, "BH": 2, "max-T": 3}
 NAMES = {"": "not tested", "none": "neither", "BH": "BH only", "max-T": "max-T over all choices"}
-SHADES = (0.12, 0.32, 0.48)  # how far from the middle of the diverging map each strength lies
+SHADES = (0.1, 0.27, 0.42)  # how far from the middle of the diverging map each strength lies
 BELOW, ABOVE = (  # not tested, and by strength, in the colours of every sign
     ("#e4e4e4", *(to_hex(colormaps[style.DIVERGING](0.5 + side * shade)) for shade in SHADES))
     for side in (-1, 1)

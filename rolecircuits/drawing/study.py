@@ -79,11 +79,7 @@ class Study:
     @property
     def subtitle(self):
         """Model, format and n, as every figure names them."""
-        n, what = self.counts, " frames" if self.run.crossed else ""
-        if len(set(n.values())) == 1:
-            return f"{self.run.label}; n = {n[self.names[0]]}{what} per category"
-        named = ", ".join(f"{n[name]} {self.looks[name].label}" for name in n)
-        return f"{self.run.label}; n = {named}{what}"
+        return f"{self.run.label}; n = {describe_n(self.run, self.category)}"
 
     @property
     def reasons(self):
@@ -93,12 +89,9 @@ class Study:
         return {name: reason for name, reason in found.items() if reason}
 
     @property
-    def row_names(self):
-        """The prompt's id, or the frame of a row: [row]."""
-        if not self.run.crossed:
-            return self.run.prompt_id
-        frames = list(dict.fromkeys(self.run.frame.tolist()))
-        return np.array([frames[unit] for unit in self.unit])
+    def has_intervals(self):
+        """Whether any category is large enough for one."""
+        return len(self.reasons) < len(self.names)
 
     def label(self, contrast):
         """A contrast in words: self-referent - neutral."""
@@ -131,6 +124,15 @@ def study_run(run: Run, n_resamples=N_RESAMPLES, asked=()):
     study = Study(run, *labels, values, {}, looks, seed, n_resamples)
     study.tests = {c: test_contrast(study, values["normalised"], c) for c in chosen}
     return study
+
+
+def describe_n(run: Run, category):
+    """How many rows there are of each category: 36 frames per category; category [row]."""
+    looks, what = category_looks(run.counts), " frames" if run.crossed else ""
+    n = {looks[name].label: int((category == name).sum()) for name in run.counts}
+    if len(set(n.values())) == 1:
+        return f"{next(iter(n.values()))}{what} per category"
+    return ", ".join(f"{count} {label}" for label, count in n.items()) + what
 
 
 def open_figure(study: Study, title, caption, grid: Grid, handles=(), **options):
@@ -252,19 +254,31 @@ def axis_rows(axis, estimated, **columns):
 
 def write_caption(study: Study, *sentences, intervals=True):
     """What a reader must know under a figure: how intervals are made or why there are none, which
-    categories are missing, then `sentences`; empty ones are left out."""
+    categories are missing, then `sentences`; empty ones and what is about intervals that no
+    category has are left out."""
     missing = [study.looks[name].label for name in CATEGORIES if name not in study.names]
     missing = missing if len(missing) < len(CATEGORIES) else []
     notes, reasons, what = [], study.reasons, name_units(study.run)
-    if intervals and len(reasons) < len(study.names):
+    if not study.has_intervals:
+        sentences = [text for text in sentences if text not in (CUT_NOTE, MARKS_NOTE)]
+    if intervals and study.has_intervals:
         notes.append(f"95 % bootstrap-t intervals over {what} ({study.n_resamples:,} resamples).")
     if intervals:
-        notes += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons.values())]
+        notes += [f"{text[0].upper()}{text[1:]}." for text in join_reasons(reasons.values())]
     if missing:
         notes.append(
             f"This run has no {' and no '.join(missing)} prompts: what needs them is left out."
         )
     return " ".join(filter(None, [*notes, *sentences]))
+
+
+def join_reasons(reasons):
+    """Reasons of the form "what: who", those of one "what" as one text."""
+    joined = {}
+    for reason in dict.fromkeys(reasons):
+        what, _, who = reason.partition(": ")
+        joined.setdefault(what, []).append(who)
+    return [f"{what}: {', '.join(who)}" if all(who) else what for what, who in joined.items()]
 
 
 def less_null(numbers):
