@@ -196,9 +196,9 @@ def _cover_contrasts(design, prompts, frames, means, seed):
     """{(what, method): [data set]}: coverage of differences, and ratios of standard errors."""
     found = {}
     for first, second in contrasts.CONTRASTS.values():
-        truth = means[first] - means[second]
+        truth = means[second] - means[first]
         own = contrasts.contrast_sides(frames, *labels_of(design), (first, second))
-        alone = prompts[design.category == first], prompts[design.category == second], False
+        alone = prompts[design.category == second], prompts[design.category == first], False
         for method, sides in (("frames", own), (PROMPTS, alone)):
             interval = resampling.infer_difference(*sides, DRAWS, seed)
             inside = (interval.low <= truth) & (truth <= interval.high)

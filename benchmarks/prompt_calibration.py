@@ -153,7 +153,7 @@ def coverage_rows(rng, n, n_datasets, population, way):
             own = values[r][rows]
             for first, second in contrasts.CONTRASTS.values():
                 found = contrasts.infer_contrast(own, *labels, (first, second), DRAWS, i)
-                truth = layers[r][first] - layers[r][second]
+                truth = layers[r][second] - layers[r][first]
                 _count(hits, f"{form}: differences", found, truth, how)
             chosen = labels[0] == "self_referent"
             mean = resampling.infer_mean(own[chosen], None, labels[1][chosen], n_resamples=DRAWS)

@@ -49,7 +49,7 @@ def test_planted_head_comes_first_and_survives(planted):
     top = read_rows(folder / "head_ranking.csv")[0]
     assert (top["rank"], top["layer"], top["head"]) == ("1", "2", "1")
     assert float(top["self_confounder_p_max"]) < 0.01 and float(top["self_confounder_q"]) < 0.01
-    assert float(top["self_confounder_g"]) < float(top["self_confounder_g_high"]) < 0
+    assert 0 < float(top["self_confounder_g_low"]) < float(top["self_confounder_g"])
     assert float(top["confounder_third_p_max"]) > 0.05
     assert any(
         line.startswith("secondary, self_confounder: 1 of 24 heads survive max-T")
@@ -62,7 +62,7 @@ def test_planted_head_is_chosen_and_confirmed_on_the_other_half(planted):
     plan = json.loads((planted[1] / "ablation_candidates.json").read_text())
     first = plan["selection"][0]
     assert (first["layer"], first["head"]) == (2, 1)
-    assert first["g_selection"] < -1 and first["g_held_out"] < -1 and first["q_held_out"] < 0.05
+    assert first["g_selection"] > 1 and first["g_held_out"] > 1 and first["q_held_out"] < 0.05
     assert plan["source"]["model_id"] == "synthetic" and plan["source"]["run"] == planted[2].name
 
 
@@ -77,7 +77,7 @@ def test_held_out_g_is_measured_where_it_was_not_chosen():
         for key, part in (("g_selection", half), ("g_held_out", ~half)):
             groups = (
                 values[part & (run.category == c), row["layer"], row["head"]]
-                for c in ("self_referent", "confounder")
+                for c in ("confounder", "self_referent")
             )
             assert row[key] == pytest.approx(float(hedges_g(*groups)))
 
@@ -218,7 +218,7 @@ def test_category_summary(planted):
         "neutral",
         "third_person",
     ]
-    assert all(float(row["low"]) < float(row["entropy"]) < float(row["high"]) for row in rows)
+    assert all(float(row["low"]) < float(row["estimate"]) < float(row["high"]) for row in rows)
     assert {row["n_prompts"] for row in rows} == {"30"}
 
 

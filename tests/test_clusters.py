@@ -26,7 +26,7 @@ def clustered(seed=0, n_layers=3):
 
 
 def contrast_slopes(mean):
-    return mean["self_referent"] - mean["neutral"], {"self_referent": 1.0, "neutral": -1.0}
+    return mean["neutral"] - mean["self_referent"], {"self_referent": -1.0, "neutral": 1.0}
 
 
 def rfc_slopes(mean):
@@ -96,7 +96,7 @@ def test_a_contrast_is_a_cluster_bootstrap_t_by_loop():
     compared = contrasts.compare_categories(values, category, UNIT, SELF_NEUTRAL, *DRAWS)
     for name in ("low", "high", "p", "p_max"):
         np.testing.assert_array_equal(compared[name], getattr(found, name))
-    scale = compared["g"] / compared["difference"]
+    scale = compared["g"] / compared["estimate"]
     np.testing.assert_allclose(compared["g_low"], found.low * scale)
     np.testing.assert_allclose(compared["g_high"], found.high * scale)
 

@@ -119,18 +119,19 @@ def test_rows_behind_the_profiles_are_kept(compared):
         }
         for index in indices.INDICES:
             change = found["instruct"][index] - found["base"][index]
-            written = [float(row[f"{index}_{kind}_diff"]) for row in table]
+            written = [float(row[f"{index}_{kind}_diff_estimate"]) for row in table]
             np.testing.assert_allclose(change, written, atol=1e-6)
 
 
-def test_original_columns_come_first_in_their_order(compared):
+def test_valid_columns_come_first_and_the_originals_after_them_in_their_order(compared):
     rows = read_table(compared[2] / "detailed_comparison.csv")
-    assert list(rows[0])[: len(ORIGINAL)] == ORIGINAL
-    ends = ("", "_ci_low", "_ci_high", "_p", "_q", "_p_max")
-    names = itertools.product(indices.KINDS, ("rfc", "rsi"), ("base", "instruct", "diff"), ends)
-    new = [f"{index}_{kind}_{run}{end}" for kind, index, run, end in names]
-    nulls = [f"{i}_null_raw_{run}" for i in ("rfc", "rsi") for run in ("base", "instruct", "diff")]
-    assert list(rows[0])[len(ORIGINAL) :] == new + nulls
+    facts = ["model_base", "model_instruct", "set", "format_base", "format_instruct"]
+    facts += ["run_base", "run_instruct"]
+    parts = ("estimate", "low", "high", "null", "p", "q", "p_max")
+    names = itertools.product(indices.KINDS, ("rfc", "rsi"), ("base", "instruct", "diff"), parts)
+    valid = [f"{index}_{kind}_{run}_{part}" for kind, index, run, part in names]
+    assert list(rows[0]) == [*facts, "layer", *valid, *ORIGINAL[1:]]
+    assert rows[0]["model_base"] == "me/base" and rows[0]["set"] == "original"
     assert [row["layer"] for row in rows] == ["0", "1", "2"]
 
 
@@ -192,7 +193,7 @@ def test_intervals_are_bootstrap_t_with_the_same_draw_for_both_runs(compared):
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.sort(np.nan_to_num(np.abs(draws[:, 0] - value) / draws[:, 1], nan=np.inf))
     reach = t[int(np.ceil(0.95 * (len(counts) + 1))) - 1] * error
-    found = [float(row[f"rfc_normalised_diff{end}"]) for end in ("", "_ci_low", "_ci_high", "_p")]
+    found = [float(row[f"rfc_normalised_diff_{end}"]) for end in ("estimate", "low", "high", "p")]
     assert found == pytest.approx(
         [value, value - reach, value + reach, np.mean([True, *(t >= abs(value) / error)])], rel=2e-3
     )
@@ -210,7 +211,7 @@ def test_figure_9_and_the_comparison_give_one_interval_of_a_run(recorded_seed):
         _, rows = run_figures.draw_figure("visualization_9_role_focus_separation", study)
         for row in rows:
             compared = estimates[row["kind"]][row["index"]][side]
-            names = {"mean": "value", "ci_low": "low", "ci_high": "high", "p": "p", "q": "q"}
+            names = {"mean": "estimate", "ci_low": "low", "ci_high": "high", "p": "p", "q": "q"}
             for column, part in names.items():
                 assert row[column] == compared[part][row["layer"]], (side, row["kind"], column)
 
@@ -220,9 +221,9 @@ def test_summary_says_what_the_table_says(compared):
     rows = read_table(out / "detailed_comparison.csv")
     for kind in indices.KINDS:
         for index in ("rfc", "rsi"):
-            values = np.array([float(row[f"{index}_{kind}_diff"]) for row in rows])
+            values = np.array([float(row[f"{index}_{kind}_diff_estimate"]) for row in rows])
             low, high = (
-                np.array([float(row[f"{index}_{kind}_diff_ci_{end}"]) for row in rows])
+                np.array([float(row[f"{index}_{kind}_diff_{end}"]) for row in rows])
                 for end in ("low", "high")
             )
             entry = summary["differences"][kind][index]
@@ -260,12 +261,11 @@ def test_figure_numbers_are_the_tables(compared):
                 table[int(row["layer"])],
             )
             assert (
-                row["value"] == of_layer[column] and row["ci_low"] == of_layer[f"{column}_ci_low"]
+                row["estimate"] == of_layer[f"{column}_estimate"]
+                and row["low"] == of_layer[f"{column}_low"]
             )
-            if row["kind"] == "raw":
-                assert row["length_null"] == of_layer[f"{row['index']}_null_raw_{row['run']}"]
-            else:
-                assert float(row["length_null"]) == 0
+            assert row["null"] == of_layer[f"{column}_null"]
+            assert row["kind"] == "raw" or float(row["null"]) == 0
 
 
 def audit_notes(base, instruct):
@@ -288,7 +288,11 @@ def test_a_run_against_itself_differs_by_exactly_0(tmp_path, tables_only):
     base, _ = make_pair(tmp_path)
     summary = compare_folders((base, base), tmp_path / "out")
     for row in read_table(tmp_path / "out" / "detailed_comparison.csv"):
-        assert [row[f"rsi_raw_diff{end}"] for end in ("", "_ci_low", "_ci_high")] == ["0", "0", "0"]
+        assert [row[f"rsi_raw_diff_{end}"] for end in ("estimate", "low", "high")] == [
+            "0",
+            "0",
+            "0",
+        ]
     assert summary["differences"]["raw"]["rsi"]["layers_excluding_zero"] == 0
     assert any("are the same run" in note for note in summary["notes"])
 
@@ -383,8 +387,8 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
     for row in rows:
         first, second = row["contrast"].split("-")
         for side, value in values.items():
-            a, b = (value[runs[0].category == name, int(row["layer"])] for name in (first, second))
-            found = [float(row[f"{part}_{side}"]) for part in ("value", "low", "high", "p", "q")]
+            a, b = (value[runs[0].category == name, int(row["layer"])] for name in (second, first))
+            found = [float(row[f"{side}_{part}"]) for part in ("estimate", "low", "high", "p", "q")]
             assert found[0] == pytest.approx(a.mean() - b.mean(), rel=1e-6)
             low, high = resampling.infer_difference(
                 a[:, None], b[:, None], first == "confounder", seed=DEFAULT_SEED
@@ -397,9 +401,8 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
         (of_layer,) = (
             r for r in rows if (r["contrast"], r["layer"]) == (row["contrast"], row["layer"])
         )
-        parts = {"value": "value", "ci_low": "low", "ci_high": "high", "q": "q"}
-        for column, part in parts.items():
-            assert row[column] == of_layer[f"{part}_{row['run']}"]
+        for part in ("estimate", "low", "high", "q"):
+            assert row[part] == of_layer[f"{row['run']}_{part}"]
     figure, _ = pair_figures.draw_pair(
         pair_figures.CONTRASTS, run_pairs.estimate_contrasts(*matched(runs, asked)), summary
     )
@@ -407,11 +410,11 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
     assert labels == ["", "", "layer", "layer"]
     assert "Dashed" not in " ".join(text.get_text() for text in figure.texts)  # none is drawn
     entry = summary["contrasts"]["self_referent-neutral"]
-    means = [float(r["value_diff"]) for r in rows if r["contrast"] == "self_referent-neutral"]
+    means = [float(r["diff_estimate"]) for r in rows if r["contrast"] == "self_referent-neutral"]
     assert entry["mean"] == pytest.approx(np.mean(means))
     a, b = (
         values["diff"][runs[0].category == name].mean(axis=1, keepdims=True)
-        for name in ("self_referent", "neutral")
+        for name in ("neutral", "self_referent")
     )
     low, high = resampling.infer_difference(a, b, seed=DEFAULT_SEED)[1:3]
     found = entry["mean_ci_low"], entry["mean_ci_high"]
@@ -462,11 +465,11 @@ def test_a_crossed_comparison_takes_frames_as_the_unit(tmp_path):
         )  # fmt: skip
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[layer]
     found = [
-        [float(row[f"{index}_normalised_{run}"]) for index in ("rfc", "rsi")]
+        [float(row[f"{index}_normalised_{run}_estimate"]) for index in ("rfc", "rsi")]
         for run in run_pairs.SIDES
     ]
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
-    diff = [float(row[f"{i}_normalised_diff"]) for i in ("rfc", "rsi")]
+    diff = [float(row[f"{i}_normalised_diff_estimate"]) for i in ("rfc", "rsi")]
     np.testing.assert_allclose(diff, np.subtract(by_hand[1], by_hand[0]), rtol=1e-5)
 
 
@@ -576,8 +579,10 @@ def test_other_tokenizers_and_token_counts_are_said(tmp_path):
 def test_few_prompts_give_values_without_intervals_and_the_reason(tmp_path, tables_only, n, reason):
     summary = compare_folders(make_pair(tmp_path, per_category=n), tmp_path / "out")
     rows = read_table(tmp_path / "out" / "detailed_comparison.csv")
-    assert all(row["rfc_normalised_diff"] and not row["rfc_normalised_diff_ci_low"] for row in rows)
-    assert all(not row["rsi_raw_base_ci_high"] for row in rows)
+    assert all(
+        row["rfc_normalised_diff_estimate"] and not row["rfc_normalised_diff_low"] for row in rows
+    )
+    assert all(not row["rsi_raw_base_high"] for row in rows)
     entry = summary["differences"]["normalised"]["rfc"]
     assert (
         entry["mean"] is not None
@@ -605,9 +610,9 @@ def test_without_confounders_only_rfc_is_compared(tmp_path):
     )
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[0]
     assert (
-        row["rsi_normalised_diff"] == ""
+        row["rsi_normalised_diff_estimate"] == ""
         and row["rsi_mean_base"] == ""
-        and row["rfc_normalised_diff_ci_low"] != ""
+        and row["rfc_normalised_diff_low"] != ""
     )
     compare_base_instruct.print_summary(summary)
 
@@ -621,7 +626,7 @@ def test_one_head_has_no_spread_over_heads(tmp_path):
         row["rsi_diff_ci_high"],
         row["n_heads_base"],
     ) == ("", "", "", "1")
-    assert row["rfc_mean_base"] != "" and row["rfc_normalised_diff_ci_low"] != ""
+    assert row["rfc_mean_base"] != "" and row["rfc_normalised_diff_low"] != ""
 
 
 def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_only):
@@ -635,15 +640,15 @@ def test_a_layer_without_neutral_entropy_is_undefined_and_said(tmp_path, tables_
     summary = compare_folders(folders, tmp_path / "out")
     row = read_table(tmp_path / "out" / "detailed_comparison.csv")[2]
     assert (
-        row["rfc_raw_base"],
-        row["rfc_raw_diff"],
-        row["rfc_raw_diff_ci_low"],
+        row["rfc_raw_base_estimate"],
+        row["rfc_raw_diff_estimate"],
+        row["rfc_raw_diff_low"],
         row["rfc_mean_base"],
     ) == ("", "", "", "")
     assert (
         row["n_heads_base"] == "0"
-        and row["rfc_raw_instruct"] != ""
-        and row["rfc_raw_instruct_ci_low"] != ""
+        and row["rfc_raw_instruct_estimate"] != ""
+        and row["rfc_raw_instruct_low"] != ""
     )
     entry = summary["differences"]["raw"]["rfc"]
     assert (entry["layers_undefined"], entry["layers"]) == (1, 4) and entry[

@@ -244,9 +244,9 @@ def kinds_of(n, factor):
     columns = {}
     for times, kind in enumerate(("normalised", "sinkfree"), 2):
         for index in ("rfc", "rsi"):
-            columns[f"{index}_{kind}_diff"] = factor * times * x
-            columns[f"{index}_{kind}_diff_ci_low"] = factor * times * x - 0.5
-            columns[f"{index}_{kind}_diff_ci_high"] = factor * times * x + 0.5
+            columns[f"{index}_{kind}_diff_estimate"] = factor * times * x
+            columns[f"{index}_{kind}_diff_low"] = factor * times * x - 0.5
+            columns[f"{index}_{kind}_diff_high"] = factor * times * x + 0.5
     return x, columns
 
 
@@ -265,7 +265,9 @@ def test_the_kind_that_is_read(tmp_path):
         assert kind == "original"
         np.testing.assert_allclose(found["a"]["rfc_diff_ci_low"], x - 9)
         assert "rsi_diff_ci_high" not in found["a"]
-    with pytest.raises(UserError, match="others.*rfc_sinkfree_diff is missing; --kind sinkfree"):
+    with pytest.raises(
+        UserError, match="others.*rfc_sinkfree_diff_estimate is missing; --kind sinkfree"
+    ):
         profiles.read_profiles({"a": ours, "b": others}, "sinkfree")
 
 

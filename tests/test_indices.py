@@ -148,7 +148,7 @@ def test_prompt_values_of_a_prompt_worked_out_by_hand():
     assert role_indices.prompt_values(run, "sinkfree")[0, 0, 0] == pytest.approx(1.0)
     run.prompt_format = "chat"
     assert role_indices.prompt_values(run, "raw")[0, 0, 0] == pytest.approx((LN2 + 1.5 * LN2) / 2)
-    with pytest.raises(ValueError, match="raw, normalised, sinkfree"):
+    with pytest.raises(ValueError, match="normalised, sinkfree, raw"):
         role_indices.prompt_values(run, "row")
 
 

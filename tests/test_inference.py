@@ -520,7 +520,7 @@ def test_compare_categories_uses_the_pairs():
         for unit in (PAIR, np.full(120, -1))
     )
     assert (found["p_max"] < 0.05).all() and (alone["p"] > 0.5).all()
-    assert (found["high"] < 0).all() and (alone["high"] > 0).all()
+    assert (found["low"] > 0).all() and (alone["low"] < 0).all()
 
 
 def test_intervals_cover_and_percentile_would_not():

@@ -90,10 +90,10 @@ def test_five_categories_go_from_csv_to_figures_and_comparison(here, capsys):
     made = {path.name for path in Path("comparison_results").iterdir()}
     assert "contrasts_comparison.png" in made and "detailed_comparison.csv" not in made
     compared = read_csv("comparison_results/contrast_comparison.csv")
-    assert len(compared) == 2 * 3 and {"value_diff", "q_instruct"} <= set(compared[0])
+    assert len(compared) == 2 * 3 and {"diff_estimate", "instruct_q"} <= set(compared[0])
     summary = json.loads(Path("comparison_results/comparison_summary.json").read_text())
     assert summary["bootstrap"]["unit"] == "frames" and summary["differences"] == {}
-    for key, column in (("mean", "value_diff"), ("min", "value_diff")):
+    for key, column in (("mean", "diff_estimate"), ("min", "diff_estimate")):
         values = [float(row[column]) for row in compared if row["contrast"] == "dog-king"]
         expected = {"mean": np.mean, "min": np.min}[key](values)
         assert summary["contrasts"]["dog-king"][key] == pytest.approx(expected, abs=1e-9)
@@ -107,11 +107,11 @@ def test_a_planted_contrast_is_found_and_a_null_one_is_not():
         [row for row in rows if row["contrast"] == name and row["kind"] == "normalised"]
         for name in chosen
     )
-    assert all(row["q"] < 0.01 and row["high"] < 0 for row in planted)
+    assert all(row["q"] < 0.01 and row["low"] > 0 for row in planted)
     assert all(row["p_max"] > 0.05 for row in null)
     values = units.frame_values(run, indices.layer_values(run))
-    by_hand = values[:24].mean(axis=0) - values[24:48].mean(axis=0)
-    assert [row["difference"] for row in planted] == pytest.approx(by_hand.tolist())
+    by_hand = values[24:48].mean(axis=0) - values[:24].mean(axis=0)
+    assert [row["estimate"] for row in planted] == pytest.approx(by_hand.tolist())
 
 
 def test_roles_give_the_indices_of_other_names():
@@ -218,10 +218,10 @@ def test_the_interaction_by_hand():
     values = units.frame_values(run, indices.layer_values(run))
     category, unit = units.labels_of(run)
     mean = {name: values[category == name].mean(axis=0) for name in run.counts}
-    by_hand = (mean["you_user"] - mean["i_user"]) - (mean["you_assistant"] - mean["i_assistant"])
+    by_hand = (mean["you_assistant"] - mean["i_assistant"]) - (mean["you_user"] - mean["i_user"])
     contrast = contrasts.INTERACTIONS["about_model"]
     found = contrasts.compare_categories(values, category, unit, contrast, 99)
-    np.testing.assert_allclose(found["difference"], by_hand / 2)
+    np.testing.assert_allclose(found["estimate"], by_hand / 2)
 
 
 def test_an_interaction_needs_frames():
@@ -259,7 +259,7 @@ def test_halves_are_halves_of_frames_and_the_plan_names_the_prompts_that_did_not
     frames = [name for name, chosen in of_frame.items() if chosen == {True}]
     order = list(dict.fromkeys(run.frame.tolist()))
     rows = np.isin(unit, [order.index(name) for name in frames])
-    own, other = (values[rows & (category == c)] for c in ("self_referent", "confounder"))
+    other, own = (values[rows & (category == c)] for c in ("self_referent", "confounder"))
     for row in plan["selection"]:
         at = row["layer"], row["head"]
         g = contrasts.hedges_g(own[(slice(None), *at)], other[(slice(None), *at)], True)

@@ -152,7 +152,7 @@ def test_head_difference_is_the_originals():
     )
     error = np.sqrt(base.var(ddof=1) / 6 + instruct.var(ddof=1) / 6)
     expected = stats.t.interval(0.95, 5, loc=instruct.mean() - base.mean(), scale=error)
-    assert found["value"] == pytest.approx(instruct.mean() - base.mean())
+    assert found["estimate"] == pytest.approx(instruct.mean() - base.mean())
     assert (found["low"][0], found["high"][0]) == pytest.approx(expected, rel=1e-12)
 
 

@@ -371,14 +371,14 @@ def test_a_contrast_of_a_crossed_set_is_taken_inside_frames_whatever_the_order_o
     order = np.concatenate([c * N + np.random.default_rng(c).permutation(N) for c in range(4)])
     contrast, draws = ("self_referent", "neutral"), (500, 2)
     own = crossed_values()[order], CATEGORY[order]
-    difference = rows_of(crossed_values(), contrast[0]) - rows_of(crossed_values(), contrast[1])
+    difference = rows_of(crossed_values(), contrast[1]) - rows_of(crossed_values(), contrast[0])
     found = contrasts.infer_contrast(*own, FRAMES[order], contrast, *draws)
     expected = resampling.infer_mean(difference, n_resamples=500, seed=2)
     assert found.estimate == pytest.approx(expected.estimate)
     assert found.error == pytest.approx(error_of(difference), rel=1e-4)
     assert (found.error < 0.6 * contrasts.infer_contrast(*own, None, contrast, *draws).error).all()
     alone = contrasts.infer_contrast(*own, np.full(len(FRAMES), -1), contrast, *draws)
-    sides = [own[0][own[1] == name] for name in contrast]
+    sides = [own[0][own[1] == name] for name in reversed(contrast)]
     for one, other in zip(alone, resampling.infer_difference(*sides, False, *draws), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -394,11 +394,11 @@ def test_an_interaction_is_the_difference_of_differences_inside_frames():
         first, second = persons
         of_user = own[f"{first}_user"] - own[f"{second}_user"]
         of_assistant = own[f"{first}_assistant"] - own[f"{second}_assistant"]
-        expected = (of_user - of_assistant) / 2
+        expected = (of_assistant - of_user) / 2  # > 0: the first pair is the more focused
         a, b, paired = contrasts.contrast_sides(values, category, unit, contrast)
         assert paired and a - b == pytest.approx(expected)
         found = contrasts.compare_categories(values, category, unit, contrast, 100)
-        assert found["difference"] == pytest.approx(expected.mean(axis=0))
+        assert found["estimate"] == pytest.approx(expected.mean(axis=0))
         with pytest.raises(UserError, match="needs a crossed set"):
             contrasts.contrast_sides(values, category, np.full(len(unit), -1), contrast)
 

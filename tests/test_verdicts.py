@@ -195,9 +195,9 @@ def test_the_sign_within_shared_words_is_said_where_it_is_the_other():
             for word in (True, False)
         ]
         # the category that has fewer prompts of a word has 8 of 28, for either word
-        expected = np.mean([first - second for first, second in means])
+        expected = np.mean([second - first for first, second in means])
         assert row["within_words"] == pytest.approx(expected)
-        assert row["difference"] < 0 < row["within_words"] and row["sign_disagrees"] == 1
+        assert row["within_words"] < 0 < row["estimate"] and row["sign_disagrees"] == 1
 
 
 def blank(*columns):
@@ -227,7 +227,7 @@ def test_what_is_not_identified_has_no_interval_and_no_test_anywhere(nobody, tmp
         )
     for row in found["contrasts"]:
         assert blank(*(row[name] for name in ("low", "high", "p", "q", "p_max", "within_words")))
-        assert np.isfinite([row["difference"], row["g"]]).all()
+        assert np.isfinite([row["estimate"], row["g"]]).all()
     for row in found["heads"]:
         for name in contrasts.CONTRASTS:
             assert blank(
