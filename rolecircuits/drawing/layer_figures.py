@@ -123,7 +123,7 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = layer_grid(study, (1, 1), height=3.2)
-    notes = SIGN_NOTE, MARKS_NOTE, CUT_NOTE, points_note(study, paired=True)
+    notes = SIGN_NOTE, MARKS_NOTE, CUT_NOTE, points_note(study, contrasts)
     caption = write_caption(study, *notes, *untested_notes(study, contrasts))
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width, drawn = axes[0, 0], [], 0.8 / len(contrasts), []
@@ -212,9 +212,10 @@ def draw_confounder_controls(study: Study, title):
         "The control says what a change of person does where nobody speaks of the model.",
         "Dashed: length null, the difference if attention were uniform over the visible keys; 0 "
         "unless raw.",
-        MARKS_NOTE + " Raw: not marked, it also differs where only lengths do.",
+        MARKS_NOTE,
+        "Raw is not marked, it also differs where only lengths do." if study.has_intervals else "",
         CUT_NOTE,
-        points_note(study, paired=True),
+        points_note(study, looks),
         *untested_notes(study, looks),
     )
     grid = layer_grid(study, (1, 3), height=2.9, heading=2)

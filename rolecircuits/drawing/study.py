@@ -232,15 +232,17 @@ def untested_notes(study: Study, contrasts, said=None):
     return [f"{study.label(contrast)}: {why}." for contrast, why in untested.items()]
 
 
-def points_note(study: Study, paired=False):
+def points_note(study: Study, contrasts=None):
     """What the small points are, where a category is too small for an interval; else "".
 
-    paired  of differences inside units, which only categories that pair have
+    contrasts  those whose differences inside units are drawn; None: levels of categories are
     """
-    if not study.reasons or (paired and not study.run.crossed):
-        return ""
-    what = "frame" if study.run.crossed else "prompt"
-    return f"Small points: every {what} where there are too few for an interval."
+    drawn = bool(study.reasons)
+    if contrasts is not None:
+        layers = study.layers("normalised")
+        drawn = any(few_differences(study, layers, c) is not None for c in contrasts)
+    what = "frame" if study.run.crossed else "prompt" if contrasts is None else "pair"
+    return f"Small points: every {what} where there are too few for an interval." if drawn else ""
 
 
 def axis_rows(axis, estimated, **columns):
