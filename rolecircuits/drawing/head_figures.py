@@ -24,6 +24,7 @@ from rolecircuits.drawing.study import (
 )
 from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
+from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.contrasts import categories_of, compare_categories, contrast_sides, hedges_g
 from rolecircuits.stats.masses import EDGE_TOKENS, end_keys, learned_sink_share, uniform_rows
 from rolecircuits.stats.moments import category_mean
@@ -189,17 +190,22 @@ def draw_distributions(study: Study, title):
         halves[1][0][:, at[0], at[1]], *halves[1][1:], contrast, study.n_resamples, study.seed
     )
     measured = blank_untestable(study.run, contrast, measured)
-    reason = untestable_reason(*halves[1][1:], categories_of(contrast), what)
+    of_half = untestable_reason(*halves[1][1:], categories_of(contrast), what)
+    reason = contrast_reason(study.run, contrast)
     sides = " and ".join(map(str, dict.fromkeys(n)))
     caption = write_caption(
         study,
         f"Hedges g of {named} in focus (normalised entropy), measured on the {sides} {what} of "
         "each side that did not choose the heads"
-        + ("." if reason else f", with its 95 % interval; filled: {PASSES} over these heads."),
-        f"{reason[0].upper()}{reason[1:]} there." if reason else "",
+        + (
+            "."
+            if reason or of_half
+            else f", with its 95 % interval; filled: {PASSES} over these heads."
+        ),
+        f"{of_half[0].upper()}{of_half[1:]} there." if of_half and not reason else "",
         "Crosses: g on the half that chose the heads, the largest |g| first; choosing overstates "
         "it. Red: the category named first is the more focused; blue: the second.",
-        "" if reason else CUT_NOTE,
+        "" if reason or of_half else CUT_NOTE,
         *untested_notes(study, [contrast], said=()),
         intervals=False,
     )
