@@ -49,7 +49,7 @@ OTHER_COLOURS = (
 OTHER_MARKERS = "vP<X>*hdp"
 RFC_COLOUR, RSI_COLOUR = "#332288", "#8A6D00"
 # those of the usual contrasts are the indices': RFC is self - neutral, RSI self - confounder
-CONTRAST_COLOURS = ("#AA4499", "#1F8A9E", "#B22222", "#6A8F1F", "#004D4D", "#9B6BFF")
+CONTRAST_COLOURS = ("#AA4499", "#1F8A9E", "#FF8FA3", "#6A8F1F", "#004D4D", "#9B6BFF")
 BASE_COLOUR, INSTRUCT_COLOUR, DIFFERENCE_COLOUR = "#333333", "#E69F00", "#882255"
 NULL_COLOUR, CONTROL_COLOUR = "#666666", "#A6A6A6"
 INDEX_LOOKS = {"rfc": Look(RFC_COLOUR, "o", "RFC"), "rsi": Look(RSI_COLOUR, "s", "RSI")}
