@@ -3,6 +3,7 @@ legible and honest."""
 
 import csv
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from scipy.stats import false_discovery_control
 
+import output_manager
 import visualize_results
 from conftest import PROJECT
-from rolecircuits.drawing import run_figures, style
+from rolecircuits.drawing import edit_figures, run_figures, style
 from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
+from rolecircuits.runs import edit_results, files
 from rolecircuits.runs.arrays import ARRAYS
 from rolecircuits.stats import indices, masses, role_tests, units
 from rolecircuits.stats.resampling import infer_mean
@@ -647,9 +651,7 @@ def test_script_writes_its_figures_without_torch(run, tmp_path):
         rows = list(csv.DictReader(file))
         assert list(rows[0])[:4] == ["model", "set", "format", "run"]
         assert rows[0]["model"] == "synthetic" and rows[0]["run"] == folder.name
-        rows = [
-            row for row in rows if row["kind"] == "raw" and row["index"] == "rfc"
-        ]
+        rows = [row for row in rows if row["kind"] == "raw" and row["index"] == "rfc"]
     assert np.allclose(
         [float(row["estimate"]) for row in rows], indices.layer_indices(run, "raw")["rfc"]
     )
@@ -713,7 +715,15 @@ def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
     for arguments in (
         [],
         ["--output_type", "base", "--format", "svg", "--no_verify"],
-        ["--roles", "neutral=stone", "--contrast", "neutral-confounder", "confounder-neutral"],
+        [
+            "--output_type",
+            "normal",
+            "--roles",
+            "neutral=stone",
+            "--contrast",
+            "neutral-confounder",
+            "confounder-neutral",
+        ],
     ):
         assert visualize_results.main(arguments) == 0
     latest, base = f"{results}/latest_run", f"{results}/latest_base"
@@ -729,3 +739,101 @@ def test_output_type_chooses_the_folders(tmp_path, monkeypatch):
     ]
     arguments = ["--output_type", "intervention", "--contrast", "a-b"]
     assert visualize_results.main(arguments) == 2 and len(asked) == 3
+
+
+def test_old_words_of_the_output_type_are_those_of_today(capsys):
+    words = {"normal": "instruct", "latest": "instruct", "latest_base": "base", "base": "base"}
+    for old, new in words.items():
+        assert visualize_results.parse_args(["--output_type", old]).output_type == new
+    assert visualize_results.parse_args([]).output_type == "instruct"
+    with pytest.raises(SystemExit, match="2"):
+        visualize_results.main(["--output_type", "edited"])
+    assert "'instruct', 'base', 'intervention'" in capsys.readouterr().err
+    assert visualize_results.main(["--all_figures"]) == 2
+    assert "--all_figures is for --output_type intervention" in capsys.readouterr().err
+
+
+HEAD = {"type": "head", "layer": 1, "head": 0, "method": "zero_out", "role": "candidate"}
+
+
+@pytest.fixture(scope="module")
+def edits():
+    """{sub-folder: Run} of an intervention run: unedited, a candidate edit and its control."""
+    unedited = make_run(n_layers=4, n_heads=3, effect=0.4)
+    runs = {"baseline": unedited}
+    for name, factor, entry in (
+        ("sh_1_0_zero_out", 0.8, HEAD),
+        ("sh_1_1_zero_out", 0.9, HEAD | {"head": 1, "role": "control"}),
+    ):
+        runs[name] = scaled(
+            unedited, unedited.category == "self_referent", 2, 1, np.float32(factor)
+        )
+        runs[name].config = unedited.config | {"intervention": entry}
+    return runs
+
+
+def test_overlay_is_edited_over_unedited_and_their_difference(edits):
+    edited, unedited = edits["sh_1_0_zero_out"], edits["baseline"]
+    figure, rows = edit_figures.draw_overlay(edited, unedited, n_resamples=400)
+    before, after = (indices.layer_indices(run) for run in (unedited, edited))
+    for index in ("rfc", "rsi"):
+        chosen = {"quantity": index}
+        assert np.allclose(column(rows, "unedited_estimate", **chosen), before[index])
+        assert np.allclose(column(rows, "edited_estimate", **chosen), after[index])
+        change = column(rows, "change_estimate", **chosen)
+        assert np.allclose(change, after[index] - before[index]) and change[2] > 0
+        assert column(rows, "change_low", **chosen)[2] > 0
+        assert np.allclose(change[[0, 1, 3]], 0)
+    values = [indices.layer_values(run) for run in (unedited, edited)]
+    own = unedited.category == "self_referent"
+    means = [value[own].mean(axis=0) for value in values]
+    chosen = {"quantity": "entropy", "category": "self_referent"}
+    change = column(rows, "change_estimate", **chosen)
+    assert np.allclose(change, means[1] - means[0]) and change[2] < 0
+    drawn = figure.axes[0].lines[:2]
+    assert np.allclose(drawn[0].get_ydata(), before["rfc"]) and drawn[0].get_linestyle() == ":"
+    assert np.allclose(drawn[1].get_ydata(), after["rfc"]) and drawn[1].get_linestyle() == "-"
+    said = all_text(figure).replace("\n", " ")
+    assert "zero_out of head 1/0: edited over unedited" in said
+    assert "n = 30 per category" in said and "edited layer" in said
+    other = edited.take(np.arange(119))
+    with pytest.raises(UserError, match="its prompts are not those of the unedited run"):
+        edit_figures.draw_overlay(other, unedited, n_resamples=50)
+
+
+def test_overlay_of_few_prompts_and_of_a_set_without_indices(edits):
+    pair = [edits[name].take(np.arange(0, 120, 15)) for name in ("sh_1_0_zero_out", "baseline")]
+    figure, rows = edit_figures.draw_overlay(*pair, n_resamples=50)
+    assert np.isnan(column(rows, "change_low")).all()
+    assert "no interval and no test below 8" in all_text(figure).replace("\n", " ")
+    roles = {name: f"kind {i}" for i, name in enumerate(CATEGORIES)}
+    pair = [edits[name].rename(roles) for name in ("sh_1_0_zero_out", "baseline")]
+    _, rows = edit_figures.draw_overlay(*pair, n_resamples=50)
+    assert {row["quantity"] for row in rows} == {"entropy"}
+
+
+def test_an_intervention_run_gets_an_overlay_of_every_candidate(edits, tmp_path, monkeypatch):
+    effect = dict.fromkeys(edit_results.NUMBERS, None) | {"kl": 0.1, "n": 120}
+    effect |= {"intervention": "sh_1_0_zero_out", "role": "candidate", "category": "all"}
+    with output_manager.create_run(tmp_path, "latest_intervention") as new:
+        files.write_json(new.path / "effects.json", {"rows": [effect | {"controls": ""}]})
+        files.write_json(new.path / "experiment_config.json", edits["baseline"].config)
+        for name, run in edits.items():
+            folder = save_run(run, tmp_path / "parts", name)
+            shutil.copytree(folder, new.path / name)
+    monkeypatch.chdir(tmp_path)
+    drawn, out = ["edit_sh_1_0_zero_out.png", "effects.png"], tmp_path / "out"
+    asked = ["--output_type", "intervention", "--input_dir", str(new.final), "--output_dir"]
+    assert visualize_results.main([*asked, str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["data", *drawn]
+    with open(out / "data" / "edit_sh_1_0_zero_out.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert row["edit"] == "zero_out of head 1/0" and row["run"] == "sh_1_0_zero_out"
+    assert visualize_results.main([*asked, str(tmp_path / "all"), "--all_figures"]) == 0
+    assert len(list((tmp_path / "all").glob("*/*.png"))) == 10 * len(edits)
+    one = [*asked[:2], "--input_dir", str(new.final / "sh_1_1_zero_out"), "--output_dir", "one"]
+    assert visualize_results.main(one) == 0
+    with open(Path("one", "data", f"{NAMES[9]}.csv"), newline="") as file:
+        assert next(csv.DictReader(file))["edit"] == "zero_out of head 1/1"
+    study = study_run(edits["sh_1_1_zero_out"], n_resamples=50)
+    assert "zero_out of head 1/1" in all_text(draw(2, study)[0]).replace("\n", " ")

@@ -296,6 +296,8 @@ def draw_points(axes, values, look, slot=0.0):
 def mark_layers(axes, chosen, colour, marker, slot=0):
     """A small marker above the panel for every chosen layer, one line a slot; it covers no data."""
     layers = np.flatnonzero(chosen)
+    if not len(layers):
+        return
     look = {"s": 9, "color": colour, "marker": marker, "linewidths": 0, "clip_on": False}
     height = np.full(len(layers), 1.025 + 0.035 * slot)
     axes.scatter(layers, height, transform=axes.get_xaxis_transform(), **look)
