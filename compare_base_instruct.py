@@ -109,7 +109,8 @@ def compare(base, instruct, output_dir, asked=()):
 
     def draw(name):
         numbers = compared if name == pair_figures.CONTRASTS else estimates
-        style.save_drawing(output_dir, name, pair_figures.draw_pair(name, numbers, summary))
+        drawing = pair_figures.draw_pair(name, numbers, summary)
+        style.save_drawing(output_dir, name, drawing, facts=facts)
 
     folder, facts = files.prepare_folder(output_dir), run_pairs.facts_of_pair(runs)
     fork_map(draw, drawings)

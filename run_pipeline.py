@@ -216,7 +216,7 @@ def report_family(name, studies, edited):
     if edited and not args.skip_visualization:
         study = studies[families.edited_study(studies)]
         edits = study.links["edits"], Path("figures", study.folder, "intervention")
-        visualize_results.visualize_interventions(*edits, each_run=False, verify=verify)
+        visualize_results.visualize_interventions(*edits, verify=verify)
     print_main_numbers(name, studies)
 
 

@@ -17,12 +17,14 @@ A folder of --documents that --input_dir names is drawn into figures/documents/.
 
 <output_dir>/visualization_*.png are the figures,
 <output_dir>/data/visualization_*.csv what they draw. Of an intervention run
-these are the effects, the sweep, and the figures of every edit. The run is
-checked before anything is written; no model is loaded.
+these are the effects, the sweep, and for every candidate one figure of RFC, RSI
+and entropy, edited over unedited; --all_figures adds those of a run for each
+edit. The run is checked before anything is written; no model is loaded.
 """
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from output_manager import check_files, load_run, read_config
@@ -50,6 +52,7 @@ FOLDERS = {
     "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
 DOCUMENT_FIGURES = "figures/documents"
+BASELINE = "baseline"  # the unedited pass inside an intervention run
 FORMATS = ("png", "svg", "pdf")
 FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 
@@ -61,6 +64,8 @@ def parse_args(argv=None):
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
+    every = "of an intervention run: also the figures of a run for each edit"
+    parser.add_argument("--all_figures", action="store_true", help=every)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
@@ -79,8 +84,10 @@ def run(args):
             raise UserError(
                 "--contrast and --roles are for runs, not for --output_type intervention"
             )
-        visualize_interventions(input_dir, output_dir, args.format, verify)
+        visualize_interventions(input_dir, output_dir, args.format, verify, args.all_figures)
         return
+    if args.all_figures:
+        raise UserError("--all_figures is for --output_type intervention")
     if is_documents_run(input_dir):
         if args.contrast or args.roles:
             raise UserError("--contrast and --roles are for prompts, not for documents")
@@ -105,11 +112,11 @@ def visualize(run, output_dir, file_format="png", asked=()):
 
     def draw(name):
         drawing = run_figures.draw_figure(name, studied)
-        return style.save_drawing(output_dir, name, drawing, file_format)
+        return style.save_drawing(output_dir, name, drawing, file_format, run.facts)
 
-    # figure 4 is the only one that needs seaborn and its libraries
-    names = run_figures.names_for(run)
-    paths = fork_map(draw, names, cost=lambda name: 7 if "distributions" in name else 1)
+    paths = fork_map(
+        draw, run_figures.names_for(run), cost=lambda name: run_figures.COSTS.get(name, 1)
+    )
     seconds, folder = time.perf_counter() - start, printable(Path(output_dir))
     size = f"{run.n_layers} layers x {run.n_heads} heads, {len(run.category)} prompts"
     print(
@@ -140,13 +147,13 @@ def visualize_documents(input_dir, output_dir, file_format="png", verify=True):
 
 
 def visualize_interventions(
-    input_dir, output_dir, file_format="png", verify=True, each_run=True, sweep_dir=None
+    input_dir, output_dir, file_format="png", verify=True, all_figures=False, sweep_dir=None
 ):
-    """Draw an intervention run; returns the paths of effects and sweep.
+    """Draw an intervention run; returns the paths of effects, sweep and overlays.
 
-    verify     False leaves out the SHA-256 of the files
-    each_run   False leaves out the figures of each of its sub-folders
-    sweep_dir  a sweep of the same model, by default latest_sweep beside the run if it is one
+    verify       False leaves out the SHA-256 of the files
+    all_figures  also those of a run for each of its sub-folders
+    sweep_dir    a sweep of the same model, by default latest_sweep beside the run if it is one
     """
     input_dir, output_dir = follow_links(input_dir), check_output_dir(output_dir)
     if (input_dir / "attention.npz").is_file():  # the folder of one edit: it is a run by itself
@@ -157,13 +164,14 @@ def visualize_interventions(
         )
     with collector_paused():
         from rolecircuits.drawing import edit_figures, style  # matplotlib: not for --help
-        from rolecircuits.runs import edit_results  # numpy
+        from rolecircuits.runs import arrays, edit_results  # numpy
 
     folder = check_files(input_dir, ("effects.json", "experiment_config.json"), verify)
     rows, config = edit_results.read_effects(folder), read_config(folder)
     n = printable(config["prompts"].get("n", "unknown"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
-    drawings = {"effects": edit_figures.draw_effects(rows, label)}
+    facts = arrays.facts_of(config, folder)
+    drawings = {"effects": (partial(edit_figures.draw_effects, rows, label), facts)}
     sweep = Path(sweep_dir or input_dir.parent / LATEST_SWEEP)
     if sweep_dir or sweep.exists():
         swept_folder = check_files(sweep, ("head_effects.npz", "experiment_config.json"), verify)
@@ -175,17 +183,38 @@ def visualize_interventions(
             print(f"note: {printable(sweep)} is left out: {printable(reason)}")
         else:
             numbers = edit_results.read_sweep(swept_folder, swept)
-            drawings["head_sweep"] = edit_figures.draw_sweep(*numbers)
-    paths = [
-        style.save_drawing(output_dir, name, drawing, file_format)
-        for name, drawing in drawings.items()
-    ]
-    for sub in sorted(path.parent for path in folder.glob("*/manifest.json")) if each_run else []:
-        if sub.is_symlink():
-            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
-        visualize(load_run(sub, verify), output_dir / sub.name, file_format)
+            drawn = partial(edit_figures.draw_sweep, *numbers)
+            drawings["head_sweep"] = drawn, arrays.facts_of(swept, swept_folder)
+    runs = load_edits(folder, verify)
+    for name, edited in runs.items():
+        if is_candidate(edited) and BASELINE in runs:
+            drawn = partial(edit_figures.draw_overlay, edited, runs[BASELINE])
+            drawings[f"edit_{name}"] = drawn, edited.facts
+
+    def draw(name):
+        drawn, facts = drawings[name]
+        return style.save_drawing(output_dir, name, drawn(), file_format, facts)
+
+    paths = fork_map(draw, drawings)
+    for name, edited in runs.items() if all_figures else ():
+        visualize(edited, output_dir / name, file_format)
     print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
+
+
+def load_edits(folder, verify):
+    """{sub-folder: Run} of an intervention run: its edits, and the unedited pass."""
+    folders = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    for sub in folders:
+        if sub.is_symlink():
+            raise UserError(f"{sub}: is a symlink; a run holds its own folders")
+    return {sub.name: load_run(sub, verify) for sub in folders}
+
+
+def is_candidate(run):
+    """Whether a run is of an edit that is studied, neither its control nor the unedited pass."""
+    entry = run.config.get("intervention")
+    return bool(entry) and entry.get("role", "candidate") == "candidate"
 
 
 def sweep_mismatch(swept, config):

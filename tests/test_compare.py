@@ -211,9 +211,8 @@ def test_figure_9_and_the_comparison_give_one_interval_of_a_run(recorded_seed):
         _, rows = run_figures.draw_figure("visualization_9_role_focus_separation", study)
         for row in rows:
             compared = estimates[row["kind"]][row["index"]][side]
-            names = {"mean": "estimate", "ci_low": "low", "ci_high": "high", "p": "p", "q": "q"}
-            for column, part in names.items():
-                assert row[column] == compared[part][row["layer"]], (side, row["kind"], column)
+            for part in ("estimate", "low", "high", "null", "p", "q", "p_max"):
+                assert row[part] == compared[part][row["layer"]], (side, row["kind"], part)
 
 
 def test_summary_says_what_the_table_says(compared):
@@ -252,9 +251,9 @@ def test_summary_says_what_the_table_says(compared):
 def test_figure_numbers_are_the_tables(compared):
     out = compared[2]
     table = read_table(out / "detailed_comparison.csv")
-    for name, kinds, runs in (("comparison", 2, 2), ("differences", 3, 1)):
+    for name, runs in (("comparison", 2), ("differences", 1)):
         rows = read_table(out / "data" / f"rfc_rsi_{name}.csv")
-        assert len(rows) == kinds * runs * 2 * 3
+        assert len(rows) == 3 * runs * 2 * 3
         for row in rows:
             column, of_layer = (
                 f"{row['index']}_{row['kind']}_{row['run']}",
@@ -266,6 +265,8 @@ def test_figure_numbers_are_the_tables(compared):
             )
             assert row["null"] == of_layer[f"{column}_null"]
             assert row["kind"] == "raw" or float(row["null"]) == 0
+            above = float(row["estimate"]) - float(row["null"])
+            assert float(row["less_null_estimate"]) == pytest.approx(above, abs=1e-9)
 
 
 def audit_notes(base, instruct):

@@ -163,6 +163,12 @@ def shift_colour_centre(figure):
         axes.collections[0].set_clim(low, high + 0.4 * (high - low))
 
 
+def turn_the_sign(figure):
+    for axes in figure.axes[:2]:
+        shown = axes.collections[0]
+        shown.set_array(-shown.get_array())
+
+
 def swap_panels(figure):
     left, right = (axes.get_position() for axes in figure.axes[:2])
     figure.axes[0].set_position(right)
@@ -170,7 +176,7 @@ def swap_panels(figure):
 
 
 def swap_colours(figure):
-    lines = figure.axes[1].lines[:2]
+    lines = figure.axes[0].lines[:2]
     colours = [line.get_color() for line in lines]
     for line, colour in zip(lines, colours[::-1], strict=True):
         line.set_color(colour)
@@ -184,11 +190,12 @@ def lose_the_null(figure):
 
 MISTAKES = {
     "colour centre": ("visualization_2_heatmaps", shift_colour_centre),
+    "sign of heatmaps": ("visualization_2_heatmaps", turn_the_sign),
     "panels of heatmaps": ("visualization_2_heatmaps", swap_panels),
     "panels of lines": ("visualization_9_role_focus_separation", swap_panels),
     "panels of the comparison": ("rfc_rsi_comparison", swap_panels),
     "colours of lines": ("visualization_1_layer_attention_lines", swap_colours),
-    "length null": ("rfc_rsi_comparison", lose_the_null),
+    "length null": ("visualization_7_cross_token_control", lose_the_null),
     "panels of slots": ("visualization_10_slot_attention", swap_panels),
     "colours of slots": ("visualization_10_slot_attention", shift_colour_centre),
     "panels of contrasts": ("contrasts_comparison", swap_panels),

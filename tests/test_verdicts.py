@@ -247,7 +247,7 @@ def test_figures_and_comparisons_of_what_is_not_identified_say_so(nobody):
         (name,) = (name for name in run_figures.FIGURES if f"_{number}_" in name)
         figure, rows = run_figures.draw_figure(name, study)
         for row in rows:
-            ends = [row[end] for end in ("ci_low", "ci_high", "p", "q") if end in row]
+            ends = [row[end] for end in row if end.split("_")[-1] in ("low", "high", "p", "q")]
             assert blank(ends), name
         text = " ".join(item.get_text() for item in figure.texts).replace("\n", " ")
         assert "not identified: no first word begins" in text, name

@@ -2,6 +2,7 @@
 
     effects   each candidate's effect with its interval, before the other heads of its layer
     sweep     effect of ablating each head on the next token and on RFC and RSI of later layers
+    overlay   RFC, RSI and entropy of every layer, edited over unedited, and what changed
 
 KL and surprisal are in nats; a change is edited - unedited.
 """
@@ -10,10 +11,19 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from rolecircuits.drawing import style
-from rolecircuits.drawing.style import DIVERGING, NULL_COLOUR, Grid, Line2D
-from rolecircuits.inputs.categories import order_categories
-from rolecircuits.inputs.errors import printable
+from rolecircuits.drawing.study import CUT_NOTE, ZERO, describe_n
+from rolecircuits.drawing.style import CONTROL_COLOUR, DIVERGING, Grid, Line2D
+from rolecircuits.inputs.arguments import DEFAULT_SEED
+from rolecircuits.inputs.categories import REQUIRED, order_categories
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.runs.arrays import Run
 from rolecircuits.runs.edit_results import EFFECT_PARTS
+from rolecircuits.stats.audit import contrast_reason, name_units
+from rolecircuits.stats.index_inference import COMPARED, infer_indices
+from rolecircuits.stats.indices import index_values, layer_values
+from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.resampling import N_RESAMPLES, infer_mean, untestable_reason
+from rolecircuits.stats.units import frame_values, labels_of
 
 PANELS = {
     "kl": "KL from unedited (nats)",
@@ -22,7 +32,10 @@ PANELS = {
     "rsi_change": "RSI of later layers",
 }
 INDEX_COLOURS = {"rfc_change": style.RFC_COLOUR, "rsi_change": style.RSI_COLOUR}
-TICKS = {"color": NULL_COLOUR, "marker": "|", "ls": "", "markersize": 4, "alpha": 0.7}
+UNEDITED = {"linestyle": ":", "linewidth": 1.0, "markersize": 4, "markerfacecolor": "white"}
+EDITED = {"linestyle": "-", "linewidth": 1.3, "markersize": 3}
+TICKS = {"color": CONTROL_COLOUR, "marker": "|", "ls": "", "markersize": 4, "alpha": 0.7}
+PARTS = ("estimate", "low", "high", "p")
 ROW_HEIGHT, MAX_SHOWN = 0.56, 30
 NAME_WIDTH, NAME_POINTS = 2.3, 8.5  # inches a name may take, and the largest font for it
 EFFECTS_CAPTION = (
@@ -173,3 +186,95 @@ def draw_sweep(arrays, label, method):
         names = [f"kl_{category}" for category in arrays["category"]]
         rows.append(row | dict(zip(names, arrays["kl"][layer, head], strict=True)))
     return figure, rows
+
+
+def draw_overlay(edited: Run, unedited: Run, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
+    """(Figure, rows): RFC, RSI and entropy by layer, edited over unedited left, what changed right.
+
+    Normalised entropy; a change is edited - unedited, its interval drawn over the units of the set.
+    """
+    if edited.prompt_id.tolist() != unedited.prompt_id.tolist():
+        raise UserError(f"{edited.path}: its prompts are not those of the unedited run beside it")
+    lines, reasons = overlay_lines(edited, unedited, (n_resamples, seed))
+    looks, n_layers = style.category_looks(unedited.counts), edited.n_layers
+    used = [style.INDEX_LOOKS[name] for name in lines if name != "entropy"]
+    handles = [style.series_handle(*look) for look in used]
+    handles += style.category_handles(looks, unedited.counts)
+    look = {"color": "black", "marker": "o"}
+    handles.append(Line2D([], [], label="edited", **look, **EDITED))
+    handles.append(Line2D([], [], label="unedited", **look, **UNEDITED))
+    caption = (
+        "Normalised entropy, its RFC and RSI (above 0: self-referent is the more focused). Right: "
+        f"edited - unedited with 95 % bootstrap-t intervals over {name_units(unedited)} "
+        f"({n_resamples:,} resamples). Vertical line: the edited layer; layers before it do not "
+        "change. "
+    )
+    caption += " ".join([CUT_NOTE, *(f"{reason}." for reason in dict.fromkeys(reasons))])
+    n = describe_n(unedited, labels_of(unedited)[0])
+    panel = (max(4.2, min(7.0, 2.4 + 0.085 * n_layers)), 2.0)
+    texts = f"{edited.edit}: edited over unedited, by layer", f"{unedited.label}; n = {n}", caption
+    grid = Grid((len(lines), 2), panel, gap=(0.8, 0.45), heading=0)
+    figure, panels = style.open_panels(grid, texts, handles)
+    rows = []
+    for (level, change), (name, series) in zip(panels, lines.items(), strict=True):
+        levels, changes = [ZERO] if name != "entropy" else [], [ZERO]
+        for slot, (category, (before, after, measured)) in enumerate(series.items()):
+            look = looks[category] if name == "entropy" else style.INDEX_LOOKS[name]
+            layers = np.arange(n_layers) + (0.1 * slot if n_layers == 1 else 0.0)
+            colours = {"color": look.colour, "marker": look.marker}
+            level.plot(layers, before, **colours, **UNEDITED)
+            level.plot(layers, after, **colours, **EDITED)
+            style.draw_series(change, measured[:3], look.colour, look.marker, slot)
+            levels += [(before, np.nan, np.nan), (after, np.nan, np.nan)]
+            changes.append(measured[:3])
+            rows += [
+                {"quantity": name, "category": category, "layer": layer}
+                | {"unedited_estimate": before[layer], "edited_estimate": after[layer]}
+                | {
+                    f"change_{part}": values[layer]
+                    for part, values in zip(PARTS, measured, strict=True)
+                }
+                for layer in range(n_layers)
+            ]
+        style.limit_to_points([level], levels)
+        style.limit_to_points([change], changes)
+        style.draw_zero(change)
+        if name != "entropy":
+            style.draw_zero(level)
+        level.set_ylabel(name if name == "entropy" else name.upper())
+        change.set_ylabel("edited - unedited")
+        for place in (level, change):
+            place.axvline(edited.config["intervention"]["layer"], color="black", linewidth=0.6)
+            style.number_axis(place.xaxis, n_layers, "layer" if name == "entropy" else "")
+    return figure, rows
+
+
+def overlay_lines(edited: Run, unedited: Run, draws):
+    """({"rfc", "rsi" or "entropy": {category: (unedited, edited, change)}}, reasons).
+
+    The category of an index is "". unedited, edited [layer]; change (estimate, low, high, p).
+    reasons  why an interval is missing
+    draws  (number of resamples, seed)
+    """
+    category, unit = labels_of(unedited)
+    before, after = (frame_values(run, layer_values(run)) for run in (unedited, edited))
+    lines, reasons, blank = {}, [], np.full((3, edited.n_layers), np.nan)
+    if set(REQUIRED) <= set(unedited.counts):
+        inferred = infer_indices(after, category, unit, before, *draws)
+        levels = [index_values(values, category) for values in (before, after)]
+        for index, pair in COMPARED.items():
+            if set(pair) <= set(unedited.counts):
+                reason, found = contrast_reason(unedited, pair), inferred[index]
+                reasons += [f"{index.upper()}: {reason}"] if reason else []
+                rest = blank if reason else (found.low, found.high, found.p)
+                lines[index] = {"": (*(own[index] for own in levels), (found.estimate, *rest))}
+    lines["entropy"] = {}
+    for name in unedited.counts:
+        rows = category == name
+        reason = untestable_reason(category, unit, [name], name_units(unedited))
+        reasons += [reason] if reason else []
+        found = infer_mean((after - before)[rows], None, unit[rows], n_resamples=draws[0])
+        rest = blank if reason else (found.low, found.high, found.p)
+        means = (category_mean(values, category, name) for values in (before, after))
+        lines["entropy"][name] = (*means, (found.estimate, *rest))
+    return lines, reasons

@@ -1,22 +1,20 @@
-"""The figures of a run head by head: 2 heatmaps, 3 the final query, 4 distributions, 6 top heads,
-10 attention on the slot of a crossed set.
+"""The figures of a run head by head: 2 heatmaps, 3 the final query, 4 heads chosen on one half, 6
+the strongest heads, 10 attention on the slot of a crossed set.
 
 Each takes (study, title) and returns (Figure, rows of its CSV).
 """
 
 import numpy as np
 from matplotlib.colors import PowerNorm
-from matplotlib.lines import Line2D
 
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import (
-    UNITS,
-    USUAL,
+    CUT_NOTE,
+    PARTS,
+    ZERO,
     Study,
-    axis_rows,
     contrast_facts,
     draw_reason,
-    estimate,
     has_learned_sinks,
     open_figure,
     sink_note,
@@ -26,8 +24,11 @@ from rolecircuits.drawing.study import (
 )
 from rolecircuits.drawing.style import DIVERGING, Grid
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.stats.contrasts import compare_categories, contrast_sides, hedges_g
-from rolecircuits.stats.resampling import SHARE
+from rolecircuits.stats.audit import contrast_reason
+from rolecircuits.stats.contrasts import categories_of, compare_categories, contrast_sides, hedges_g
+from rolecircuits.stats.masses import EDGE_TOKENS, end_keys, learned_sink_share, uniform_rows
+from rolecircuits.stats.moments import category_mean
+from rolecircuits.stats.resampling import untestable_reason
 from rolecircuits.stats.role_tests import (
     MIN_HALF,
     blank_untestable,
@@ -37,12 +38,16 @@ from rolecircuits.stats.role_tests import (
 )
 
 TARGETS = {
-    "first_content_tokens": "attention on the first three content tokens",
-    "key_0": "attention on key 0 (BOS or first template token)",
+    "sink": "sink (key 0)",
+    "first": "first three tokens",
+    "last": "last three tokens",
+    "slot": "slot (the person)",
 }
-MAX_LAYERS_SHOWN, MAX_HEADS_SHOWN = 4, 6
-MAX_AREA = 170.0  # of a marker, in square points
-MIN_VIOLIN, NO_SPREAD = 5, 1e-6
+MAX_HELD_OUT, MAX_STRONGEST = 12, 20
+ROW_HEIGHT = 0.27  # inches a head of a forest takes
+TESTS = ("p", "q", "p_max")
+G_PARTS = ("g", "g_low", "g_high")
+PASSES = f"passes Benjamini-Hochberg at {ALPHA}"
 
 
 def draw_heatmaps(study: Study, title):
@@ -51,13 +56,16 @@ def draw_heatmaps(study: Study, title):
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
-        "Red: the category named first has the more focused attention.",
+        "Red, above 0: the category named first has the more focused attention (the lower "
+        "normalised entropy); blue: the second has; white: 0.",
         survivors_note(study, "Dots"),
         "Grey: undefined." if np.isnan(differences).any() else "",
         intervals=False,
     )
     panel = (min(6.0, max(3.2, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
     titles = [style.wrap_text(study.label(contrast), panel[0], 10) for contrast in study.tests]
+    cell = 72 * min(panel[0] / run.n_heads, panel[1] / run.n_layers)  # points
+    dot = min(20.0, max(4.0, (0.3 * cell) ** 2))
     lines = 1 + max(title.count("\n") for title in titles)
     grid = Grid((1, len(differences)), panel, gap=(0.4, 0.6), heading=lines, right=1.3)
     options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
@@ -71,13 +79,13 @@ def draw_heatmaps(study: Study, title):
         label_cells(place.xaxis, run.n_heads, "head")
         label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
         row, column = np.nonzero(test["q"] < ALPHA)
-        place.scatter(column + 0.5, row + 0.5, s=5, color="black", linewidths=0, zorder=3)
+        place.scatter(column + 0.5, row + 0.5, s=dot, color="black", linewidths=0, zorder=3)
         facts = contrast_facts(study, contrast)
-        for at, mean in np.ndenumerate(test["estimate"]):
-            measured = {"mean": mean} | {name: test[name][at] for name in ("p", "q", "p_max")}
+        for at in np.ndindex(test["estimate"].shape):
+            measured = {name: test[name][at] for name in (*PARTS, *TESTS)}
             rows.append({"layer": at[0], "head": at[1]} | facts | measured)
     axes[0, 0].invert_yaxis()
-    style.add_colour_bar(figure, axes, shown, "difference of focus (-normalised entropy)")
+    style.add_colour_bar(figure, axes, shown, "difference in focus (normalised entropy)")
     return figure, rows
 
 
@@ -89,204 +97,195 @@ def label_cells(axis, n, label):
 
 
 def draw_token_attention(study: Study, title):
-    """3: what the final query of every head attends to: the first content tokens, and key 0."""
-    run, prompts = study.run, np.arange(len(study.run.n_tokens))
-    masses = (run.first_mass, run.sink_mass[prompts, :, :, run.n_tokens - 1])
-    shown = np.linspace(0, run.n_layers - 1, min(MAX_LAYERS_SHOWN, run.n_layers))
-    shown = np.unique(shown.round().astype(int))
-    note = (
-        "Attention of the last token fed, summed over keys; the panels of a column share their "
-        "axis, which ends at 0 and 1."
+    """3: what the final query of every head attends to, less what uniform attention gives it."""
+    run, found = study.run, final_masses(study.run)
+    excess = {target: mass - uniform[..., None] for target, (mass, uniform) in found.items()}
+    means = {t: category_means(study, values) for t, values in excess.items()}
+    pooled = {
+        target: np.mean(list(of_target.values()), axis=0) for target, of_target in means.items()
+    }
+    titles = TARGETS | ({"sink": "the learned sink"} if has_learned_sinks(run) else {})
+    shares = [f"{titles[t]} {describe_range(found[t][1].mean(axis=0))}" for t in found]
+    key_0 = "" if has_learned_sinks(run) else "Key 0 is the BOS or first template token."
+    slot = "The slot is where the persons differ." if run.has_slots else ""
+    caption = write_caption(
+        study,
+        "Attention of the last token fed (the final query), summed over key 0 or the named tokens "
+        "of the text, less the sum if it were uniform over the keys that the query sees; mean over "
+        "prompts, then over categories. Orange: more than uniform; purple: less; white: as much; "
+        f"colours follow the square root. Uniform: {', '.join(shares)}. By category in data/.",
+        key_0,
+        slot,
+        sink_note(run),
+        intervals=False,
     )
-    caption, options = write_caption(study, note, sink_note(run)), {"sharex": True, "sharey": "col"}
-    panel = (min(7.0, max(4.2, 0.11 * run.n_heads)), 1.55)
-    grid, handles = (
-        Grid((len(shown), 2), panel, (0.6, 0.35)),
-        style.category_handles(study.looks, study.names),
-    )
-    figure, axes = open_figure(study, title, caption, grid, handles, **options)
-    rows = []
-    for column, (target, mass) in zip(axes.T, zip(TARGETS, masses, strict=True), strict=True):
-        measured = {
-            name: estimate(study, study.rows(mass[:, shown].astype(np.float64)), name, bounds=SHARE)
-            for name in study.names
-        }
-        learned = target == "key_0" and has_learned_sinks(run)
-        column[0].set_title("attention on the head's learned sink" if learned else TARGETS[target])
-        for row, (place, layer) in enumerate(zip(column, shown, strict=True)):
-            here = {name: [part[row] for part in measured[name]] for name in study.names}
-            draw_heads(place, here, study.looks)
-            for name in study.names:
-                facts = {"layer": layer, "category": name, "target": target}
-                rows += axis_rows("head", here[name], **facts, n=study.counts[name])
-        style.number_axis(column[-1].xaxis, run.n_heads, "head")
-        style.limit_to_mass(column[0])
-    for place, layer in zip(axes[:, 0], shown, strict=True):
-        place.set_ylabel(f"layer {layer}")
-    return figure, rows
+    panel = (min(5.0, max(2.4, 0.11 * run.n_heads)), min(9.0, max(3.2, 0.11 * run.n_layers)))
+    grid = Grid((1, len(found)), panel, (0.4, 0.6), right=1.3)
+    options = {"sharey": True, "subplot_kw": {"facecolor": "#bbbbbb"}}
+    figure, axes = open_figure(study, title, caption, grid, **options)
+    limit = np.nanmax(np.abs(list(pooled.values())), initial=0.0) or 1.0
+    look = {"norm": style.signed_root(limit), "cmap": style.EXCESS}
+    for place, (target, values) in zip(axes[0], pooled.items(), strict=True):
+        shown = place.pcolormesh(values, **look)
+        place.set_title(titles[target])
+        place.grid(False)
+        label_cells(place.xaxis, run.n_heads, "head")
+        label_cells(place.yaxis, run.n_layers, "layer" if place is axes[0, 0] else "")
+    axes[0, 0].invert_yaxis()
+    style.add_colour_bar(figure, axes, shown, "attention - uniform attention")
+    return figure, [
+        {"layer": at[0], "head": at[1], "target": target, "estimate": pooled[target][at]}
+        | {"uniform": found[target][1][:, at[0]].mean()}
+        | {f"{name}_estimate": values[at] for name, values in means[target].items()}
+        for target in found
+        for at in np.ndindex(run.n_layers, run.n_heads)
+    ]
 
 
-def draw_heads(axes, measured, looks):
-    """One marker a head and category with its interval, categories side by side.
+def final_masses(run):
+    """{target: (mass [prompt, layer, head], its uniform value [prompt, layer])} of TARGETS that the
+    run has."""
+    n_keys, rows = run.entropy.shape[-1], np.arange(len(run.n_tokens))
+    uniform = uniform_rows(run.n_tokens, run.visible_keys, n_keys)
+    first, last = end_keys(run.span, EDGE_TOKENS, n_keys).astype(float)
+    learned = learned_sink_share(run.n_tokens, run.visible_keys)
+    on_sink = learned if has_learned_sinks(run) else uniform[..., 0]
+    found = {"sink": (run.sink_mass[rows, :, :, run.n_tokens - 1], on_sink)}
+    found["first"] = run.first_mass, np.einsum("plk,pk->pl", uniform, first)
+    found["last"] = run.last_mass, np.einsum("plk,pk->pl", uniform, last)
+    if run.has_slots:
+        found["slot"] = run.slot_mass, run.slot_uniform
+    return {t: tuple(part.astype(np.float64) for part in parts) for t, parts in found.items()}
 
-    measured  {category: (mean, low, high)}, each [head]
-    """
-    for slot, (name, (mean, low, high)) in enumerate(measured.items()):
-        heads = np.arange(len(mean)) + 0.18 * (slot - (len(measured) - 1) / 2)
-        size, alpha = (3.5, 0.6) if len(mean) <= 24 else (1.8, 0.35)
-        look = {"linestyle": "none", "marker": looks[name].marker, "markersize": size}
-        axes.plot(heads, mean, color=looks[name].colour, **look)
-        axes.vlines(heads, low, high, color=looks[name].colour, linewidth=0.8, alpha=alpha)
+
+def category_means(study: Study, values):
+    """{category: mean over its rows}; values [prompt, ...]."""
+    rows = study.rows(values)
+    return {name: category_mean(rows, study.category, name) for name in study.names}
 
 
 def draw_distributions(study: Study, title):
-    """4: the six heads with the largest |Hedges g| on half of the prompts, measured on the rest.
+    """4: the heads with the largest |Hedges g| on half of the prompts, measured on the rest.
 
     A head chosen and measured on the same prompts looks stronger than it is: the largest of many
     noisy values is noise.
     """
     values, category = study.values["normalised"], study.category
-    contrast = next(iter(study.tests))
-    if contrast not in USUAL:
-        title = f"Heads that separate the sides of {study.label(contrast)}"
-    what = "frames" if study.run.crossed else "prompts"
+    contrast, what = next(iter(study.tests)), "frames" if study.run.crossed else "prompts"
+    named = study.label(contrast)
     choosing = split_units(category, study.unit, study.seed)
-    chosen_on, measured_on = (
-        contrast_sides(values[half], category[half], study.unit[half], contrast)
-        for half in (choosing, ~choosing)
-    )
-    n = [len(part) for part in measured_on[:2]]
+    halves = [(values[h], category[h], study.unit[h]) for h in (choosing, ~choosing)]
+    n = [len(side) for side in contrast_sides(*halves[1], contrast)[1::-1]]
     if min(n) < MIN_HALF:
-        least, named = 2 * MIN_HALF, study.label(contrast)
+        least = 2 * MIN_HALF
         reason = f"This figure needs {least} {what} of each category of {named}."
         return draw_reason(study, title, reason)
-    rows = (values[~choosing], category[~choosing], study.unit[~choosing])
-    measured = compare_categories(*rows, contrast, study.n_resamples, study.seed)
-    measured = blank_untestable(study.run, contrast, measured)
-    sizes = {"hedges_g": measured["g"], "hedges_g_choosing_half": hedges_g(*chosen_on)}
-    sizes |= {"ci_low": measured["g_low"], "ci_high": measured["g_high"]}
-    heads = strongest_heads(sizes["hedges_g_choosing_half"], MAX_HEADS_SHOWN)
+    chosen_g = hedges_g(*contrast_sides(*halves[0], contrast))
+    heads = strongest_heads(chosen_g, MAX_HELD_OUT)
     if not heads:
         reason = "Hedges g is undefined for every head: no entropy varies between prompts."
         return draw_reason(study, title, reason)
-    drawn = bool(np.isfinite(sizes["ci_low"]).any())
-    note = (
-        f"g: Hedges g of {study.label(contrast)}{' with its 95 % interval' * drawn}, "
-        f"measured on the {' and '.join(map(str, dict.fromkeys(n)))} {what} of each side drawn; "
-        "the heads were chosen on the other half, by |g|."
+    at = tuple(np.transpose(heads))
+    measured = compare_categories(
+        halves[1][0][:, at[0], at[1]], *halves[1][1:], contrast, study.n_resamples, study.seed
     )
-    caption, handles = (
-        write_caption(study, note, *untested_notes(study, [contrast], said=()), intervals=False),
-        style.category_handles(study.looks, study.names),
+    measured = blank_untestable(study.run, contrast, measured)
+    of_half = untestable_reason(*halves[1][1:], categories_of(contrast), what)
+    reason = contrast_reason(study.run, contrast)
+    sides = " and ".join(map(str, dict.fromkeys(n)))
+    caption = write_caption(
+        study,
+        f"Hedges g of {named} in focus (normalised entropy), measured on the {sides} {what} of "
+        "each side that did not choose the heads"
+        + (
+            "."
+            if reason or of_half
+            else f", with its 95 % interval; filled: {PASSES} over these heads."
+        ),
+        f"{of_half[0].upper()}{of_half[1:]} there." if of_half and not reason else "",
+        "Crosses: g on the half that chose the heads, the largest |g| first; choosing overstates "
+        "it. Red: the category named first is the more focused; blue: the second.",
+        "" if reason or of_half else CUT_NOTE,
+        *untested_notes(study, [contrast], said=()),
+        intervals=False,
     )
-    columns = 2 if len(heads) == 4 else min(3, len(heads))
-    grid = Grid((-(-len(heads) // columns), columns), (3.3, 2.0), (0.75, 0.65), heading=2)
-    figure, axes = open_figure(study, title, caption, grid, handles)
-    for place in axes.flat[len(heads) :]:
-        place.set_axis_off()
-    for place, at in zip(axes.flat, heads, strict=False):
-        groups = {name: values[(~choosing & (category == name), *at)] for name in study.names}
-        draw_violins(place, groups, study.looks)
-        g, low, high = (sizes[name][at] for name in ("hedges_g", "ci_low", "ci_high"))
-        measured = f"g = {g:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if low == low else "")
-        measured = "g undefined: no spread" if np.isnan(g) else measured
-        place.set_title(f"layer {at[0]}, head {at[1]}\n{measured}", fontsize=9)
-    for place in axes[:, 0]:
-        place.set_ylabel(UNITS["normalised"])
-    return figure, [row for at in heads for row in point_rows(study, at, ~choosing, sizes)]
-
-
-def point_rows(study: Study, at, drawn, sizes):
-    """CSV rows of the points of one (layer, head); sizes {name: [layer, head]}: effect sizes."""
-    of_head = {"layer": at[0], "head": at[1]} | {name: size[at] for name, size in sizes.items()}
-    return [
-        of_head
-        | {"category": study.category[i], "prompt_id": study.row_names[i]}
-        | {"value": study.values["normalised"][(i, *at)]}
-        for i in np.flatnonzero(drawn)
-    ]
-
-
-def draw_violins(axes, groups, looks):
-    """Points of every category {name: [prompt]}, and a violin where there are enough of them."""
-    groups = {name: points[np.isfinite(points)] for name, points in groups.items()}
-    wide = {
-        name: points
-        for name, points in groups.items()
-        if len(points) >= MIN_VIOLIN and np.ptp(points) > NO_SPREAD
-    }
-    if wide:
-        import seaborn  # takes longer than a figure, and only this one needs it
-
-        look = {
-            "inner": None,
-            "cut": 0,
-            "density_norm": "width",
-            "linewidth": 0.6,
-            "color": "white",
-        }
-        seaborn.violinplot(wide, order=list(groups), ax=axes, **look)
-        for violin, name in zip(axes.collections, wide, strict=True):
-            violin.set(facecolor=looks[name].colour, alpha=0.3)
-    jitter = np.random.default_rng(0)
-    for slot, (name, points) in enumerate(groups.items()):
-        x = slot + jitter.uniform(-0.12, 0.12, len(points))
-        look = {"linestyle": "none", "marker": looks[name].marker, "markersize": 3, "alpha": 0.9}
-        axes.plot(x, points, color=looks[name].colour, **look)
-    axes.set(xticks=[], xlim=(-0.6, len(groups) - 0.4), xlabel="", ylabel="")
+    figure, axes = open_forest(study, (title, caption), heads)
+    draw_forest(axes[0, 0], measured)
+    axes[0, 0].plot(chosen_g[at], np.arange(len(heads)), "x", color="black", markersize=4.5)
+    crosses = (chosen_g[at], np.nan, np.nan)
+    drawn = [tuple(measured[m] for m in ("g", "g_low", "g_high")), crosses]
+    style.limit_to_points(axes[0], [*drawn, ZERO], axis="x")
+    facts = contrast_facts(study, contrast) | dict(zip(("n", "n_minus"), n, strict=True))
+    return figure, forest_rows(heads, measured, facts, g_choosing=chosen_g[at])
 
 
 def draw_top_heads(study: Study, title):
-    """6: the heads of every layer that differ most in the first contrast.
-
-    The area of a marker is proportional to |difference|.
-    """
-    run, contrast = study.run, next(iter(study.tests))
+    """6: the heads with the largest |Hedges g| of the first contrast, by the same prompts."""
+    contrast = next(iter(study.tests))
     test, named = study.tests[contrast], study.label(contrast)
-    difference = test["estimate"]
-    k = min(5, -(-run.n_heads // 3))
-    tops = [strongest_heads(difference[[layer]], k) for layer in range(run.n_layers)]
-    layer = np.repeat(np.arange(run.n_layers), [len(top) for top in tops])
-    if not len(layer):
-        reason = "Normalised entropy is undefined for every head: no row sees two keys."
+    heads = strongest_heads(test["g"], MAX_STRONGEST)
+    if not heads:
+        reason = "Hedges g is undefined for every head: too few prompts, or nothing varies."
         return draw_reason(study, title, reason)
-    head = np.array([head for top in tops for _, head in top])
-    sizes = difference[layer, head]
-    limit = np.abs(sizes).max() or 1.0
-    area = MAX_AREA * np.abs(sizes) / limit
+    at = tuple(np.transpose(heads))
+    measured = {name: values[at] for name, values in test.items()}
+    with_interval = " with its 95 % interval" * bool(np.isfinite(test["g_low"]).any())
+    for_one = ", and each interval is of one head, not of the choice" if with_interval else ""
     caption = write_caption(
         study,
-        f"Largest |{named}| in normalised entropy, {k} a layer; red: "
-        "the first is the more focused. Ranked and drawn from the same prompts, so the largest "
-        "are overstated; figure 4 avoids that.",
-        survivors_note(study, "Black edge", [contrast]),
+        f"Hedges g of {named} in focus (normalised entropy){with_interval}, the {len(heads)} "
+        f"largest of {test['g'].size} heads by |g|. Chosen and measured on the same prompts, so "
+        f"the largest are overstated{for_one}; figure 4 measures heads on prompts that did not "
+        "choose them. Red: the category named first is the more focused; blue: the second.",
+        survivors_note(study, "Filled", [contrast]),
+        CUT_NOTE,
         intervals=False,
     )
-    panel = (min(12.0, max(5.2, 2 + 0.16 * run.n_layers)), min(7.0, max(2.8, 0.11 * run.n_heads)))
-    grid = Grid((1, 1), panel, heading=0, right=1.3)
-    handles = [area_handle(share * limit, MAX_AREA * share) for share in (1.0, 0.5, 0.2)]
-    figure, axes = open_figure(study, title, caption, grid, handles)
-    passes = test["q"][layer, head] < ALPHA
-    look = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "clip_on": False, "zorder": 2}
-    look |= {"edgecolors": np.where(passes, "black", "#bbbbbb")}
-    look |= {"linewidths": np.where(passes, 1.0, 0.5)}
-    points = axes[0, 0].scatter(layer, head, s=area, c=sizes, **look)
-    style.number_axis(axes[0, 0].xaxis, run.n_layers, "layer")
-    style.number_axis(axes[0, 0].yaxis, run.n_heads, "head")
-    style.add_colour_bar(figure, axes, points, named)
-    rank = np.concatenate([np.arange(1, 1 + len(top)) for top in tops])
-    columns = {"layer": layer, "head": head, "rank_in_layer": rank}
-    columns |= {"mean": sizes, "marker_area": area}
-    columns |= {name: test[name][layer, head] for name in ("p", "q", "p_max")}
-    values = zip(*columns.values(), strict=True)
-    return figure, [dict(zip(columns, row, strict=True)) for row in values]
+    figure, axes = open_forest(study, (title, caption), heads)
+    draw_forest(axes[0, 0], measured)
+    drawn = [tuple(measured[m] for m in ("g", "g_low", "g_high")), ZERO]
+    style.limit_to_points(axes[0], drawn, axis="x")
+    return figure, forest_rows(heads, measured, contrast_facts(study, contrast))
 
 
-def area_handle(value, area):
-    """Legend entry of the size of a marker; `area` in square points, as `scatter(s=...)` has it."""
-    look = {"linestyle": "none", "marker": "o", "markersize": np.sqrt(area)}
-    look |= {"markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 0.4}
-    return Line2D([], [], label=f"|difference| = {value:.3g}", **look)
+def open_forest(study: Study, texts, heads):
+    """(figure, axes [1, 1]) with a line a head, named layer/head; texts (title, caption)."""
+    grid = Grid((1, 1), (4.6, 0.3 + ROW_HEIGHT * len(heads)), heading=1, right=1.75)
+    figure, axes = open_figure(study, *texts, grid)
+    place = axes[0, 0]
+    place.set(ylim=(len(heads) - 0.4, -0.6), xlabel="Hedges g", ylabel="layer/head")
+    place.set_yticks(range(len(heads)), [f"{layer}/{head}" for layer, head in heads])
+    place.axvline(0, color="black", linewidth=0.7, zorder=1)
+    return figure, axes
+
+
+def draw_forest(axes, measured):
+    """g of every head with its interval, and both as text right of the panel.
+
+    measured  what compare_categories gave, [head]
+    """
+    for row, (g, low, high) in enumerate(zip(*(measured[m] for m in G_PARTS), strict=True)):
+        colour, text = style.ABOVE if g > 0 else style.BELOW, f"{g:+.2f}" if g == g else "-"
+        filled = colour if measured["q"][row] < ALPHA else "white"
+        if low == low:
+            axes.hlines(row, low, high, color=colour, linewidth=1.3)
+            text += f" [{low:+.2f}, {high:+.2f}]"
+        look = {"color": colour, "markerfacecolor": filled, "markersize": 5}
+        axes.plot([g], [row], "o", **look)
+        place = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        axes.text(1.03, row, text, **place)
+
+
+def forest_rows(heads, measured, facts, **columns):
+    """CSV rows of a forest, one a head; columns {name: [head]}."""
+    parts = {f"g_{part}": measured[m] for part, m in zip(PARTS, G_PARTS, strict=True)}
+    parts |= {name: measured[name] for name in (*PARTS, *TESTS)} | columns
+    return [
+        {"rank": row + 1, "layer": layer, "head": head}
+        | facts
+        | {name: values[row] for name, values in parts.items()}
+        for row, (layer, head) in enumerate(heads)
+    ]
 
 
 def draw_slot_attention(study: Study, title):

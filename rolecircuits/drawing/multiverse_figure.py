@@ -1,7 +1,8 @@
 """Sign and significance of RFC and RSI by layer, a line a choice of the analysis."""
 
 import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib import colormaps
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.patches import Patch
 
 from rolecircuits.drawing import style
@@ -9,14 +10,17 @@ from rolecircuits.drawing.study import Study
 from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.files import prepare_folder, write_csv
-from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.indices import INDICES, KINDS
 from rolecircuits.stats.multiverse import multiverse_rows
 from rolecircuits.stats.role_tests import infer_kinds
 
 STRENGTH = {"": 0, "none": 1, "BH": 2, "max-T": 3}
 NAMES = {"": "not tested", "none": "neither", "BH": "BH only", "max-T": "max-T over all choices"}
-BELOW = ("#f4f4f4", "#cfe1f2", "#6aaed6", "#08519c")  # not tested, and by strength
-ABOVE = ("#f4f4f4", "#fddccb", "#f4886a", "#b11218")
+SHADES = (0.1, 0.27, 0.42)  # how far from the middle of the diverging map each strength lies
+BELOW, ABOVE = (  # not tested, and by strength, in the colours of every sign
+    ("#e4e4e4", *(to_hex(colormaps[style.DIVERGING](0.5 + side * shade)) for shade in SHADES))
+    for side in (-1, 1)
+)
 TITLE = "Every choice of the analysis"
 CAPTION = (
     "Every line is one way to analyse the same runs. Red: above the null, self-referent is the "
@@ -33,7 +37,7 @@ def draw_multiverse(rows, label, title=TITLE):
 
     rows  of multiverse.csv, of one run or several (column "run", if there)
     """
-    lines = list(dict.fromkeys(map(line_of, rows)))
+    lines = order_lines(rows)
     n_layers = 1 + max(row["layer"] for row in rows)
     longest = max(map(len, map(name_line, lines)))
     width = max(4.0, min(6.5, 0.13 * n_layers))
@@ -98,9 +102,16 @@ def line_of(row):
     return tuple(row.get(name, "") for name in ("run", "set", "interval", "kind", "matching"))
 
 
+def order_lines(rows):
+    """The lines of the figure, each once: those of one run, set and interval together, by kind."""
+    lines = list(dict.fromkeys(map(line_of, rows)))
+    blocks = list(dict.fromkeys(line[:3] for line in lines))
+    return sorted(lines, key=lambda line: (blocks.index(line[:3]), KINDS.index(line[3])))
+
+
 def name_line(line):
     """A line in words."""
     run, label, interval, kind, matching = line
     matched = "" if matching == "none" else f", {matching.replace('_', ' ')}-matched"
     where = " ".join(filter(None, (run, label)))
-    return printable(f"{where}: {kind}{matched}, {interval}")
+    return printable(f"{where}: {style.KIND_NAMES[kind]}{matched}, {interval}")

@@ -1,28 +1,26 @@
-"""RFC and RSI of two runs and of their difference, layer by layer."""
+"""RFC and RSI of two runs and of their difference, layer by layer, less their length null.
+
+Every panel of a figure has the same axis. Above 0 self-referent is the more focused, or more so in
+the instruct run; of contrasts the category named first.
+"""
 
 from rolecircuits.drawing import style
+from rolecircuits.drawing.study import CUT_NOTE, ZERO, excludes, less_null
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.indices import INDICES, KINDS
 from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.run_pairs import P_VALUES, SIDES
 
-# file name: (kinds of value, a column each, raw last; what is drawn of each)
-FIGURES = {
-    "rfc_rsi_comparison": (("normalised", "raw"), SIDES),
-    "rfc_rsi_differences": (("normalised", "sinkfree", "raw"), ("diff",)),
-}
-UNITS = {
-    "normalised": "normalised entropy",
-    "sinkfree": "normalised without key 0",
-    "raw": "raw entropy (nats)",
-}
+# file name: what is drawn of each kind of value, a column each
+FIGURES = {"rfc_rsi_comparison": SIDES, "rfc_rsi_differences": ("diff",)}
 LOOKS = {
-    "base": ("#333333", "o", "base"),
-    "instruct": ("#E69F00", "s", "instruct"),
-    "diff": (style.RFC_COLOUR, "o", "instruct - base"),
+    "base": style.Look(style.BASE_COLOUR, "o", "base"),
+    "instruct": style.Look(style.INSTRUCT_COLOUR, "s", "instruct"),
+    "diff": style.Look(style.DIFFERENCE_COLOUR, "D", "instruct - base"),
 }
 CONTRASTS = "contrasts_comparison"
-PARTS = ("estimate", "low", "high", "null", *P_VALUES)
+ENDS = ("estimate", "low", "high")
+PARTS = (*ENDS, "null", *P_VALUES)
 
 
 def draw_pair(name, estimates, summary):
@@ -33,44 +31,51 @@ def draw_pair(name, estimates, summary):
     """
     if name == CONTRASTS:
         return draw_contrasts(estimates, summary)
-    (kinds, shown), n_layers = FIGURES[name], summary["n_layers"]
+    shown, n_layers = FIGURES[name], summary["n_layers"]
     handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in shown]
-    handles += [
-        style.Line2D([], [], color=colour, linestyle="--", label=f"length null, {label}")
-        for colour, _, label in (LOOKS[run] for run in shown)
-    ]
-    panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.4)
-    grid = style.Grid((2, len(kinds)), panel, gap=(0.7, 0.65), heading=2)
-    figure, panels = style.open_panels(grid, write_texts(summary, shown), handles)
+    panel = (max(3.4, min(5.0, 2.2 + 0.04 * n_layers)), 2.3)
+    grid = style.Grid((2, len(KINDS)), panel, gap=(0.45, 0.7), heading=2)
+    figure, panels = style.open_panels(grid, write_texts(summary, shown), handles, sharey=True)
+    drawn = [ZERO]
     for index, line in zip(INDICES, panels, strict=True):
         bottom = index == INDICES[-1]
-        for kind, axes in zip(kinds, line, strict=True):
-            axes.axhline(0, color="black", linewidth=0.7)
-            axes.set_title(f"{index.upper()}, {UNITS[kind]}", pad=style.MARKED_PAD)
+        for kind, axes in zip(KINDS, line, strict=True):
+            style.draw_zero(axes)
+            axes.set_title(f"{index.upper()}, {style.KIND_NAMES[kind]}", pad=style.MARKED_PAD)
             style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
-            axes.tick_params(labelbottom=bottom)
-            axes.locator_params(axis="y", nbins=6)
             for slot, run in enumerate(shown):
-                estimate, (colour, marker, _) = estimates[kind][index][run], LOOKS[run]
-                measured = [estimate[part] for part in ("estimate", "low", "high")]
-                aside = (2 * slot + 1 - len(shown)) / 3
-                style.draw_series(axes, measured, colour, marker, aside, alpha=0.2)
-                if kind == "raw":
-                    style.draw_null(axes, estimate["null"], colour)
-                style.mark_layers(axes, estimate["q"] < ALPHA, colour, marker, slot)
+                estimate = estimates[kind][index][run]
+                place = slot, (2 * slot + 1 - len(shown)) / 3
+                drawn.append(draw_side(axes, less_null(estimate), estimate["q"], run, place))
             if summary["differences"][kind][index]["mean"] is None:
                 axes.text(0.5, 0.7, "undefined", transform=axes.transAxes, ha="center")
-        line[0].set_ylabel(
-            f"{index.upper()}, instruct - base" if "diff" in shown else index.upper()
-        )
-    return figure, [
+        what = f"{index.upper()}, instruct - base" if "diff" in shown else index.upper()
+        line[0].set_ylabel(f"{what}\nless its length null")
+    style.limit_to_points(panels.flat, drawn)
+    rows = [
         {"kind": kind, "run": run, "index": index, "layer": layer}
-        | {part: estimates[kind][index][run][part][layer] for part in PARTS}
-        for kind in kinds
+        | {part: estimate[part][layer] for part in PARTS}
+        | {f"less_null_{part}": values[layer] for part, values in zip(ENDS, less, strict=True)}
+        for kind in KINDS
         for run in shown
         for index in INDICES
+        for estimate in [estimates[kind][index][run]]
+        for less in [less_null(estimate)]
         for layer in range(n_layers)
     ]
+    return figure, rows
+
+
+def draw_side(axes, measured, q, run, place):
+    """One run, or the difference, in one panel; returns `measured` (estimate, low, high).
+
+    q      [layer] of Benjamini-Hochberg     place  (line of the marks above, shift of one layer)
+    """
+    look, (slot, aside) = LOOKS[run], place
+    style.draw_series(axes, measured, look.colour, look.marker, aside, alpha=0.2)
+    marked = (q < ALPHA) & excludes(*measured[1:])
+    style.mark_layers(axes, marked, look.colour, look.marker, slot)
+    return measured
 
 
 def draw_contrasts(compared, summary):
@@ -78,9 +83,10 @@ def draw_contrasts(compared, summary):
     n_layers, columns = summary["n_layers"], (SIDES, ("diff",))
     handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in LOOKS]
     panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.0)
-    grid = style.Grid((len(compared), 2), panel, gap=(0.9, 0.65), heading=2)
+    grid = style.Grid((len(compared), 2), panel, gap=(0.9, 0.75), heading=2)
     texts = write_texts(summary, SIDES, of_contrasts=True)
-    figure, panels = style.open_panels(grid, texts, handles)
+    figure, panels = style.open_panels(grid, texts, handles, sharey=True)
+    drawn = [ZERO]
     for row, (line, (name, sides)) in enumerate(zip(panels, compared.items(), strict=True)):
         bottom = row == len(panels) - 1
         for axes, shown in zip(line, columns, strict=True):
@@ -89,17 +95,14 @@ def draw_contrasts(compared, summary):
                 f"{name}, instruct - base" if shown == ("diff",) else name, pad=style.MARKED_PAD
             )
             style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
-            axes.tick_params(labelbottom=bottom)
             for slot, run in enumerate(shown):
-                estimate, (colour, marker, _) = sides[run], LOOKS[run]
-                measured = [estimate[part] for part in ("estimate", "low", "high")]
-                style.draw_series(axes, measured, colour, marker, slot - 0.5, alpha=0.2)
-                style.mark_layers(axes, estimate["q"] < ALPHA, colour, marker, slot)
-        line[0].set_ylabel("focus, first - second")
-    parts = ("estimate", "low", "high", *P_VALUES)
+                measured = tuple(sides[run][part] for part in ENDS)
+                drawn.append(draw_side(axes, measured, sides[run]["q"], run, (slot, slot - 0.5)))
+        line[0].set_ylabel("difference in focus")
+    style.limit_to_points(panels.flat, drawn)
     return figure, [
         {"contrast": name, "run": run, "layer": layer}
-        | {part: sides[run][part][layer] for part in parts}
+        | {part: sides[run][part][layer] for part in (*ENDS, *P_VALUES)}
         for name, sides in compared.items()
         for run in sides
         for layer in range(n_layers)
@@ -109,7 +112,7 @@ def draw_contrasts(compared, summary):
 def write_texts(summary, shown, of_contrasts=False):
     """(title, subtitle, caption): what was compared, formats and n, how the intervals are made."""
     difference = shown == ("diff",)
-    title = "Contrasts of normalised entropy by layer"
+    title = "Contrasts of focus (normalised entropy) by layer"
     if not of_contrasts:
         title = "RFC and RSI by layer, base and instruct"
         title = "Difference of RFC and RSI by layer" if difference else title
@@ -120,17 +123,21 @@ def write_texts(summary, shown, of_contrasts=False):
     labels = "; ".join(f"{run}: {summary[run]['label']}" for run in SIDES)
     reasons = summary["intervals_left_out"]
     caption = [f"{reason}." for reason in reasons]
-    if not of_contrasts:
-        caption.append(
-            "Dashed: length null, the same index if attention were uniform over the visible keys; "
-            "0 unless raw."
-        )
+    caption.append(
+        "Difference in focus: entropy of the second less entropy of the first; above 0 the "
+        "category named first is the more focused."
+        if of_contrasts
+        else "Less the length null, the same index if attention were uniform over the visible keys "
+        "(not 0 in raw alone). Above 0: self-referent is the more focused"
+        + (", more so in the instruct run." if difference else ".")
+    )
     if len(reasons) < len(INDICES):
         made = f"{N_RESAMPLES:,} resamples, the same in both runs"
         unit = summary["bootstrap"]["unit"]
         caption.insert(0, f"95 % bootstrap-t intervals over {unit} ({made}).")
         untested = " (raw differences are not tested)" if difference else ""
         marked = f"layers that pass Benjamini-Hochberg at {ALPHA}{untested}"
-        caption.append(f"Above the panels: {marked}.")
+        caption.append(f"Above the panels: {marked}, and whose interval excludes 0.")
+    caption.append(CUT_NOTE)
     subtitle = f"{labels}; n = {size}, in both runs"
     return f"{title} ({summary['pair']})", subtitle, " ".join(caption)

@@ -1,8 +1,8 @@
 """The figures of a run by file name: numbers in, (matplotlib Figure, rows of its CSV) out.
 
-Entropy is raw (nats) or normalised (0 one-hot, 1 uniform over the visible keys), as stats.indices
-defines it. Focus is entropy with its sign turned: "a - b" is the entropy of b minus that of a,
-above 0 if a is the more focused, as RFC and RSI are above 0 if self-referent is. Intervals are 95 %
+Entropy is normalised (0 one-hot, 1 uniform over the visible keys), sink-free or raw (nats), as
+stats.indices defines it. "a - b" is the difference in focus, mean entropy of b less that of a:
+above 0, a is the more focused, as RFC and RSI are above 0 if self-referent is. Intervals are 95 %
 bootstrap-t intervals over the units of the set. Heads and layers that pass Benjamini-Hochberg at
 0.05 among all that are tested together are marked.
 
@@ -32,22 +32,25 @@ from rolecircuits.inputs.categories import REQUIRED
 CONTROLLED = ("self_referent", "confounder")
 # file name: (function, categories that it needs, title)
 FIGURES = {
-    "visualization_1_layer_attention_lines": (draw_layer_lines, (), "Attention entropy by layer"),
-    "visualization_2_heatmaps": (draw_heatmaps, (), "Differences of focus by layer and head"),
+    "visualization_1_layer_attention_lines": (
+        draw_layer_lines, (), "Attention entropy by layer, and differences in focus"),
+    "visualization_2_heatmaps": (draw_heatmaps, (), "Differences in focus by layer and head"),
     "visualization_3_token_attention": (
-        draw_token_attention, (), "What the final query attends to, by head"),
+        draw_token_attention, (), "What the final query attends to, less uniform attention"),
     "visualization_4_distributions": (
-        draw_distributions, (), "Heads that separate self-referent from neutral"),
+        draw_distributions, (), "Heads chosen on one half of the prompts, measured on the other"),
     "visualization_5_delta_bar_summary": (
-        draw_difference_bars, (), "Self-referent minus neutral and confounder by layer"),
-    "visualization_6_top_k_head_ranking": (draw_top_heads, (), "Top heads of every layer"),
+        draw_difference_bars, (), "Differences in focus by layer"),
+    "visualization_6_top_k_head_ranking": (
+        draw_top_heads, (), "The strongest heads, chosen and measured on the same prompts"),
     "visualization_7_cross_token_control": (
-        draw_edge_attention, (), "First versus last content tokens"),
+        draw_edge_attention, (),
+        "Attention of the final query on the first and the last tokens of the text"),
     "visualization_8_delta_h_per_layer": (
         draw_confounder_controls, CONTROLLED,
-        "Self-referent minus confounder, against its controls"),
+        "Self-referent - confounder beside its control, in every kind of entropy"),
     "visualization_9_role_focus_separation": (
-        draw_indices, REQUIRED, "Role-Focus and Role-Separation by layer"),
+        draw_indices, REQUIRED, "RFC and RSI by layer, less their length null"),
     "visualization_10_slot_attention": (
         draw_slot_attention, (), "Attention of the final query on the person"),
     "visualization_11_multiverse": (
@@ -56,6 +59,12 @@ FIGURES = {
 
 
 SLOT_FIGURE = "visualization_10_slot_attention"
+COSTS = {  # how long a figure takes, where it is longer than the others
+    "visualization_11_multiverse": 4,
+    "visualization_9_role_focus_separation": 3,
+    "visualization_1_layer_attention_lines": 2,
+    "visualization_8_delta_h_per_layer": 2,
+}
 
 
 def names_for(run):

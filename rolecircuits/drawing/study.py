@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rolecircuits.drawing.style import NULL_COLOUR, Grid, Line2D, category_looks, open_panels
+from rolecircuits.drawing.style import (
+    CONTRAST_COLOURS,
+    NULL_COLOUR,
+    RFC_COLOUR,
+    RSI_COLOUR,
+    Grid,
+    Line2D,
+    category_looks,
+    open_panels,
+)
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.runs.arrays import Run
@@ -13,19 +22,26 @@ from rolecircuits.stats.contrasts import (
     CONTRASTS,
     available_contrasts,
     compare_categories,
-    infer_contrast,
+    contrast_sides,
     name_of,
     names_of,
 )
-from rolecircuits.stats.indices import null_values, prompt_values
+from rolecircuits.stats.indices import KINDS, null_values, prompt_values
+from rolecircuits.stats.moments import category_mean
 from rolecircuits.stats.resampling import N_RESAMPLES, UNBOUNDED, infer_mean, untestable_reason
 from rolecircuits.stats.role_tests import blank_untestable
 from rolecircuits.stats.units import frame_values, labels_of
 
-PANELS = ("raw", "normalised")
-UNITS = {"raw": "raw entropy (nats)", "normalised": "normalised entropy"}
+PARTS = ("estimate", "low", "high")
 USUAL = (CONTRASTS["self_neutral"], CONTRASTS["self_confounder"])
-NULL_NOTE = "Dashed: length null, the same quantity if attention were uniform over the visible keys"
+MARKS_NOTE = (
+    f"Above the panels: layers that differ from 0 by Benjamini-Hochberg at {ALPHA}, over all "
+    "layers, and whose interval excludes it."
+)
+ZERO = (np.zeros(1), np.nan, np.nan)  # for `limit_to_points`: 0 stays in the panel
+SIGN_NOTE = "Difference in focus: entropy of the second less entropy of the first, above 0: the "
+SIGN_NOTE += "category named first has the more focused attention."
+CUT_NOTE = "The axes follow the points; wider intervals are cut off."
 NULL_HANDLE = Line2D(
     [], [], color=NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)"
 )
@@ -36,7 +52,7 @@ class Study:
     """A run with what its figures share.
 
     category, unit  [row] of the rows that every value has: prompts, or the frames of a crossed set
-    values     {kind: [row, layer, head]} for the kinds of PANELS
+    values     {kind: [row, layer, head]} of KINDS
     tests      {contrast: what compare_categories gives, [layer, head]}
     looks      {category: Look}
     """
@@ -63,11 +79,7 @@ class Study:
     @property
     def subtitle(self):
         """Model, format and n, as every figure names them."""
-        n, what = self.counts, " frames" if self.run.crossed else ""
-        if len(set(n.values())) == 1:
-            return f"{self.run.label}; n = {n[self.names[0]]}{what} per category"
-        named = ", ".join(f"{n[name]} {self.looks[name].label}" for name in n)
-        return f"{self.run.label}; n = {named}{what}"
+        return f"{self.run.label}; n = {describe_n(self.run, self.category)}"
 
     @property
     def reasons(self):
@@ -77,12 +89,9 @@ class Study:
         return {name: reason for name, reason in found.items() if reason}
 
     @property
-    def row_names(self):
-        """The prompt's id, or the frame of a row: [row]."""
-        if not self.run.crossed:
-            return self.run.prompt_id
-        frames = list(dict.fromkeys(self.run.frame.tolist()))
-        return np.array([frames[unit] for unit in self.unit])
+    def has_intervals(self):
+        """Whether any category is large enough for one."""
+        return len(self.reasons) < len(self.names)
 
     def label(self, contrast):
         """A contrast in words: self-referent - neutral."""
@@ -108,18 +117,22 @@ def study_run(run: Run, n_resamples=N_RESAMPLES, asked=()):
     asked  contrasts "a-b" in place of the usual ones, self-referent against neutral and confounder
     """
     seed, labels, present = DEFAULT_SEED, labels_of(run), set(run.counts)
-    values = {kind: frame_values(run, prompt_values(run, kind)) for kind in PANELS}
+    values = {kind: frame_values(run, prompt_values(run, kind)) for kind in KINDS}
     chosen = [pair for pair in USUAL if not asked and present.issuperset(pair)]
     chosen = chosen or list(available_contrasts(run.category, asked).values())
-    tests = {
-        contrast: blank_untestable(
-            run,
-            contrast,
-            compare_categories(values["normalised"], *labels, contrast, n_resamples, seed),
-        )
-        for contrast in chosen
-    }
-    return Study(run, *labels, values, tests, category_looks(run.counts), seed, n_resamples)
+    looks = category_looks(run.counts)
+    study = Study(run, *labels, values, {}, looks, seed, n_resamples)
+    study.tests = {c: test_contrast(study, values["normalised"], c) for c in chosen}
+    return study
+
+
+def describe_n(run: Run, category):
+    """How many rows there are of each category: 36 frames per category; category [row]."""
+    looks, what = category_looks(run.counts), " frames" if run.crossed else ""
+    n = {looks[name].label: int((category == name).sum()) for name in run.counts}
+    if len(set(n.values())) == 1:
+        return f"{next(iter(n.values()))}{what} per category"
+    return ", ".join(f"{count} {label}" for label, count in n.items()) + what
 
 
 def open_figure(study: Study, title, caption, grid: Grid, handles=(), **options):
@@ -135,25 +148,57 @@ def draw_reason(study: Study, title, reason):
     return figure, [{"note": reason}]
 
 
-def estimate(study: Study, values, name, minus=None, bounds=UNBOUNDED):
-    """(mean, ci_low, ci_high), each [...], of a category, or of its difference from `minus`.
+def estimate(study: Study, values, name, bounds=UNBOUNDED):
+    """(mean, low, high), each [...], of a category.
 
     values  [row, ...]    bounds  what a mean cannot leave
     The interval is NaN where the design allows none.
     """
-    if minus is not None:
-        return contrast_estimate(study, values, (name, minus))
     rows, draws = study.category == name, (study.n_resamples, study.seed)
     return infer_mean(values[rows], None, study.unit[rows], bounds, *draws)[:3]
 
 
-def contrast_estimate(study: Study, values, contrast):
-    """(mean, ci_low, ci_high), each [...], of first - second; values [row, ...]."""
+def test_contrast(study: Study, values, contrast):
+    """What compare_categories gives, first - second in focus; values [row, ...]."""
     labels, draws = (study.category, study.unit), (study.n_resamples, study.seed)
-    mean, low, high = infer_contrast(values, *labels, contrast, *draws)[:3]
-    if contrast_reason(study.run, contrast):
-        low, high = np.full((2, *np.shape(mean)), np.nan)
-    return mean, low, high
+    return blank_untestable(
+        study.run, contrast, compare_categories(values, *labels, contrast, *draws)
+    )
+
+
+def difference_parts(test):
+    """(estimate, low, high) of what `test_contrast` gave."""
+    return tuple(test[part] for part in PARTS)
+
+
+def contrast_null(study: Study, kind, contrast):
+    """The same difference of uniform attention: [layer]; contrast (category, category)."""
+    first, second = (category_mean(study.null(kind), study.category, name) for name in contrast)
+    return second - first
+
+
+def few_rows(study: Study, values, name):
+    """The values [row, ...] of a category that is too small for an interval, else None."""
+    return values[study.category == name] if name in study.reasons else None
+
+
+def few_differences(study: Study, values, contrast):
+    """The differences in focus inside the units of a contrast without an interval: [unit, ...].
+
+    None where there is an interval, or the sides do not pair.
+    """
+    if contrast_reason(study.run, contrast) is None:
+        return None
+    second, first, paired = contrast_sides(values, study.category, study.unit, contrast)
+    return second - first if paired else None
+
+
+def contrast_colours(study: Study, contrasts):
+    """A colour for each: those of the indices for what RFC and RSI are made of."""
+    usual = dict(zip(USUAL, (RFC_COLOUR, RSI_COLOUR), strict=True))
+    others = [contrast for contrast in contrasts if contrast not in usual]
+    usual |= {c: CONTRAST_COLOURS[i % len(CONTRAST_COLOURS)] for i, c in enumerate(others)}
+    return [usual[contrast] for contrast in contrasts]
 
 
 def contrast_facts(study: Study, contrast):
@@ -187,9 +232,22 @@ def untested_notes(study: Study, contrasts, said=None):
     return [f"{study.label(contrast)}: {why}." for contrast, why in untested.items()]
 
 
+def points_note(study: Study, contrasts=None):
+    """What the small points are, where a category is too small for an interval; else "".
+
+    contrasts  those whose differences inside units are drawn; None: levels of categories are
+    """
+    drawn = bool(study.reasons)
+    if contrasts is not None:
+        layers = study.layers("normalised")
+        drawn = any(few_differences(study, layers, c) is not None for c in contrasts)
+    what = "frame" if study.run.crossed else "prompt" if contrasts is None else "pair"
+    return f"Small points: every {what} where there are too few for an interval." if drawn else ""
+
+
 def axis_rows(axis, estimated, **columns):
     """CSV rows of an estimate along "layer" or "head"; a column is one value or one a row."""
-    columns |= dict(zip(("mean", "ci_low", "ci_high"), estimated, strict=True))
+    columns |= dict(zip(PARTS, estimated, strict=True))
     return [
         {axis: i} | {name: value[i] if np.ndim(value) else value for name, value in columns.items()}
         for i in range(len(estimated[0]))
@@ -198,19 +256,48 @@ def axis_rows(axis, estimated, **columns):
 
 def write_caption(study: Study, *sentences, intervals=True):
     """What a reader must know under a figure: how intervals are made or why there are none, which
-    categories are missing, then `sentences`; empty ones are left out."""
+    categories are missing, then `sentences`; empty ones and what is about intervals that no
+    category has are left out."""
     missing = [study.looks[name].label for name in CATEGORIES if name not in study.names]
     missing = missing if len(missing) < len(CATEGORIES) else []
     notes, reasons, what = [], study.reasons, name_units(study.run)
-    if intervals and len(reasons) < len(study.names):
+    if not study.has_intervals:
+        sentences = [text for text in sentences if text not in (CUT_NOTE, MARKS_NOTE)]
+    if intervals and study.has_intervals:
         notes.append(f"95 % bootstrap-t intervals over {what} ({study.n_resamples:,} resamples).")
     if intervals:
-        notes += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons.values())]
+        notes += [f"{text[0].upper()}{text[1:]}." for text in join_reasons(reasons.values())]
     if missing:
         notes.append(
             f"This run has no {' and no '.join(missing)} prompts: what needs them is left out."
         )
     return " ".join(filter(None, [*notes, *sentences]))
+
+
+def join_reasons(reasons):
+    """Reasons of the form "what: who", those of one "what" as one text."""
+    joined = {}
+    for reason in dict.fromkeys(reasons):
+        what, _, who = reason.partition(": ")
+        joined.setdefault(what, []).append(who)
+    return [f"{what}: {', '.join(who)}" if all(who) else what for what, who in joined.items()]
+
+
+def less_null(numbers):
+    """(estimate, low, high) of an index less its length null, each [layer].
+
+    numbers  of role_tests.infer_layers, whose interval is the one that p belongs to, or of a
+             difference between runs
+    """
+    estimate = numbers["estimate"] - numbers["null"]
+    if "outer" in numbers:
+        return estimate, estimate - numbers["outer"], estimate + numbers["outer"]
+    return estimate, numbers["low"] - numbers["null"], numbers["high"] - numbers["null"]
+
+
+def excludes(low, high, value=0.0):
+    """Whether an interval leaves a value out: [...] bool, False where there is none."""
+    return (low > value) | (high < value)
 
 
 def has_learned_sinks(run: Run):

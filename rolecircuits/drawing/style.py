@@ -1,6 +1,9 @@
 """One look for every figure: colours that all readers tell apart, fonts that are there, safe text.
 
-Colours are Okabe and Ito's set (Color Universal Design, 2008); categories also differ in marker.
+A colour has one meaning in all figures: a category, an index (and the contrast that it is made of),
+another contrast, a run of a pair, their difference, the length null or the controls. Those of the
+usual categories are Okabe and Ito's (Color Universal Design, 2008); categories also differ in
+marker. Of what has a sign (a map of differences, a head's effect) red is above 0 and blue below.
 """
 
 import io
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import FuncNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -39,13 +43,25 @@ CATEGORY_LOOKS = {
     "third_person": Look("#CC79A7", "D", "third person"),
 }
 OTHER_COLOURS = (
-    *("#E69F00", "#56B4E9", "#000000", "#882255", "#44AA99", "#999933"),
-    *("#332288", "#AA4499", "#661100", "#6699CC", "#117733", "#888888"),
-    *("#D55E00", "#0072B2", "#009E73", "#CC79A7"),
+    *("#56B4E9", "#F0C808", "#7B3F00", "#44CCAA", "#A8B400", "#B39DDB"),
+    *("#F4A582", "#EE3377", "#3D5AFE", "#C4A484", "#BDE04A", "#5B8266"),
 )
 OTHER_MARKERS = "vP<X>*hdp"
-RFC_COLOUR, RSI_COLOUR, NULL_COLOUR = "#332288", "#117733", "#666666"
-DIVERGING = "RdBu_r"
+RFC_COLOUR, RSI_COLOUR = "#332288", "#8A6D00"
+# those of the usual contrasts are the indices': RFC is self - neutral, RSI self - confounder
+CONTRAST_COLOURS = ("#AA4499", "#1F8A9E", "#FF8FA3", "#6A8F1F", "#004D4D", "#9B6BFF")
+BASE_COLOUR, INSTRUCT_COLOUR, DIFFERENCE_COLOUR = "#333333", "#E69F00", "#882255"
+NULL_COLOUR, CONTROL_COLOUR = "#666666", "#A6A6A6"
+INDEX_LOOKS = {"rfc": Look(RFC_COLOUR, "o", "RFC"), "rsi": Look(RSI_COLOUR, "s", "RSI")}
+DIVERGING = "RdBu_r"  # red: above 0, the category named first is the more focused
+EXCESS = "PuOr_r"  # orange: more attention than uniform
+ABOVE, BELOW = "#B2182B", "#2166AC"  # one value with a sign, in the colours of DIVERGING
+KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
+UNITS = {
+    "normalised": "normalised entropy",
+    "sinkfree": "sink-free entropy",
+    "raw": "raw entropy (nats)",
+}
 DPI = 130
 MARKED_PAD = 18  # points between a panel and its title where `mark_layers` draws between them
 LEFT, RIGHT, MIN_WIDTH = 0.9, 0.2, 6.5  # inches
@@ -99,12 +115,15 @@ def save_figure(figure, path):
         file.write(buffer.getvalue())
 
 
-def save_drawing(output_dir, name, drawing, file_format="png"):
-    """Write NAME.<file_format> and data/NAME.csv of a drawing (figure, rows): the figure's path."""
+def save_drawing(output_dir, name, drawing, file_format="png", facts=None):
+    """Write NAME.<file_format> and data/NAME.csv of a drawing (figure, rows): the figure's path.
+
+    facts  {column: value} that say what every row of the CSV is of
+    """
     folder, (figure, rows) = prepare_folder(output_dir), drawing
     path = Path(folder, f"{name}.{file_format}")
     save_figure(figure, path)
-    write_csv(folder / "data" / f"{name}.csv", rows)
+    write_csv(folder / "data" / f"{name}.csv", rows, facts=facts)
     return path
 
 
@@ -204,6 +223,15 @@ def add_colour_bar(figure, axes, mappable, label):
     return figure.colorbar(mappable, cax=place, label=label)
 
 
+def signed_root(limit):
+    """Colours from -limit to limit that follow the square root on both sides of 0."""
+
+    def root(x):
+        return np.sign(x) * np.sqrt(np.abs(x))
+
+    return FuncNorm((root, lambda x: np.sign(x) * np.square(x)), -limit, limit)
+
+
 def draw_series(axes, estimated, colour, marker="o", slot=0.0, alpha=0.18):
     """A line over layers with its band; one layer alone becomes a point with a bar.
 
@@ -232,17 +260,44 @@ def draw_zero(axes):
     axes.axhline(0, color="black", linewidth=0.7, zorder=1)
 
 
-def limit_to_mass(axes):
-    """A y axis of attention mass ends at 0 and, where the data reach it, at 1.
+def limit_to_points(panels, drawn, whole=(-np.inf, np.inf), axis="y"):
+    """One axis for these panels, from their points and not from their widest bands.
 
-    An interval of skewed values may go past both.
+    drawn    [(estimate, low, high), ...] of all panels, arrays; without a band low and high are NaN
+    whole    what the axis never leaves
+
+    Every point is inside, and so is a band of usual (median) width.
     """
-    axes.set_ylim(0, min(axes.get_ylim()[1], 1.02))
+    points, low, high = (
+        np.concatenate([np.ravel(np.broadcast_to(m[i], np.shape(m[0]))) for m in drawn])
+        for i in range(3)
+    )
+    bands, points = np.isfinite(high - low), points[np.isfinite(points)]
+    if not len(points):
+        return
+    low, high = low[bands], high[bands]
+    least, most = points.min(), points.max()
+    reach = max(0.5 * (most - least), np.median(high - low)) if bands.any() else 0.0
+    least = max(least - reach, min(least, low.min(initial=np.inf)))
+    most = min(most + reach, max(most, high.max(initial=-np.inf)))
+    spare = 0.05 * (most - least) or 0.05 * abs(most) or 1.0
+    for axes in panels:
+        axes.set(**{f"{axis}lim": (max(least - spare, whole[0]), min(most + spare, whole[1]))})
+
+
+def draw_points(axes, values, look, slot=0.0):
+    """Every row's value in every layer, for rows too few for an interval: values [row, layer]."""
+    n, (colour, marker, *_) = values.shape[1], look
+    layers = np.arange(n) + (0.12 * slot if n == 1 else 0.0)
+    for own in values:
+        axes.plot(layers, own, marker, color=colour, markersize=2, alpha=0.45, linewidth=0)
 
 
 def mark_layers(axes, chosen, colour, marker, slot=0):
     """A small marker above the panel for every chosen layer, one line a slot; it covers no data."""
     layers = np.flatnonzero(chosen)
+    if not len(layers):
+        return
     look = {"s": 9, "color": colour, "marker": marker, "linewidths": 0, "clip_on": False}
     height = np.full(len(layers), 1.025 + 0.035 * slot)
     axes.scatter(layers, height, transform=axes.get_xaxis_transform(), **look)

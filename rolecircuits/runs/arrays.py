@@ -126,8 +126,7 @@ class Run:
     @property
     def facts(self):
         """{column: value} by which every row of a CSV says which run it is of."""
-        facts = {"model": self.config["model"]["id"], "set": self.prompt_set}
-        facts |= {"format": self.prompt_format, "run": self.path.name if self.path else ""}
+        facts = facts_of(self.config, self.path)
         return facts | ({"edit": self.edit} if self.edit else {})
 
     @property
@@ -172,6 +171,12 @@ class Run:
         arrays = {name: getattr(self, name) for name in PROMPT_ARRAYS}
         arrays = {name: array[rows] for name, array in arrays.items() if array is not None}
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
+
+
+def facts_of(config, path):
+    """{column: value} of the first columns of a CSV: model, set, format, and the run's folder."""
+    facts = {"model": config["model"]["id"], "set": prompt_set_of(config)}
+    return facts | {"format": config["prompts"]["format"], "run": path.name if path else ""}
 
 
 def read_arrays(path, schema):

@@ -94,20 +94,43 @@ def uniform_masses(places, n_tokens, visible):
     returns   slot_uniform [prompt, layer], NaN without a slot; segment_uniform [prompt, layer,
               segment]
     """
-    n_keys, last = places.segment.shape[1], np.asarray(n_tokens)[:, None] - 1
-    n_seen = np.asarray(visible)[:, last[:, 0]].T[..., None]  # [prompt, layer, 1]
-    key, sinks = np.arange(n_keys), has_sink_key(np.asarray(visible))  # sinks [layer, 1]
-    n_tokens_seen = n_seen - sinks
-    # [prompt, layer, key]
-    seen = (key <= last[..., None]) & (key > last[..., None] - n_tokens_seen)
-    on_slot = np.einsum("plk,pk->pl", seen / n_seen, _slot_keys(places, n_keys).astype(float))
-    segments = _segment_keys(places, n_keys).astype(float)
-    by_segment = np.einsum("plk,pks->pls", seen / n_seen, segments)
-    by_segment[..., 0] += (sinks / n_seen)[..., 0]
+    n_keys, visible = places.segment.shape[1], np.asarray(visible)
+    uniform = uniform_rows(n_tokens, visible, n_keys)
+    on_slot = np.einsum("plk,pk->pl", uniform, _slot_keys(places, n_keys).astype(float))
+    by_segment = np.einsum("plk,pks->pls", uniform, _segment_keys(places, n_keys).astype(float))
+    by_segment[..., 0] += learned_sink_share(n_tokens, visible)
     return {
         "slot_uniform": np.where(places.slot[:, :1] >= 0, on_slot, np.nan),
         "segment_uniform": by_segment,
     }
+
+
+def uniform_rows(n_tokens, visible, n_keys):
+    """Uniform attention of the final query: [prompt, layer, key], 0 on keys that it does not see.
+
+    n_tokens  [prompt]    visible  [layer, query] keys that a row sees
+    """
+    last, visible = np.asarray(n_tokens)[:, None] - 1, np.asarray(visible)
+    n_seen = visible[:, last[:, 0]].T[..., None]  # [prompt, layer, 1]
+    n_tokens_seen, key = n_seen - has_sink_key(visible), np.arange(n_keys)
+    seen = (key <= last[..., None]) & (key > last[..., None] - n_tokens_seen)
+    return seen / n_seen
+
+
+def learned_sink_share(n_tokens, visible):
+    """What it puts on the learned sink that heads have beside their tokens: [prompt, layer]."""
+    visible = np.asarray(visible)
+    return (has_sink_key(visible) / visible[:, np.asarray(n_tokens) - 1]).T
+
+
+def end_keys(span, k, n_keys):
+    """Which keys are the first and which the last k of a text: [2, prompt, key] bool.
+
+    span  [prompt, 2]    k  a number, or one a prompt
+    """
+    key, (start, stop) = np.arange(n_keys), span.T[..., None]
+    inside, k = (key >= start) & (key < stop), np.broadcast_to(k, len(span))[:, None]
+    return np.stack([inside & (key < start + k), inside & (key >= stop - k)])
 
 
 def _slot_keys(places, n_keys):
