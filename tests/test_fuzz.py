@@ -32,14 +32,14 @@ import run_pipeline
 import visualize_results
 from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.documents import texts as texts_module
-from rolecircuits.drawing import edit_figures, style
+from rolecircuits.drawing import document_figures, edit_figures, style
 from rolecircuits.edits import plan
 from rolecircuits.edits.controls import draw_controls
 from rolecircuits.inputs import categories
 from rolecircuits.inputs.arguments import check_model_arguments
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families
-from rolecircuits.runs import edit_results
+from rolecircuits.runs import document_results, edit_results
 from rolecircuits.stats import indices, profiles
 from rolecircuits.stats.run_pairs import match_runs
 from synthetic import make_run, save_run
@@ -59,6 +59,7 @@ EXAMPLES |= {
     "run_headers": 150,
     "effects": 150,
     "sweep": 100,
+    "documents_run": 150,
 }
 MINIMUM = 2000
 
@@ -728,4 +729,38 @@ def test_sweeps(box):
         return True
 
     run_examples("sweep", other_arrays(arrays), check)
+    assert drawn and not (box / "trap").exists()
+
+
+def test_documents_runs(box):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "document_id": np.array(["a", "b"]),
+        "category": np.array(["neutral", ""]),
+        "n_tokens": np.array([9, 5]),
+        "turn_document": np.array([0, 0, 1]),
+        "turn_role": np.array(["user", "assistant", "text"]),
+        "turn_span": np.array([[1, 4], [5, 8], [1, 4]]),
+    }
+    for kind in ("normalised", "sinkfree", "sink_mass"):
+        arrays[f"whole_{kind}"] = rng.random((2, 3, 2)).astype(np.float32)
+        arrays[f"turn_{kind}"] = rng.random((3, 3, 2)).astype(np.float32)
+    known = {"documents": {"format": "mixed"}, "arguments": {"documents": "d.jsonl"}}
+    folder = publish(box / "run", {"documents.npz": b""}, CONFIG | known)
+    drawn = []
+
+    def check(content):
+        (folder / "documents.npz").write_bytes(content)
+        try:
+            found = document_results.read_documents_run(folder)
+        except UserError:
+            return False
+        drawn.append(None)
+        if len(drawn) < 6 or len(drawn) % 10 == 0:
+            for figure, rows in document_figures.draw_documents(*found).values():
+                style.save_figure(figure, box / "documents.png")
+                assert rows
+        return True
+
+    run_examples("documents_run", other_arrays(arrays), check)
     assert drawn and not (box / "trap").exists()
