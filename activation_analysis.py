@@ -1,19 +1,22 @@
-"""Feed the four categories of prompts to a model and save the entropy of every attention row.
+"""Feed the four categories of prompts to a model and save the entropy of every
+attention row.
 
     one forward pass per prompt, no sampling
     -> H = -sum_k A ln A for every layer, head and query, in nats
-    -> results_activation_analysis/run_<time>/ (attention.npz, activations.json, prompts.jsonl,
-       experiment_config.json)
+    -> results_activation_analysis/run_<time>/: attention.npz, activations.json,
+       design.json, prompts.jsonl, experiment_config.json
 
-    python activation_analysis.py --model_id bundled:smollm2-135m-instruct
-    python activation_analysis.py --model_id someone/model --prompt_format chat --dtype bfloat16
-    python activation_analysis.py --output_type latest_base --raw none
-    python activation_analysis.py --documents FILE.jsonl      long texts and conversations
-    python activation_analysis.py --repeat results_activation_analysis/run_20260101_120000
+    python activation_analysis.py
+    python activation_analysis.py --prompts crossed --prompt_format chat
+    python activation_analysis.py --output_type base --dtype bfloat16
+    python activation_analysis.py --documents tests/data/long.jsonl  # minutes
+    python activation_analysis.py \\
+        --repeat results_activation_analysis/demo/latest_run
 
-The newest run is linked as latest_run, or as latest_base with --output_type latest_base; documents
-go to documents_<time>/. --repeat runs a run again from its own record and says whether
-attention.npz came back: exit code 0 bit-identical or within rounding, 1 different; the links stay.
+The newest run is linked as latest_run, or as latest_base with --output_type
+base; documents (long texts and conversations) go to documents_<time>/.
+--repeat runs a run again from its own record and says whether attention.npz
+came back: exit code 0 bit-identical or within rounding, 1 different.
 """
 
 import sys
@@ -27,15 +30,16 @@ from prompts import load_prompts
 from rolecircuits.documents import texts
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_DOCUMENTS,
     LATEST_RUNS,
-    RAW,
     add_model_arguments,
+    add_output_argument,
+    add_raw_argument,
     add_verify_argument,
     check_given_with_repeat,
     check_model_arguments,
     check_output_dir,
+    run_type,
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
@@ -45,27 +49,18 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-RAW_HELP = (
-    "also save the patterns (default unless streaming), or MLPs, embeddings and final norm too"
-)
 CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
 
 
 def build_parser():
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument(
-        "--documents", help="JSONL file of long texts or conversations, in place of prompts"
-    )
+    texts.add_document_arguments(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default=DEFAULT_RESULTS)
-    output.add_argument(
-        "--output_type",
-        choices=list(LATEST_RUNS),
-        default="latest",
-        help="which link names the new run",
-    )
-    output.add_argument("--raw", choices=RAW, help=RAW_HELP)
+    add_output_argument(output)
+    kinds = {"type": run_type, "choices": list(LATEST_RUNS), "default": "instruct"}
+    output.add_argument("--output_type", **kinds, help="linked as latest_base, latest_run")
+    add_raw_argument(output)
     methods = ["auto", "patterns", "streaming"]
     output.add_argument("--capture", choices=methods, default="auto", help=CAPTURE_HELP)
     add_engine_arguments(parser)
@@ -90,6 +85,7 @@ def run(args):
         return repeat(args)
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LATEST_RUNS[args.output_type])
+    texts.check_document_arguments(args)
     if args.documents is not None:
         return run_documents(args)
     if args.engine != "local":
@@ -97,7 +93,7 @@ def run(args):
             f"--engine {args.engine} needs --documents; prompts take one short pass on one machine"
         )
     check_engine_arguments(args)
-    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+    if args.capture == "streaming" and args.raw != "none":
         raise UserError(f"--raw {args.raw} with --capture streaming: no pattern is ever built")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
@@ -160,9 +156,8 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
     say_notes(how_fed["notes"])
     if repetition is not None:
         repetition.check_fed(tokenized)
-    method, raw, why = attention.choose_capture(
-        args.capture, args.raw, tokenized, loaded.facts, args.batch_size
-    )
+    how, raw = (args.capture, args.raw, tokenized, loaded.facts, args.batch_size), args.raw
+    method, why = attention.choose_capture(*how)
     if why:
         print(why)
     activations.check_raw(loaded, tokenized, raw)
@@ -212,33 +207,32 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
 
 def run_documents(args):
     """Run a whole file of documents and return the exit code: 0, or 3 if some of them failed."""
-    texts.check_document_arguments(args)
     check_engine_arguments(args)
-    documents = texts.read_documents(args.documents)
+    reading = texts.read_documents(args.documents, texts.fields_of(args), args.prompt_format)
+    say_notes(texts.describe_reading(reading, args.documents))
     with collector_paused():
         from rolecircuits.documents import shards, tables, tasks  # torch: after the file is checked
 
     say_limits(args.output_dir)
     with open_engine(args) as engine:
         folder = Path(args.output_dir, shards.SHARDS)
-        done = tasks.run_documents(engine, documents, Setting.of(args), args.capture, folder)
+        setting = Setting.of(args)
+        done = tasks.run_documents(engine, reading.documents, setting, args.capture, folder)
     kept, arrays = done.complete()
-    say_failed(done.failed)
+    failed = reading.failed + done.failed
+    say_failed(failed)
     if not kept:
-        raise RunFailed(f"all {len(documents)} documents failed: {done.failed[0][1]}; {SMALLER}")
-    fed = record.describe_documents(args, len(kept), done.feeding, done.failed)
-    how = (done.facts, fed, done.determinism, {"capture_s": done.seconds})
-    config = record.describe_run("activation_analysis.py --documents", args, *how)
-    config["capture"] = done.how
+        raise RunFailed(f"all {len(failed)} documents failed: {done.failed[0][1]}; {SMALLER}")
+    config = tables.describe_documents_run(args, len(kept), done, failed, reading.facts)
     with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
         tables.save_documents(new.path, kept, arrays, config, done.facts)
     print(
-        f"{len(kept)} documents done, {len(done.failed)} failed: "
+        f"{len(kept)} documents done, {len(failed)} failed: "
         f"{sum(document.n_tokens for document in kept)} tokens, "
         f"{sum(len(document.spans) for document in kept)} turns, {done.how['method']}, "
         f"{done.seconds:.1f} s -> {printable(new.final)}"
     )
-    return 3 if done.failed else 0
+    return 3 if failed else 0
 
 
 def main(argv=None):

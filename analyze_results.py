@@ -1,33 +1,45 @@
-"""Test every layer and head of a run: intervals, p-values, corrections, effect sizes, candidates.
+"""Test every layer and head of a run: intervals, p-values, corrections, effect
+sizes, candidates.
 
-    RFC = 1 - H_self / H_neutral          RSI = (H_confounder - H_self) / H_neutral
+    RFC = 1 - H_self / H_neutral       RSI = (H_confounder - H_self) / H_neutral
     both > 0: self-referent is the more focused
     contrast a-b: H_b - H_a, also > 0: a is the more focused; g is its Hedges g
 
-How the prompts are built is said first: what the first word and the token count explain besides
-the category. In a crossed set differences are taken inside frames, and frames are the unit.
+How the prompts are built is said first: what the first word and the token count
+explain besides the category. In a crossed set differences are taken inside
+frames, and frames are the unit.
 
-Written to --output_dir, never into the run folder (methods and their sources: METHODS.md):
+Written to analysis_results/<name of the run folder>, never into the run (the
+methods and their sources: METHODS.md):
 
     design.json               how the prompts are built, by layer
-    layer_metrics.csv         RFC and RSI of every layer, five ways, each with 95 % interval, null,
-                              p, q and max-T p; how many prompts and frames it rests on; what could
-                              have been found, and whether it differs or is equivalent to its null
-    multiverse.csv            sign and significance under every choice of the analysis
+    layer_metrics.csv         RFC and RSI of every layer, five ways, each with
+                              95 % interval, null, p, q and max-T p; how many
+                              prompts and frames it rests on; what could have
+                              been found, and whether it differs or is
+                              equivalent to its null
+    multiverse.csv            sign and significance under every choice of the
+                              analysis
     contrasts.csv             every contrast, layer by layer
-    head_ranking.csv          every head, strongest first: differences, g with interval, p, q and
-                              max-T p; in a crossed set also its attention on the slot, by category
-    category_summary.csv      prompts, tokens, mean entropies and sink mass of each category
-    ablation_candidates.json  heads for interventions.py, chosen on half of the prompts and measured
-                              on the other half
+    head_ranking.csv          every head, strongest first: differences, g with
+                              interval, p, q and max-T p; in a crossed set also
+                              its attention on the slot, by category
+    category_summary.csv      prompts, tokens, mean entropies and sink mass of
+                              each category
+    ablation_candidates.json  heads for interventions.py, chosen on half of the
+                              prompts and measured on the other half
 
-    python analyze_results.py --input_dir results_activation_analysis/latest_run --top_k 10
-    python analyze_results.py --input_dir RUN --contrast robot-stone robot-dog
+    python analyze_results.py --top_k 5 \\
+        --input_dir results_activation_analysis/demo/latest_run
+    python analyze_results.py --contrast third_person-neutral \\
+        --input_dir results_activation_analysis/demo/crossed/latest_run
 """
 
 import sys
+from pathlib import Path
 
 from output_manager import load_run
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import (
     DEFAULT_SEED,
     MARGIN,
@@ -43,15 +55,16 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 
-DEFAULT_OUTPUT = "analysis_results"
+DEFAULT_OUTPUT = "analysis_results"  # in it, a folder named as the run's
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     folder = "a run folder, or a latest_* link to one"
     parser.add_argument("--input_dir", required=True, help=folder)
-    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
-    proposed = "heads printed and proposed for ablation (10)"
+    place = f"where the tables go (default {DEFAULT_OUTPUT}/<name of the run folder>)"
+    parser.add_argument("--output_dir", help=place)
+    proposed = "heads printed and proposed for ablation"
     parser.add_argument("--top_k", type=positive_int, default=10, help=proposed)
     use = f"of resamples and prompt split (default {DEFAULT_SEED})"
     parser.add_argument("--seed", type=seed_value, default=DEFAULT_SEED, help=use)
@@ -59,17 +72,20 @@ def parse_args(argv=None):
     parser.add_argument("--margin", type=positive_number, default=MARGIN, help=least)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     say_unverified(args)
-    check_output_dir(args.output_dir)
+    check_output_dir(args.output_dir or DEFAULT_OUTPUT)
     run = load_run(args.input_dir, not args.no_verify).rename(args.roles)
-    analyze(run, args.output_dir, args.top_k, args.seed, args.contrast, args.margin)
+    place = args.output_dir or Path(DEFAULT_OUTPUT, run.name)
+    analyze(run, place, args.top_k, args.seed, args.contrast, args.margin)
 
 
-def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):
+def analyze(run, output_dir, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):
     """Analyse a loaded run, write the files, print the tables.
 
     asked    contrasts "a-b"; without any the usual ones    margin  as --margin
@@ -107,48 +123,22 @@ def analyze(run, output_dir=DEFAULT_OUTPUT, top_k=10, seed=DEFAULT_SEED, asked=(
     files.write_json(folder / "ablation_candidates.json", plan)
 
     tables.print_contrasts(run, chosen, compared)
-    contrast = next(iter(chosen))
-    interval = tables.Column("95 % interval", no_wrap=True)
-    columns = ("layer", "head", "diff", "g", interval, "p", "q (BH)", "max-T p")
-    title = f"{run.label}: strongest heads, {contrast}, normalised entropy"
-    tables.print_table(columns, [head_cells(row, contrast) for row in heads[:top_k]], title)
-    print("\n".join(said))
+    tables.print_heads(run, heads[:top_k], next(iter(chosen)))
+    tables.say("\n".join(said))
     if plan["selection"]:
         q = [row["q_held_out"] for row in plan["selection"]]
         confirmed = f"{sum(x < 0.05 for x in q)} confirmed on the held-out half (q < 0.05)"
         if all(x != x for x in q):
             confirmed = "the held-out half is too small to confirm one"
         print(f"ablation candidates: {len(q)} heads, {confirmed}")
-    if "note" in plan:
-        print(plan["note"])
-    print(
+    tables.say(plan.get("note", ""))
+    tables.say(
         f"written to {printable(folder)}: layer_metrics, multiverse, contrasts, head_ranking, "
         "category_summary (csv), design, ablation_candidates (json)"
     )
     results = {"layers": layers, "contrasts": compared, "heads": heads, "categories": categories}
     results |= {"multiverse": choices, "candidates": plan}
     return results | {"design": design, "verdicts": said}
-
-
-def head_cells(row, contrast):
-    """Cells of one row of head_ranking.csv on the terminal; - for what is undefined."""
-
-    def show(name, form):
-        value = row[f"{contrast}_{name}"]
-        if value != value:
-            return "-"
-        return "<0.0001" if form == ".4f" and value < 1e-4 else format(value, form)
-
-    interval = f"{show('g_low', '+.2f')} {show('g_high', '+.2f')}".replace("- -", "-")
-    tests = [show(name, ".4f") for name in ("p", "q", "p_max")]
-    return [
-        row["layer"],
-        row["head"],
-        show("estimate", "+.4f"),
-        show("g", "+.2f"),
-        interval,
-        *tests,
-    ]
 
 
 def main(argv=None):

@@ -1,31 +1,40 @@
-"""Compare a base and an instruct run, layer by layer, on the prompts that both hold.
+"""Compare a base and an instruct run, layer by layer, on the prompts that both
+hold.
 
-    RFC(l) = 1 - H_self / H_neutral               > 0: self-referent attention is the more focused
-    RSI(l) = (H_confounder - H_self) / H_neutral  > 0: it is the more focused than about-the-user
+    RFC(l) = 1 - H_self / H_neutral               > 0: self-referent attention
+                                                  is the more focused
+    RSI(l) = (H_confounder - H_self) / H_neutral  > 0: it is the more focused
+                                                  than about-the-user
     difference = instruct - base
 
-Intervals are 95 % bootstrap-t intervals over frames, clusters of prompts that begin alike, or
-prompts, as the set is built (docs/PROMPTS.md), the same draws for both runs. Layers
-that pass Benjamini-Hochberg at 0.05 over all layers are marked; counts are printed uncorrected and
-corrected side by side. Raw indices move with prompt length alone and are therefore shown beside
-their length null. Where both runs hold the same weights the difference is one of prompt formats,
+Intervals are 95 % bootstrap-t intervals over frames, clusters of prompts that
+begin alike, or prompts, as the set is built (docs/PROMPTS.md), the same draws
+for both runs. Layers that pass Benjamini-Hochberg at 0.05 over all layers are
+marked; counts are printed uncorrected and corrected side by side. Raw indices
+move with prompt length alone and are therefore shown beside their length null.
+Where both runs hold the same weights the difference is one of prompt formats,
 not of training, and every title says so.
 
---contrast a-b compares categories of any name (contrast_comparison.csv and a figure); --roles says
-which of them RFC and RSI are of. In a crossed set everything is taken inside frames.
+--contrast a-b compares categories of any name (contrast_comparison.csv and a
+figure); --roles says which of them RFC and RSI are of. In a crossed set
+everything is taken inside frames.
 
-detailed_comparison.csv begins with the columns of the original study under its estimator (rows
-pooled, t-intervals over heads), for comparison with published numbers only; the columns behind them
-(rfc_normalised_diff, ...) are the result. profile_rows.npz holds the rows behind them, from which
+detailed_comparison.csv begins with the columns of the original study under its
+estimator (rows pooled, t-intervals over heads), for comparison with published
+numbers only; the columns behind them (rfc_normalised_diff, ...) are the result.
+profile_rows.npz holds the rows behind them, from which
 cross_model_correlation.py draws prompts jointly for two models.
 
-    python compare_base_instruct.py --base_dir results_activation_analysis/latest_base \\
-        --instruct_dir results_activation_analysis/latest_run --output_dir comparison_results
+    python compare_base_instruct.py --output_dir my_comparison \\
+        --base_dir results_activation_analysis/demo/latest_base \\
+        --instruct_dir results_activation_analysis/demo/latest_run
+    python compare_base_instruct.py  # needs a base and an instruct run
 """
 
 import sys
 
 from output_manager import load_run
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.inputs.arguments import (
     ALPHA,
@@ -44,14 +53,16 @@ from rolecircuits.runs import files, npz
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     base, instruct = (f"{DEFAULT_RESULTS}/latest_{side}" for side in ("base", "run"))
-    parser.add_argument("--base_dir", default=base, help="run folder (default %(default)s)")
-    parser.add_argument("--instruct_dir", default=instruct, help="default %(default)s")
-    parser.add_argument("--output_dir", default="comparison_results", help="default %(default)s")
+    parser.add_argument("--base_dir", default=base, help="a run folder")
+    parser.add_argument("--instruct_dir", default=instruct, help="a run folder")
+    parser.add_argument("--output_dir", default="comparison_results", help="for what is written")
     add_contrast_arguments(parser)
     add_verify_argument(parser)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     say_unverified(args)
     check_output_dir(args.output_dir)
@@ -115,52 +126,53 @@ def compare(base, instruct, output_dir, asked=()):
 
 
 def print_summary(summary):
-    """The summary as one table with the notes below it."""
+    """The summary as two tables with the notes below them."""
     from rolecircuits.drawing import tables  # rich: --help does without it
 
-    print(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}")
-    size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
-    print(f"instruct - base over {size} ({summary['pair']})")
+    right = tables.right
+    tables.say(f"base      {summary['base']['label']}\ninstruct  {summary['instruct']['label']}")
     original = dict(summary["original"])
     warning = original.pop("warning", None)
     differences = summary["differences"] | ({"original": original} if original else {})
     rows = [
-        (f"{index.upper()} {kind}", *difference_cells(entry))
+        (f"{index.upper()} {tables.KIND_NAMES.get(kind, kind)}", *difference_cells(tables, entry))
         for kind, entries in differences.items()
         for index, entry in entries.items()
     ]
-    rows += [(name, *difference_cells(entry)) for name, entry in summary["contrasts"].items()]
-    columns = ("", "mean [95 %]", "null", "min @layer", "max @layer", "layers")
-    tables.print_table(columns, rows, file_width=tables.WIDE, **tables.PLAIN)
-    corrected = f"Benjamini-Hochberg q < {ALPHA} / max-T p < {ALPHA}"
-    print(
-        f"null: length null. layers: 95 % interval excludes 0, uncorrected / {corrected}; "
-        "raw differences are not tested"
-    )
+    rows += [(name, *difference_cells(tables, e)) for name, e in summary["contrasts"].items()]
+    size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
+    title = f"instruct - base over {size} ({summary['pair']}): means over layers; > 0: self-"
+    title += "referent, or the first-named category, gains focus"
+    columns = ["", tables.interval("mean [95 %]"), right("null")]
+    tables.print_table(columns, [row[:3] for row in rows], title, "null: length null")
+    columns = ["", *map(right, ("min @layer", "max @layer", "95 %", "BH", "max-T", "layers"))]
+    note = f"95 %: layers whose interval excludes 0, uncorrected; BH, max-T: q, p < {ALPHA}; "
+    note += "raw differences are not tested"
     if warning:
-        print(f"* layers whose t-interval over heads excludes 0: {warning}")
-    for note in summary["notes"]:
-        print(f"note: {note}")
+        note += f"\n* layers whose t-interval over heads excludes 0: {warning}"
+    tables.print_table(columns, [row[:1] + row[3:] for row in rows], "the same by layer", note)
+    for text in summary["notes"]:
+        tables.say(f"note: {text}")
 
 
-def difference_cells(entry):
-    """Cells of one row of the table; - for what is undefined or left out."""
+def difference_cells(tables, entry):
+    """Cells of one row: mean with interval, null, extremes, layers that pass each test, of how
+    many; - for what is undefined or left out.
+
+    tables  the module drawing.tables    entry  of `summarise_difference`
+    """
     if entry["mean"] is None:
-        return ["undefined", "-", "-", "-", "-"]
-    mean, null = f"{entry['mean']:+.3f}", entry["length_null_mean"]
-    if entry["mean_ci_low"] is not None:
-        mean += f" [{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
+        return [*"-------", entry["layers"]]
+    mean = tables.with_interval(entry["mean"], entry["mean_ci_low"], entry["mean_ci_high"])
     ends = [f"{entry[end]:+.3f} @{entry[f'{end}_layer']}" for end in ("min", "max")]
     if "head_intervals_excluding_zero" in entry:
         heads = entry["head_intervals_excluding_zero"]
-        excluding = "-" if heads is None else f"{heads}*"
-    elif entry["layers_excluding_zero"] is None:
-        excluding = "-"
+        counts = ["-" if heads is None else f"{heads}*", "-", "-"]
     else:
         names = ("excluding_zero", "q_below_alpha", "p_max_below_alpha")
-        counts = [entry[f"layers_{name}"] for name in names]
-        excluding = "/".join("-" if count is None else str(count) for count in counts)
-    return [mean, "-" if null is None else f"{null:+.3f}", *ends, excluding]
+        counts = [tables.show(entry[f"layers_{name}"], "d") for name in names]
+    null = tables.show(entry["length_null_mean"], "+.3f")
+    return [mean, null, *ends, *counts, entry["layers"]]
 
 
 def main(argv=None):

@@ -1,33 +1,40 @@
-"""Do models change alike? Compares how RFC and RSI differ (instruct - base) in several model pairs.
+"""Do models change alike? Compares how RFC and RSI differ (instruct - base) in
+several model pairs.
 
-    as is, linear, quadratic  Pearson's r of two layer profiles, and of what is left after a line or
-          a parabola in relative depth is removed from each; models of unequal depth are compared
-          at the relative depths of the shallower, the deeper one interpolated linearly
-    p     modified t-test: neighbouring layers are alike, so r is compared with t of as many degrees
-          of freedom as the autocorrelation of both profiles leaves (rolecircuits/stats/
-          profile_tests.py). Two profiles that drift with depth correlate whatever they are: only p
-          of the quadratic column is near its level then, and is the one to read
-    shifts   the same by circular shifts along depth: the share of them, the unshifted profile among
-          them, that correlate as strongly. L layers have L shifts: under 21 cannot reach 0.05
-    corrected  r without the noise of the prompts, where two models ran on the same prompts and both
-          folders hold profile_rows.npz: 2,000 joint resamples (stats/profile_noise.py). signal: the
-          share of the variance of each profile that is no such noise; below 0.5 do not trust the
+    as is, linear, quadratic  Pearson's r of two layer profiles, and of what is
+          left after a line or a parabola in relative depth is removed from
+          each; models of unequal depth are compared at the relative depths of
+          the shallower, the deeper one interpolated linearly
+    p     modified t-test: neighbouring layers are alike, so r is compared with
+          t of as many degrees of freedom as the autocorrelation of both
+          profiles leaves (rolecircuits/stats/profile_tests.py). Two profiles
+          that drift with depth correlate whatever they are: only p of the
+          quadratic column is near its level then, and is the one to read
+    shifts   the same by circular shifts along depth: the share of them, the
+          unshifted profile among them, that correlate as strongly. L layers
+          have L shifts: under 21 cannot reach 0.05
+    corrected  r without the noise of the prompts, where two models ran on the
+          same prompts and both folders hold profile_rows.npz: 2,000 joint
+          resamples (stats/profile_noise.py). signal: the share of the variance
+          of each profile that is no such noise; below 0.5 do not trust the
           corrected r. It has no interval: none that was tried covers
 
---kind normalised | sinkfree reads rfc_<kind>_diff_estimate and rsi_<kind>_diff_estimate of the
-detailed_comparison.csv that compare_base_instruct.py writes; original reads rfc_diff, rsi_diff, the
-published estimator, which raw lengths move. Without the flag: normalised where every file has it,
-else original of all.
-Written to --output_dir: cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
+--kind normalised | sinkfree reads rfc_<kind>_diff_estimate and
+rsi_<kind>_diff_estimate of the detailed_comparison.csv that
+compare_base_instruct.py writes; original reads rfc_diff, rsi_diff, the
+published estimator, which raw lengths move. Without the flag: normalised where
+every file has it, else original of all. Written to --output_dir:
+cross_model_summary.csv, cross_model_correlations.csv (also Spearman) and
 cross_model_profiles.png.
 
-    python cross_model_correlation.py --comparison mistral=comparison_results/mistral \\
-        --comparison qwen=comparison_results/qwen
+    python cross_model_correlation.py --comparison \\
+        original=comparison_results/demo crossed=comparison_results/demo/crossed
 """
 
 import sys
 from pathlib import Path
 
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import check_output_dir
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, run_script
@@ -43,10 +50,12 @@ def parse_args(argv=None):
     parser.add_argument("--comparison", action="append", required=True, **named)
     kinds = "which columns are read (default: normalised where every file has it, else original)"
     parser.add_argument("--kind", choices=KINDS, help=kinds)
-    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=f"default: {DEFAULT_OUTPUT}")
+    parser.add_argument("--output_dir", default=DEFAULT_OUTPUT, help="for what is written")
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     comparisons = parse_comparisons([text for texts in args.comparison for text in texts])
     compare_models(comparisons, args.output_dir, args.kind)
@@ -104,15 +113,17 @@ def compare_models(comparisons, output_dir, kind=None):
     figure = profile_figure.plot_profiles(changes, used)
     style.save_figure(figure, folder / "cross_model_profiles.png")
 
-    columns = ("model", "index", "layers", "mean", "sd", "below", "near 0", "above")
-    title = f"{used}: share of layers below -0.01, near 0, above +0.01"
-    tables.print_table(columns, map(summary_cells, summary), title)
+    columns = ["model", "index"]
+    columns += map(tables.right, ("layers", "mean", "sd", "below", "near 0", "above"))
+    title = f"{tables.KIND_NAMES.get(used, used)}, instruct - base: share of layers below -0.01, "
+    title += "near 0, above +0.01; > 0: self-referent gains focus"
+    tables.print_table(columns, [summary_cells(tables, row) for row in summary], title)
     if correlations:
         tables.print_profile_correlations(correlations, used)
     else:
         print("one model: nothing to correlate")
     for note in notes:
-        print(f"note: {note}")
+        tables.say(f"note: {note}")
     print(f"written to {printable(folder)}")
     return {"summary": summary, "correlations": correlations, "kind": used}
 
@@ -132,11 +143,11 @@ def read_rows(tables, changes, noise):
     return rows
 
 
-def summary_cells(row):
-    """Cells of one row of cross_model_summary.csv on the terminal."""
+def summary_cells(tables, row):
+    """Cells of one row of cross_model_summary.csv; tables is the module drawing.tables."""
     shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
     moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
-    return [row["model"], row["index"], row["n_layers"], *moments, *shares]
+    return [row["model"], tables.index_name(row), row["n_layers"], *moments, *shares]
 
 
 def main(argv=None):

@@ -1,14 +1,18 @@
-"""Let the model answer the prompts, and again under each intervention: which answers change?
+"""Let the model answer the prompts, and again under each intervention: which
+answers change?
 
     one greedy answer a prompt (temperature 0, no sampling)
     -> results_activation_analysis/generation_<time>/generation_results.json
-       (category, prompt, token ids, text, measures), with a plan also answer_changes.csv
+       (category, prompt, token ids, text, measures), with a plan also
+       answer_changes.csv
 
     python experiment.py --max_tokens 40 --prompt_format chat
-    python experiment.py --max_tokens 20 --config_file targeted_interventions.json
+    python experiment.py --max_tokens 20 --prompts_per_category 5 \\
+        --config_file analysis_results/demo/base/ablation_candidates.json
 
-Measures: share of first-person words, whether the answer names itself an AI or a model, length in
-tokens, share of repeated trigrams. The newest run is linked as latest_generation.
+Measures: share of first-person words, whether the answer names itself an AI or
+a model, length in tokens, share of repeated trigrams. The newest run is linked
+as latest_generation.
 """
 
 import sys
@@ -17,10 +21,12 @@ import time
 from deterministic import set_determinism
 from output_manager import create_run, say_limits
 from prompts import load_prompts
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.edits import plan_source
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_GENERATION,
     add_model_arguments,
+    add_output_argument,
     check_model_arguments,
     check_output_dir,
     positive_int,
@@ -43,10 +49,12 @@ def parse_args(argv=None):
         "--interventions",
         help="plan: answer again under each of its interventions",
     )
-    parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    add_output_argument(parser)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     """Answer the prompts; what can be refused is refused before the weights are read."""
     check_model_arguments(args)
@@ -58,6 +66,7 @@ def run(args):
         plan = read_plan(args.config_file)
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
+    notes += plan_source.check_source(args.config_file, args, prompts) if plan else []
     say_notes(notes)
     with collector_paused():
         from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked

@@ -1,23 +1,33 @@
-"""Edit a model in the middle of its forward pass and measure what changes further on.
+"""Edit a model in the middle of its forward pass and measure what changes
+further on.
 
-    plan -> the unedited run -> every edit through the same capture as activation_analysis.py
-    -> results_activation_analysis/intervention_<time>/
+    plan -> the unedited run -> every edit, captured as activation_analysis.py
+    does -> results_activation_analysis/intervention_<time>/
        (baseline/, sh_29_26_zero_out/, ..., effects.csv, effects.json)
 
-    python interventions.py --config_file ablation_candidates.json
-    python interventions.py --model_id mistralai/Mistral-7B-Instruct-v0.1 --dtype bfloat16
-    python interventions.py --sweep heads --method zero_out
+    python interventions.py --prompts crossed --prompts_per_category 36 \\
+        --held_out --config_file \\
+        analysis_results/demo/crossed/base/ablation_candidates.json
+    python interventions.py --sweep heads --prompts_per_category 5
+    python interventions.py --dtype bfloat16 \\
+        --model_id mistralai/Mistral-7B-Instruct-v0.1  # needs the hub
     python interventions.py --sweep heads --engine ray --num_workers 4
+        # needs requirements-distributed.txt
 
-Heads, patterns, MLPs and the residual can be edited; plan.py lists how, and the default plan is
-targeted_interventions.json. effects.csv has one row an intervention and category: KL of the next
-token, change of the top token, change of surprisal of the unedited answer, change of the mean RFC
-and RSI of later layers (effects.py defines them), each with its interval and its rank among the
-other heads of the layer under the same edit. Whether all candidates together are more than a random
-choice of heads is tested exactly (ranks.py). A plan may bring its own controls instead.
---sweep heads ablates every head in turn and writes head_effects.npz [layer, head, category]; it can
-be interrupted and continued. The newest run is linked as latest_intervention, the newest sweep as
-latest_sweep.
+Heads, patterns, MLPs and the residual can be edited; plan.py lists how. A plan
+says which model it is for and is refused by another one. Without a plan the
+published heads are cut in the two models that they are of
+(targeted_interventions.json). effects.csv has one row an intervention and
+category: KL of the next token, change of the top token, change
+of surprisal of the unedited answer, change of the mean RFC and RSI of later
+layers (effects.py defines them), each with its interval and its rank among the
+other heads of the layer under the same edit. Whether all candidates together
+are more than a random choice of heads is tested exactly (ranks.py). A plan may
+bring its own controls instead.
+
+--sweep heads ablates every head in turn and writes head_effects.npz [layer,
+head, category]; it can be interrupted and continued. The newest run is linked
+as latest_intervention, the newest sweep as latest_sweep.
 """
 
 import sys
@@ -26,13 +36,15 @@ from pathlib import Path
 
 from output_manager import create_run, say_limits, write_manifest
 from prompts import load_prompts
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.edits import plan_source
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item
 from rolecircuits.inputs.arguments import (
-    DEFAULT_RESULTS,
     LATEST_INTERVENTION,
     LATEST_SWEEP,
     add_model_arguments,
+    add_output_argument,
     check_model_arguments,
     check_output_dir,
     controls_number,
@@ -44,6 +56,18 @@ from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
 
 DEFAULT_PLAN = Path(__file__).with_name("targeted_interventions.json")
+WHAT_TO_GIVE = """\
+give a plan, a file that says which heads to edit and how:
+  {{"schema_version": 1, "interventions": [
+    {{"type": "head", "layer": 1, "head": 3, "method": "zero_out"}}]}}
+this makes one, of the heads that react in a run, and says where it lies:
+  python analyze_results.py --input_dir results_activation_analysis/latest_run
+and this cuts them, on the prompts that did not choose them:
+  python interventions.py --held_out --config_file .../ablation_candidates.json
+without a plan every head can be cut in turn:
+  python interventions.py --sweep heads
+and the published heads, in the models that they are of:
+  python interventions.py --model_id {}"""
 SWEEP_METHODS = ("zero_out", "half_out", "mean")
 
 
@@ -72,10 +96,12 @@ def parse_args(argv=None):
     kept = "measure on the prompts that did not choose the plan's heads (its held_out)"
     plan.add_argument("--held_out", action="store_true", help=kept)
     add_engine_arguments(parser)
-    parser.add_argument("--output_dir", default=DEFAULT_RESULTS)
+    add_output_argument(parser)
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     """Run the plan or the sweep; what can be refused is refused before the weights are read."""
     check_model_arguments(args)
@@ -89,14 +115,19 @@ def run(args):
         )
     if args.held_out and not args.config_file:
         raise UserError("--held_out needs --config_file: a plan that analyze_results.py wrote")
-    plan, held_out = None, None
+    plan, held_out, path = None, None, args.config_file or DEFAULT_PLAN
     if not args.sweep:
         from rolecircuits.edits.plan import read_held_out, read_plan  # pydantic: not for --help
 
-        plan = read_plan(args.config_file or DEFAULT_PLAN)
-        held_out = read_held_out(args.config_file) if args.held_out else None
+        published = plan_source.source_models(plan_source.read_source(DEFAULT_PLAN))
+        if args.config_file is None and args.model_id not in published:
+            print(WHAT_TO_GIVE.format(published[0]), file=sys.stderr)
+            return 2
+        plan = read_plan(path)
+        held_out = read_held_out(path) if args.held_out else None
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
     check_turns(prompts, args.prompt_format, args.prompts)
+    notes += [] if args.sweep else plan_source.check_source(path, args, prompts)
     if held_out is not None:
         prompts = [prompt for prompt in prompts if prompt.id in held_out]
         if not prompts:
@@ -108,6 +139,7 @@ def run(args):
             run_sweep(engine, prompts, args)
         else:
             run_interventions(engine, prompts, plan, args)
+    return 0
 
 
 def run_interventions(engine, prompts, plan, args):

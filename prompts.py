@@ -1,28 +1,33 @@
-"""The prompt sets, the pairs or frames in them, and how long the prompts really are.
+"""The prompt sets, the pairs or frames in them, and how long the prompts really
+are.
 
     original  30 texts in each of four categories (the default)
-                  self_referent   asks the model about itself            "Who created you?"
-                  confounder      asks about the person who is typing    "How tall am I?"
-                  third_person    confounder[i] with the person swapped  "How tall is she?"
-                  neutral         names no person                        "What is photosynthesis?"
-    crossed   36 sentences with a slot (frames) x 3 fillers; only the person in the slot differs
-                  "How old are you?"   "How old am I?"   "How old is she?"   "How old is it?"
-    deixis    the sentences of crossed, in the user's turn and in the assistant's; needs
-              --prompt_format chat
-    FILE      your own: .json, .jsonl or .csv (see rolecircuits/inputs/prompt_files.py); --export
-              writes any set as such a file
+                "Who created you?"         self_referent, about the model
+                "How tall am I?"           confounder, about who is typing
+                "How tall is she?"         third_person, confounder[i] swapped
+                "What is photosynthesis?"  neutral, names no person
+    crossed   36 sentences with a slot (frames) x 3 fillers; only the person in
+              the slot differs: "How old are you?"  "How old am I?"
+              "How old is she?"  "How old is it?"
+    deixis    the sentences of crossed, in the user's turn and in the
+              assistant's; needs --prompt_format chat
+    FILE      your own: .json, .jsonl or .csv (see
+              rolecircuits/inputs/prompt_files.py); --export writes any set as
+              such a file
 
-confounder[i] and third_person[i] are a matched pair; they carry the same pair_id. Categories of the
-original set differ in length, and raw attention entropy grows with length, so this script prints
-the lengths and the length null: the RFC and RSI that attention spread uniformly over the visible
-keys would get from length alone.
+confounder[i] and third_person[i] are a matched pair; they carry the same
+pair_id. Categories of the original set differ in length, and raw attention
+entropy grows with length, so this script prints the lengths and the length
+null: the RFC and RSI that attention spread uniformly over the visible keys
+would get from length alone.
 
     python prompts.py
     python prompts.py --prompts crossed --model_id bundled:smollm2-135m-instruct
     python prompts.py --prompts crossed --export mine.csv
-    python prompts.py --audit results_activation_analysis/latest_run
+    python prompts.py --audit results_activation_analysis/demo/latest_run
 
---audit says of a run how its prompts are built: what category, first word and token count explain.
+--audit says of a run how its prompts are built: what category, first word and
+token count explain.
 """
 
 import difflib
@@ -32,7 +37,13 @@ import sys
 from pathlib import Path
 
 from output_manager import load_run
-from rolecircuits.inputs.arguments import add_format_arguments, check_prompt_arguments, positive_int
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.inputs.arguments import (
+    REVISION_HELP,
+    add_format_arguments,
+    check_prompt_arguments,
+    positive_int,
+)
 from rolecircuits.inputs.categories import REQUIRED, cells_of, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
@@ -76,13 +87,14 @@ def _own_path(text, flag):
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_id", help="count this model's tokens (default: count words)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--revision", help=REVISION_HELP)
     parser.add_argument(
         "--prompts",
         metavar="NAME|FILE",
         help=f"{', '.join(SETS)}, or a .json, .jsonl or .csv file (default {SETS[0]})",
     )
-    parser.add_argument("--prompts_per_category", type=positive_int)
+    first = "the first N of each category (default: all)"
+    parser.add_argument("--prompts_per_category", type=positive_int, help=first)
     add_format_arguments(parser)
     parser.add_argument(
         "--export", metavar="FILE", help="write the set to this new file, and count nothing"
@@ -90,9 +102,11 @@ def parse_args(argv=None):
     parser.add_argument(
         "--audit", metavar="RUN", help="say how the prompts of this run are built, and end"
     )
+    add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@writes_tables
 def run(args):
     if args.audit is not None:
         return audit(args)
@@ -165,21 +179,20 @@ def print_lengths(prompts, lengths, spans, unit, whole_prompt):
         fed, text = [lengths[i] for i in chosen], [spans[i][1] - spans[i][0] for i in chosen]
         means = [f"{statistics.fmean(values):.2f}" for values in (fed, text)]
         rows.append((name, len(fed), means[0], min(fed), max(fed), means[1]))
-    columns = ("category", "n", f"mean {unit} fed", "min", "max", f"mean {unit} of the text")
-    tables.print_table(columns, rows, "lengths", **tables.BOXED)
-    describe = describe_frames if is_crossed(prompts) else describe_pairs
-    title, columns, rows, summary = describe(prompts, lengths, unit)
-    tables.print_table(columns, rows, title, file_width=tables.WIDE, **tables.BOXED)
-    print(summary)
     absent = [name for name in REQUIRED if name not in category]
     if absent:
-        print(f"no length null: RFC and RSI need {' and '.join(absent)} prompts")
-        return
-    null = indices.length_null(category, lengths, spans, whole_prompt)
-    print(
-        "length null (uniform attention, raw index): "
-        f"RFC {null['rfc']:+.4f}   RSI {null['rsi']:+.4f}"
-    )
+        null = f"no length null: RFC and RSI need {' and '.join(absent)} prompts"
+    else:
+        found = indices.length_null(category, lengths, spans, whole_prompt)
+        null = "length null (uniform attention, raw index): "
+        null += f"RFC {found['rfc']:+.4f}   RSI {found['rsi']:+.4f}"
+    numbers = ("n", f"mean {unit}\nfed", "min", "max", f"mean {unit}\nof the text")
+    tables.print_table(["category", *map(tables.right, numbers)], rows, "lengths", null)
+    describe = describe_frames if is_crossed(prompts) else describe_pairs
+    title, columns, rows, summary = describe(prompts, lengths, unit)
+    numbers = ("pair", "fillers", unit)
+    columns = [tables.right(name) if name in numbers else name for name in columns]
+    tables.print_table(columns, rows, title, summary)
 
 
 def describe_pairs(prompts, lengths, unit):

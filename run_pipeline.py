@@ -1,19 +1,18 @@
-"""The whole study of one model family in one command, and a table of the main numbers.
+"""The whole study of a model family in one command, and its main numbers.
 
-    for each prompt set: both runs -> figures -> tests of every layer and head -> comparison
-    for the crossed one, else the first: the base run's strongest heads cut, and all others of
-    their layers, on the half of the prompts that did not choose them
+    each prompt set: both runs -> figures -> tests of every head -> comparison
+    the crossed one, else the first: the base run's strongest heads cut, and all
+    others of their layers, on the half of the prompts that did not choose them
 
     python run_pipeline.py --family demo
-    python run_pipeline.py --family mistral --dtype bfloat16 --device cuda
-    python run_pipeline.py --family mistral --prompts crossed
-    python run_pipeline.py --family mistral qwen llama --engine ray --num_workers 3
+    python run_pipeline.py --family demo --skip_analysis
+    python run_pipeline.py --family mistral --device cuda  # needs hub and GPU
+    python run_pipeline.py --family qwen llama --engine ray  # hub and Ray
 
-The families are in model_families.json, or in a file of that form that --families_file names.
-Results go to results_activation_analysis/NAME/, figures/NAME/, analysis_results/NAME/ and
-comparison_results/NAME/; those of a second prompt set to NAME/SET/ in each. With --engine ray a
-worker runs the models of a whole family. `demo` is the bundled model twice, on raw and on
-chat-formatted prompts: same weights, two framings.
+The families are in model_families.json; `demo` is the bundled model twice, on
+raw and on chat prompts. Results go to NAME/ in results_activation_analysis,
+figures, analysis_results and comparison_results, those of a second prompt set
+to NAME/SET/. With --engine ray a worker runs the models of a whole family.
 """
 
 import contextlib
@@ -31,6 +30,8 @@ import interventions
 import visualize_results
 from output_manager import load_run, publish_files, resolve_run, say_limits
 from prompts import load_prompts
+from rolecircuits.drawing import table_files
+from rolecircuits.edits.family_plan import family_payload, has_work
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item, LocalEngine, folder_aside
@@ -47,23 +48,27 @@ from rolecircuits.runs.files import pack_folder
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    names = "one name in model_families.json or several: demo, mistral, qwen, ..."
-    parser.add_argument("--family", required=True, nargs="+", dest="families", help=names)
-    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE))
+    names = {"dest": "families", "help": "names in model_families.json: demo, mistral, ..."}
+    parser.add_argument("--family", required=True, nargs="+", **names)
+    own = "a file of that form (default: model_families.json)"
+    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE), help=own)
     arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
     sets = "one set or several, each a name or file (default: those of the family)"
     parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
-    parser.add_argument("--raw", choices=arguments.RAW, default="none", help="figures need none")
-    parser.add_argument("--skip_analysis", action="store_true", help="use the family's newest runs")
+    arguments.add_raw_argument(parser)
+    skip = "make no run again that is there with this model, format, prompts and plan"
+    parser.add_argument("--skip_analysis", action="store_true", help=skip)
     for stage in ("visualization", "comparison", "interventions"):
-        parser.add_argument(f"--skip_{stage}", action="store_true")
-    heads = "heads cut and ranked in their layers (default 3)"
+        parser.add_argument(f"--skip_{stage}", action="store_true", help="leave this stage out")
+    heads = "heads cut and ranked in their layers"
     parser.add_argument("--top_k", type=arguments.positive_int, default=3, help=heads)
     arguments.add_verify_argument(parser)
+    table_files.add_table_argument(parser)
     return parser.parse_args(argv)
 
 
+@table_files.writes_tables
 def run(args):
     """Study every family, on Ray side by side; 3 if prompts failed."""
     check_engine_arguments(args)
@@ -99,31 +104,25 @@ def plan_family(args, name):
     return studies
 
 
-def family_payload(studies):
-    """The payload of `family_task`; plan: None where the base run will choose the heads."""
-    args, edited = studies[0].args, families.edited_study(studies)
-    payload = {"sets": [study.payload for study in studies], "analyse": not args.skip_analysis}
-    plan = {"interventions": []} if args.skip_interventions else None
-    if args.skip_analysis and plan is None:
-        how = args.top_k, args.seed, not args.no_verify
-        plan = choose_heads(studies[edited].runs["base"], *how)
-    return payload | {"top_k": args.top_k, "plan": plan, "edited": edited}
-
-
-def parse_stages(flags, *more):
-    """{stage: flags of its script}, parsed; `more` is added to each and wins."""
+def parse_stages(flags):
+    """{stage: flags of its script}, parsed."""
     scripts = dict.fromkeys(RUNS, activation_analysis) | {"edits": interventions}
-    return {stage: scripts[stage].parse_args([*each, *more]) for stage, each in flags.items()}
+    return {stage: scripts[stage].parse_args(each) for stage, each in flags.items()}
 
 
 def run_families(studies_of, engine):
     """The models of {family: [Study]}, one item a family, and its report; returns lost prompts."""
     say_limits(arguments.DEFAULT_RESULTS)
-    here, failed = {"here": engine.name == "local"}, []
-    payloads = {name: family_payload(studies) for name, studies in studies_of.items()}
-    items = [Item(name, family_task, payload | here) for name, payload in payloads.items()]
+    here, failed, items = {"here": engine.name == "local"}, [], []
+    for name, studies in studies_of.items():
+        payload = family_payload(studies, choose_heads) | here
+        if has_work(payload):
+            items.append(Item(name, family_task, payload))
+        else:
+            report_family(name, studies, payload["kept"])
     for item, done in engine.run(items, None if here["here"] else "families", "family"):
         studies = studies_of[item.label]
+        table_files.record(*done["tables"])
         for study, published in zip(studies, done["files"], strict=False):
             for stage, files in published.items():
                 args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
@@ -138,7 +137,7 @@ def run_families(studies_of, engine):
 
 
 def family_task(state, payload):
-    """A family's analyses and the edits of its base model: {"failed", "edited", "error", "files"}.
+    """Analyses and edits of a family: {"failed", "edited", "error", "files", "tables"}.
 
     error  what kept the base model from being edited: the analyses are not lost for it
     files  [{stage: those of its run}] of the prompt sets, unless `here` says that this is where
@@ -146,18 +145,19 @@ def family_task(state, payload):
     """
     sets = [[Prompt(**prompt) for prompt in item["prompts"]] for item in payload["sets"]]
     failed, plan, error, files, cuts = [], payload["plan"], None, [], []
-    with contextlib.nullcontext() if payload["here"] else folder_aside() as aside:
-        stages = [
-            parse_stages(item["flags"], *([f"--output_dir={Path(aside, str(i))}"] if aside else []))
-            for i, item in enumerate(payload["sets"])
-        ]
-        for side in RUNS if payload["analyse"] else ():
-            for prompts, of_set in zip(sets, stages, strict=True):
-                args, started, loaded = of_set[side], time.perf_counter(), None  # frees its memory
-                load = partial(activation_analysis.load_for, prompts, args)
-                loaded = state.model(ModelSpec.of(args), load)
-                timings = {"load_s": time.perf_counter() - started}
-                failed += activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
+    aside = contextlib.nullcontext() if payload["here"] else folder_aside()
+    with aside as aside, table_files.recorded_tables() as tables:
+        stages = [parse_stages(item["flags"]) for item in payload["sets"]]
+        for i, of_set in enumerate(stages if aside else ()):
+            for args in of_set.values():
+                args.output_dir = str(Path(aside, str(i)))
+        sides = [(side, i) for side in RUNS for i in range(len(sets))]
+        for side, i in (each for each in sides if each[0] in payload["sets"][each[1]]["runs"]):
+            args, started, loaded = stages[i][side], time.perf_counter(), None  # frees its memory
+            load = partial(activation_analysis.load_for, sets[i], args)
+            loaded = state.model(ModelSpec.of(args), load)
+            timings = {"load_s": time.perf_counter() - started}
+            failed += activation_analysis.analyze_model(loaded, sets[i], args, timings)[1]
         prompts, of_set = sets[payload["edited"]], stages[payload["edited"]]
         try:
             if plan is None:
@@ -175,7 +175,8 @@ def family_task(state, payload):
             links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in of_set.items()}
             made = {stage: link for stage, link in links.items() if link.exists()}
             files.append({stage: pack_folder(resolve_run(link)) for stage, link in made.items()})
-    return {"failed": failed, "edited": bool(cuts) and not error, "error": error, "files": files}
+    done = {"edited": payload["kept"] or (bool(cuts) and not error), "tables": tables}
+    return done | {"failed": failed, "error": error, "files": files}
 
 
 def choose_heads(folder, top_k, seed, verify=True):
@@ -197,18 +198,20 @@ def report_family(name, studies, edited):
     def report(part):
         study, what = part
         figures, tests, comparison = (Path(root, study.folder) for root in OUTPUTS)
-        with contextlib.redirect_stdout(io.StringIO()) as said:  # printed below, part after part
+        said = io.StringIO()  # printed below, part after part
+        with contextlib.redirect_stdout(said), table_files.recorded_tables() as printed:
             if what == "comparison":
                 loaded = (load_run(link, verify) for link in study.runs.values())
-                return said, compare_base_instruct.compare(*loaded, comparison)
+                return said, printed, compare_base_instruct.compare(*loaded, comparison)
             run = load_run(study.runs[what], verify)
             if not args.skip_visualization:
                 visualize_results.visualize(run, figures / what)
             tested = analyze_results.analyze(run, tests / what, args.top_k, args.seed)
-        return said, tested
+        return said, printed, tested
 
-    for (study, what), (said, found) in zip(parts, fork_map(report, parts), strict=True):
+    for (study, what), (said, printed, found) in zip(parts, fork_map(report, parts), strict=True):
         print(said.getvalue(), end="")
+        table_files.record(*printed)
         study.found[what] = found
     if edited and not args.skip_visualization:
         study = studies[families.edited_study(studies)]
@@ -218,9 +221,7 @@ def report_family(name, studies, edited):
 
 
 def print_main_numbers(name, studies):
-    """One table of the indices of both runs on every prompt set, one figure of every choice of the
-    analysis, and where everything lies.
-    """
+    """Tables of both runs' indices, a figure of every choice of the analysis, and all places."""
     from rolecircuits.drawing import multiverse_figure, tables  # matplotlib, rich: not for --help
     from rolecircuits.stats.run_pairs import main_numbers  # numpy
 
@@ -229,9 +230,8 @@ def print_main_numbers(name, studies):
         runs = {side: load_run(link, verify) for side, link in study.runs.items()}
         numbers[study.label] = main_numbers(runs, study.found)
         formats |= {side: run.prompt_format for side, run in runs.items()}
-    tables.print_main_numbers(name, numbers, formats)
-    if "comparison" in studies[0].found:
-        print(studies[0].found["comparison"]["pair"])
+    pair = studies[0].found.get("comparison", {}).get("pair", "")
+    tables.print_main_numbers(name, numbers, formats, pair)
     choices = [row for study in studies for row in study.list_choices()]
     figures = None if studies[0].args.skip_visualization else Path("figures", name)
     multiverse_figure.save_multiverse(choices, name, Path("analysis_results", name), figures)

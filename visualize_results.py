@@ -1,20 +1,25 @@
 """Draw the figures of a run, and write the numbers behind each as CSV.
 
-    python visualize_results.py
-    python visualize_results.py --output_type base --format svg
-    python visualize_results.py --input_dir results_activation_analysis/run_20260101_120000 \\
-        --output_dir my_figures
+    python visualize_results.py --output_dir my_figures \\
+        --input_dir results_activation_analysis/demo/latest_run
+    python visualize_results.py --output_type intervention --format svg \\
+        --input_dir results_activation_analysis/demo/crossed/latest_intervention
+    python visualize_results.py  # needs a run of activation_analysis.py
+    python visualize_results.py --output_type base  # needs a base run
 
-    --output_type   reads (results_activation_analysis/...)   writes
-    instruct        latest_run                                figures/
-    base            latest_base                               figures_base/
-    intervention    latest_intervention, and latest_sweep     figures/intervention/
-                    if it is of the same model
+    --output_type  reads (results_activation_analysis/...)  writes
+    instruct       latest_run                               figures/
+    base           latest_base                              figures_base/
+    intervention   latest_intervention, and latest_sweep   figures/intervention/
+                   if it is of the same model
 
-<output_dir>/visualization_*.png are the figures, <output_dir>/data/visualization_*.csv what they
-draw. Of an intervention run these are the effects, the sweep, and for every candidate one figure of
-RFC, RSI and entropy, edited over unedited; --all_figures adds the figures of a run for each edit.
-The run is checked before anything is written; no model is loaded.
+A folder of --documents that --input_dir names is drawn into figures/documents/.
+
+<output_dir>/visualization_*.png are the figures,
+<output_dir>/data/visualization_*.csv what they draw. Of an intervention run
+these are the effects, the sweep, and for every candidate one figure of RFC, RSI
+and entropy, edited over unedited; --all_figures adds the figures of a run for
+each edit. The run is checked before anything is written; no model is loaded.
 """
 
 import sys
@@ -29,9 +34,11 @@ from rolecircuits.inputs.arguments import (
     LATEST_INTERVENTION,
     LATEST_RUNS,
     LATEST_SWEEP,
+    RUN_TYPES,
     add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
+    run_type,
     say_unverified,
 )
 from rolecircuits.inputs.errors import UserError, printable
@@ -40,11 +47,11 @@ from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import same_weights
 
 FOLDERS = {
-    "instruct": (LATEST_RUNS["latest"], "figures"),
-    "base": (LATEST_RUNS["latest_base"], "figures_base"),
+    "instruct": (LATEST_RUNS["instruct"], "figures"),
+    "base": (LATEST_RUNS["base"], "figures_base"),
     "intervention": (LATEST_INTERVENTION, "figures/intervention"),
 }
-OLD_WORDS = {"normal": "instruct", "latest": "instruct", "latest_base": "base"}
+DOCUMENT_FIGURES = "figures/documents"
 BASELINE = "baseline"  # the unedited pass inside an intervention run
 FORMATS = ("png", "svg", "pdf")
 FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
@@ -52,21 +59,16 @@ FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experi
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    choice = {"choices": list(FOLDERS), "default": "instruct", "type": run_word}
-    parser.add_argument("--output_type", **choice, help="which run (default %(default)s)")
+    choice = {"type": run_type, "choices": RUN_TYPES, "default": "instruct"}
+    parser.add_argument("--output_type", **choice, help="which run is drawn")
     parser.add_argument("--input_dir", help="run folder (default: the newest of the output type)")
     parser.add_argument("--output_dir", help="where the figures go (default: by output type)")
-    parser.add_argument("--format", choices=FORMATS, default="png")
-    every = "of an intervention run: also the figures of a run for each edit and the unedited pass"
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
+    every = "of an intervention run: also the figures of a run for each edit"
     parser.add_argument("--all_figures", action="store_true", help=every)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     return parser.parse_args(argv)
-
-
-def run_word(text):
-    """A value of --output_type; words of earlier versions are those of today."""
-    return OLD_WORDS.get(text, text)
 
 
 def run(args):
@@ -86,6 +88,11 @@ def run(args):
         return
     if args.all_figures:
         raise UserError("--all_figures is for --output_type intervention")
+    if is_documents_run(input_dir):
+        if args.contrast or args.roles:
+            raise UserError("--contrast and --roles are for prompts, not for documents")
+        visualize_documents(input_dir, args.output_dir or DOCUMENT_FIGURES, args.format, verify)
+        return
     check_output_dir(output_dir)
     loaded = load_run(input_dir, verify).rename(args.roles)
     visualize(loaded, output_dir, args.format, args.contrast)
@@ -116,6 +123,26 @@ def visualize(run, output_dir, file_format="png", asked=()):
         f"{len(paths)} figures of {run.label} ({size}) in {folder}/ in {seconds:.1f} s, "
         f"data in {folder}/data/"
     )
+    return paths
+
+
+def is_documents_run(path):
+    """Whether a path names a folder that activation_analysis.py --documents wrote."""
+    return (follow_links(path) / "documents.npz").is_file()
+
+
+def visualize_documents(input_dir, output_dir, file_format="png", verify=True):
+    """Draw a documents run, as its own figures/ shows it; returns the paths."""
+    output_dir = check_output_dir(output_dir)
+    with collector_paused():
+        from rolecircuits.drawing import document_figures, style  # matplotlib: not for --help
+    folder = check_files(input_dir, ("documents.npz", "experiment_config.json"), verify)
+    drawings = document_figures.draw_folder(folder)
+    paths = [
+        style.save_drawing(output_dir, name, drawing, file_format)
+        for name, drawing in drawings.items()
+    ]
+    print(f"{', '.join(path.name for path in paths)} in {printable(output_dir)}/")
     return paths
 
 

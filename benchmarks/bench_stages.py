@@ -39,7 +39,7 @@ SCRIPTS = (
 )
 STAGES = {f"help: {script}": f"{script} --help" for script in SCRIPTS}
 STAGES |= {
-    "analysis": "activation_analysis.py --output_type latest_base",
+    "analysis": "activation_analysis.py --output_type base",
     "analysis, chat": "activation_analysis.py --prompt_format chat --raw none",
     "figures": "visualize_results.py --output_type base",
     "tests": "analyze_results.py --input_dir results_activation_analysis/latest_base --top_k 5",

@@ -9,6 +9,7 @@ Folders are floors; a folder imports only from those below it (`make lint` check
 """
 
 import os
+import sys
 
 # numpy's BLAS and torch's OpenMP read these when they are first imported; a value set by the user
 # stays. On a machine that is shared, threads that spin while they wait for one another cost far
@@ -20,3 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Figures only go to files. matplotlib checks this when it is imported, so a value that it does not
 # know would end every script that draws with a traceback.
 os.environ["MPLBACKEND"] = "Agg"
+# Bars are for a terminal. tqdm reads this when it is imported, so that the bars of libraries too
+# (reading weights, converting a GGUF file) stay out of the log of a redirected run.
+if sys.stderr is None or not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")

@@ -12,7 +12,8 @@ import activation_analysis
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.documents import shards as shard_files
-from rolecircuits.documents.texts import Document, read_documents
+from rolecircuits.documents.shapes import Document
+from rolecircuits.documents.texts import read_documents
 from rolecircuits.documents.tokens import Documents
 from rolecircuits.inputs import arguments
 from rolecircuits.inputs.errors import UserError
@@ -64,83 +65,16 @@ def test_a_file_is_read_line_by_line(tmp_path):
         b"\xef\xbb\xbf"
         + (json.dumps(TEXT) + "\r\n\r\n" + json.dumps(odd, ensure_ascii=False)).encode()
     )
-    first, second = read_documents(path)
+    first, second = read_documents(path).documents
     assert first == Document("a", "neutral", (("text", TEXT["text"]),))
     assert (second.id, second.category, second.turns[0][1]) == ("c", "", "a\u2028b")
-
-
-MESSAGE = {"role": "user", "content": "x"}
-
-
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ("{", "line 2: not JSON at column"),
-        ("[]", "line 2: is a list"),
-        ('{"id": "x", "id": "y", "text": "t"}', "line 2: the key 'id' appears twice"),
-        ('{"id": NaN, "text": "t"}', "line 2: NaN"),
-        ({"text": "t"}, "line 2: id must be a text"),
-        ({"id": 3, "text": "t"}, "line 2: id must be a text"),
-        ({"id": "x", "text": " "}, "line 2: text must be"),
-        ({"id": "x"}, "line 2: must have either"),
-        ({"id": "x", "text": "t", "messages": [MESSAGE]}, "line 2: must have either"),
-        ({"id": "x", "text": "t", "categroy": "neutral"}, "line 2: unknown field 'categroy'"),
-        ({"id": "x", "text": "t", "category": "me"}, "line 2: category 'me'"),
-        ({"id": "x", "text": "t", "category": ["neutral"]}, "line 2: category"),
-        ({"id": "x", "text": "t", "category": ""}, "line 2: category"),
-        (
-            {"id": "x", "messages": [{"role": "narrator", "content": "x"}]},
-            r"line 2: messages\[0\].role: 'narrator' is none of system, user",
-        ),
-        (
-            {"id": "x", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            r"line 2: messages\[0\].content\[0\]: is of type 'image_url'; only",
-        ),
-        (
-            {"id": "x", "messages": [{"role": "user", "content": []}]},
-            r"line 2: messages\[0\].content must be a text",
-        ),
-        ({"id": "x", "messages": []}, "line 2: messages must be a list"),
-        (
-            {"id": "x", "messages": [MESSAGE, {"role": "user"}]},
-            r"line 2: messages\[1\] must be an object",
-        ),
-        (
-            {"id": "x", "messages": [{"role": "user", "content": None}]},
-            r"line 2: messages\[0\].content",
-        ),
-        ('{"id": "x", "text": "\\ud800"}', "line 2: text: holds .*half a surrogate pair"),
-        (TEXT, "line 2: id 'a' is that of line 1"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, line, named):
-    with pytest.raises(UserError, match=named):
-        read_documents(write_lines(tmp_path / "d.jsonl", TEXT, line))
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (None, "no such file"),
-        (b"\n \n", "no documents"),
-        (b"\xff", "not UTF-8"),
-        (b'[\n {"id": "a", "text": "b"}\n]\n', "is a JSON array over several lines; write one"),
-        (b'{\n "id": "a",\n "text": "b"\n}', "is one JSON object over several lines; write one"),
-        (b'[{"id": "a", "text": "b"}]', "line 1: is a list; .* one a line"),
-    ],
-)
-def test_a_file_without_documents_is_refused(tmp_path, content, named):
-    if content is not None:
-        (tmp_path / "d.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=named):
-        read_documents(tmp_path / "d.jsonl")
 
 
 def test_spans_are_the_contents_of_the_turns(tiny, tmp_path):
     hf = tiny.tokenizer.hf
     text, talk = (
         tokenize_document(d, tiny.tokenizer)
-        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK)).documents
     )
     assert hf.decode(text.prompt.token_ids[slice(*text.spans[0])]) == TEXT["text"]
     assert text.spans[0][0] == 1  # the BOS is outside
@@ -178,7 +112,7 @@ def test_a_template_that_changes_the_text_is_refused(tiny, monkeypatch):
 def test_values_are_those_of_the_prompts_path(tiny, tmp_path):
     tokenized = [
         tokenize_document(d, tiny.tokenizer)
-        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK))
+        for d in read_documents(write_lines(tmp_path / "d.jsonl", TEXT, TALK)).documents
     ]
     results, failed = shard_files.capture_documents(tiny, tokenized, "streaming")
     assert failed == [] and list(results) == ["a", "b"]
@@ -280,20 +214,6 @@ def test_a_finished_piece_is_whole_and_of_its_shape_or_done_again(tiny, tmp_path
     assert list(path.parent.iterdir()) == [other]
     finished.remove_pieces([other, path])
     assert not path.parent.exists()
-
-
-def test_roles_of_other_tools_are_read_as_ours_and_it_is_said(tmp_path, capsys):
-    parts = [{"type": "text", "text": "Hi, "}, {"type": "text", "text": "who?"}]
-    said = [("human", "Hello"), ("gpt", parts), ("tool", "42"), ("model", "I")]
-    messages = [{"role": role, "content": content} for role, content in said]
-    row = {"id": "a", "category": None, "messages": messages}
-    (document,) = read_documents(write_lines(tmp_path / "d.jsonl", row))
-    expected = [("user", "Hello"), ("assistant", "Hi, who?"), ("tool", "42"), ("assistant", "I")]
-    assert (document.category, list(document.turns)) == ("", expected)
-    note = "roles of other tools are read as ours: gpt as assistant, human as user, model as assis"
-    assert note in capsys.readouterr().out
-    read_documents(write_lines(tmp_path / "d.jsonl", TALK))
-    assert capsys.readouterr().out == ""
 
 
 THINK = (
@@ -418,10 +338,10 @@ def test_tables_and_indices(script, tmp_path, capsys):
         assert [int(row["start"]), int(row["stop"])] == span
     mean = arrays["whole_normalised"].astype(float).mean(axis=-1)
     rows = [row for row in read_table(folder / "indices.csv") if row["kind"] == "normalised"]
-    np.testing.assert_allclose(
-        [float(row["rfc"]) for row in rows], 1 - mean[1] / mean[0], rtol=1e-6
-    )
-    assert all(row["rsi"] == "" for row in rows)  # no confounder documents: undefined, not 0
+    rfc = [float(row["estimate"]) for row in rows if row["index"] == "rfc"]
+    np.testing.assert_allclose(rfc, 1 - mean[1] / mean[0], rtol=1e-6)
+    rsi = [row for row in rows if row["index"] == "rsi"]  # no confounder: undefined, not 0
+    assert len(rsi) == len(rfc) and all(row["estimate"] == row["p"] == "" for row in rsi)
     config = json.loads((folder / "experiment_config.json").read_text())
     assert config["capture"]["method"] == "streaming"
     assert config["documents"]["n"] == 2
@@ -435,7 +355,8 @@ def test_tables_and_indices(script, tmp_path, capsys):
     [
         (["--prompts", "p.json"], "--prompts with --documents"),
         (["--raw", "full"], "--raw full with --documents"),
-        (["--prompt_format", "chat"], "--prompt_format chat with --documents"),
+        (["--id_field", ""], "--id_field: is empty"),
+        (["--text_field", "x", "--messages_field", "x"], "name the same field"),
         (["--prompts_per_category", "2"], "--prompts_per_category with --documents"),
     ],
 )
@@ -445,7 +366,7 @@ def test_flags_that_documents_do_not_take_are_refused(flags, named, tmp_path, ca
 
 
 def test_the_example_file_is_read_and_holds_what_it_promises():
-    text, talk = read_documents(Path(__file__).parent / "data/long.jsonl")
+    text, talk = read_documents(Path(__file__).parent / "data/long.jsonl").documents
     assert len(text.turns[0][1].split()) > 6000
     assert [role for role, _ in talk.turns] == [
         "system",

@@ -50,7 +50,7 @@ EXAMPLES = {
     "families": 250,
     "csv": 300,
     "csv_drawn": 8,
-    "documents": 200,
+    "documents": 500,
 }
 EXAMPLES |= {
     "run_bytes": 250,
@@ -275,26 +275,47 @@ DOCUMENTS = [
             {"role": "assistant", "content": "Nobody."},
         ],
     },
+    {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]},
+    {"prompt_id": "p", "data": ["Why?", "So."], "question_id": 3},
+    {
+        "messages": [
+            {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+            },
+        ]
+    },
+    {"question": "Would you say this?", "statement": "this"},
+    {"instruction": "Shorten.", "input": "A long text.", "output": "A text."},
 ]
 
 
 def test_documents(box):
-    def check(content):
+    def check(example):
+        content, form = example
         Path("d.jsonl").write_bytes(content)
         try:
-            found = texts_module.read_documents("d.jsonl")
+            reading = texts_module.read_documents("d.jsonl", None, form)
         except UserError as error:
             assert "d.jsonl" in str(error)
             return False
+        found, places = reading.documents, [place for place, _ in reading.failed]
         assert len({document.id for document in found}) == len(found) > 0
         assert all(text.strip().encode() for document in found for _, text in document.turns)
+        assert len(found) + len(set(places)) == reading.facts["rows"]
+        said = texts_module.describe_reading(reading, "d.jsonl")
+        assert all(line.isprintable() for line in said)
         return True
 
-    sound = damaged_json([DOCUMENTS]).map(as_lines)
+    whole = damaged_json([DOCUMENTS])
     odd = st.builds(
         lambda name, text: json.dumps({"id": name, "text": text}).encode(), texts, texts
     )
-    run_examples("documents", sound | damaged_bytes(sound) | odd, check)
+    sound = whole.map(as_lines)
+    contents = sound | whole | damaged_bytes(sound) | damaged_bytes(whole) | odd
+    run_examples("documents", st.tuples(contents, st.sampled_from(["raw", "chat"])), check, 60)
 
 
 FAMILY = {

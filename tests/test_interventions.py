@@ -181,14 +181,17 @@ def test_a_control_names_its_candidate_with_or_without_the_method():
 
 def test_the_published_plan_is_refused_by_a_model_without_those_heads(folder, tmp_path, capsys):
     assert len(read_plan(interventions.DEFAULT_PLAN)) == 10
-    assert interventions.main(["--model_id", folder, "--output_dir", str(tmp_path)]) == 2
+    plan = json.loads(interventions.DEFAULT_PLAN.read_text())["interventions"]
+    plan = plan_file(tmp_path / "plan.json", *plan)  # without source: it is not known whose it is
+    argv = ["--model_id", folder, "--config_file", plan, "--output_dir", str(tmp_path / "out")]
+    assert interventions.main(argv) == 2
     error = capsys.readouterr().err
     assert (
         "interventions[0].layer is 29" in error
         and "layers 0 to 2" in error
         and "ablation_candidates.json" in error
     )
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match=r"\[0\].head is 4"):
         check_against_model(parse_entries([HEAD | {"head": 4}], "plan"), 3, 4, "tiny")
 
@@ -561,5 +564,5 @@ def test_help_is_fast_and_imports_no_torch():
 
 def test_a_hub_model_that_is_not_cached_is_named_as_such(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert interventions.main(["--model_id", "someone/never-downloaded"]) == 2
+    assert interventions.main(["--model_id", "someone/never-downloaded", "--sweep", "heads"]) == 2
     assert "not cached" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from rolecircuits.inputs import arguments, prompt_sets
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.runs import arrays as run_arrays
 from rolecircuits.runs import files as run_files
-from rolecircuits.runs import npz, record
+from rolecircuits.runs import npz, publish, record
 from synthetic import make_run, save_run
 
 CRASH = """
@@ -75,7 +75,7 @@ def harmed(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
-def publish(root, content="x", latest="latest_run"):
+def publish_one(root, content="x", latest="latest_run"):
     with om.create_run(root, latest) as new:
         (new.path / "data.txt").write_text(content)
     return new.final
@@ -127,7 +127,7 @@ def test_a_run_comes_back_as_it_was_written(tmp_path, prompt_set):
 
 
 def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
-    first, second = publish(tmp_path, "one"), publish(tmp_path, "two")
+    first, second = publish_one(tmp_path, "one"), publish_one(tmp_path, "two")
     assert first != second and (first / "data.txt").read_text() == "one"
     assert (tmp_path / "latest_run").is_symlink() and os.readlink(
         tmp_path / "latest_run"
@@ -137,14 +137,14 @@ def test_publishing_swaps_the_link_and_keeps_the_old_run(tmp_path):
 
 
 def test_two_runs_of_one_second_get_different_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(om.time, "strftime", lambda form: "20260101_120000")
-    names = [publish(tmp_path).name for _ in range(3)]
+    monkeypatch.setattr(publish.time, "strftime", lambda form: "20260101_120000")
+    names = [publish_one(tmp_path).name for _ in range(3)]
     assert names == ["run_20260101_120000", "run_20260101_120000_2", "run_20260101_120000_3"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_interrupted_run_leaves_the_previous_one_and_no_folder(tmp_path, error):
-    before = publish(tmp_path, "good")
+    before = publish_one(tmp_path, "good")
     with pytest.raises(error), om.create_run(tmp_path, "latest_run") as new:
         (new.path / "data.txt").write_text("bad")
         raise error
@@ -156,19 +156,19 @@ def test_interrupted_run_leaves_the_previous_one_and_no_folder(tmp_path, error):
 
 
 def test_full_disk_while_publishing_leaves_the_previous_run(tmp_path, monkeypatch):
-    publish(tmp_path, "good")
+    publish_one(tmp_path, "good")
 
     def fail(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(om, "write_manifest", fail)
+    monkeypatch.setattr(publish, "write_manifest", fail)
     with pytest.raises(OSError, match="No space left"):
-        publish(tmp_path, "bad")
+        publish_one(tmp_path, "bad")
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "good" and not temporary(tmp_path)
 
 
 def test_kill_9_leaves_a_folder_that_no_reader_takes_and_the_next_run_removes(tmp_path):
-    publish(tmp_path, "good")
+    publish_one(tmp_path, "good")
     done = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], cwd=PROJECT, check=False)
     assert done.returncode == -9
     (left,) = temporary(tmp_path)
@@ -176,7 +176,7 @@ def test_kill_9_leaves_a_folder_that_no_reader_takes_and_the_next_run_removes(tm
     with pytest.raises(UserError, match="not a complete run"):
         om.resolve_run(tmp_path / left)
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "good"
-    publish(tmp_path)
+    publish_one(tmp_path)
     assert not temporary(tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_sigterm_removes_the_folder_and_exits_130(tmp_path):
 def test_a_live_run_is_never_taken_for_stale(tmp_path):
     with om.create_run(tmp_path, "latest_run") as slow:
         (slow.path / "data.txt").write_text("slow")
-        quick = publish(tmp_path, "quick")
+        quick = publish_one(tmp_path, "quick")
         assert (slow.path / "data.txt").exists()
     assert (tmp_path / "latest_run" / "data.txt").read_text() == "slow"
     assert (quick / "data.txt").read_text() == "quick" and slow.final != quick
@@ -208,8 +208,8 @@ def test_a_run_is_still_live_while_its_manifest_is_written(tmp_path, monkeypatch
         write(folder)
         run_files.remove_stale_folders(tmp_path)
 
-    monkeypatch.setattr(om, "write_manifest", write_beside_another_run)
-    assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
+    monkeypatch.setattr(publish, "write_manifest", write_beside_another_run)
+    assert (publish_one(tmp_path, "whole") / "data.txt").read_text() == "whole"
 
 
 def test_runs_of_one_second_by_many_processes_all_get_a_name(tmp_path):
@@ -236,7 +236,7 @@ def test_a_folder_that_is_taken_for_stale_before_it_is_locked_is_made_again(tmp_
         return lock(descriptor, blocking=blocking)
 
     monkeypatch.setattr(filelock, "lock_descriptor", lock_late)
-    assert (publish(tmp_path, "whole") / "data.txt").read_text() == "whole"
+    assert (publish_one(tmp_path, "whole") / "data.txt").read_text() == "whole"
     assert met and not temporary(tmp_path)
 
 
@@ -258,9 +258,9 @@ def test_a_folder_without_locks_is_said_before_the_work_and_loses_nothing(
     assert os.listdir(tmp_path) == []
     with om.create_run(tmp_path, "latest_run") as slow:
         (slow.path / "data.txt").write_text("slow")
-        quick = publish(tmp_path, "quick")
+        quick = publish_one(tmp_path, "quick")
         monkeypatch.setattr(filelock, "lock_descriptor", locks)
-        publish(tmp_path, "from a machine that has locks")
+        publish_one(tmp_path, "from a machine that has locks")
         monkeypatch.setattr(filelock, "lock_descriptor", no_locks)
     assert (slow.final / "data.txt").read_text() == "slow" and quick.is_dir()
     assert not temporary(tmp_path)
@@ -300,7 +300,7 @@ def test_a_text_file_that_names_no_run_is_no_link(tmp_path, text):
     (tmp_path / "latest_run").write_text(text)
     refused(tmp_path / "latest_run", "is a file")
     with pytest.raises(UserError, match="is not a symlink"):
-        publish(tmp_path)
+        publish_one(tmp_path)
 
 
 def test_a_text_link_to_a_run_that_is_gone(tmp_path):
@@ -312,12 +312,12 @@ def test_a_link_that_cannot_be_made_costs_no_run(tmp_path, monkeypatch):
     def fail(*request):
         raise OSError(28, "No space left on device")
 
-    before = publish(tmp_path, "before")
-    monkeypatch.setattr(om, "_point_link", fail)
+    before = publish_one(tmp_path, "before")
+    monkeypatch.setattr(publish, "_point_link", fail)
     with pytest.raises(
         RunFailed, match="complete, but latest_run cannot be linked to it: No space"
     ):
-        publish(tmp_path, "good")
+        publish_one(tmp_path, "good")
     (run,) = set(tmp_path.glob("run_*")) - {before}
     assert (run / "data.txt").read_text() == "good" and om.resolve_run(run) == run.resolve()
     assert os.readlink(tmp_path / "latest_run") == before.name and not temporary(tmp_path)
@@ -327,17 +327,17 @@ def test_an_interrupt_before_the_link_publishes_nothing(tmp_path, monkeypatch):
     def interrupt(*request):
         raise KeyboardInterrupt
 
-    before = publish(tmp_path, "before")
-    monkeypatch.setattr(om, "_point_link", interrupt)
+    before = publish_one(tmp_path, "before")
+    monkeypatch.setattr(publish, "_point_link", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path, "half")
+        publish_one(tmp_path, "half")
     assert list(tmp_path.glob("run_*")) == [before] and not temporary(tmp_path)
 
 
 def test_a_real_folder_in_the_links_place_is_not_overwritten(tmp_path):
     (tmp_path / "latest_run").mkdir()
     with pytest.raises(UserError, match="is not a symlink"):
-        publish(tmp_path)
+        publish_one(tmp_path)
     assert (tmp_path / "latest_run").is_dir() and not temporary(tmp_path)
 
 
@@ -639,7 +639,7 @@ def test_csv_numbers_and_empty_fields(tmp_path):
 
 
 def test_portable_hides_the_home_folder_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(om.Path, "home", lambda: Path("/root"))
+    monkeypatch.setattr(record.Path, "home", lambda: Path("/root"))
     arguments = {
         "a": "/root/models/x",
         "b": ["/rootfs/x", "/data/root/x"],

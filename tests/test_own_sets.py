@@ -63,18 +63,19 @@ def read_csv(path):
 def test_five_categories_go_from_csv_to_figures_and_comparison(here, capsys):
     model, prompts = save_tiny("llama", here / "model"), write_five("five.csv")
     base = ["--model_id", model, "--prompts", prompts, "--raw", "none", "--output_dir", "runs"]
-    assert activation_analysis.main([*base, "--output_type", "latest_base"]) == 0
+    assert activation_analysis.main([*base, "--output_type", "base"]) == 0
     assert activation_analysis.main([*base, "--prompt_format", "chat"]) == 0
     asked = ["--contrast", "robot-stone", "dog-king"]
     assert analyze_results.main(["--input_dir", "runs/latest_run", *asked]) == 0
     out = capsys.readouterr().out
     assert "robot-stone" in out and "RFC: " not in out
-    rows = read_csv("analysis_results/contrasts.csv")
+    tables = Path("analysis_results", Path("runs/latest_run").resolve().name)
+    rows = read_csv(tables / "contrasts.csv")
     assert {(row["contrast"], row["paired"], row["n"]) for row in rows} == {
         ("robot-stone", "True", "7"),
         ("dog-king", "True", "7"),
     }
-    heads = read_csv("analysis_results/head_ranking.csv")
+    heads = read_csv(tables / "head_ranking.csv")
     assert {"robot-stone_g", "dog-king_q", "slot_mass_robot", "slot_uniform"} <= set(heads[0])
     argv = ["--input_dir", "runs/latest_run", "--output_dir", "figures", *asked]
     assert visualize_results.main(argv) == 0
@@ -154,7 +155,7 @@ def test_bad_contrasts_are_refused_in_one_line(here, capsys, script, asked):
     assert script.main(["--input_dir", str(path), "--contrast", asked]) == 2
     err = capsys.readouterr().err
     assert f"--contrast {asked}: {BAD_CONTRASTS[asked]}" in err and err.count("\n") == 1
-    assert not list(here.glob("analysis_results/*.csv"))
+    assert not list(here.rglob("analysis_results/**/*.csv"))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_person_and_turn_cancel_in_the_interaction_and_the_control_stays_apart(h
     path = save_run(deixis_run(0.1, 0.1), here / "runs")
     assert analyze_results.main(["--input_dir", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "interaction of person and turn, and its control" in out
+    assert "about_model: interaction of person and turn" in out and "(the control)" in out
     assert "root mean square over layers: about_model" in out
 
 
@@ -309,7 +310,8 @@ def test_a_plan_is_measured_on_the_prompts_that_did_not_choose_it(here, capsys):
     argv = [*fed, "--output_dir", "runs"]
     assert activation_analysis.main([*argv, "--raw", "none"]) == 0
     assert analyze_results.main(["--input_dir", "runs/latest_run", "--top_k", "1"]) == 0
-    plan = "analysis_results/ablation_candidates.json"
+    run = Path("runs/latest_run").resolve().name
+    plan = f"analysis_results/{run}/ablation_candidates.json"
     assert interventions.main([*argv, "--config_file", plan, "--held_out"]) == 0
     held = set(json.loads(Path(plan).read_text())["held_out"])
     lines = Path("runs/latest_intervention/baseline/prompts.jsonl").read_text().splitlines()

@@ -58,6 +58,8 @@ def first(tiny, tmp_path_factory):
             "7",
             "--batch_size",
             "3",
+            "--raw",
+            "patterns",
         ]
         command = ["--model_id", tiny, "--prompts", "own.json", *flags, "--output_dir", "out"]
         assert activation_analysis.main(command) == 0
@@ -126,6 +128,21 @@ def test_what_was_done_is_repeated_whatever_would_be_chosen_now(copied, monkeypa
     _, folder = report(copied.parent)
     assert om.load_run(folder).config["capture"] == before["capture"]
     assert (folder / "raw_blocks_0_attn_pattern.npz").is_file()
+
+
+def test_an_older_run_that_saved_its_patterns_unasked_saves_them_again(copied):
+    """There --raw had no default: arguments say null, and the oldest say nothing of the capture."""
+    path = copied / "experiment_config.json"
+    config = json.loads(path.read_text())
+    config["arguments"] |= {"raw": None, "output_type": "latest_base"}
+    del config["capture"]["raw"]
+    run_files.write_json(path, config)
+    om.write_manifest(copied)
+    assert repeat(copied) == 0
+    _, folder = report(copied.parent)
+    assert (folder / "raw_blocks_0_attn_pattern.npz").is_file()
+    config = om.load_run(folder).config
+    assert config["capture"]["raw"] == "patterns" and config["arguments"]["output_type"] == "base"
 
 
 def test_a_batch_size_that_ran_out_of_memory_is_not_tried_again(tiny, tmp_path, monkeypatch):

@@ -130,6 +130,8 @@ def test_two_runs_are_bit_identical_and_self_describing(tiny, tmp_path):
             tiny,
             "--prompts_per_category",
             "3",
+            "--raw",
+            "patterns",
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
@@ -252,11 +254,40 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
     flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison", "--skip_interventions"]
-    done = run_tiny_family(folder, *flags)
+    done = run_tiny_family(folder, *flags, "--prompts_per_category", "6")
     assert done.returncode == 0, done.stderr
     assert "comparison_results" not in done.stdout
     for place in ("tiny", "tiny/crossed"):
         assert len(list((folder / "results_activation_analysis" / place).glob("run_*"))) == 2
+
+
+def test_pipeline_makes_nothing_again_that_is_there(family):
+    """The same command does nothing again; with other heads asked for, the edits alone."""
+    folder, _ = family
+    results = folder / "results_activation_analysis/tiny/crossed"
+    flags = ["--skip_visualization", "--skip_comparison", "--prompts_per_category", "6"]
+    runs = set(results.glob("*_2*"))
+    assert sorted(path.name.split("_")[0] for path in runs) == ["intervention", "run", "run"]
+    done = run_tiny_family(folder, "--skip_analysis", *flags, "--table", "md", "t.md")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped: results_activation_analysis/tiny/") == 5
+    assert f"crossed, edits: skipped: {resolved(results, 'latest_intervention')} is there" in (
+        done.stdout
+    )
+    assert set(results.glob("*_2*")) == runs and "BH" in (folder / "t.md").read_text()
+    done = run_tiny_family(folder, "--skip_analysis", *flags, "--top_k", "1", "--seed", "123")
+    assert done.returncode == 0, done.stderr
+    assert "crossed, edits: made, the plan has changed" in done.stdout
+    (new,) = set(results.glob("*_2*")) - runs
+    assert new.name.startswith("intervention") and done.stdout.count("skipped") == 4
+    config = json.loads((new / "experiment_config.json").read_text())
+    assert len(config["interventions"]) == 1
+
+
+def resolved(results, link):
+    """The folder of the run that a link names, as it is printed."""
+    name = (results / link).resolve().name
+    return Path("results_activation_analysis/tiny/crossed", name)
 
 
 @pytest.mark.parametrize(

@@ -271,20 +271,20 @@ FACTS = {"n_layers": 3, "n_heads": 4}
 @pytest.mark.parametrize(
     ("capture", "raw", "tokens", "expected"),
     [
-        ("auto", None, 512, ("patterns", "patterns")),
-        ("auto", None, 513, ("streaming", "none")),
-        ("auto", "full", 513, ("patterns", "full")),
-        ("auto", "none", 9, ("patterns", "none")),
-        ("patterns", None, 900, ("patterns", "patterns")),
-        ("streaming", None, 9, ("streaming", "none")),
+        ("auto", "none", 512, "patterns"),
+        ("auto", "none", 513, "streaming"),
+        ("auto", "patterns", 513, "patterns"),
+        ("auto", "full", 513, "patterns"),
+        ("patterns", "none", 900, "patterns"),
+        ("streaming", "none", 9, "streaming"),
     ],
 )
 def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, tokens, expected):
     prompt = prompt_tokens.TokenizedPrompt(
         "a", "neutral", -1, "", "", [0] * tokens, [], (0, tokens)
     )
-    method, kept, why = attention.choose_capture(capture, raw, [prompt], FACTS, 64)
-    assert (method, kept) == expected
+    method, why = attention.choose_capture(capture, raw, [prompt], FACTS, 64)
+    assert method == expected
     assert (why is not None) == (capture == "auto" and method == "streaming")
 
 
@@ -293,7 +293,7 @@ def test_auto_streams_what_would_not_fit(monkeypatch):
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
     prompt = prompt_tokens.TokenizedPrompt("a", "neutral", -1, "", "", [0] * 400, [], (0, 400))
-    method, _, why = attention.choose_capture("auto", None, [prompt], FACTS, 64)
+    method, why = attention.choose_capture("auto", "none", [prompt], FACTS, 64)
     assert method == "streaming"
     assert "GiB" in why
 
@@ -326,13 +326,9 @@ def test_the_script_writes_the_same_run_either_way(models, tmp_path, capsys, mon
     monkeypatch.setattr(instrument, "load_model", lambda *_: models("llama"))
     flags = ["--model_id", "tiny", "--prompts_per_category", "2"]
     runs = {}
-    for way in ("patterns", "streaming"):
-        assert (
-            activation_analysis.main(
-                [*flags, "--capture", way, "--output_dir", str(tmp_path / way)]
-            )
-            == 0
-        )
+    for way, raw in (("patterns", ["--raw", "patterns"]), ("streaming", [])):
+        place = ["--output_dir", str(tmp_path / way)]
+        assert activation_analysis.main([*flags, "--capture", way, *raw, *place]) == 0
         runs[way] = output_manager.load_run(tmp_path / way / "latest_run")
     for name in ROWS + MASSES:
         np.testing.assert_allclose(

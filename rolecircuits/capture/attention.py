@@ -47,30 +47,28 @@ class Capture:
 
 
 def choose_capture(capture, raw, tokenized, facts, batch_size):
-    """(method, the --raw that goes with it, why auto chose streaming or None) of the flags.
+    """(method, why auto chose streaming or None) of --capture and --raw.
 
     method  "patterns" or "streaming"
     """
     if capture != "auto":
-        return capture, raw or ("none" if capture == "streaming" else "patterns"), None
-    if raw in ("patterns", "full"):  # asked for; activations.check_raw refuses what does not fit
-        return "patterns", raw, None
-    n, longest = len(tokenized), max(len(p.token_ids) for p in tokenized)
-    one_layer = pattern_bytes(facts, min(batch_size, n), longest) / facts["n_layers"]
-    kept = 0 if raw == "none" else pattern_bytes(facts, n, longest)
-    needed, free = max(PATTERN_COPIES * one_layer, kept), free_bytes()
+        return capture, None
+    if raw != "none":  # asked for; activations.check_raw refuses what does not fit
+        return "patterns", None
+    n, longest = min(batch_size, len(tokenized)), max(len(p.token_ids) for p in tokenized)
+    one_layer = pattern_bytes(facts, n, longest) / facts["n_layers"]
+    needed, free = PATTERN_COPIES * one_layer, free_bytes()
     if not facts.get("can_stream", True):
         what = f"a batch of patterns of up to {longest} tokens, which this model cannot stream,"
         check_memory(needed, what, "use shorter texts or a smaller --batch_size", share=0.5)
-        return "patterns", raw or "patterns", None
+        return "patterns", None
     if longest > AUTO_TOKENS:
         why = f"a prompt has {longest} tokens (more than {AUTO_TOKENS})"
     elif needed > free / 2:
         why = f"patterns would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     else:
-        return "patterns", raw or "patterns", None
-    lost = "" if raw == "none" else "; patterns are not saved"
-    return "streaming", "none", f"capture: streaming, {why}{lost}"
+        return "patterns", None
+    return "streaming", f"capture: streaming, {why}"
 
 
 def pattern_bytes(facts, n_prompts, longest):

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.runs.progress import progress
 
 BATCH_TOKENS = 8192  # streaming: tokens in one forward pass; an out-of-memory error halves them
 ALONE = "out of memory with a batch of one"
@@ -82,9 +83,7 @@ def run_batches(lengths, work, batch_size, batch_tokens=None, title=None, side=N
     batch size  what a later call may begin with: `batch_size`, or what the last halving left
     """
     failed, queue = [], make_batches(lengths, batch_size, batch_tokens, side)
-    with tqdm(
-        total=len(lengths), desc=title, unit="prompt", disable=title is None, leave=False
-    ) as bar:
+    with progress(len(lengths), title, "prompt") as bar:
         while queue:
             batch, out_of_memory = queue[0], False
             try:

@@ -1,13 +1,44 @@
-"""The tables of a documents run: a row a document, a row a turn, RFC and RSI over documents."""
+"""The files of a documents run, and the tables that it ends with.
+
+    documents.csv  a row a document            turns.csv    a row a turn
+    indices.csv    RFC and RSI by layer        drift.csv    first against last third of the turns
+    documents.npz  layers and heads            figures/     as drawing.document_figures draws them
+
+Signs: RFC and RSI above 0, self-referent is the more focused; drifts as stats.document_stats.
+"""
 
 import numpy as np
 
 from rolecircuits.documents.shards import VALUES, shard_name
-from rolecircuits.inputs.categories import REQUIRED
+from rolecircuits.drawing import document_figures, style
+from rolecircuits.drawing.tables import print_table, right
+from rolecircuits.inputs.arguments import ALPHA
+from rolecircuits.inputs.categories import order_categories
+from rolecircuits.inputs.errors import printable
+from rolecircuits.runs.document_results import run_columns, run_label
 from rolecircuits.runs.files import write_csv, write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
+from rolecircuits.runs.record import describe_documents, describe_run
 from rolecircuits.stats import moments
-from rolecircuits.stats.indices import index_values
+from rolecircuits.stats.document_stats import (
+    has_indices,
+    infer_document_indices,
+    infer_drifts,
+    turn_means,
+)
+
+KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "sink_mass": "sink mass"}
+
+
+def describe_documents_run(args, n, done, failed, read):
+    """experiment_config.json of a documents run.
+
+    n  documents captured    done  CapturedDocuments    read  facts of texts.Reading
+    """
+    fed = describe_documents(args, n, done.feeding, failed, read)
+    how = (done.facts, fed, done.determinism, {"capture_s": done.seconds})
+    config = describe_run("activation_analysis.py --documents", args, *how)
+    return config | {"capture": done.how}
 
 
 def document_rows(documents, results):
@@ -33,6 +64,7 @@ def stacked_arrays(documents, results):
     arrays = {
         "document_id": np.array([d.prompt.id for d in documents]),
         "category": np.array([d.prompt.category for d in documents]),
+        "frame": np.array([d.prompt.frame for d in documents]),
         "n_tokens": np.array([d.n_tokens for d in documents], np.int64),
         "turn_document": np.repeat(np.arange(len(documents)), count),
         "turn_role": np.array([role for d in documents for role in d.roles]),
@@ -44,45 +76,44 @@ def stacked_arrays(documents, results):
     return arrays
 
 
-def index_rows(arrays):
+def index_rows(indices):
     """Rows of indices.csv: RFC and RSI over documents, layer by layer.
 
-    None unless there are self-referent and neutral documents.
+    indices  what `infer_document_indices` gives
     """
-    if not all((arrays["category"] == name).any() for name in REQUIRED):
-        return []
     rows = []
-    for kind in ("normalised", "sinkfree"):
-        layers = arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1)
-        indices = index_values(layers, arrays["category"])
-        for layer in range(layers.shape[1]):
-            values = {name: by_layer[layer] for name, by_layer in indices.items()}
-            rows.append({"layer": layer, "kind": kind} | values)
+    for (kind, index), found in indices.items():
+        numbers = found["layers"]
+        for layer in range(len(numbers["estimate"])):
+            values = {name: values[layer] for name, values in numbers.items()}
+            rows.append({"layer": layer, "kind": kind, "index": index} | values)
     return rows
 
 
 def save_documents(folder, documents, results, config, facts):
-    """Write the tables of TokenizedDocuments and the arrays of their shards into a run's folder.
+    """Write a run's folder from TokenizedDocuments and the arrays of their shards, and print it.
 
     facts  of the model as loaded: they name the shards; config["model"] may write ~ for the home
     """
     arrays = stacked_arrays(documents, results)
     whole, turns = document_rows(documents, results)
-    write_csv(folder / "documents.csv", whole)
-    write_csv(folder / "turns.csv", turns)
+    indices = infer_document_indices(arrays) if has_indices(arrays) else {}
+    drifts = infer_drifts(arrays)
+    tables = {"documents": whole, "turns": turns, "indices": index_rows(indices)}
+    tables["drift"] = [{k: v for k, v in row.items() if k != "reason"} for row in drifts]
+    named = run_columns(config)
+    for name, rows in tables.items():
+        if rows:
+            write_csv(folder / f"{name}.csv", [named | row for row in rows])
     write_npz(folder / "documents.npz", arrays)
-    if indices := index_rows(arrays):
-        write_csv(folder / "indices.csv", indices)
-    else:
-        print(
-            "note: RFC and RSI need documents of the categories self_referent and neutral; "
-            "indices.csv is left out"
-        )
+    for name, drawing in document_figures.draw_documents(arrays, config).items():
+        style.save_drawing(folder / "figures", name, drawing)
     method = config["capture"]["method"]
     rows = [
         {
             "id": d.prompt.id,
             "category": d.prompt.category,
+            "frame": d.prompt.frame,
             "n_tokens": d.n_tokens,
             "turns": [
                 {"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)
@@ -93,3 +124,91 @@ def save_documents(folder, documents, results, config, facts):
     ]
     write_prompts(folder / "documents.jsonl", rows)
     write_json(folder / "experiment_config.json", config)
+    print_documents(arrays, run_label(config))
+    print_indices(indices)
+    print_drifts(drifts)
+
+
+def print_documents(arrays, label):
+    """Means over documents, by category, and over turns, by role."""
+    category, role = arrays["category"], arrays["turn_role"]
+    owner, length = arrays["turn_document"], np.diff(arrays["turn_span"])[:, 0]
+    whole = {kind: _document_means(arrays, kind) for kind in VALUES}
+    turns = {kind: turn_means(arrays, kind) for kind in VALUES}
+    rows = []
+    names = [name for name in order_categories(category.tolist()) if name]
+    looks = style.category_looks(names)
+    groups = {"all documents": np.ones(len(category), bool)}
+    groups |= {looks[name].label: category == name for name in names}
+    for name, own in groups.items():
+        size = [own.sum(), np.isin(owner, np.flatnonzero(own)).sum(), arrays["n_tokens"][own].sum()]
+        rows.append([name, *size, *_cells(whole, own)])
+    if len(role) > len(category):
+        for name in dict.fromkeys(role.tolist()):
+            own = role == name
+            size = [len(np.unique(owner[own])), own.sum(), length[own].sum()]
+            rows.append([f"{name} turns", *size, *_cells(turns, own)])
+    headings = ["docs", "turns", "tokens", *KIND_NAMES.values()]
+    print_table(["", *map(right, headings)], rows, f"{label}: means")
+
+
+def _document_means(arrays, kind):
+    values = arrays[f"whole_{kind}"].astype(np.float64)
+    return moments.defined_mean(values.reshape(len(values), -1))
+
+
+def _cells(values, own):
+    return [_number(moments.defined_mean(by_row[own]), "{:.3f}") for by_row in values.values()]
+
+
+def _number(value, form="{:+.3f}"):
+    return "-" if np.isnan(value) else form.format(value)
+
+
+def interval_cell(row):
+    """An estimate with its interval in one cell; - where it is undefined."""
+    estimate, low, high = (_number(float(row[name])) for name in ("estimate", "low", "high"))
+    return estimate if "-" in (low, high) else f"{estimate} [{low}, {high}]"
+
+
+def print_indices(indices):
+    """RFC and RSI, means over layers, and how many layers pass each correction."""
+    if not indices:
+        print(
+            "note: RFC and RSI need documents of the categories self_referent and neutral; "
+            "indices.csv is left out"
+        )
+        return
+    rows, reasons = [], []
+    for (kind, index), found in sorted(indices.items(), key=lambda item: item[0][1]):
+        layers, reason = found["layers"], found["reason"]
+        passed = [int((layers[name] < ALPHA).sum()) for name in ("p", "q", "p_max")]
+        passed = "-" if reason else f"{' / '.join(map(str, passed))} of {len(layers['p'])}"
+        rows.append([f"{index.upper()} {KIND_NAMES[kind]}", interval_cell(found["mean"]), passed])
+        reasons += [f"{index.upper()}: {reason}"] if reason else []
+    columns = ["", right("mean over layers [95 %]"), right("p / BH / max-T < 0.05")]
+    title = "RFC and RSI; above 0: self-referent is the more focused"
+    print_table(columns, rows, title)
+    if len(reasons) < len(rows):
+        print("note: intervals draw documents that begin with the same word together")
+    for reason in dict.fromkeys(reasons):
+        print(f"note: {printable(reason)}")
+
+
+def print_drifts(drifts):
+    """How focus and sink mass change along conversations, by role."""
+    if not drifts:
+        return
+    rows = [
+        [f"{row['role']}, {KIND_NAMES[row['kind']]}", row["n"], interval_cell(row), _p(row["p"])]
+        for row in drifts
+    ]
+    columns = ["", *map(right, ("conversations", "last - first third [95 %]", "p"))]
+    title = "above 0: later turns are more focused, or more on the sink"
+    print_table(columns, rows, title)
+    for reason in dict.fromkeys(row["reason"] for row in drifts if row["reason"]):
+        print(f"note: {printable(reason)}")
+
+
+def _p(p):
+    return "-" if np.isnan(p) else f"{p:.3f}"

@@ -7,15 +7,13 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from tqdm import tqdm
-
 from deterministic import set_determinism
 from rolecircuits.capture import instrument
 from rolecircuits.capture.attention import choose_capture
 from rolecircuits.capture.batches import BATCH_TOKENS, make_batches
 from rolecircuits.capture.masks import note_windows
 from rolecircuits.documents import shards
-from rolecircuits.documents.texts import Document
+from rolecircuits.documents.shapes import Document
 from rolecircuits.documents.tokens import Documents, TokenizedDocument
 from rolecircuits.engines.work import Item, content_hash
 from rolecircuits.inputs.errors import printable
@@ -23,6 +21,7 @@ from rolecircuits.inputs.parser import say_notes
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.runs.finished import read_piece, write_piece
+from rolecircuits.runs.progress import progress
 
 
 @dataclass
@@ -81,14 +80,14 @@ def run_documents(engine, texts: list[Document], setting: Setting, capture, fold
     started = time.perf_counter()
     place = {document.prompt.id: i for i, document in enumerate(documents)}
     failed = list(ready["failed"])
-    bar = {"desc": f"{printable(setting.model.model_id)} documents", "unit": "token"}
-    with tqdm(total=sum(lengths), unit_scale=True, leave=False, **bar) as progress:
+    title = f"{printable(setting.model.model_id)} documents"
+    with progress(sum(lengths), title, "token", unit_scale=True) as bar:
         for item, (captured, lost) in engine.run(items):
             failed += lost
             for name, shard in captured.items():
                 arrays[place[name]] = shard
                 write_piece(paths[place[name]], shard)
-            progress.update(sum(len(d["prompt"]["token_ids"]) for d in item.payload["documents"]))
+            bar.update(sum(len(d["prompt"]["token_ids"]) for d in item.payload["documents"]))
     how, seconds = ready["how"] | {"engine": engine.facts()}, time.perf_counter() - started
     record = (facts, how, ready["feeding"], ready["determinism"])
     return CapturedDocuments(*record, documents, arrays, failed, seconds)
@@ -122,7 +121,7 @@ def ready_task(state, payload):
     def make():
         documents = tokenize(loaded.tokenizer)
         prompts = [document.prompt for document in documents.fed]
-        method, _, why = choose_capture(
+        method, why = choose_capture(
             payload["capture"], "none", prompts, loaded.facts, setting.batch_size
         )
         note_windows(loaded, max(document.n_tokens for document in documents.fed))

@@ -1,161 +1,214 @@
 """Long texts and conversations from a file, checked before a model is loaded. No torch.
 
-    {"id": "d1", "category": "neutral", "text": "..."}
-    {"id": "c1", "messages": [{"role": "user", "content": "..."}, ...]}
+    .txt             a line a document
+    anything else    JSON: one object a line, or an array of objects, in the shapes of `shapes`
 
-One JSON object a line. A text is fed raw (BOS as --bos says), a conversation in the chat template.
-`category` (one of the four) is optional; RFC and RSI over documents need it. Roles that other tools
-write (human, gpt) are read as ours; content may be a list of text parts, which are joined.
+A row that is no document is recorded with its reason and the rest goes on. Ids are those of the
+rows (id, prompt_id or --id_field), else the place in the file: line-12, or item-12 of an array.
+`category` (or --category_field) is optional; RFC and RSI over documents need the usual names.
 
     python activation_analysis.py --documents FILE.jsonl --capture streaming
+    python activation_analysis.py --documents evals.jsonl --prompt_format chat
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecircuits.inputs.arguments import check_text
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.documents.shapes import (
+    CATEGORY,
+    READ_AS,
+    TEXTS,
+    TURNS,
+    Document,
+    Fields,
+    RowReader,
+)
+from rolecircuits.inputs.categories import MAX_CATEGORIES
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import parse_strict_json, read_text
 
-FIELDS = ("id", "category", "text", "messages")
-ROLES = ("system", "user", "assistant", "tool", "developer")
-READ_AS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+FLAG = "--documents"
+FIELD_FLAGS = {
+    "text_field": "field that holds a text",
+    "messages_field": "field that holds a list of turns",
+    "id_field": "field that names a document (default: id or prompt_id, else its line)",
+    "category_field": 'field that holds its category (default: category; "" reads none)',
+}
+SHAPES = (
+    f"one object a line, or a JSON array of objects, with {', '.join((*TEXTS[:2], *TURNS))}, or "
+    "instruction and output; a .txt file holds a document a line"
+)
+NAMED = 12  # names of ignored fields in a note
 
 
 @dataclass(frozen=True)
-class Document:
-    """One line of the file: turns ((role, content), ...); a text is one turn of role "text"."""
+class Reading:
+    """What a file gave.
 
-    id: str
-    category: str
-    turns: tuple
+    documents  [Document]    failed  [(place, reason)] of rows that are no document
+    facts      what was read, for the run's config: layout, rows, shapes, ids, ignored, roles, and
+               the format: raw, chat, or mixed where some are conversations
+    """
 
-    @property
-    def is_chat(self):
-        return self.turns[0][0] != "text"
+    documents: list[Document]
+    failed: list
+    facts: dict
+
+
+def add_document_arguments(parser):
+    """--documents, and which fields of its rows are read."""
+    group = parser.add_argument_group("documents")
+    group.add_argument(
+        FLAG, metavar="FILE", help="long texts or conversations (JSON lines or array, or .txt)"
+    )
+    for name, what in FIELD_FLAGS.items():
+        group.add_argument(f"--{name}", metavar="FIELD", help=what)
 
 
 def check_document_arguments(args):
     """Refuse flags that say something of prompts, or ask for what documents do not give."""
+    if args.documents is None:
+        for name in FIELD_FLAGS:
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} needs {FLAG}: it names a field of its rows")
+        return
     for name in ("prompts", "prompts_per_category", "system_prompt"):
         if getattr(args, name) is not None:
-            raise UserError(
-                f"--{name} with --documents: the documents are the texts; give one of them"
-            )
-    if args.prompt_format != "raw":
-        raise UserError(
-            "--prompt_format chat with --documents: messages take the chat template by themselves, "
-            "text does not"
-        )
-    if args.raw not in (None, "none"):
-        raise UserError(f"--raw {args.raw} with --documents: patterns of documents are not saved")
+            raise UserError(f"--{name} with {FLAG}: the documents are the texts; give one of them")
+    for name in ("text_field", "messages_field", "id_field"):
+        if getattr(args, name) == "":
+            raise UserError(f"--{name}: is empty; give the name of a field")
+    if args.text_field is not None and args.text_field == args.messages_field:
+        raise UserError("--text_field and --messages_field name the same field; give one of them")
+    if args.raw != "none":
+        raise UserError(f"--raw {args.raw} with {FLAG}: patterns of documents are not saved")
 
 
-def read_documents(path):
-    """Documents of a JSONL file, checked; a UserError names file, line and field."""
-    path, flag = Path(path), "--documents"
-    text = read_text(path, flag)
-    _refuse_pretty_printed(text, f"{flag} {path}")
-    lines = text.split("\n")
-    documents, seen, foreign = [], {}, set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{flag} {path}: line {number}"
-        document = _read_document(parse_strict_json(line, where, one_line=True), where, foreign)
-        if document.id in seen:
-            raise UserError(
-                f"{where}: id {printable(document.id)!r} is that of line {seen[document.id]}"
-            )
-        seen[document.id] = number
-        documents.append(document)
+def fields_of(args):
+    """The Fields that these parsed arguments name."""
+    return Fields(*(getattr(args, name) for name in FIELD_FLAGS))
+
+
+def read_documents(path, fields=None, prompt_format="raw"):
+    """The Reading of a file; a UserError where nothing in it is a document.
+
+    fields  Fields, or None    prompt_format  of what is no conversation, as in `shapes`
+    """
+    path = Path(path)
+    file, reader = f"{FLAG} {path}", RowReader(fields or Fields(), prompt_format)
+    layout, rows = split_rows(read_text(path, FLAG), path)
+    documents, failed, seen = [], [], {}
+    for place, row in rows:
+        try:
+            value = row if layout != "JSON lines" else _parse_line(row)
+            document = reader.read(value, place)
+            if document.id in seen:
+                shown = printable(document.id)[:60]
+                raise UserError(f"id {shown!r} is that of {seen[document.id]}")
+        except UserError as error:
+            failed.append((place, str(error)))
+        else:
+            seen[document.id] = place
+            documents.append(document)
+    _check_any(file, documents, failed)
+    chats = {document.is_chat for document in documents}
+    facts = {
+        "format": "mixed" if len(chats) > 1 else "chat" if True in chats else "raw",
+        "layout": layout,
+        "rows": len(rows),
+        "shapes": dict(reader.shapes),
+        "ids": dict(reader.ids),
+        "ignored": sorted(reader.ignored),
+        "roles": reader.roles,
+    }
+    return Reading(documents, failed, facts | {"tool_calls_as_text": reader.calls})
+
+
+def _check_any(file, documents, failed):
+    """Refuse a file without documents, or with more categories than can be told apart."""
+    if not documents and not failed:
+        raise UserError(f"{file}: holds no documents; read are {SHAPES}")
     if not documents:
-        raise UserError(f"{flag} {path}: holds no documents")
-    if foreign:
-        pairs = ", ".join(f"{role} as {READ_AS[role]}" for role in sorted(foreign))
-        print(f"note: roles of other tools are read as ours: {pairs}")
-    return documents
+        (place, reason), n = failed[0], len(failed)
+        which = "its only row is" if n == 1 else f"none of its {n} rows is"
+        raise UserError(f"{file}: {which} a document: {place}: {reason}; read are {SHAPES}")
+    n = len({document.category for document in documents} - {""})
+    if n > MAX_CATEGORIES:
+        raise UserError(
+            f"{file}: has {n} categories; at most {MAX_CATEGORIES} can be compared; "
+            '--category_field names another field, "" reads none'
+        )
+
+
+def split_rows(text, path):
+    """(layout, [(place, row)]): an array's items, lines of JSON or of text, empty ones left out."""
+    if text.lstrip().startswith("["):
+        return "JSON array", _array_items(text, f"{FLAG} {path}")
+    lines = [(f"line-{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix.lower() == ".txt" and not _is_json_line(lines):
+        return "text lines", [(place, {"text": line.strip()}) for place, line in lines]
+    _refuse_pretty_printed(text, f"{FLAG} {path}")
+    return "JSON lines", lines
+
+
+def _array_items(text, where):
+    """The items of a JSON array."""
+    items = parse_strict_json(text, where)
+    return [(f"item-{n}", item) for n, item in enumerate(items, 1)]
+
+
+def _is_json_line(lines):
+    """Whether the first line is an object: JSON lines under the name of a text file."""
+    if not lines or not lines[0][1].startswith("{"):
+        return False
+    try:
+        return isinstance(_parse_line(lines[0][1]), dict)
+    except UserError:
+        return False
+
+
+def _parse_line(line):
+    return parse_strict_json(line, "this line", one_line=True)
 
 
 def _refuse_pretty_printed(text, where):
-    """Say what a file is that holds one JSON value over several lines."""
-    if text.strip().split("\n", 1)[0].strip() not in ("[", "{"):
+    """Say what a file is that holds one JSON object over several lines."""
+    if text.strip().split("\n", 1)[0].strip() != "{":
         return
     try:
-        value = parse_strict_json(text, where)
+        parse_strict_json(text, where)
     except UserError:
         return
-    what = "a JSON array" if isinstance(value, list) else "one JSON object"
     raise UserError(
-        f"{where}: is {what} over several lines; write one object a line, without brackets and "
-        "commas around them (JSON Lines)"
+        f"{where}: is one JSON object over several lines; write one object a line (JSON Lines), or "
+        "an array of objects"
     )
 
 
-def _read_document(value, where, foreign):
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: is a {type(value).__name__}; it must be an object with id and text or "
-            "messages, one a line"
-        )
-    for name in value:
-        if name not in FIELDS:
-            raise UserError(
-                f"{where}: unknown field {printable(name)!r}; allowed are {', '.join(FIELDS)}"
-            )
-    _check_text(value.get("id"), f"{where}: id")
-    category = value.get("category")
-    category = "" if category is None else category
-    if category not in ("", *CATEGORIES) or value.get("category") == "":
-        raise UserError(
-            f"{where}: category {printable(category)!r}; allowed are {', '.join(CATEGORIES)}, or "
-            "none"
-        )
-    if ("text" in value) == ("messages" in value):
-        raise UserError(f"{where}: must have either text or messages")
-    if "text" in value:
-        _check_text(value["text"], f"{where}: text")
-        return Document(value["id"], category, (("text", value["text"]),))
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: messages must be a list that is not empty")
-    turns = [_read_turn(m, f"{where}: messages[{i}]", foreign) for i, m in enumerate(messages)]
-    return Document(value["id"], category, tuple(turns))
-
-
-def _read_turn(message, where, foreign):
-    """(role, text) of a message; roles of other tools are read as ours and added to `foreign`."""
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-        raise UserError(f"{where} must be an object with role and content and nothing else")
-    role = message["role"]
-    _check_text(role, f"{where}.role")
-    if role in READ_AS:
-        foreign.add(role)
-    elif role not in ROLES:
-        raise UserError(
-            f"{where}.role: {printable(role)[:60]!r} is none of {', '.join(ROLES)}, nor of "
-            f"{', '.join(READ_AS)}, which are read as user and assistant"
-        )
-    content = message["content"]
-    if isinstance(content, list):
-        content = "".join(_read_part(p, f"{where}.content[{i}]") for i, p in enumerate(content))
-    _check_text(content, f"{where}.content")
-    return READ_AS.get(role, role), content
-
-
-def _read_part(part, where):
-    """The text of a part of a message's content; images and sounds are refused by name."""
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise UserError(
-            f'{where}: is of type {printable(kind)[:60]!r}; only {{"type": "text", "text": ...}} '
-            "can be fed"
-        )
-    return part["text"]
-
-
-def _check_text(text, where):
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where} must be a text that is not empty")
-    check_text(text, where)
+def describe_reading(reading: Reading, path):
+    """Lines on what was taken of a file and what was not."""
+    facts, n = reading.facts, len(reading.documents)
+    taken = ", ".join(f"{count} of {printable(name)}" for name, count in facts["shapes"].items())
+    parts = [f"{printable(path)}: {facts['layout']}, {n} documents: {taken}"]
+    chats = sum(document.is_chat for document in reading.documents)
+    fed = {"in the chat template": chats, "as raw text": n - chats}
+    parts.append(", ".join(f"{count} {how}" for how, count in fed.items() if count))
+    if facts["ids"].get("place"):
+        parts.append(f"{facts['ids']['place']} named by their place")
+    if facts["roles"]:
+        pairs = ", ".join(f"{role} as {READ_AS[role]}" for role in sorted(facts["roles"]))
+        parts.append(f"roles read as ours: {pairs}")
+    if facts["tool_calls_as_text"]:
+        parts.append(f"{facts['tool_calls_as_text']} tool calls written as JSON text")
+    names, more = facts["ignored"][:NAMED], len(facts["ignored"]) - NAMED
+    if names:
+        listed = ", ".join(printable(name)[:60] for name in names)
+        parts.append(f"ignored: {listed}" + (f" and {more} more" if more > 0 else ""))
+    if difflib.get_close_matches(CATEGORY, facts["ignored"], 1, 0.85):
+        parts.append(f"did you mean {CATEGORY}?")
+    lines = ["; ".join(parts)]
+    if reading.failed:
+        rows = f"{len(reading.failed)} of {facts['rows']} rows"
+        lines.append(f"{rows} are no documents, {reading.failed[0][0]} first; the rest goes on")
+    return lines

@@ -17,8 +17,8 @@ from rolecircuits.capture.tokens import (
     check_own_tokens,
     tokenize_prompts,
 )
-from rolecircuits.documents.texts import Document
-from rolecircuits.inputs.categories import Prompt
+from rolecircuits.documents.shapes import Document
+from rolecircuits.inputs.categories import Prompt, first_word
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import PromptFormat
 
@@ -89,7 +89,14 @@ def tokenize_text(document: Document, tokenizer, bos="auto"):
     ((_, text),) = document.turns
     text = Prompt(document.id, document.category, -1, text)
     (prompt,) = tokenize_prompts([text], tokenizer, PromptFormat(bos=bos), "document")
+    prompt = replace(prompt, frame=beginning(document))
     return TokenizedDocument(prompt, ("text",), (prompt.span,))
+
+
+def beginning(document: Document):
+    """The first word of a document, of its first turn that is no system text: its frame."""
+    own = [content for role, content in document.turns if role != "system"]
+    return first_word(own[0] if own else document.turns[0][1])
 
 
 def tokenize_conversation(document: Document, tokenizer, template: Template, bos=None):
@@ -134,5 +141,6 @@ def tokenize_conversation(document: Document, tokenizer, template: Template, bos
         ids,
         hf.convert_ids_to_tokens(ids),
         (spans[0][0], spans[-1][1]),
+        beginning(document),
     )
     return TokenizedDocument(prompt, tuple(role for role, _ in document.turns), tuple(spans))

@@ -1,48 +1,124 @@
-"""Tables on the terminal, the same in every script; text is never read as markup or emoji."""
+"""Tables on the terminal, the same in every script: 80 columns wide, whatever they hold.
+
+    print_table(["head", right("g [95 %]")], rows, "strongest heads", "> 0: ...")
+
+A column of words is folded where there is no room; a column of numbers (`right`) is never broken
+and never cut. The title says what the numbers are and what their sign means. Text is never read as
+markup or emoji. table_files.py writes the same tables to a file.
+"""
 
 import math
+import textwrap
 
-from rich.box import HEAVY_HEAD, SIMPLE
+from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 
+from rolecircuits.drawing.table_files import PrintedTable, record
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
 from rolecircuits.stats.contrasts import INTERACTIONS
 from rolecircuits.stats.indices import INDICES
-from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, interaction_cells
+from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, rows_of
 
-BOXED = {"box": HEAVY_HEAD}
-PLAIN = {"box": None, "pad_edge": False}
-WIDE = 132  # characters, for tables that a redirected output would break at 80
+GAP, LEAST_WORDS = 2, 8  # characters between columns, and of a column of words at least
 TREND_NAMES = {"plain": "as is", "linear": "linear", "quadratic": "quadratic"}
 HOW_TO_READ = (
     "read the quadratic r and its p: profiles that drift with depth correlate by their trends, and "
     "p of the other columns does not hold then"
 )
+FOCUSED = "> 0: self-referent is the more focused"
+FIRST_FOCUSED = "> 0: the first-named category is the more focused"
+KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 
 
 def right(heading):
-    """A Column whose cells are aligned right."""
-    return Column(heading, justify="right")
+    """A Column of numbers: aligned right, never broken over lines."""
+    return Column(heading, justify="right", no_wrap=True)
+
+
+def interval(heading):
+    """A Column of numbers with their intervals: the numbers below each other, never broken."""
+    return Column(heading, no_wrap=True)
+
+
+def print_table(columns: list[str | Column], rows, title="", note=""):
+    """Print rows of texts and numbers under their columns, at the width of the terminal or 80.
+
+    columns  headings of words, which are folded; `right` of numbers, or `interval`
+    title    what the numbers are and what their sign means    note  how they are read, below
+    Where the numbers alone need more room, lines are longer: no digit is ever left out.
+    """
+    columns = [Column(c, overflow="fold") if isinstance(c, str) else c.copy() for c in columns]
+    rows = [[str(cell) for cell in row] for row in rows]
+    table = Table(
+        *columns, box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True, padding=(0, 1)
+    )
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console = Console(markup=False, highlight=False, emoji=False)
+    least = GAP * (len(columns) - 1)
+    for i, column in enumerate(columns):
+        texts = [*column.header.split("\n"), *(row[i] for row in rows)]
+        longest = max(cell_len(printable(text)) for text in texts)
+        least += longest if column.no_wrap else min(longest, LEAST_WORDS)
+    console.width = max(console.width, least)
+    print()
+    say(title)
+    console.print(table)
+    say(note)
+    headings = [" ".join(column.header.split()) for column in columns]
+    numeric = [column.justify == "right" for column in columns]
+    record(PrintedTable(headings, numeric, rows, title, note))
+
+
+def say(text):
+    """Print a text in lines of at most the terminal's width, 80 where there is none.
+
+    Its own lines stay lines; where one is broken, what follows is indented.
+    """
+    width = Console().width
+    for line in filter(None, text.split("\n")):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        whole = printable(line).replace("> 0", ">\0" + "0")  # a sign is not broken over lines
+        how = {"subsequent_indent": indent, "break_on_hyphens": False}
+        for part in textwrap.wrap(whole, width, **how):
+            print(part.replace("\0", " "))
+
+
+def with_interval(value, low, high, form="+.3f"):
+    """A number with its interval in one cell, - for what is undefined; None and NaN are that."""
+    if value is None or value != value:
+        return "-"
+    ends = "" if low is None or low != low else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{ends}"
+
+
+def show(value, form):
+    """A number in this form, - where it is None or NaN; p and q below 0.0001 say so."""
+    if value is None or value != value:
+        return "-"
+    return "<0.0001" if form == ".4f" and value < 1e-4 else format(value, form)
 
 
 def print_audit(run):
     """How a run's prompts are built, and the verdict; returns what stats.audit found."""
     audit = audit_design(run)
-    columns = ("share of the variance", "groups", "median", "min @layer", "max @layer")
-    columns += ("by chance", "beyond the other")
-    title = f"{run.label}: how its prompts are built"
-    print_table(columns, audit_rows(audit), title, WIDE)
-    columns = ("category", "prompts", "frames", "effective frames", "design effect")
-    columns += ("effective n",)
-    print_table(columns, cluster_rows(audit), file_width=WIDE)
-    matched = audit["first_word_matched"]
+    columns = ["", right("groups"), right("median"), right("min\n@layer"), right("max\n@layer")]
+    columns += [right("by\nchance"), right("beyond\nthe other")]
+    title = f"{run.label}: how its prompts are built, share of the variance of normalised entropy"
+    print_table(columns, audit_rows(audit), title)
+    columns = ["category", right("prompts"), right("frames"), right("effective\nframes")]
+    columns += [right("design\neffect"), right("effective\nn")]
+    title = "as many independent frames and prompts are these worth"
     icc = audit["clusters"]["median_icc"]
     few = "too few frames, or one prompt in each"
     shown = f"undefined: {few}" if icc != icc else f"{icc:.2f}"
-    print(f"correlation inside a frame (ICC), median over layers: {shown}")
+    note = f"correlation inside a frame (ICC), median over layers: {shown}"
+    print_table(columns, cluster_rows(audit), title, note)
+    matched = audit["first_word_matched"]
     if not audit["crossed"] and matched["words"]:
         words = ", ".join(map(printable, matched["words"]))
         means = [(index, matched[f"mean_{index}"]) for index in INDICES]
@@ -53,11 +129,11 @@ def print_audit(run):
         ]
         if shown:
             what = f"means over layers, plain -> matched on the first word ({words})"
-            print(f"{what}: {', '.join(shown)}")
+            say(f"{what}: {', '.join(shown)}")
     if odd := audit["pairs_with_other_first_words"]:
         ids = ", ".join(map(printable, odd[:6])) + (", ..." if len(odd) > 6 else "")
-        print(f"{len(odd) // 2} matched pairs change their first word with the person: {ids}")
-    print(f"{'WARNING: ' if audit['flagged'] else ''}{printable(audit['verdict'])}")
+        say(f"{len(odd) // 2} matched pairs change their first word with the person: {ids}")
+    say(f"{'WARNING: ' if audit['flagged'] else ''}{audit['verdict']}")
     return audit
 
 
@@ -66,87 +142,132 @@ def print_contrasts(run, chosen, compared):
 
     chosen  {name: contrast}    compared  rows of contrasts.csv
     """
-    columns = ("contrast", "prompts", "frames", "effective n", "mean difference", "min @layer")
-    columns += ("max @layer",)
-    columns += (f"layers: p / BH / max-T < {ALPHA}",)
     rows = [contrast_cells(name, compared) for name in chosen]
-    title = f"{run.label}: normalised entropy, first - second, mean over heads"
-    print_table(columns, rows, title, WIDE)
-    print("effective n: as many independent prompts would give this interval (median over layers)")
+    title = f"{run.label}: what its contrasts rest on"
+    columns = ["contrast", right("prompts"), right("frames"), right("effective n")]
+    note = "effective n: as many independent prompts would give this interval (median over layers)"
+    print_table(columns, [row[:4] for row in rows], title, note)
+    title = f"{run.label}: focus (normalised entropy with its sign turned), first - second, mean "
+    title += f"over heads; {FIRST_FOCUSED}"
+    columns = ["contrast", right("mean"), right("min @layer"), right("max @layer")]
+    columns += map(right, ("p", "BH", "max-T", "layers"))
+    note = f"p, BH, max-T: layers below {ALPHA}, uncorrected and corrected"
+    print_table(columns, [[row[0], *row[4:]] for row in rows], title, note)
     families = [name for name in chosen if name in INTERACTIONS]
+    columns = [right("layer"), interval("first - second [95 %]"), right("q"), right("max-T p")]
+    for name in families:
+        title = f"{name}: interaction of person and turn, layer by layer; {FIRST_FOCUSED}"
+        title += "" if name == families[0] else " (the control)"
+        print_table(columns, map(_interaction_cells, rows_of(compared, name)), title)
     if families:
-        columns = ["layer", *(f"{name} [95 %]  q  max-T p" for name in families)]
-        title = "interaction of person and turn, and its control"
-        print_table(columns, interaction_cells(families, compared), title, WIDE)
-        print(describe_interactions(families, compared))
+        say(describe_interactions(families, compared))
 
 
-def print_main_numbers(name, numbers, formats):
-    """Means over layers of RFC and RSI, a line an index and prompt set.
+def _interaction_cells(row):
+    """Cells of one layer of an interaction."""
+    change = with_interval(row["estimate"], row["low"], row["high"], "+.4f")
+    return [row["layer"], change, show(row["q"], ".3f"), show(row["p_max"], ".3f")]
+
+
+def print_heads(run, rows, contrast):
+    """The first rows of head_ranking.csv as a table."""
+    cells = []
+    keys = ("estimate", "g", "g_low", "g_high", "p", "q", "p_max")
+    for row in rows:
+        value = {key: row[f"{contrast}_{key}"] for key in keys}
+        g = with_interval(value["g"], value["g_low"], value["g_high"], "+.2f")
+        tests = [show(value[name], ".4f") for name in ("p", "q", "p_max")]
+        difference = show(value["estimate"], "+.4f")
+        cells.append([row["layer"], row["head"], difference, g, *tests])
+    columns = list(map(right, ("layer", "head", contrast, "p", "q (BH)", "max-T p")))
+    columns.insert(3, interval("g [95 %]"))
+    title = f"{run.label}: strongest heads, {contrast}, focus (normalised entropy with its sign "
+    title += f"turned) and Hedges g; {FIRST_FOCUSED}"
+    print_table(columns, cells, title)
+
+
+def print_main_numbers(name, numbers, formats, pair=""):
+    """Means over layers of RFC and RSI of both runs, and what differs, a line an index and set.
 
     numbers  {prompt set: what run_pairs.main_numbers gives}    formats  {run: prompt format}
+    pair     what the difference is one of, if they were compared
     """
-    headings = [cell for run, form in formats.items() for cell in (f"{run}, {form}", "BH")]
-    columns = ["index", "prompts", *map(right, [*headings, "instruct - base [95 %]"])]
-    rows = []
-    for lines in zip(*numbers.values(), strict=True):
-        for i, (label, (index, *cells)) in enumerate(zip(numbers, lines, strict=True)):
-            rows.append(["" if i else index, label, *cells])
-    print_table(columns, rows, f"{name}: means over layers (length null)", WIDE)
-    print(f"BH: layers that pass Benjamini-Hochberg at {ALPHA}")
+    sets = [[(label, line) for line in lines] for label, lines in numbers.items()]
+    means, differences = [], []
+    for i, (label, line) in enumerate(
+        pair for of_index in zip(*sets, strict=True) for pair in of_index
+    ):
+        index = "" if i % len(sets) else f"{line['index'].upper()} {KIND_NAMES[line['kind']]}"
+        place = [index, label]
+        cells = []
+        for side in formats:
+            value, null, passing = line[side]
+            cells += [show(value, "+.3f"), show(null, "+.3f"), show(passing, "d")]
+        means.append(place + cells)
+        entry = line["difference"]
+        cells = [with_interval(entry["value"], entry["low"], entry["high"])]
+        differences.append([*place, *cells, show(entry["null"], "+.3f"), show(entry["bh"], "d")])
+    below = f"null: length null. BH: layers that pass Benjamini-Hochberg at {ALPHA}"
+    columns = ["index", "prompts"]
+    for run, form in formats.items():
+        columns += [right(f"{run},\n{form}"), right("null"), right("BH")]
+    print_table(columns, means, f"{name}: means over layers; {FOCUSED}", below)
+    columns = ["index", "prompts", interval("instruct - base [95 %]"), right("null"), right("BH")]
+    title = f"{name}: what differs between the runs, means over layers; > 0: self-referent gains "
+    title += "focus" + (f" ({pair})" if pair else "")
+    print_table(columns, differences, title, f"{below}; raw differences are not tested")
 
 
 def print_profile_correlations(correlations, kind):
-    """Rows of cross_model_correlations.csv as a table, and what was corrected below it."""
-    columns = ("models", "index", "layers", *(f"{name}: r (p)" for name in TREND_NAMES.values()))
-    columns += ("shifts: p of each",)
-    title = f"{kind}: Pearson's r of layer profiles, as they are and with a trend removed"
-    print_table(columns, map(_profile_cells, correlations), title, WIDE)
-    print(HOW_TO_READ)
+    """Rows of cross_model_correlations.csv as tables, and what was corrected below them."""
+    kind = KIND_NAMES.get(kind, kind)
+    title = f"{kind}: Pearson's r of layer profiles (p), as they are and with a trend removed"
+    columns = ["models", "index", right("layers")]
+    columns += [right(f"{name}\nr (p)") for name in TREND_NAMES.values()]
+    rows = [_profile_cells(row, "{r:+.3f} ({p:.3f})") for row in correlations]
+    print_table(columns, rows, title, HOW_TO_READ)
+    columns = ["models", "index", right("layers"), *map(right, TREND_NAMES.values())]
+    rows = [_profile_cells(row, "{shift_p:.3f}") for row in correlations]
+    title = f"{kind}: p of the same r by circular shifts along depth"
+    print_table(columns, rows, title, "L layers have L shifts: under 21 cannot reach 0.05")
     corrected = [row for row in correlations if row["shared_rows"]]
     if corrected:
-        columns = ("models", "index", "rows", "as is: r", "corrected", "signal")
-        columns += ("quadratic: r", "corrected", "signal")
+        columns = ["models", "index", right("rows"), "trend", right("r"), right("corrected")]
+        columns += [right("signal\nfirst"), right("signal\nsecond")]
+        rows = [cells for row in corrected for cells in _corrected_cells(row)]
         title = f"{kind}: r without the noise of the shared prompts"
-        print_table(columns, map(_corrected_cells, corrected), title, WIDE)
-        print(
-            "signal: share of each profile's variance that is no such noise; below 0.5 do not read"
-        )
+        signal = "share of each profile's variance that is no such noise; below 0.5 do not read"
+        print_table(columns, rows, title, f"signal: {signal}")
 
 
-def _profile_cells(row):
-    """Cells of one row of cross_model_correlations.csv on the terminal."""
-    tested = [f"{row[f'{name}_r']:+.3f} ({row[f'{name}_p']:.3f})" for name in TREND_NAMES]
-    shifts = " / ".join(f"{row[f'{name}_shift_p']:.3f}" for name in TREND_NAMES)
-    return [_pair_of(row), row["index"], row["n_points"], *tested, shifts]
+def _profile_cells(row, form):
+    """Cells of one row of cross_model_correlations.csv, a number of each trend in this form."""
+    trends = [
+        form.format(**{name: row[f"{trend}_{name}"] for name in ("r", "p", "shift_p")})
+        for trend in TREND_NAMES
+    ]
+    return [_pair_of(row), index_name(row), row["n_points"], *trends]
 
 
 def _corrected_cells(row):
-    """Cells of one row on the terminal: r with its correction; - where too little is left."""
-    cells = []
+    """Two rows of cells of one row: r with its correction; - where too little is left."""
     for trend in ("plain", "quadratic"):
-        r, signals = row[f"{trend}_corrected_r"], [row[f"{trend}_signal_{end}"] for end in "ab"]
-        cells += [f"{row[f'{trend}_r']:+.3f}", "-" if math.isnan(r) else f"{r:+.3f}"]
-        cells += [" / ".join(f"{signal:.2f}" for signal in signals)]
-    return [_pair_of(row), row["index"], row["shared_rows"], *cells]
+        first = trend == "plain"
+        place = [_pair_of(row), index_name(row), row["shared_rows"]] if first else [""] * 3
+        r, corrected = (row[f"{trend}_{name}"] for name in ("r", "corrected_r"))
+        cells = [
+            TREND_NAMES[trend],
+            f"{r:+.3f}",
+            "-" if math.isnan(corrected) else f"{corrected:+.3f}",
+        ]
+        yield place + cells + [f"{row[f'{trend}_signal_{end}']:.2f}" for end in "ab"]
+
+
+def index_name(row):
+    """RFC or RSI, of a row whose index is a column of detailed_comparison.csv."""
+    return row["index"].removesuffix("_diff").upper()
 
 
 def _pair_of(row):
     """The two models of a row."""
     return f"{row['model_a']} - {row['model_b']}"
-
-
-def print_table(columns: list[str | Column], rows, title=None, file_width=None, **look):
-    """Print rows of texts and numbers under their columns.
-
-    columns     headings, or a Column where cells are aligned right or never broken over lines
-    file_width  characters a line where the output is no terminal (default 80)
-    look        BOXED, PLAIN or other options of rich's Table; else a line under the headings
-    """
-    console = Console(markup=False, highlight=False, emoji=False)
-    if file_width and not console.is_terminal:
-        console.width = file_width
-    table = Table(*columns, title=title, **({"box": SIMPLE} | look))
-    for row in rows:
-        table.add_row(*(printable(cell) for cell in row))
-    console.print(table)

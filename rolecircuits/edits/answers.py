@@ -1,5 +1,7 @@
 """Greedy answers of the unedited model and under each entry of a plan, side by side."""
 
+import difflib
+
 from rolecircuits.capture.generation import (
     check_room,
     first_difference,
@@ -9,7 +11,7 @@ from rolecircuits.capture.generation import (
 )
 from rolecircuits.capture.masks import note_windows
 from rolecircuits.capture.tokens import tokenize_prompts
-from rolecircuits.drawing.tables import BOXED, WIDE, print_table
+from rolecircuits.drawing.tables import print_table, right, say
 from rolecircuits.edits.bench import donors_for, notes_on
 from rolecircuits.edits.check import check_edits, edited_sites
 from rolecircuits.edits.hooks import prepare_edit
@@ -101,18 +103,78 @@ def save_answers(folder, results, config):
 
 
 def print_answers(results):
-    """Measures by category, and how many answers each intervention changed."""
+    """Measures by category, how many answers each intervention changed, and a few answers."""
     summary, cells = results["summary"]["baseline"], []
     for name, means in summary.items():
         values = (f"{means[m]:.{1 if m == 'n_tokens' else 3}f}" for m in MEASURES)
         cells.append([name, means["n"], *values])
-    look = {"file_width": WIDE, **BOXED}
-    print_table(["category", "n", *MEASURES.values()], cells, "unedited answers", **look)
-    if not results["changes"]:
-        return
-    cells = []
-    for intervention in results["interventions"]:
-        rows = [row for row in results["changes"] if row["intervention"] == intervention]
-        changed = [[row["changed"] for row in rows if row["category"] == name] for name in summary]
-        cells.append([intervention, *(f"{sum(own)} of {len(own)}" for own in changed)])
-    print_table(["intervention", *summary], cells, "answers changed", **look)
+    columns = ["category", *map(right, ("n", *MEASURES.values()))]
+    title = "unedited answers, means by category"
+    print_table(columns, cells, title, "first person, repetition: share of words, of trigrams")
+    if results["changes"]:
+        cells = []
+        for intervention in results["interventions"]:
+            rows = [row for row in results["changes"] if row["intervention"] == intervention]
+            of = {name: [r["changed"] for r in rows if r["category"] == name] for name in summary}
+            cells.append([intervention, *(f"{sum(own)} of {len(own)}" for own in of.values())])
+        print_table(["intervention", *summary], cells, "answers changed")
+    print_examples(results)
+
+
+def print_examples(results):
+    """One prompt a category with its unedited answer, and an edited one where one has changed."""
+    print()
+    for category in results["summary"]["baseline"]:
+        rows = [row for row in results["changes"] if row["category"] == category]
+        row = next((row for row in rows if row["changed"]), None)
+        if row is None:
+            row = next(row for row in results["baseline"] if row["category"] == category)
+            say(f"{category}: {' '.join(row['prompt'].split())}")
+            say(f"    answer    {shorten(row['text'].split())}")
+            if rows:
+                say("    no intervention changes an answer of this category")
+            continue
+        say(f"{category}: {' '.join(row['prompt'].split())}")
+        for name, text in zip(("unedited", "edited"), mark_change(row), strict=True):
+            say(f"    {name:9} {text}")
+        words = row["baseline"].split() == row["edited"].split()
+        what = (
+            "the words are the same, its tokens differ" if words else f"{MARKS} marks what differs"
+        )
+        say(f"    edited by {row['intervention']}: {what}")
+
+
+MARKS, WORDS, BEFORE = (
+    "[[ ]]",
+    40,
+    10,
+)  # words of an answer that are shown, of these before a change
+
+
+def mark_change(row):
+    """The unedited and the edited answer of a row of changes, the words that differ in [[ ]].
+
+    Of a long answer the words around the first that differs are shown.
+    """
+    words = [row[side].split() for side in ("baseline", "edited")]
+    blocks = difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes()
+    marked = [[], []]
+    for kind, *ends in blocks:
+        for side, (start, end) in enumerate((ends[:2], ends[2:])):
+            part = words[side][start:end]
+            if kind != "equal" and part:
+                part = [f"[[{part[0]}", *part[1:]]
+                part[-1] += "]]"
+            marked[side] += part
+    pairs = enumerate(zip(*words, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(map(len, words)))
+    start = max(0, same - BEFORE)
+    return [shorten(own, start) for own in marked]
+
+
+def shorten(words, start=0):
+    """At most WORDS words from `start` on, with ... for those left out; (nothing) for none."""
+    shown = " ".join(words[start : start + WORDS])
+    before = "... " if start else ""
+    after = " ..." if len(words) > start + WORDS else ""
+    return f"{before}{shown}{after}" if words else "(nothing)"

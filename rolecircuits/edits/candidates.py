@@ -107,10 +107,15 @@ def _measure_held_out(held_out, contrast, heads, seed):
 
 
 def _source(run, contrast, seed):
+    facts, prompts = run.config["model"], run.config["prompts"]
     return {
-        "model_id": run.config["model"]["id"],
+        "model_id": facts["id"],
+        "revision": facts.get("revision"),
+        "weights_sha256": facts.get("weights_sha256"),
         "run": run.path.name if run.path else None,
-        "prompt_set_sha256": run.config["prompts"].get("sha256"),
+        "prompts": run.prompt_set,
+        "prompt_set_sha256": prompts.get("sha256"),
+        "frames_left_out": list(prompts.get("frames_left_out") or {}),
         "prompt_format": run.prompt_format,
         "kind": "normalised",
         "contrast": contrast,

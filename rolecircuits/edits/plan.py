@@ -12,8 +12,9 @@
                  layer                                        patch-layer_5_paired
     steer        add project_out                              steer_12_add_4, steer_12_project_out
 
-source, selection and note say where the plan came from; analyze_results.py writes them, nothing
-here reads them. held_out are the ids of the prompts that did not choose the heads.
+source, selection and note say where the plan came from; analyze_results.py writes them, and
+plan_source.py holds source against the model that is asked for. held_out are the ids of the prompts
+that did not choose the heads.
 """
 
 from pathlib import Path

@@ -1,17 +1,22 @@
 """What interventions.py writes and prints of its edits: run folders, effects, strongest heads."""
 
 import numpy as np
-from rich.table import Column
 
-from rolecircuits.drawing.tables import BOXED, WIDE, print_table, right
+from rolecircuits.drawing.tables import interval, print_table, right, say, show, with_interval
 from rolecircuits.edits.effects import INDEX_METRICS, row_columns
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.arrays import Run
 from rolecircuits.runs.files import write_csv, write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
 from rolecircuits.stats.indices import summarize
 
+SIGNS = {
+    "kl": "of the next token, unedited from edited",
+    "top1_change": "share of prompts whose most likely next token is another",
+    "surprisal_change": "in nats, of the unedited answer; > 0: it became less likely",
+    "rfc_change": "edited - unedited; > 0: self-referent gains focus",
+    "rsi_change": "edited - unedited; > 0: self-referent gains focus",
+}
 SHOWN = {
     "kl": "KL, nats",
     "top1_change": "top-1 changed",
@@ -20,6 +25,10 @@ SHOWN = {
     "rsi_change": "RSI of later layers",
 }
 UNSIGNED = ("kl", "top1_change")
+HOW_TO_READ = (
+    "rank: of the effect's size among the layer's heads, 1 the largest; q: does it differ from the "
+    "mean of these controls?"
+)
 SAID = ("no measurable effect", "no interval")
 
 
@@ -58,37 +67,27 @@ def save_sweep(folder, arrays, config):
 
 def print_effects(rows, tests, notes):
     """The candidates' effects over all prompts beside their controls; effects.csv has the rest."""
-    columns = [Column("intervention", no_wrap=True), "n", "effect", "mean [95 % interval]"]
-    columns += [right("rank"), right("mean of controls"), right("q")]
-    cells = []
-    for row in rows:
-        if row["category"] == "all" and row["role"] == "candidate":
-            place = row["intervention"], row["n"]
-            for metric, title in SHOWN.items():
-                cells.append([*place, title, *effect_cells(row, metric)])
-                place = "", ""
-    title = "effects over all prompts; rank: among the layer's heads, 1 the largest; "
-    title += "q: differs from the mean of these controls"
-    print_table(columns, cells, title, file_width=WIDE, title_justify="left", **BOXED)
-    for test in tests:
-        print(describe_set(test))
+    chosen = [row for row in rows if row["category"] == "all" and row["role"] == "candidate"]
+    columns = ["intervention", right("n"), interval("mean [95 %]"), right("rank")]
+    columns += [right("mean of\ncontrols"), right("q")]
+    for metric, title in SHOWN.items():
+        cells = [[row["intervention"], row["n"], *effect_cells(row, metric)] for row in chosen]
+        of_set = [describe_set(test) for test in tests if test["metric"] == metric]
+        print_table(columns, cells, f"{title}: {SIGNS[metric]}", "\n".join(of_set))
+    say(HOW_TO_READ)
     for note in notes:
         if any(text in note for text in SAID):
-            print(f"note: {printable(note)}")
+            say(f"note: {note}")
 
 
 def effect_cells(row, metric):
     """Value with interval, rank, mean of the controls and q as texts; what is undefined is "-"."""
-    sign = "" if metric in UNSIGNED else "+"
+    form = ".2g" if metric in UNSIGNED else "+.2g"
     value, low, high, control, q, rank = (
         row[metric + part] for part in ("", "_low", "_high", "_control", "_q", "_rank")
     )
-    text = f"{value:{sign}.2g}"
-    if not np.isnan(low):
-        text += f" [{low:{sign}.2g}, {high:{sign}.2g}]"
-    place = f"{rank:g} of {row['pool']:g}"
-    shown = (value, text), (rank, place), (control, f"{control:{sign}.2g}"), (q, f"{q:.2g}")
-    return ["-" if np.isnan(number) else words for number, words in shown]
+    place = "-" if np.isnan(rank) else f"{rank:g} of {row['pool']:g}"
+    return [with_interval(value, low, high, form), place, show(control, form), show(q, ".2g")]
 
 
 def describe_set(test):
@@ -100,8 +99,7 @@ def describe_set(test):
         verdict = f"too few for a test, the smallest p is {test['smallest_p']:.2g}"
     else:
         verdict = f"p {test['p']:.2g}, q {test['q']:.2g}"
-    edit = f"{test['type']} {test['change']}"
-    return f"{edit}, {heads}, {SHOWN[test['metric']]}: {ranks}, {verdict}"
+    return f"{test['type']} {test['change']}, {heads}: {ranks}, {verdict}"
 
 
 def print_strongest(arrays, n=10):
@@ -110,8 +108,11 @@ def print_strongest(arrays, n=10):
     for flat in np.argsort(-kl, axis=None)[:n]:
         place = np.unravel_index(flat, kl.shape)
         top1 = arrays["top1_change_by_prompt"][place].mean()
-        changes = (f"{arrays[metric][place]:+.4f}" for metric in INDEX_METRICS)
+        changes = (show(arrays[metric][place], "+.4f") for metric in INDEX_METRICS)
         cells.append([*place, f"{kl[place]:.4f}", f"{top1:.0%}", *changes])
-    columns = ["layer", "head", "KL, nats", "top-1 changed"]
-    columns += [SHOWN[metric] for metric in INDEX_METRICS]
-    print_table(columns, cells, **BOXED)
+    columns = ["layer", "head", "KL,\nnats", "top-1\nchanged", "RFC of\nlater layers"]
+    columns += ["RSI of\nlater layers"]
+    title = "the heads with the largest KL of the next token; RFC and RSI: edited - unedited, "
+    title += "> 0: self-referent gains focus"
+    note = "a choice among all heads: head_effects.npz has every head, to compare these with"
+    print_table(map(right, columns), cells, title, note)

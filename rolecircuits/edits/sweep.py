@@ -17,7 +17,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from deterministic import set_determinism
 from rolecircuits.capture import instrument
@@ -38,6 +37,7 @@ from rolecircuits.inputs.errors import RunFailed, one_line
 from rolecircuits.inputs.specs import Setting, model_identity
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name, read_piece, remove_pieces, write_piece
+from rolecircuits.runs.progress import progress
 from rolecircuits.stats.units import design_of
 
 FOLDER = ".sweep_heads"
@@ -174,7 +174,7 @@ def finish_layers(engine, payload, base, paths):
         print(f"{len(paths) - len(missing)} of {len(paths)} layers were done before")
     items = [Item(f"layer {layer}", layer_task, payload | {"layer": layer}) for layer in missing]
     n_heads = base["facts"]["n_heads"]
-    with tqdm(total=len(missing) * n_heads, desc="sweep", unit="head", leave=False) as bar:
+    with progress(len(missing) * n_heads, "sweep", "head") as bar:
         for item, arrays in engine.run(items):
             write_piece(paths[item.payload["layer"]], arrays)
             bar.update(n_heads)

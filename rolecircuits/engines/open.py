@@ -17,7 +17,7 @@ def add_engine_arguments(parser):
     """The flags that say where the work is done."""
     engine = parser.add_argument_group("where the work is done")
     engine.add_argument(
-        "--engine", choices=["local", "ray"], default="local", help="this process (default), or Ray"
+        "--engine", choices=["local", "ray"], default="local", help="this process, or Ray"
     )
     engine.add_argument(
         "--ray_address",

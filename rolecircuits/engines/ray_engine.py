@@ -22,8 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deterministic import prepare_environment
-from rolecircuits.engines.work import WorkerState, progress
+from rolecircuits.engines.work import WorkerState
 from rolecircuits.inputs.errors import RunFailed, UserError, one_line
+from rolecircuits.runs.progress import progress
 from rolecircuits.runs.record import package_versions
 
 PROJECT = Path(__file__).resolve().parents[2]

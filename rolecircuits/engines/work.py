@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rolecircuits.runs.progress import progress
+
 
 @dataclass(frozen=True)
 class Item:
@@ -86,13 +88,6 @@ class LocalEngine:
     def facts(self):
         """What experiment_config.json says about the engine."""
         return {"name": self.name}
-
-
-def progress(total, title, unit):
-    """A progress bar, shown only where it has a title."""
-    from tqdm import tqdm  # takes 0.08 s, and scripts import this module before they answer --help
-
-    return tqdm(total=total, desc=title, unit=unit, disable=title is None, leave=False)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,9 @@ FREE_IN_REPETITION = (  # with --repeat: where and how it is run, not what
 RAW = ("none", "patterns", "full")  # what --raw saves beside the entropies
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-LATEST_RUNS = {"latest": "latest_run", "latest_base": "latest_base"}  # by --output_type
+RUN_TYPES = ("base", "instruct", "intervention")  # of --output_type; a model run is one of two
+OLD_RUN_TYPES = {"latest": "instruct", "latest_base": "base", "normal": "instruct"}
+LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of the newest, by type
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
 
@@ -57,12 +59,22 @@ def controls_number(text):
     return _whole_number(text, 0, 100, "from 0 to 100")
 
 
+def keep_number(text):
+    """Runs of each kind that stay: from 0."""
+    return _whole_number(text, 0, MAX_COUNT, f"from 0 to {MAX_COUNT}")
+
+
 def _whole_number(text, least, most, allowed):
     if not re.fullmatch(r"[0-9]{1,100}", text) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(
             f"{printable(text[:40])!r} is not a whole number {allowed}"
         )
     return int(text)
+
+
+def run_type(text):
+    """The word of RUN_TYPES that is meant: words of earlier versions are still read."""
+    return OLD_RUN_TYPES.get(text, text)
 
 
 def device_name(text):
@@ -102,7 +114,7 @@ def add_model_arguments(parser):
         default=DEFAULT_MODEL,
         help=f"hub id, local folder or {DEFAULT_MODEL} (the default)",
     )
-    model.add_argument("--revision", help="branch, tag or commit of a hub model")
+    model.add_argument("--revision", help=REVISION_HELP)
     model.add_argument(
         "--trust_remote_code",
         action="store_true",
@@ -116,9 +128,15 @@ def add_model_arguments(parser):
 
 def add_format_arguments(parser):
     """How a prompt becomes tokens."""
-    parser.add_argument("--prompt_format", choices=["raw", "chat"], default="raw")
     parser.add_argument(
-        "--system_prompt", help="system text for --prompt_format chat; may be empty"
+        "--prompt_format",
+        choices=["raw", "chat"],
+        default="raw",
+        help="feed the text alone, or inside the model's chat template",
+    )
+    parser.add_argument(
+        "--system_prompt",
+        help="system text for --prompt_format chat, may be empty (default: the template's own)",
     )
     parser.add_argument(
         "--bos",
@@ -155,7 +173,12 @@ def add_run_arguments(parser):
         type=positive_int,
         help="the first N of each category (default: all)",
     )
-    how.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    how.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the weights and the pass; softmax is in float32",
+    )
     how.add_argument("--device", type=device_name, help="auto (default), cpu, cuda, cuda:N, mps")
     how.add_argument(
         "--device_map",
@@ -165,9 +188,29 @@ def add_run_arguments(parser):
     how.add_argument(
         "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
     )
-    how.add_argument("--seed", type=seed_value, default=DEFAULT_SEED)
+    how.add_argument(
+        "--seed", type=seed_value, default=DEFAULT_SEED, help="of everything that is drawn"
+    )
 
 
+def add_raw_argument(parser):
+    """--raw, for the scripts that capture prompts; nothing that reads runs needs what it saves."""
+    parser.add_argument(
+        "--raw",
+        choices=RAW,
+        default="none",
+        help="also save patterns, or MLPs, embeddings and final norm too",
+    )
+
+
+def add_output_argument(parser):
+    """--output_dir, for the scripts that write run folders."""
+    parser.add_argument(
+        "--output_dir", default=DEFAULT_RESULTS, help="where the run's folder is made"
+    )
+
+
+REVISION_HELP = "branch, tag or commit of a hub model (default: its main branch)"
 PROMPTS_HELP = "original (the default), crossed, deixis, or your own .json, .jsonl or .csv file"
 
 

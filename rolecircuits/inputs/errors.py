@@ -11,16 +11,15 @@ class RunFailed(Exception):
     """The request was right and the work failed: one line that says where. Exit code 1."""
 
 
-def printable(text):
-    """`text` safe for a terminal: control characters (ANSI escapes among them) shown as escapes.
+def visible(text):
+    """`text` with control characters (ANSI escapes among them) shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
-    A character that the terminal's encoding cannot show is escaped too.
-    """
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
-    )
+
+def printable(text):
+    """`text` safe for a terminal: `visible`, and what its encoding cannot show is escaped too."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def one_line(error, length=300):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.folders import describe_folder
 
 TEMPORARY = ".tmp_"  # a name that begins with it is being written, or was left by a killed process
 HASHED_AT_ONCE = 2**24
@@ -49,7 +50,7 @@ def read_text(path, flag):
     """The text of a UTF-8 file that the user named with `flag`, without a byte order mark."""
     try:
         if path.is_dir():
-            raise UserError(f"{flag} {path}: is a folder")
+            raise UserError(f"{flag} {path}: is a folder{describe_folder(path)}, not a file")
         if not path.is_file():
             why = "is not a regular file" if path.exists() else "no such file"
             raise UserError(f"{flag} {path}: {why}")

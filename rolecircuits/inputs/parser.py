@@ -30,18 +30,31 @@ WRONG_PATH = frozenset(
 )
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Texts as they are written, and the default of every option that has one."""
+
+    def _get_help_string(self, action):
+        text, default = action.help, action.default
+        if "default" in text or default in (None, False, [], argparse.SUPPRESS):
+            return text
+        return f"{text} (default {default})"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations; a wrong flag gets one line that names the closest one."""
 
     def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         self.add_argument(
             "-v", "--verbose", action="store_true", help="show the traceback of an error"
         )
 
     def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+        # intermixed: a folder may come after a flag; argparse would take an optional one as missing
+        mixed = self._get_positional_actions()
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        parsed, unknown = parse(args, namespace)
         if unknown:
             flags = [flag for flag in unknown if flag.startswith("-")]
             culprit = (flags or unknown)[0].split("=")[0]

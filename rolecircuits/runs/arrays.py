@@ -13,6 +13,7 @@ import numpy as np
 from rolecircuits.inputs.categories import check_category, first_word, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.npz import read_npz
+from rolecircuits.runs.record import prompt_set_of
 
 ARRAYS = {
     "category": ("U", ("prompt",)),
@@ -96,6 +97,12 @@ class Run:
     def has_slots(self):
         """Whether the final query's attention on the slot of every prompt is known."""
         return self.slot_mass is not None and bool((self.slot[:, 0] >= 0).all())
+
+    @property
+    def name(self):
+        """Name of its folder; of an edited run, below the name of its intervention run."""
+        edited = (self.path.parent / "manifest.json").is_file()
+        return f"{self.path.parent.name}/{self.path.name}" if edited else self.path.name
 
     @property
     def label(self):

@@ -13,6 +13,7 @@ from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.files import sha256_of
 
 SCHEMA_VERSION, READABLE = 2, (1, 2)
+CONFIG = "experiment_config.json"  # the file of this module in a run folder
 PACKAGES = (
     *("torch", "transformer_lens", "transformers", "tokenizers"),
     *("numpy", "scipy", "safetensors", "gguf"),
@@ -20,7 +21,7 @@ PACKAGES = (
 # The flags whose value may be a path. All others are stored as they were given.
 PATH_FLAGS = (
     *("model_id", "device_map", "prompts", "documents", "config_file", "families_file"),
-    *("output_dir", "repeat", "chat_template"),
+    *("output_dir", "repeat", "chat_template", "table"),
 )
 
 
@@ -79,13 +80,23 @@ def describe_fed(args, prompts, feeding, fed_ids):
     return describe_prompts(args, prompts, feeding, left_out=left_out)
 
 
-def describe_documents(args, n, feeding, failed):
-    """{"documents": their file's SHA-256, how many were captured and how they were fed, those that
-    failed, "model": what they were fed first}.
+def describe_documents(args, n, feeding, failed, read):
+    """{"documents": their file's SHA-256, what was read in it, how many were captured and how they
+    were fed, those that failed, "model": what they were fed first}.
+
+    read  facts of documents.texts.Reading
     """
     lost = [{"id": document_id, "reason": portable(reason)} for document_id, reason in failed]
-    known = {"sha256": sha256_of(args.documents), "n": n, "bos": args.bos} | feeding["how"]
+    file = {"sha256": sha256_of(args.documents), "format": read["format"]}
+    read = {name: value for name, value in read.items() if name != "format"}
+    known = file | {"n": n, "read": read, "bos": args.bos} | feeding["how"]
     return {"documents": known | {"failed": lost}, "model": feeding["model"]}
+
+
+def prompt_set_of(config):
+    """What the prompt set of an experiment_config was called, a file without its folder."""
+    given = (config.get("arguments") or {}).get("prompts") or "original"
+    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def portable_arguments(args):

@@ -33,7 +33,10 @@ from rolecircuits.runs.record import PATH_FLAGS, portable
 
 SCRIPT = "activation_analysis.py"
 CHOSEN = {"capture": "method", "raw": "raw", "batch_size": "batch_size"}  # flag: name in capture
-NOT_RECORDED = ("help", "repeat", "no_verify", "verbose")
+NOT_RECORDED = (  # or of documents, which are not repeated
+    *("help", "repeat", "no_verify", "verbose"),
+    *("text_field", "messages_field", "id_field", "category_field"),
+)
 PROMPT_FIELDS = ("id", "category", "pair_id", "text")
 DESIGN_FIELDS = ("frame", "filler", "turn")  # of a set that gives them
 MODEL_FACTS = {"weights_sha256": "weights", "tokenizer_sha256": "tokenizer", "revision": "commit"}
@@ -118,7 +121,7 @@ def recorded_arguments(parser, run: Run, given):
     if run.config.get("script") != SCRIPT or not isinstance(run.config.get("arguments"), dict):
         raise UserError(f"{where}: was not written by {SCRIPT}; only its runs can be repeated")
     parser.prog = printable(run.path / "experiment_config.json")
-    words, notes = recorded_words(parser, run.config)
+    words, notes = recorded_words(parser, run)
     args = parser.parse_args(words)
     if args.trust_remote_code and not given.get("trust_remote_code"):
         raise UserError(
@@ -138,18 +141,20 @@ def recorded_arguments(parser, run: Run, given):
     args.date = run.config["prompts"].get("date") or args.date
     args.template_text = (run.config["prompts"].get("chat_template") or {}).get("text")
     vars(args).update({flag: value for flag, value in given.items() if value is not None})
-    if args.capture == "streaming" and args.raw in ("patterns", "full"):
+    if args.capture == "streaming" and args.raw != "none":
         raise UserError(f"--raw {args.raw} with {where}: it was streamed, so there are no patterns")
     return args, notes
 
 
-def recorded_words(parser, config):
+def recorded_words(parser, run: Run):
     """(words, notes): the command line of a run, asking for what was done where that was chosen.
 
     `--capture auto` would choose by the memory that is free today, and a run that ran out of memory
     went on with smaller batches than it was asked for.
     """
-    recorded, done = dict(config["arguments"]), config.get("capture") or {}
+    recorded, done = dict(run.config["arguments"]), run.config.get("capture") or {}
+    if recorded.get("raw") is None and any(run.path.glob("raw_*_attn_pattern.npz")):
+        recorded["raw"] = "patterns"  # what earlier versions saved unless told
     words, notes = [], []
     for flag, name in CHOSEN.items():
         if isinstance(done, dict) and done.get(name) is not None:

@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.folders import COMPARISON, check_kind
 from rolecircuits.stats.profile_noise import correct_correlation
 from rolecircuits.stats.profile_tests import (
     TRENDS,
@@ -66,6 +67,8 @@ def table_file(folder):
 def _read_table(folder):
     """(path, rows, names of the columns) of a comparison."""
     path = table_file(folder)
+    if not path.is_file() and folder.is_dir():
+        check_kind(folder, COMPARISON)
     if not path.is_file():
         where = f"compare_base_instruct.py writes {FILE} into its folder"
         raise UserError(f"--comparison {path}: no such file; {where}")

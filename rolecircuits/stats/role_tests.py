@@ -192,7 +192,13 @@ def list_reasons(run, contrasts):
 
 def contrast_heads(run, contrasts, seed=DEFAULT_SEED):
     """{contrast: {measure: [layer, head]}} of normalised values; contrasts {name: contrast}."""
-    values, labels = frame_values(run, indices.prompt_values(run, "normalised")), labels_of(run)
+    values = frame_values(run, indices.prompt_values(run, "normalised"))
+    return contrast_values(run, values, contrasts, seed)
+
+
+def contrast_values(run, values, contrasts, seed=DEFAULT_SEED):
+    """{contrast: {measure: [...]}} of values [row, ...] whose rows are those of `frame_values`."""
+    labels = labels_of(run)
     return {
         name: blank_untestable(run, c, compare_categories(values, *labels, c, seed=seed))
         for name, c in contrasts.items()

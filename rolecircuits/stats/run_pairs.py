@@ -145,7 +145,7 @@ def missing_interval_reason(run, index):
     return f"{index.upper()}: {reason}" if reason else None
 
 
-def estimate_pair(runs, seed=DEFAULT_SEED):
+def estimate_pair(runs, seed=DEFAULT_SEED, tests=None):
     """({kind: {index: {"base", "instruct", "diff": estimate}}}, {index: why no interval, or None}).
 
     An estimate holds estimate, low, high, null, p, q and p_max, each [layer]; "diff" also
@@ -153,15 +153,21 @@ def estimate_pair(runs, seed=DEFAULT_SEED):
     p of a difference that of equal indices, whatever the scale of either model's entropies. Raw
     differences are not tested: raw indices also differ where only lengths do. Numbers left out are
     NaN, or None.
+    tests  {side: {kind: what infer_layers gives}} of these runs, where it is known already
     """
     reasons = {index: missing_interval_reason(runs["base"], index) for index in INDICES}
-    return {kind: _estimate_kind(runs, kind, reasons, seed) for kind in KINDS}, reasons
+    if tests is None:
+        tests = {
+            side: {kind: infer_layers(run, kind, seed) for kind in KINDS}
+            for side, run in runs.items()
+        }
+    kinds = {kind: {side: tests[side][kind] for side in SIDES} for kind in KINDS}
+    return {k: _estimate_kind(runs, k, reasons, seed, kinds[k]) for k in KINDS}, reasons
 
 
-def _estimate_kind(runs, kind, reasons, seed):
+def _estimate_kind(runs, kind, reasons, seed, tests):
     labels = labels_of(runs["base"])
     values = {side: frame_values(run, layer_values(run, kind)) for side, run in runs.items()}
-    tests = {side: infer_layers(run, kind, seed) for side, run in runs.items()}
     null = {side: layer_null(run, kind) for side, run in runs.items()}
     differences = infer_indices(values["instruct"], *labels, values["base"], seed=seed)
     means = infer_mean_indices(values["instruct"], *labels, values["base"], seed=seed)
@@ -181,21 +187,24 @@ def _estimate_kind(runs, kind, reasons, seed):
     return out
 
 
-def estimate_contrasts(runs, contrasts, seed=DEFAULT_SEED):
-    """{contrast: {"base" | "instruct" | "diff": estimate}} of normalised entropy, each [layer].
+def estimate_contrasts(
+    runs, contrasts, seed=DEFAULT_SEED, kind="normalised", what=(*SIDES, "diff")
+):
+    """{contrast: {"base" | "instruct" | "diff": estimate}} of entropies of a kind, each [layer].
 
     An estimate holds estimate, low, high, p, q and p_max. That of a run is H_second - H_first (> 0:
     the first is the more focused); "diff" is the same contrast of instruct - base, taken prompt by
     prompt (frame by frame) first.
+    what  the sides that are wanted
     """
     labels, values = labels_of(runs["base"]), {}
     for side, run in runs.items():
-        values[side] = frame_values(run, layer_values(run, "normalised"))
+        values[side] = frame_values(run, layer_values(run, kind))
     values["diff"] = values["instruct"] - values["base"]
     return {
         name: {
-            side: _estimate_contrast(runs["base"], of_side, labels, contrast, seed)
-            for side, of_side in values.items()
+            side: _estimate_contrast(runs["base"], values[side], labels, contrast, seed)
+            for side in what
         }
         for name, contrast in contrasts.items()
     }
@@ -250,33 +259,35 @@ def summarise_difference(diff):
 
 
 def main_numbers(runs, found):
-    """Rows of texts, one an index and kind: means over layers of both runs, and their difference.
+    """Means over layers of both runs and what differs: one dict an index and kind.
 
-    runs     {"base": Run, "instruct": Run}; each mean stands beside its length null
+    runs     {"base": Run, "instruct": Run}
     found    {side: what analyze_results.analyze returns, for the layers that pass BH; "comparison":
              what comparison_summary.json holds, for intervals}; what is not in it is left out
+    returns  [{"index", "kind", "base", "instruct": (mean, length null, layers that pass BH or
+             None), "difference": {"value", "low", "high", "null", "bh"}}]; undefined is NaN or None
     """
     differences = found.get("comparison", {}).get("differences", {})
     rows = []
     for index in INDICES:
         for kind in KINDS:
-            values = [layer_indices(run, kind)[index].mean() for run in runs.values()]
-            nulls = [layer_null(run, kind)[index].mean() for run in runs.values()]
-            cells = []
-            for side, value, null in zip(SIDES, values, nulls, strict=True):
+            row = {"index": index, "kind": kind}
+            for side, run in runs.items():
                 passing = [
-                    row["q"] < ALPHA
-                    for row in found.get(side, {}).get("layers", ())
-                    if (row["kind"], row["index"]) == (kind, index) and row["q"] == row["q"]
+                    test["q"] < ALPHA
+                    for test in found.get(side, {}).get("layers", ())
+                    if (test["kind"], test["index"]) == (kind, index) and test["q"] == test["q"]
                 ]
-                if np.isnan(value):
-                    cells += ["undefined", "-"]
-                    continue
-                cells += [f"{value:+.3f} ({null:+.3f})", sum(passing) if passing else "-"]
+                means = [of(run, kind)[index].mean() for of in (layer_indices, layer_null)]
+                row[side] = *means, sum(passing) if passing else None
             entry = differences.get(kind, {}).get(index, {})
-            difference = "-" if np.isnan(sum(values)) else f"{values[1] - values[0]:+.3f}"
-            if entry.get("mean_ci_low") is not None:
-                interval = f"[{entry['mean_ci_low']:+.3f}, {entry['mean_ci_high']:+.3f}]"
-                difference = f"{entry['mean']:+.3f} {interval}"
-            rows.append([f"{index.upper()} {kind}", *cells, difference])
+            value, null = (row["instruct"][i] - row["base"][i] for i in (0, 1))
+            row["difference"] = {
+                "value": value,
+                "low": entry.get("mean_ci_low"),
+                "high": entry.get("mean_ci_high"),
+                "null": null,
+                "bh": entry.get("layers_q_below_alpha"),
+            }
+            rows.append(row)
     return rows

@@ -19,35 +19,21 @@ def rows_of(compared, name, kind="normalised"):
 
 
 def contrast_cells(name, compared):
-    """Cells of one contrast over its layers: mean, extremes, and how many layers pass."""
+    """Cells of one contrast over its layers: name, prompts, frames, effective n, mean, extremes,
+    how many layers pass each test, of how many.
+    """
     rows = rows_of(compared, name)
     value = np.array([row["estimate"] for row in rows])
     size = [rows[0]["prompts"], rows[0]["frames"]]
     effective = np.array([row["effective_n"] for row in rows])
     size.append("-" if np.isnan(effective).all() else f"{np.nanmedian(effective):.0f}")
     if np.isnan(value).all():
-        return [name, *size, "undefined", "-", "-", "-"]
+        return [name, *size, *"------", len(rows)]
     ends = [f"{value[at]:+.4f} @{at}" for at in (np.nanargmin(value), np.nanargmax(value))]
     passed = [sum(row[test] < ALPHA for row in rows) for test in ("p", "q", "p_max")]
-    counts = " / ".join(map(str, passed)) + f" of {len(rows)}"
-    counts = counts if any(row["p"] == row["p"] for row in rows) else "not tested"
-    return [name, *size, f"{np.nanmean(value):+.4f}", *ends, counts]
-
-
-def interaction_cells(names, compared):
-    """Rows of cells, one a layer: estimate with interval, q and max-T p of every contrast."""
-    columns = [rows_of(compared, name) for name in names]
-    return [
-        [
-            rows[0]["layer"],
-            *(
-                f"{row['estimate']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
-                f"{row['q']:.3f} {row['p_max']:.3f}"
-                for row in rows
-            ),
-        ]
-        for rows in zip(*columns, strict=True)
-    ]
+    if all(row["p"] != row["p"] for row in rows):
+        passed = ["-"] * 3
+    return [name, *size, f"{np.nanmean(value):+.4f}", *ends, *passed, len(rows)]
 
 
 def describe_interactions(names, compared):

@@ -1,0 +1,144 @@
+"""Runs of a model pair as one HTML file that opens from disk and needs no network.
+
+    python report.py results_activation_analysis/demo/latest_base \\
+        results_activation_analysis/demo/latest_run \\
+        results_activation_analysis/demo/crossed/latest_base \\
+        results_activation_analysis/demo/crossed/latest_run
+
+RUN are run folders of one model pair; they are grouped by prompt set and by side (base or
+instruct), and two runs of one set are compared. Contrasts a-b are focus(a) - focus(b): positive
+where attention on a is the more focused. Everything is computed from the runs; other results
+(documents, interventions, a sweep) are shown where their folders are given.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from output_manager import check_files, load_run
+from rolecircuits.documents.texts import read_documents
+from rolecircuits.inputs.arguments import (
+    add_contrast_arguments,
+    add_verify_argument,
+    check_output_dir,
+    say_unverified,
+)
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.files import sha256_of
+from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.runs import files
+from rolecircuits.runs.record import portable
+
+OUTPUT = "report.html"
+NEEDED = {  # the files of other results that are read
+    "documents": ("documents.npz", "experiment_config.json"),
+    "interventions": ("effects.json", "experiment_config.json"),
+    "sweep": ("head_effects.npz", "experiment_config.json"),
+    "answers": ("generation_results.json", "experiment_config.json"),
+}
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a link to one")
+    parser.add_argument("--comparison", help="folder of compare_base_instruct.py: its notes")
+    parser.add_argument("--documents", help="a documents run")
+    parser.add_argument("--interventions", help="an intervention run")
+    parser.add_argument("--sweep", help="a sweep of heads")
+    parser.add_argument("--answers", help="a run of experiment.py: answers beside their prompts")
+    fed = "what the documents run was fed (default: the file that it names, if unchanged)"
+    parser.add_argument("--documents_file", metavar="FILE", help=fed)
+    parser.add_argument("--output", default=OUTPUT, help=f"the file written (default {OUTPUT})")
+    add_contrast_arguments(parser)
+    add_verify_argument(parser)
+    return parser.parse_args(argv)
+
+
+def run(args):
+    say_unverified(args)
+    path, verify = check_output(args.output), not args.no_verify
+    loaded = [load_run(folder, verify).rename(args.roles) for folder in args.runs]
+    folders = {name: getattr(args, name) for name in ("comparison", *NEEDED)}
+    if args.documents_file and not args.documents:
+        raise UserError("--documents_file needs --documents: the run that was fed this file")
+    folders["documents_file"] = args.documents_file
+    write_report(loaded, folders, path, verify, args.contrast)
+
+
+def check_output(path):
+    """The path of the file to write, refused now where it cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"--output {path}: is a folder; name a file")
+    check_output_dir(path.parent, "--output")
+    return path
+
+
+def write_report(runs, folders, path, verify=True, asked=()):
+    """Write the report of loaded runs; returns its path.
+
+    folders  {"comparison", "documents", "interventions", "sweep", "answers": a folder, or None,
+             "documents_file": a file, or None}, any of them
+    verify   False leaves out the SHA-256 of the files in them     asked  contrasts "a-b"
+    """
+    from rolecircuits.report import build, section  # numpy and jinja2: not for --help
+
+    path, found = Path(path), {}
+    for name, folder in folders.items():
+        if folder is not None and name != "documents_file":
+            found[name] = check_folder(name, folder, verify)
+    if "documents" in found:
+        found["texts"] = read_texts(found["documents"], folders.get("documents_file"))
+    command = describe_command(runs, folders, path, asked)
+    given = section.Folders(**found)
+    text = build.build_report(runs, given, verify, command, asked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replaced_file(path) as file:
+        file.write(text)
+    print(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, opens in a browser from disk")
+    return path
+
+
+def check_folder(name, folder, verify):
+    """The folder of other results, refused where it is not whole."""
+    if name in NEEDED:
+        return check_files(folder, NEEDED[name], verify)
+    if not (Path(folder) / "comparison_summary.json").is_file():
+        raise UserError(f"--{name} {folder}: has no comparison_summary.json")
+    return Path(folder)
+
+
+def read_texts(folder, given=None):
+    """{document id: [(role, text), ...]} of what a documents run was fed; None where it is gone.
+
+    given  its file; without one the file that the run's config names, if it is there unchanged
+    """
+    config = files.read_json(folder / "experiment_config.json")
+    path = given or (config.get("arguments") or {}).get("documents")
+    if not path or not Path(path).expanduser().is_file():
+        if given:
+            raise UserError(f"--documents_file {given}: no such file")
+        return None
+    path = Path(path).expanduser()
+    if sha256_of(path) != (config.get("documents") or {}).get("sha256"):
+        if given:
+            raise UserError(f"--documents_file {path}: is not the file that {folder} was fed")
+        return None
+    return {document.id: list(document.turns) for document in read_documents(path)}
+
+
+def describe_command(runs, folders, path, asked):
+    """The command that makes this report again."""
+    words = ["python", "report.py", *(portable(run.path) for run in runs if run.path)]
+    for name, folder in folders.items():
+        words += [f"--{name}", portable(folder)] if folder is not None else []
+    words += ["--contrast", *asked] if asked else []
+    return shlex.join([*words, "--output", portable(path)])
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The report: sections that hold numbers and texts, and the one HTML file they become."""

@@ -1,0 +1,231 @@
+"use strict";
+/* Conversations turn by turn: drift, the text with its values, layers, RFC and RSI. */
+(function () {
+  const KIND_NAMES = { normalised: "normalised entropy", sinkfree: "sink-free entropy" };
+  const BY_NAME = 6, make = report.make, words = report.words;
+  let opening = null;
+
+  function open(data) {
+    if (!opening) opening = unpack(data.turns);
+    return opening;
+  }
+
+  async function unpack(turns) {
+    const layers = {}, heads = {};
+    for (const kind of Object.keys(turns.layers)) {
+      layers[kind] = await report.numbers(turns.layers[kind]);
+      if (turns.heads) heads[kind] = await report.numbers(turns.heads[kind]);
+    }
+    return { layers, heads, n_layers: layers.normalised.shape[1] };
+  }
+
+  const kindOf = (state) => (state.kind in KIND_NAMES ? state.kind : "normalised");
+
+  /* The chosen layers as far as the documents' model has them. */
+  function rangeOf(opened, state) {
+    const last = opened.n_layers - 1, [low, high] = state.layers || [0, last];
+    return [Math.min(low, last), Math.min(high, last)];
+  }
+
+  function valueOf(opened, state, kind, turn) {
+    const heads = opened.heads[kind];
+    const known = state.layer != null && state.head != null && heads
+      && state.layer < heads.shape[1] && state.head < heads.shape[2];
+    if (known) return heads.at(turn, state.layer, state.head);
+    const [low, high] = rangeOf(opened, state);
+    let sum = 0, n = 0;
+    for (let layer = low; layer <= high; layer++) {
+      const value = opened.layers[kind].at(turn, layer);
+      if (!Number.isNaN(value)) {
+        sum += value;
+        n += 1;
+      }
+    }
+    return n ? sum / n : NaN;
+  }
+
+  /* Rows of all turns: {document, category, turn, role, tokens, entropy, sink_mass, text}. */
+  function rowsOf(opened, data, state) {
+    const { turns, documents } = data, seen = new Map();
+    return turns.document.map((d, i) => {
+      const turn = seen.get(d) || 0, [start, stop] = turns.span[i];
+      seen.set(d, turn + 1);
+      return { i, d, document: documents[d].id, category: documents[d].category, turn,
+        role: turns.role[i], tokens: stop - start,
+        entropy: valueOf(opened, state, kindOf(state), i),
+        sink_mass: valueOf(opened, state, "sink_mass", i),
+        text: turns.text ? turns.text[i] : null };
+    });
+  }
+
+  function drawDrift(element, data, rows, state) {
+    const named = data.documents.length <= BY_NAME;
+    const plain = (x) => (Number.isNaN(x) ? "-" : x.toFixed(3));
+    const values = rows.map((row) => ({ turn: row.turn, document: row.document,
+      colour: named ? row.document : words(row.category || "no category"), role: row.role,
+      entropy: Number.isNaN(row.entropy) ? null : row.entropy,
+      sink: Number.isNaN(row.sink_mass) ? null : row.sink_mass,
+      tip: `${row.document}, turn ${row.turn}, ${row.role}, ${row.tokens} tokens\n` +
+        `entropy ${plain(row.entropy)}, sink mass ${plain(row.sink_mass)}` }));
+    const panel = (field, title) => ({
+      width: Math.max(180, Math.min(420, element.clientWidth - 220)), height: 220,
+      layer: [{ mark: { type: "line", opacity: named ? 0.9 : 0.35 } },
+        { mark: { type: "point", filled: true, size: 50, opacity: named ? 1 : 0.5 },
+          encoding: { shape: { field: "role", type: "nominal", title: "role" },
+            tooltip: { field: "tip", type: "nominal" } } }],
+      encoding: {
+        x: { field: "turn", type: "quantitative", axis: { tickMinStep: 1, format: "d" } },
+        y: { field, type: "quantitative", title, scale: { zero: false } },
+        detail: { field: "document", type: "nominal" },
+        color: { field: "colour", type: "nominal", title: named ? "document" : "category" },
+      },
+    });
+    const side = element.clientWidth > 900;
+    return report.chart(element, {
+      description: "Entropy and sink mass of each conversation by turn",
+      data: { values },
+      [side ? "hconcat" : "vconcat"]: [panel("entropy", KIND_NAMES[kindOf(state)]),
+        panel("sink", "sink mass")],
+    });
+  }
+
+  function bar(value, most) {
+    const inner = make("span"), box = make("span", { class: "bar" }, inner);
+    inner.style.setProperty("--w", Number.isNaN(value) ? 0 : Math.min(1, value / most));
+    return box;
+  }
+
+  /* Both values lie in [0, 1]: a full bar is 1. */
+  function drawTurns(root, rows, state, chosen) {
+    const cell = (name, value) => make("div", {},
+      `${name} ${Number.isNaN(value) ? "-" : value.toFixed(3)}`, bar(value, 1));
+    root.querySelector("#conversations-turns").replaceChildren(
+      ...rows.filter((row) => row.d === chosen).map((row) => make("li", { class: "turn" },
+        make("div", {}, make("strong", {}, row.role), ` ${row.tokens} tokens`),
+        cell("entropy", row.entropy), cell("sink", row.sink_mass),
+        make("div", { class: "said", dir: "auto" }, row.text == null ? "" : row.text))));
+  }
+
+  function drawLayers(element, opened, rows, state, chosen) {
+    const kind = kindOf(state), [low, high] = rangeOf(opened, state), values = [];
+    for (const row of rows.filter((own) => own.d === chosen)) {
+      for (let layer = low; layer <= high; layer++) {
+        const value = opened.layers[kind].at(row.i, layer);
+        if (Number.isNaN(value)) continue;
+        values.push({ layer, turn: `${row.turn} ${row.role}`, value,
+          tip: `turn ${row.turn}, ${row.role}, layer ${layer}: ${value.toFixed(3)}` });
+      }
+    }
+    const turns = Array.from(new Set(values.map((row) => row.turn)));
+    return report.chart(element, {
+      description: `${KIND_NAMES[kind]} of each turn of the chosen document by layer`,
+      width: Math.max(180, Math.min(760, element.clientWidth - 240)),
+      height: { step: 18 }, data: { values }, mark: { type: "rect" },
+      encoding: {
+        x: { field: "layer", type: "ordinal", axis: { labelOverlap: true, labelAngle: 0 } },
+        y: { field: "turn", type: "nominal", sort: turns, title: null },
+        color: { field: "value", type: "quantitative", title: [KIND_NAMES[kind], "mean over heads"],
+          scale: { scheme: "viridis" } },
+        tooltip: { field: "tip", type: "nominal" },
+      },
+    });
+  }
+
+  function drawIndices(element, opened, data, state) {
+    const found = data.indices[kindOf(state)], [low, high] = rangeOf(opened, state), values = [];
+    for (const index of ["rfc", "rsi"]) {
+      for (let layer = low; layer <= high; layer++) {
+        const [value, a, b] = ["estimate", "low", "high"].map((name) => found[index][name][layer]);
+        if (value == null) continue;
+        values.push({ layer, index: index.toUpperCase(), value, low: a, high: b,
+          tip: `${index.toUpperCase()}, layer ${layer}: ${report.interval(value, a, b)}` });
+      }
+    }
+    const x = { field: "layer", type: "quantitative", axis: { tickMinStep: 1, format: "d" },
+      scale: { nice: false, zero: false, padding: 8 } };
+    const color = { field: "index", type: "nominal", title: null, legend: { symbolOpacity: 1 } };
+    return report.chart(element, {
+      description: "RFC and RSI over documents by layer, positive: self-referent is the more focused",
+      width: Math.max(180, Math.min(760, element.clientWidth - 160)), height: 220,
+      data: { values },
+      layer: [
+        { mark: { type: "rule", strokeDash: [3, 3], opacity: 0.6 },
+          encoding: { y: { datum: 0, type: "quantitative" } } },
+        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "area", opacity: 0.2 },
+          encoding: { x, color, y: { field: "low", type: "quantitative" },
+            y2: { field: "high" } } },
+        { mark: { type: "line", point: { size: 24 } }, encoding: { x, color,
+          y: { field: "value", type: "quantitative", title: "index (null 0)" },
+          tooltip: { field: "tip", type: "nominal" } } },
+      ],
+    });
+  }
+
+  /* Last turn - first turn of every document. */
+  function drawTable(root, data, rows, state, choose) {
+    const table = data.documents.map((document, d) => {
+      const own = rows.filter((row) => row.d === d), first = own[0], last = own[own.length - 1];
+      const change = (name) => (own.length > 1 ? last[name] - first[name] : NaN);
+      return { d, id: document.id, category: document.category || "-", turns: own.length,
+        tokens: document.n_tokens, entropy: change("entropy"), sink: change("sink_mass") };
+    });
+    report.table(root.querySelector("#conversations-table"), [
+      { id: "id", name: "document", text: true },
+      { id: "category", name: "category", text: true, show: words },
+      { id: "turns", name: "turns" }, { id: "tokens", name: "tokens" },
+      { id: "entropy", name: "entropy, last - first turn", show: (v) => report.signed(v) },
+      { id: "sink", name: "sink mass, last - first turn", show: (v) => report.signed(v) },
+    ], table, { caption: `Change over each document, ${KIND_NAMES[kindOf(state)]}`,
+      onrow: (row) => choose(row.d) });
+  }
+
+  async function draw(root, data, state) {
+    const opened = await open(data), rows = rowsOf(opened, data, state);
+    const select = root.querySelector("#conversations-document"), chosen = Number(select.value);
+    const at = (id) => root.querySelector(`#conversations-${id}`);
+    drawTurns(root, rows, state, chosen);
+    drawTable(root, data, rows, state, (d) => {
+      select.value = d;
+      draw(root, data, report.state);
+      select.focus();
+    });
+    await drawDrift(at("drift"), data, rows, state);
+    await drawLayers(at("layers"), opened, rows, state, chosen);
+    if (data.indices) await drawIndices(at("indices"), opened, data, state);
+  }
+
+  function start(root, data) {
+    const select = root.querySelector("#conversations-document");
+    select.append(...data.documents.map((document, d) =>
+      make("option", { value: d }, document.id)));
+    select.addEventListener("change", () => draw(root, data, report.state));
+    report.link(root.querySelector(":scope > .numbers"), "turns.csv", async () => {
+      const opened = await open(data), { state } = report, [low, high] = rangeOf(opened, state);
+      return rowsOf(opened, data, state).map((row) => Object.assign({}, data.facts, {
+        id: row.document, category: row.category, turn: row.turn, role: row.role,
+        tokens: row.tokens, kind: kindOf(state), first_layer: low, last_layer: high,
+        head: state.head != null && state.layer != null ? `${state.layer}/${state.head}` : "mean",
+        entropy_estimate: row.entropy, sink_mass_estimate: row.sink_mass }));
+    });
+    if (data.indices) {
+      report.link(root.querySelector(":scope > .numbers"), "indices.csv", () =>
+        Object.entries(data.indices).flatMap(([kind, found]) =>
+          found.rfc.estimate.map((_, layer) => {
+            const row = Object.assign({}, data.facts, { kind, layer });
+            for (const index of ["rfc", "rsi"]) {
+              for (const part of ["estimate", "low", "high"]) {
+                row[`${index}_${part}`] = found[index][part][layer];
+              }
+            }
+            return row;
+          })));
+    }
+  }
+
+  function update(root, data, state, changed) {
+    const watched = ["kind", "layers", "layer", "head", "theme"];
+    return watched.some((name) => changed.has(name)) ? draw(root, data, state) : null;
+  }
+
+  report.section("conversations", { start, update });
+})();
