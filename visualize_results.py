@@ -18,8 +18,8 @@ A folder of --documents that --input_dir names is drawn into figures/documents/.
 <output_dir>/visualization_*.png are the figures,
 <output_dir>/data/visualization_*.csv what they draw. Of an intervention run
 these are the effects, the sweep, and for every candidate one figure of RFC, RSI
-and entropy, edited over unedited; --all_figures adds those of a run for each
-edit. The run is checked before anything is written; no model is loaded.
+and entropy, edited over unedited; --all_figures adds the figures of a run for
+each edit. The run is checked before anything is written; no model is loaded.
 """
 
 import sys

@@ -748,7 +748,7 @@ def test_old_words_of_the_output_type_are_those_of_today(capsys):
     assert visualize_results.parse_args([]).output_type == "instruct"
     with pytest.raises(SystemExit, match="2"):
         visualize_results.main(["--output_type", "edited"])
-    assert "'instruct', 'base', 'intervention'" in capsys.readouterr().err
+    assert "'base', 'instruct', 'intervention'" in capsys.readouterr().err
     assert visualize_results.main(["--all_figures"]) == 2
     assert "--all_figures is for --output_type intervention" in capsys.readouterr().err
 
