@@ -5,7 +5,8 @@ and has a diverging scale whose middle is 0: red is positive, the first-named mo
 """
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
-RUN_LOOKS = {"base": ("#0072B2", "circle"), "instruct": ("#E69F00", "square")}
+# at least 3:1 against white and against the dark page
+RUN_LOOKS = {"base": ("#1f83c9", "circle"), "instruct": ("#c77700", "square")}
 DIVERGING = ("#053061", "#4393c3", "#ffffff", "#d6604d", "#67001f")  # white at exactly 0
 CATEGORY_COLOURS = {
     "self_referent": "#D55E00",
@@ -61,7 +62,13 @@ def layer_lines():
             },
             {
                 "transform": [{"filter": "datum.passed"}],
-                "mark": {"type": "point", "filled": True, "shape": "diamond", "size": 38},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "shape": "diamond",
+                    "size": 44,
+                    "opacity": 1,
+                },
                 "encoding": {"y": {"value": 5}, "yOffset": run_offset(), "tooltip": tooltip()},
             },
         ],

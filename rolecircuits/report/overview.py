@@ -17,6 +17,7 @@ from rolecircuits.stats.role_tests import VERDICTS
 from rolecircuits.stats.verdicts import list_verdicts
 
 CATEGORY_NAMES = {"self_referent": "self-referent", "third_person": "third person"}
+AGAINST = {"rfc": "neutral", "rsi": "confounder"}  # what an index compares self-referent with
 COLUMNS = (
     (
         "model, set, format, run",
@@ -183,7 +184,9 @@ def describe_index(numbers, index):
     sense = "attention on self-referent prompts has no clear direction on average"
     if ends[1] > 0 or ends[2] < 0:
         focus = "more" if ends[1] > 0 else "less"
-        sense = f"attention on self-referent prompts is the {focus} focused on average"
+        sense = (
+            f"attention on self-referent prompts is {focus} focused than on {AGAINST[index]} ones"
+        )
     return (
         f"{INDEX_NAMES[index]} differs from 0 in {n} of {len(found['p'])} layers (max-T), most in "
         f"layer {at} ({found['estimate'][at]:+.3f}); mean over layers {show_interval(*ends)}: "
