@@ -64,6 +64,19 @@ def test_a_place_holds_all_prompts_and_differences_start_anew_there():
     assert starts[0] and not starts[1:n_prompts].any() and starts[n_prompts]
 
 
+def test_places_behind_the_text_are_counted_from_its_end():
+    run = dataclasses.replace(
+        crossed_run(),
+        n_tokens=np.array([4, 5]),
+        span=np.array([[1, 3], [1, 4]]),
+        frame=np.array(["b", "a"]),
+        filler=np.array(["", ""]),
+    )
+    order, starts = packing.column_order(run)
+    assert order.tolist() == [4, 0, 5, 1, 6, 2, 7, 8, 3]  # frame "a", the second prompt, is first
+    assert starts.astype(int).tolist() == [1, 0, 1, 0, 1, 0, 1, 1, 0]
+
+
 def test_what_does_not_fit_is_the_means_and_the_heads_that_matter():
     run, strength = crossed_run(n_layers=6, n_heads=8), np.zeros((6, 8))
     strength[4, 7] = 3.0
@@ -129,10 +142,10 @@ def test_packed_numbers_come_back_within_half_a_step(bits):
 
 
 def test_tokens_read_as_text():
-    table = readable_tokens(
-        ["\u0120caf\u00c3\u00a9", "\u010a", "<|im_start|>", "\u00f0\u0141", "a"]
-    )
-    assert table["\u0120caf\u00c3\u00a9"] == " caf\u00e9" and table["\u010a"] == "\u23ce"
+    coffee = "\u0120caf\u00c3\u00a9"
+    table = readable_tokens([coffee, "\u010a", "<|im_start|>", "\u00f0\u0141", "\u00c2\u0143", "a"])
+    assert table[coffee] == " caf\u00e9" and table["\u010a"] == "\u23ce"
+    assert table["\u00c2\u0143"] == "\\xad"  # bytes c2 ad: a soft hyphen
     assert table["<|im_start|>"] == "<|im_start|>" and table["a"] == "a"
     assert set(table["\u00f0\u0141"]) == {"\ufffd"}
     pieces = readable_tokens(["\u2581Who", "<0x0A>", "\u00e9", "\x1b[31m\u202e"])
@@ -170,7 +183,9 @@ def test_a_slot_in_the_assistants_turn_is_taken_out_of_that_text():
     flat = run.segment_uniform.copy()
     flat[..., [a, b]] = flat[..., [b, a]]
     run = dataclasses.replace(run, segment_mass=swapped, segment_uniform=flat)
-    assert masses.run_masses(run)["parts"] == ["sink", "assistant_text", "slot"]
+    found = masses.run_masses(run)
+    assert found["parts"] == ["sink", "assistant_text", "slot"]
+    np.testing.assert_allclose(found["heads"].sum(axis=-1), 1, atol=1e-5)
 
 
 # interventions and answers
@@ -321,10 +336,8 @@ def test_drift_and_indices_of_documents(tmp_path):
     arrays = documents_arrays()
     kept = conversations.documents_kept(arrays)
     rows = conversations.static_rows(arrays, kept)
-    assert [row["normalised_change"][:4] for row in rows] == ["+0.2", "-0.2"] or (
-        float(rows[0]["normalised_change"]) == pytest.approx(0.2, abs=0.011)
-        and float(rows[1]["normalised_change"]) == pytest.approx(-0.2, abs=0.011)
-    )
+    changes = [float(row["normalised_change"]) for row in rows]
+    assert changes == pytest.approx([0.2, -0.2], abs=0.011)
     found = conversations.plain_indices(arrays)["normalised"]["rfc"]
     np.testing.assert_allclose(found["estimate"], 1 - 0.3 / 0.4, atol=1e-6)
     assert np.isnan(found["low"]).all()  # two documents: no interval
@@ -371,6 +384,14 @@ def page(tmp_path_factory):
     """(path of a report with all sections, its base run, its text)."""
     folder = tmp_path_factory.mktemp("report")
     base, instruct = crossed_run(model_id="m"), crossed_run(seed=1, model_id="m2")
+    base, instruct = (
+        dataclasses.replace(
+            run,
+            span=run.span - [0, 1],  # the last token is the template's
+            filler=np.full(len(run.filler), ""),  # frames alone tell sentences apart
+        )
+        for run in (base, instruct)
+    )
     base.config["arguments"] = {"output_type": "base", "prompts": "crossed"}
     instruct.config["arguments"] = {"output_type": "instruct", "prompts": "crossed"}
     first = base.prompts[0]
@@ -404,14 +425,13 @@ def browser(page, tmp_path_factory):
 def test_without_scripts_every_section_can_be_read(page):
     text = re.sub(r"<script.*?</script>", "", page[2], flags=re.DOTALL)
     for wanted in (
-        "could be a random choice",
         "too few for a test",
         "<del>do</del>",
         "slot (words of the person)",
         "The first sentence, layer",
         "d3</bdi>",
         "last turn - first turn",
-    )[1:]:
+    ):
         assert wanted in text, wanted
     assert "window.hacked" in text and "<script>window" not in text and "<img" not in text
 
