@@ -30,7 +30,7 @@ import experiment
 import interventions
 from rolecircuits.capture import batches, patterns
 from rolecircuits.capture.instrument import check_instrument
-from rolecircuits.inputs import files
+from rolecircuits.inputs import files, weights
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models import devices, source
 from rolecircuits.models.architecture import check_architecture
@@ -389,14 +389,14 @@ def test_the_weights_are_hashed_beside_the_loading(llama, monkeypatch):
     def vanish(path):
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr(source, "sha256_of", vanish)
+    monkeypatch.setattr(weights, "sha256_of", vanish)
     with pytest.raises(FileNotFoundError):
         load_checked(str(llama))
 
 
 def test_a_model_that_is_refused_waits_for_no_hash(llama, monkeypatch):
     begun, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(source, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
+    monkeypatch.setattr(weights, "sha256_of", lambda path: begun.set() or end.wait(60) or "")
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
     with pytest.raises(UserError, match="weights lack"):
