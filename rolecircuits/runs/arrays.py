@@ -173,12 +173,6 @@ class Run:
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
 
 
-def prompt_set_of(config):
-    """What the prompt set of this experiment_config.json was called, a file without its folder."""
-    given = (config.get("arguments") or {}).get("prompts") or "original"
-    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
-
-
 def facts_of(config, path):
     """{column: value} of the first columns of a CSV: model, set, format, and the run's folder."""
     facts = {"model": config["model"]["id"], "set": prompt_set_of(config)}
