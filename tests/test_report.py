@@ -19,7 +19,7 @@ import pytest
 import report
 from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.report import build, heads, page, section
+from rolecircuits.report import build, charts, heads, page, section
 from rolecircuits.stats import contrasts, indices, role_tests, run_pairs
 from rolecircuits.stats.units import frame_values, labels_of
 from synthetic import make_run
@@ -36,6 +36,7 @@ HOSTILE = (
     "\u202eright to left\u202c \u2028 \u0085 \x1b[31mred\x1b[0m \ud83d",
     "w" * 10_000,
 )
+MAP_CELLS = "#heads-map svg .mark-rect.role-mark.layer_0_marks path"
 SET_NAME = '"><script>document.title=1<!-- .csv'
 
 
@@ -456,11 +457,24 @@ def test_a_head_shows_the_rows_behind_it(browser, built, runs):
 
 
 @needs_browser
+def test_the_map_is_white_at_0_and_red_where_positive(browser, built):
+    show(browser, built)
+    data = embedded(built, "heads")["data"]["runs"]["crossed|instruct"]["tests"]["normalised"]
+    shown = unpack(next(iter(data.values())), np.float32).reshape(len(heads.MEASURES), -1)[0]
+    size = np.abs(shown).max()
+    stops = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in charts.DIVERGING]
+    cells = browser.find_elements("css selector", MAP_CELLS)
+    fills = [[int(x) for x in re.findall(r"\d+", cell.get_attribute("fill"))[:3]] for cell in cells]
+    at = np.linspace(-size, size, len(stops))
+    wanted = np.stack([np.interp(shown, at, channel) for channel in zip(*stops, strict=True)], 1)
+    np.testing.assert_allclose(fills, wanted, atol=1.5)
+    assert np.interp(0.0, at, np.array(stops)[:, 2]) == 255
+
+
+@needs_browser
 def test_a_click_on_the_map_chooses_its_head(browser, built):
     show(browser, built)
-    cells = browser.find_elements(
-        "css selector", "#heads-map svg .mark-rect.role-mark.layer_0_marks path"
-    )
+    cells = browser.find_elements("css selector", MAP_CELLS)
     assert len(cells) == 5 * 3
     from selenium.webdriver import ActionChains
 

@@ -144,7 +144,7 @@ def head_map():
                         "condition": {"test": "!isValid(datum.value)", "value": "#9a9a9a"},
                         "field": "value",
                         "type": "quantitative",
-                        "scale": {"range": list(DIVERGING)},
+                        "scale": {"range": list(DIVERGING), "interpolate": "rgb"},
                         "legend": {"orient": "top", "gradientLength": 220, "title": ""},
                     },
                     "tooltip": tooltip(),

@@ -77,7 +77,7 @@
     spec.height = { step: heads > 24 ? 9 : 16 };
     const colour = spec.layer[0].encoding.color;
     colour.scale = signed
-      ? { range: colour.scale.range, domain: [-size, -size / 2, 0, size / 2, size] }
+      ? Object.assign({}, colour.scale, { domain: [-size, -size / 2, 0, size / 2, size] })
       : { scheme: "viridis", domain: [0, size] };
     colour.legend.title = QUANTITIES[quantity];
     spec.description = `${QUANTITIES[quantity]} of every head by layer; the table below has the numbers`;
