@@ -145,7 +145,12 @@ def head_map():
                         "field": "value",
                         "type": "quantitative",
                         "scale": {"range": list(DIVERGING), "interpolate": "rgb"},
-                        "legend": {"orient": "top", "gradientLength": 220, "title": ""},
+                        "legend": {
+                            "orient": "top",
+                            "gradientLength": 220,
+                            "title": "",
+                            "titleLimit": 420,
+                        },
                     },
                     "tooltip": tooltip(),
                 },

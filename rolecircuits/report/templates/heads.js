@@ -199,7 +199,8 @@
         `${report.contrastName(state.contrast)}, ${report.kindName(state.kind)}, ${state.set}, `
         + `${state.side}, layers ${state.layers[0]} to ${state.layers[1]}: ${within.length} heads, `
         + (tested ? `${passed} pass Benjamini-Hochberg at 0.05 over all heads (dots).`
-          : "not tested: the design allows no test.");
+          : "not tested: the design allows no test.")
+        + (quantity === "kl" ? ` ${data.runs[`${state.set}|${state.side}`].kl.said}` : "");
       await drawHead(data, state, rows);
       drawTable(data, state, within, quantity);
       const view = await report.chart(document.getElementById("heads-map"),
