@@ -19,7 +19,7 @@ import pytest
 import report
 from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.report import build, heads, page, section
+from rolecircuits.report import build, charts, heads, page, section
 from rolecircuits.stats import contrasts, indices, role_tests, run_pairs
 from rolecircuits.stats.units import frame_values, labels_of
 from synthetic import make_run
@@ -36,6 +36,7 @@ HOSTILE = (
     "\u202eright to left\u202c \u2028 \u0085 \x1b[31mred\x1b[0m \ud83d",
     "w" * 10_000,
 )
+MAP_CELLS = "#heads-map svg .mark-rect.role-mark.layer_0_marks path"
 SET_NAME = '"><script>document.title=1<!-- .csv'
 
 
@@ -106,16 +107,19 @@ def test_two_runs_of_one_type_are_taken_in_their_order():
         build.order_runs([*two, two[0]])
 
 
-def test_layers_are_those_of_the_stats_functions(built, runs):
-    data = embedded(built, "layers")["data"]["runs"]["crossed|instruct"]
+@pytest.mark.parametrize(("key", "number"), [("crossed|instruct", 3), ("original|instruct", 1)])
+def test_layers_are_those_of_the_stats_functions(built, runs, key, number):
+    data = embedded(built, "layers")["data"]["runs"][key]
     for kind in section.KIND_NAMES:
-        found = role_tests.infer_layers(runs[3], kind)
+        found = role_tests.infer_layers(runs[number], kind)
         for index in indices.INDICES:
             shown, own = data[kind]["indices"][index], found[index]
             for name in ("estimate", "low", "high"):
-                np.testing.assert_allclose(shown[name], own[name] - own["null"], rtol=1e-5)
-            for name in ("q", "p_max"):
-                np.testing.assert_allclose(shown[name], own[name], rtol=1e-5)
+                wanted = own[name] - own["null"]
+                np.testing.assert_allclose(as_array(shown[name]), wanted, rtol=1e-4, atol=1e-6)
+            for name in ("null", "q", "p_max"):
+                np.testing.assert_allclose(as_array(shown[name]), own[name], rtol=1e-5)
+    assert any(data["raw"]["indices"]["rsi"]["null"]) == key.startswith("original")
 
 
 def test_heads_are_those_of_the_stats_functions(built, runs):
@@ -259,7 +263,9 @@ def test_only_our_scripts_may_run_and_nothing_is_fetched(built):
     found = Scripts(built.read_text(encoding="utf-8"))
     assert "default-src 'none'" in found.policy and "unsafe" not in found.policy
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in found.running]
-    assert len(hashes) == 3 + 1 + len(list(filter(None, map(script_of, NAMES))))
+    names = re.findall(r'<section id="(\w+)"', built.read_text(encoding="utf-8"))
+    assert set(NAMES) <= set(names)
+    assert len(hashes) == 3 + 1 + sum(map(script_of, names))
     assert all(f"'sha256-{digest}'" in found.policy for digest in hashes)
     assert not found.fetched and not found.handlers
 
@@ -456,11 +462,24 @@ def test_a_head_shows_the_rows_behind_it(browser, built, runs):
 
 
 @needs_browser
+def test_the_map_is_white_at_0_and_red_where_positive(browser, built):
+    show(browser, built)
+    data = embedded(built, "heads")["data"]["runs"]["crossed|instruct"]["tests"]["normalised"]
+    shown = unpack(next(iter(data.values())), np.float32).reshape(len(heads.MEASURES), -1)[0]
+    size = np.abs(shown).max()
+    stops = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in charts.DIVERGING]
+    cells = browser.find_elements("css selector", MAP_CELLS)
+    fills = [[int(x) for x in re.findall(r"\d+", cell.get_attribute("fill"))[:3]] for cell in cells]
+    at = np.linspace(-size, size, len(stops))
+    wanted = np.stack([np.interp(shown, at, channel) for channel in zip(*stops, strict=True)], 1)
+    np.testing.assert_allclose(fills, wanted, atol=1.5)
+    assert np.interp(0.0, at, np.array(stops)[:, 2]) == 255
+
+
+@needs_browser
 def test_a_click_on_the_map_chooses_its_head(browser, built):
     show(browser, built)
-    cells = browser.find_elements(
-        "css selector", "#heads-map svg .mark-rect.role-mark.layer_0_marks path"
-    )
+    cells = browser.find_elements("css selector", MAP_CELLS)
     assert len(cells) == 5 * 3
     from selenium.webdriver import ActionChains
 

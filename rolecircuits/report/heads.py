@@ -143,7 +143,9 @@ def sweep_kl(context, run):
     same = same_weights(config["model"], run.config["model"]) and kl.shape == run.entropy.shape[1:3]
     if not same or config["prompts"]["format"] != run.prompt_format:
         return None
-    return {"packed": pack(round_bits(kl)), "method": method}
+    arguments = config.get("arguments") or {}
+    of = f"{arrays['kl_by_prompt'].shape[-1]} prompts of {arguments.get('prompts') or 'original'}"
+    return {"packed": pack(round_bits(kl)), "said": f"KL: sweep ({method}) of {of}."}
 
 
 def static_rows(context):

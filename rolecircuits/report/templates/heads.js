@@ -77,7 +77,7 @@
     spec.height = { step: heads > 24 ? 9 : 16 };
     const colour = spec.layer[0].encoding.color;
     colour.scale = signed
-      ? { range: colour.scale.range, domain: [-size, -size / 2, 0, size / 2, size] }
+      ? Object.assign({}, colour.scale, { domain: [-size, -size / 2, 0, size / 2, size] })
       : { scheme: "viridis", domain: [0, size] };
     colour.legend.title = QUANTITIES[quantity];
     spec.description = `${QUANTITIES[quantity]} of every head by layer; the table below has the numbers`;
@@ -200,7 +200,8 @@
         `${report.contrastName(state.contrast)}, ${report.kindName(state.kind)}, ${state.set}, `
         + `${state.side}, layers ${state.layers[0]} to ${state.layers[1]}: ${within.length} heads, `
         + (tested ? `${passed} pass Benjamini-Hochberg at 0.05 over all heads (dots).`
-          : "not tested: the design allows no test.");
+          : "not tested: the design allows no test.")
+        + (quantity === "kl" ? ` ${data.runs[`${state.set}|${state.side}`].kl.said}` : "");
       await drawHead(data, state, rows);
       drawTable(data, state, within, quantity);
       const view = await report.chart(document.getElementById("heads-map"),
