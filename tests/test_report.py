@@ -259,7 +259,9 @@ def test_only_our_scripts_may_run_and_nothing_is_fetched(built):
     found = Scripts(built.read_text(encoding="utf-8"))
     assert "default-src 'none'" in found.policy and "unsafe" not in found.policy
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in found.running]
-    assert len(hashes) == 3 + 1 + len(list(filter(None, map(script_of, NAMES))))
+    assert len(hashes) == 3 + 1 + len(
+        list(filter(None, map(script_of, (*NAMES, "masses", "prompts"))))
+    )
     assert all(f"'sha256-{digest}'" in found.policy for digest in hashes)
     assert not found.fetched and not found.handlers
 
