@@ -71,7 +71,8 @@
       width: Math.max(180, Math.min(420, element.clientWidth - 220)), height: 220,
       layer: [{ mark: { type: "line", opacity: named ? 0.9 : 0.35 } },
         { mark: { type: "point", filled: true, size: 50, opacity: named ? 1 : 0.5 },
-          encoding: { shape: { field: "role", type: "nominal", title: "role" },
+          encoding: { shape: { field: "role", type: "nominal", title: "role",
+            legend: { symbolFillColor: "#888888", symbolStrokeColor: "#888888" } },
             tooltip: { field: "tip", type: "nominal" } } }],
       encoding: {
         x: { field: "turn", type: "quantitative", axis: { tickMinStep: 1, format: "d" } },
