@@ -107,7 +107,7 @@ def analyze(run, output_dir, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGI
     heads = role_tests.rank_heads(tests, run)
     categories = role_tests.summarise_categories(run, seed)
     plan = candidates.select_candidates(run, top_k, seed, chosen)
-    choices = multiverse.multiverse_rows(run, inferred, run.prompt_set, seed)
+    choices = multiverse.multiverse_rows(run, inferred, seed)
     reasons = role_tests.list_reasons(run, chosen)
     said = verdicts.list_verdicts(layers, tests, reasons, margin)
 

@@ -170,7 +170,7 @@ def visualize_interventions(
     rows, config = edit_results.read_effects(folder), read_config(folder)
     n = printable(config["prompts"].get("n", "unknown"))
     label = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts, n = {n}"
-    facts = arrays.facts_of(config, folder)
+    facts = arrays.facts_of(config, folder.name)
     drawings = {"effects": (partial(edit_figures.draw_effects, rows, label), facts)}
     sweep = Path(sweep_dir or input_dir.parent / LATEST_SWEEP)
     if sweep_dir or sweep.exists():
@@ -184,7 +184,7 @@ def visualize_interventions(
         else:
             numbers = edit_results.read_sweep(swept_folder, swept)
             drawn = partial(edit_figures.draw_sweep, *numbers)
-            drawings["head_sweep"] = drawn, arrays.facts_of(swept, swept_folder)
+            drawings["head_sweep"] = drawn, arrays.facts_of(swept, swept_folder.name)
     runs = load_edits(folder, verify)
     for name, edited in runs.items():
         if is_candidate(edited) and BASELINE in runs:

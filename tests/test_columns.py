@@ -85,9 +85,8 @@ def written(tmp_path_factory):
     edits = ["--output_type", "intervention", "--output_dir", str(root / "drawn")]
     newest = str(root / "runs" / "latest_intervention")
     assert visualize_results.main([*edits, "--input_dir", newest]) == 0
-    talk = [
-        {"role": role, "content": text} for role, text in (("user", "Hm?"), ("assistant", "A."))
-    ]
+    said = (("user", "Hm?"), ("assistant", "A."), ("user", "Why?"), ("assistant", "So."))
+    talk = [{"role": role, "content": text} for role, text in said]
     texts = root / "texts.jsonl"
     texts.write_text(
         "".join(
@@ -104,7 +103,8 @@ def written(tmp_path_factory):
         with open(path, encoding="utf-8", newline="") as file:
             header = next(csv.reader(file))
         assert len(header) == len(set(header)), path
-        found.setdefault(path.name, set()).update(header)
+        name = "edit_*.csv" if path.name.startswith("edit_") else path.name
+        found.setdefault(name, set()).update(header)
     return found
 
 

@@ -256,7 +256,7 @@ def test_figure_numbers_are_the_tables(compared):
         assert len(rows) == 3 * runs * 2 * 3
         for row in rows:
             column, of_layer = (
-                f"{row['index']}_{row['kind']}_{row['run']}",
+                f"{row['index']}_{row['kind']}_{row['side']}",
                 table[int(row["layer"])],
             )
             assert (
@@ -403,7 +403,7 @@ def test_contrasts_asked_for_are_compared_prompt_by_prompt(tmp_path):
             r for r in rows if (r["contrast"], r["layer"]) == (row["contrast"], row["layer"])
         )
         for part in ("estimate", "low", "high", "q"):
-            assert row[part] == of_layer[f"{row['run']}_{part}"]
+            assert row[part] == of_layer[f"{row['side']}_{part}"]
     figure, _ = pair_figures.draw_pair(
         pair_figures.CONTRASTS, run_pairs.estimate_contrasts(*matched(runs, asked)), summary
     )

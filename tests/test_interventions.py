@@ -390,7 +390,8 @@ def test_effects_table(finished):
         "n"
     ] == 8
     header = (finished / "effects.csv").read_text().splitlines()[0].split(",")
-    assert header[:3] == ["intervention", "role", "type"] and "rsi_change_q" in header
+    assert header[:6] == ["model", "set", "format", "run", "intervention", "role"]
+    assert {"kl_estimate", "kl_control", "rsi_change_q"} <= set(header)
 
 
 def test_batched_sweep_equals_one_ablation_at_a_time(loaded, finished):

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import csv
 import json
 import os
 import subprocess
@@ -215,10 +216,9 @@ def test_pipeline_writes_everything_and_says_where(family):
         assert "same weights" in json.dumps(
             json.loads((compared / "comparison_summary.json").read_text())
         )
-    choices = (folder / "analysis_results/tiny/multiverse.csv").read_text().splitlines()
-    assert {",".join(line.split(",")[:2]) for line in choices[1:]} == {
-        f"{run},{label}" for run in ("base", "instruct") for label in ("original", "crossed")
-    }
+    with open(folder / "analysis_results/tiny/multiverse.csv", newline="") as file:
+        choices = {(row["side"], row["set"]) for row in csv.DictReader(file)}
+    assert choices == {(s, name) for s in ("base", "instruct") for name in ("original", "crossed")}
     assert (folder / "figures/tiny/multiverse.png").is_file()
     assert not (folder / "results_activation_analysis/tiny/latest_intervention").exists()
     effects = json.loads((results / "latest_intervention/effects.json").read_text())

@@ -267,12 +267,12 @@ def test_figures_and_comparisons_of_what_is_not_identified_say_so(nobody):
 
 
 def test_the_multiverse_holds_every_choice(crossed, inferred):
-    rows = multiverse.multiverse_rows(crossed, inferred, "crossed")
+    rows = multiverse.multiverse_rows(crossed, inferred)
     cells = {(row["kind"], row["matching"], row["interval"]) for row in rows}
     kinds, how = indices.KINDS, (multiverse.BY_UNIT, multiverse.AS_INDEPENDENT)
     matched = {("normalised", name, how[0]) for name in ("position", "first_word")}
     assert cells == {(kind, "none", one) for kind in kinds for one in how} | matched
-    assert len(rows) == len(cells) * 2 * 3 and {row["set"] for row in rows} == {"crossed"}
+    assert len(rows) == len(cells) * 2 * 3 and {row["set"] for row in rows} == {crossed.prompt_set}
     for row in rows:
         kind = row["kind"] if row["matching"] == "none" else f"{row['matching']}_matched"
         own = inferred[kind][row["index"]]
@@ -290,7 +290,7 @@ def test_the_multiverse_holds_every_choice(crossed, inferred):
 
 def test_p_all_is_max_t_over_all_choices_at_once(crossed, inferred):
     """The highest rank of all kinds and both indices, draw by draw."""
-    rows = multiverse.multiverse_rows(crossed, inferred, "crossed")
+    rows = multiverse.multiverse_rows(crossed, inferred)
     families = [inferred[kind][index]["family"] for kind in inferred for index in ("rfc", "rsi")]
     least = np.min([one.least for one in families], axis=0)
     k = next(k for k in range(1, len(least)) if (least <= k).mean() >= 0.05)
@@ -308,7 +308,7 @@ def test_prompts_as_if_independent_are_too_sure_where_they_begin_alike():
     words = {word: i for i, word in enumerate(dict.fromkeys(run.frame.tolist()))}
     level = np.exp(np.random.default_rng(1).normal(size=(len(words), 40)))
     run.entropy *= level[[words[f] for f in run.frame.tolist()]][:, :, None, None]
-    rows = multiverse.multiverse_rows(run, role_tests.infer_kinds(run), "nobody_5")
+    rows = multiverse.multiverse_rows(run, role_tests.infer_kinds(run))
     plain = [row for row in rows if (row["kind"], row["matching"]) == ("normalised", "none")]
     passed = {
         how: np.mean([row["p"] < 0.05 for row in plain if row["interval"] == how])

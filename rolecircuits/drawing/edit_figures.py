@@ -17,7 +17,7 @@ from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.inputs.categories import REQUIRED, order_categories
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.arrays import Run
-from rolecircuits.runs.edit_results import EFFECT_PARTS
+from rolecircuits.runs.edit_results import EFFECT_PARTS, csv_rows
 from rolecircuits.stats.audit import contrast_reason, name_units
 from rolecircuits.stats.index_inference import COMPARED, infer_indices
 from rolecircuits.stats.indices import index_values, layer_values
@@ -101,7 +101,8 @@ def draw_effects(rows, label):
     panels[0].set_yticks(range(len(shown)))
     columns = ["intervention", "role", "category", "n"]
     columns += [metric + part for metric in PANELS for part in EFFECT_PARTS]
-    return figure, [{c: np.nan if row[c] is None else row[c] for c in columns} for row in rows]
+    kept = [{c: np.nan if row[c] is None else row[c] for c in columns} for row in rows]
+    return figure, csv_rows(kept)
 
 
 def category_looks_of(rows):

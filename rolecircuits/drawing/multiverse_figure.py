@@ -35,7 +35,7 @@ CAPTION = (
 def draw_multiverse(rows, label, title=TITLE):
     """(Figure, rows): RFC left, RSI right, a line a choice, a cell a layer.
 
-    rows  of multiverse.csv, of one run or several (column "run", if there)
+    rows  of multiverse.csv, of one run or several (column "side", if there)
     """
     lines = order_lines(rows)
     n_layers = 1 + max(row["layer"] for row in rows)
@@ -82,7 +82,7 @@ def draw_run(study: Study, title):
     """11: the choices of one run."""
     draws = study.seed, study.n_resamples
     inferred = infer_kinds(study.run, *draws)
-    rows = multiverse_rows(study.run, inferred, study.run.prompt_set, *draws)
+    rows = multiverse_rows(study.run, inferred, *draws)
     return draw_multiverse(rows, study.subtitle, title)
 
 
@@ -99,7 +99,7 @@ def save_multiverse(rows, label, tables, figures):
 
 def line_of(row):
     """What a line of the figure stands for."""
-    return tuple(row.get(name, "") for name in ("run", "set", "interval", "kind", "matching"))
+    return tuple(row.get(name, "") for name in ("side", "set", "interval", "kind", "matching"))
 
 
 def order_lines(rows):

@@ -53,7 +53,7 @@ def draw_pair(name, estimates, summary):
         line[0].set_ylabel(f"{what}\nless its length null")
     style.limit_to_points(panels.flat, drawn)
     rows = [
-        {"kind": kind, "run": run, "index": index, "layer": layer}
+        {"kind": kind, "side": run, "index": index, "layer": layer}
         | {part: estimate[part][layer] for part in PARTS}
         | {f"less_null_{part}": values[layer] for part, values in zip(ENDS, less, strict=True)}
         for kind in KINDS
@@ -101,7 +101,7 @@ def draw_contrasts(compared, summary):
         line[0].set_ylabel("difference in focus")
     style.limit_to_points(panels.flat, drawn)
     return figure, [
-        {"contrast": name, "run": run, "layer": layer}
+        {"contrast": name, "side": run, "layer": layer}
         | {part: sides[run][part][layer] for part in (*ENDS, *P_VALUES)}
         for name, sides in compared.items()
         for run in sides

@@ -18,6 +18,7 @@ from rolecircuits.edits.hooks import prepare_edit
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.models.load import LoadedModel
+from rolecircuits.runs.arrays import facts_of
 from rolecircuits.runs.files import write_csv, write_json
 
 MEASURES = {
@@ -98,7 +99,7 @@ def save_answers(folder, results, config):
         if not row["changed"]:
             row["first_difference"] = ""
     if rows:
-        write_csv(folder / "answer_changes.csv", rows)
+        write_csv(folder / "answer_changes.csv", rows, facts=facts_of(config, "generation"))
     write_json(folder / "experiment_config.json", config)
 
 

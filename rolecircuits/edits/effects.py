@@ -41,7 +41,6 @@ PROMPT_METRICS = tuple(BOUNDS)
 INDEX_METRICS = tuple(f"{index}_change" for index in INDICES)
 METRICS = PROMPT_METRICS + INDEX_METRICS
 INFERRED = ("", "_low", "_high", "_control", "_p")
-PARTS = (*INFERRED, "_q", "_rank")
 NO_EFFECT = 1e-4
 ALL = "all"
 
@@ -215,12 +214,6 @@ def set_tests(rows, measured):
                 tests.append(of | {"n_layers": len(layers)})
     q = q_values([test["p"] for test in tests])
     return [test | {"q": float(own)} for test, own in zip(tests, q, strict=True)]
-
-
-def row_columns(labels):
-    """Columns of effects.csv in order."""
-    numbers = [metric + part for metric in METRICS for part in PARTS]
-    return ["intervention", *labels, "category", "n", "pool", *numbers]
 
 
 def _prompt_cells(measured, labels, group, seed):

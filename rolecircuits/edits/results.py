@@ -3,9 +3,10 @@
 import numpy as np
 
 from rolecircuits.drawing.tables import interval, print_table, right, say, show, with_interval
-from rolecircuits.edits.effects import INDEX_METRICS, row_columns
+from rolecircuits.edits.effects import INDEX_METRICS
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.runs.arrays import Run
+from rolecircuits.runs.arrays import Run, facts_of
+from rolecircuits.runs.edit_results import csv_rows
 from rolecircuits.runs.files import write_csv, write_json, write_prompts
 from rolecircuits.runs.npz import write_npz
 from rolecircuits.stats.indices import summarize
@@ -48,8 +49,7 @@ def save_effects(folder, effects, measured, config):
     measured  {name: what Bench.measure gave}    config  with "interventions", the plan that was run
     """
     rows, tests, notes = effects
-    labels = next(iter(measured.values()))["labels"]
-    write_csv(folder / "effects.csv", rows, row_columns(labels))
+    write_csv(folder / "effects.csv", csv_rows(rows), facts=facts_of(config, "intervention"))
     names = [entry["folder"] for entry in config["interventions"]]
     changes = {name: measured[name]["effects"]["logit_change"] for name in names}
     largest = {name: float(np.nanmax(change)) for name, change in changes.items()}

@@ -63,7 +63,7 @@ class Study:
         """Rows of multiverse.csv of both runs."""
         found = {side: self.found.get(side, {}).get("multiverse", ()) for side in SIDES}
         rows = [(side, row) for side, own in found.items() for row in own]
-        return [{"run": side} | row | {"set": self.label} for side, row in rows]
+        return [row | {"side": side, "set": self.label} for side, row in rows]
 
 
 def load_family(path, name):

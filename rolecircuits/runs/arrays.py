@@ -126,7 +126,7 @@ class Run:
     @property
     def facts(self):
         """{column: value} by which every row of a CSV says which run it is of."""
-        facts = facts_of(self.config, self.path)
+        facts = facts_of(self.config, self.path.name if self.path else "")
         return facts | ({"edit": self.edit} if self.edit else {})
 
     @property
@@ -173,10 +173,13 @@ class Run:
         return dataclasses.replace(self, prompts=[self.prompts[row] for row in rows], **arrays)
 
 
-def facts_of(config, path):
-    """{column: value} of the first columns of a CSV: model, set, format, and the run's folder."""
+def facts_of(config, name):
+    """{column: value} of the first columns of a CSV: model, set, format, and run.
+
+    name  of the run's folder; of a table inside the run, which has no name yet, what the run is
+    """
     facts = {"model": config["model"]["id"], "set": prompt_set_of(config)}
-    return facts | {"format": config["prompts"]["format"], "run": path.name if path else ""}
+    return facts | {"format": config["prompts"]["format"], "run": name}
 
 
 def read_arrays(path, schema):

@@ -18,6 +18,13 @@ NO_KL = 1e-3  # rounding may take a divergence of float32 logits a little below 
 SWEEP_ARRAYS = ("kl", "category", "kl_by_prompt", *INDEX_CHANGES)
 
 
+def csv_rows(rows):
+    """Rows of effects.json under the column names of every CSV: kl with its interval kl_low and
+    kl_high becomes kl_estimate."""
+    names = {name: f"{name}_estimate" for name in rows[0] if f"{name}_low" in rows[0]}
+    return [{names.get(name, name): value for name, value in row.items()} for row in rows]
+
+
 def read_effects(folder):
     """The rows of effects.json, checked for what the figure and its CSV need."""
     path = folder / "effects.json"

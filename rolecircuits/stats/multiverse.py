@@ -19,16 +19,16 @@ from rolecircuits.stats.resampling import N_RESAMPLES, is_testable, join_familie
 from rolecircuits.stats.role_tests import MATCHED
 
 CHOICE_COLUMNS = (
-    *("set", "kind", "matching", "interval", "index", "layer"),
+    *("kind", "matching", "interval", "index", "layer"),
     *("distance", "sign", "p", "q", "p_max", "p_all", "significance"),
 )
 BY_UNIT, AS_INDEPENDENT = "by unit", "prompts as if independent"
 
 
-def multiverse_rows(run, inferred, label, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
+def multiverse_rows(run, inferred, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
     """Rows of multiverse.csv: one a kind, matching, interval, index and layer.
 
-    inferred  what role_tests.infer_kinds gave    label  what the prompt set is called
+    inferred  what role_tests.infer_kinds gave
     """
     cells = {(kind, BY_UNIT): of_kind for kind, of_kind in inferred.items()}
     cells |= {
@@ -48,7 +48,7 @@ def multiverse_rows(run, inferred, label, seed=DEFAULT_SEED, n_resamples=N_RESAM
                 columns |= {name: numbers[name] for name in ("p", "q", "p_max")}
                 columns["p_all"] = joint[kind, index]
                 columns["significance"] = grade(numbers["q"], joint[kind, index])
-                place = {"set": label, "kind": "normalised" if kind in MATCHED else kind}
+                place = run.facts | {"kind": "normalised" if kind in MATCHED else kind}
                 place |= {"matching": kind.removesuffix("_matched") if kind in MATCHED else "none"}
                 place |= {"interval": interval, "index": index}
                 rows += [
