@@ -1,8 +1,8 @@
 """The scripts as a user runs them: commands as subprocesses, exit codes, files, repetition."""
 
+import csv
 import gc
 import hashlib
-import csv
 import json
 import os
 import subprocess
