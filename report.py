@@ -5,10 +5,11 @@
         results_activation_analysis/demo/crossed/latest_base \\
         results_activation_analysis/demo/crossed/latest_run
 
-RUN are run folders of one model pair; they are grouped by prompt set and by side (base or
-instruct), and two runs of one set are compared. Contrasts a-b are focus(a) - focus(b): positive
-where attention on a is the more focused. Everything is computed from the runs; other results
-(documents, interventions, a sweep) are shown where their folders are given.
+RUN are run folders of one model pair; they are grouped by prompt set and by
+side (base or instruct), and two runs of one set are compared. Contrasts a-b are
+focus(a) - focus(b): positive where attention on a is the more focused.
+Everything is computed from the runs; other results (documents, interventions, a
+sweep, answers) are shown where their folders are given.
 """
 
 import shlex

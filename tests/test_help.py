@@ -17,6 +17,7 @@ import experiment
 import interventions
 import output_manager
 import prompts
+import report
 import run_pipeline
 import visualize_results
 from conftest import PROJECT
@@ -34,6 +35,7 @@ SCRIPTS = {
         interventions,
         output_manager,
         prompts,
+        report,
         run_pipeline,
         visualize_results,
     )

@@ -245,7 +245,7 @@ def kinds(tmp_path_factory):
 
 
 READERS = {
-    "visualize": (visualize_results, ["--input_dir", "{}"], [folders.RUN]),
+    "visualize": (visualize_results, ["--input_dir", "{}"], [folders.RUN, folders.DOCUMENTS]),
     "visualize edits": (
         visualize_results,
         ["--output_type", "intervention", "--input_dir", "{}"],

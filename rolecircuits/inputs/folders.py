@@ -44,7 +44,9 @@ SWEEP = Kind(
     "visualize_results.py --output_type intervention draws the newest, beside an intervention run",
 )
 DOCUMENTS = Kind(
-    "documents.npz", "a documents run", "its results are documents.csv, turns.csv and indices.csv"
+    "documents.npz",
+    "a documents run",
+    "visualize_results.py and report.py --documents read it; documents.csv holds its table",
 )
 GENERATION = Kind(
     "generation_results.json",
