@@ -11,8 +11,8 @@ import numpy as np
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.report import charts
 from rolecircuits.report.layers import measured
-from rolecircuits.report.overview import category_name
 from rolecircuits.report.page import pack
+from rolecircuits.report.palette import EXCESS
 from rolecircuits.report.section import KIND_NAMES, Section, run_facts, run_key, show_interval
 from rolecircuits.runs.edit_results import read_sweep
 from rolecircuits.runs.files import read_json
@@ -37,11 +37,6 @@ def heads_section(context):
         }
         runs[run_key(key)]["pointed"] = None if heads[key] is None else heads[key].tolist()
         runs[run_key(key)]["kl"] = sweep_kl(context, run)
-    names = dict.fromkeys(n for numbers in context.numbers.values() for n in numbers.category)
-    looks = {
-        name: (category_name(name), charts.CATEGORY_COLOURS.get(name, other))
-        for name, other in zip(names, OTHER_COLOURS * len(names), strict=False)
-    }
     return Section(
         "heads",
         "Heads",
@@ -53,14 +48,13 @@ def heads_section(context):
             "measures": MEASURES,
             "undefined": UNDEFINED,
             "steps": STEPS,
-            "looks": looks,
+            "excess": EXCESS,
             "map": charts.head_map(),
             "spread": charts.head_points([], []),
         },
     )
 
 
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#AA4499")
 STATIC_COLUMNS = ("set", "run", "contrast", "layer", "head", "difference in focus", "g", "q")
 
 

@@ -9,6 +9,7 @@
    report.unpack(base64) -> Promise<Uint8Array>
    report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
    report.idle() -> Promise     when no section is being updated
+   report.look(name)            how a category is drawn: {name, colour}
    report.words(name)           self_referent as self-referent
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
@@ -128,7 +129,7 @@ const report = (function () {
       background: null, font: getComputedStyle(document.body).fontFamily, axis, legend: text,
       header: text, title: { color: ink, subtitleColor: ink, fontWeight: "bold", anchor: "start" },
       view: { stroke: null }, rule: { color: ink }, text: { color: ink },
-      range: { category: ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"] },
+      range: { category: Array.from({ length: 12 }, (_, i) => `var(--other-${i})`) },
     };
   }
 
@@ -160,21 +161,33 @@ const report = (function () {
     tip.style.top = `${Math.max(4, y)}px`;
   }
 
+  /* How a category is drawn: {name, colour}. */
+  const look = (name) => page.menus.looks[name] || { name: words(name), colour: "var(--control)" };
+
+  /* A copy of a spec whose variables of the style sheet are the colours of the moment. */
+  function fixColours(spec) {
+    const style = getComputedStyle(document.documentElement);
+    const text = JSON.stringify(spec).replace(/"var\((--[^)"]+)\)"/g,
+      (_, name) => JSON.stringify(style.getPropertyValue(name).trim()));
+    return JSON.parse(text);
+  }
+
   /* Charts of one element follow one another; the view of a newer one replaces the older. */
   async function chart(element, spec) {
     const renderer = countMarks(spec) > 2000 ? "canvas" : "svg";
     const mine = { spec, view: null };
     const before = charts.get(element);
     charts.set(element, mine);
-    const done = await vegaEmbed(element, spec, {
+    const drawn = renderer === "canvas" ? fixColours(spec) : spec;
+    const done = await vegaEmbed(element, drawn, {
       actions: false, ast: true, renderer, defaultStyle: false, mode: "vega-lite",
-      config: theme(renderer), tooltip: showTip, logLevel: 1,
+      config: renderer === "canvas" ? fixColours(theme(renderer)) : theme(renderer), tooltip: showTip, logLevel: 1,
     });
     if (before && before.view) before.view.finalize();
     mine.view = done.view;
     if (spec.description) {
-      const drawn = element.querySelector("svg, canvas");
-      if (drawn) drawn.setAttribute("aria-label", spec.description);
+      const image = element.querySelector("svg, canvas");
+      if (image) image.setAttribute("aria-label", spec.description);
     }
     return done.view;
   }
@@ -395,7 +408,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, numbers, words, link, make, show, signed, interval, chance, currentSet, csv, idle,
+    unpack, numbers, words, look, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();

@@ -79,6 +79,7 @@
     colour.scale = signed
       ? Object.assign({}, colour.scale, { domain: [-size, -size / 2, 0, size / 2, size] })
       : { scheme: "viridis", domain: [0, size] };
+    if (quantity === "slot") colour.scale.range = data.excess;
     colour.legend.title = QUANTITIES[quantity];
     spec.description = `${QUANTITIES[quantity]} of every head by layer; the table below has the numbers`;
     return spec;
@@ -104,11 +105,11 @@
     }
     const spec = structuredClone(data.spread);
     const present = data.order.filter((name) => points.some((point) => point.category === name));
-    const names = present.map((name) => data.looks[name][0]);
+    const names = present.map((name) => report.look(name).name);
     spec.encoding.x.sort = spec.encoding.color.scale.domain = names;
-    spec.encoding.color.scale.range = present.map((name) => data.looks[name][1]);
+    spec.encoding.color.scale.range = present.map((name) => report.look(name).colour);
     spec.data.values = points.map((point, i) => ({
-      category: data.looks[point.category][0], value: point.value, shift: ((i * 0.618) % 1) - 0.5,
+      category: report.look(point.category).name, value: point.value, shift: ((i * 0.618) % 1) - 0.5,
       text: `${point.row}\n${report.show(point.value, 4)}`,
     }));
     for (const layer of spec.layer) {
@@ -157,7 +158,7 @@
 
   report.section("heads", {
     start(root, data) {
-      data.order = Object.keys(data.looks);
+      data.order = Object.keys(report.page.menus.looks);
       data.points = [];
       report.headPoints = (state) => headPoints(data, state, state.layer, state.head);
       const layer = document.getElementById("heads-layer"), head = document.getElementById("heads-head");
