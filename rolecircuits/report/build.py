@@ -10,11 +10,12 @@ from rolecircuits.report.page import Page, build_page
 from rolecircuits.report.palette import category_looks
 from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
+from rolecircuits.report.summary import summary_section
 from rolecircuits.runs.files import read_json
 
 # each a function of the Context that gives a Section, or None
 SECTIONS = (
-    overview.summary_section,
+    summary_section,
     layers.layers_section,
     heads.heads_section,
     masses_section,

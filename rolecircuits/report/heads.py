@@ -36,7 +36,10 @@ def heads_section(context):
             kind: pack_points(numbers.values[kind], heads[key]) for kind in kinds
         }
         runs[run_key(key)]["pointed"] = None if heads[key] is None else heads[key].tolist()
-        runs[run_key(key)]["kl"] = sweep_kl(context, run)
+        swept = sweep_kl(context, run)
+        if swept is not None:
+            swept = {"packed": pack(round_bits(swept["kl"])), "said": swept["said"]}
+        runs[run_key(key)]["kl"] = swept
     return Section(
         "heads",
         "Heads",
@@ -128,7 +131,7 @@ def choose_points(context):
 
 
 def sweep_kl(context, run):
-    """The KL of every head's ablation, mean over categories, packed; None without a sweep of it."""
+    """{"kl": [layer, head], mean over categories, "said"}; None without a sweep of this run."""
     if context.folders.sweep is None:
         return None
     config = read_json(context.folders.sweep / "experiment_config.json")
@@ -139,7 +142,7 @@ def sweep_kl(context, run):
         return None
     arguments = config.get("arguments") or {}
     of = f"{arrays['kl_by_prompt'].shape[-1]} prompts of {arguments.get('prompts') or 'original'}"
-    return {"packed": pack(round_bits(kl)), "said": f"KL: sweep ({method}) of {of}."}
+    return {"kl": kl, "said": f"KL: sweep ({method}) of {of}."}
 
 
 def static_rows(context):

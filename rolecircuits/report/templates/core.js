@@ -196,6 +196,11 @@ const report = (function () {
     for (const listener of listeners) listener(state, new Set(["theme"]));
   });
 
+  /* What is folded away is printed. */
+  window.addEventListener("beforeprint", () => {
+    for (const element of document.querySelectorAll("details.printed")) element.open = true;
+  });
+
   function show(value, digits = 4) {
     if (value == null || Number.isNaN(value)) return "-";
     if (typeof value !== "number") return String(value);
