@@ -105,14 +105,14 @@ def describe_layers(context):
     for key in crossed or context.runs:
         numbers = context.numbers[key]
         found = numbers.layers.get("normalised", {})
-        said = " ".join(describe_index(numbers, index) for index in found)
-        lines.append(f"{', '.join(key)}: {said or 'RFC needs categories that this set lacks.'}")
+        said = [describe_index(numbers, index) for index in found]
+        said = said or ["RFC needs categories that this set lacks."]
+        lines += [f"{', '.join(key)}: {text}" for text in said]
     for name, pair in context.pairs.items():
         indices = pair.indices.get("normalised", {})
         tested = {i: of for i, of in indices.items() if of["diff"]["mean_interval"] is not None}
-        said = " ".join(describe_difference(index, of) for index, of in tested.items())
-        if said:
-            lines.append(f"{name}, instruct - base: {said}")
+        said = [describe_difference(index, of) for index, of in tested.items()]
+        lines += [f"{name}, instruct - base: {text}" for text in said]
     if not crossed:
         lines.append(
             "There is no crossed set here: who a prompt is about cannot be told from how it begins."
@@ -126,7 +126,7 @@ def describe_index(numbers, index):
     name, n = INDEX_NAMES[index], len(found["p"])
     if np.isnan(found["p"]).all():
         return f"{name} is not tested ({found['reason'] or 'undefined'})."
-    layers, mean = passing_layers(found), f"mean over layers {show_interval(*ends)}"
+    layers, mean = passing_layers(found), f"mean over layers {join(show_interval(*ends))}"
     if not len(layers):
         return f"{name} differs from 0 in no layer (max-T); {mean}."
     at = layers[np.argmax(np.abs(found["estimate"][layers]))]
@@ -142,7 +142,8 @@ def describe_difference(index, found):
     """One sentence on the difference of two runs."""
     value, p = found["diff"]["estimate"], found["diff"]["p_max"]
     layers, name = np.flatnonzero(p < ALPHA), INDEX_NAMES[index]
-    mean = f"mean {show_interval(np.nanmean(value), *found['diff']['mean_interval'])}"
+    mean = show_interval(np.nanmean(value), *found["diff"]["mean_interval"])
+    mean = f"mean over layers {join(mean)}"
     if not len(layers):
         return f"{name} differs in no layer (max-T); {mean}."
     at = layers[np.argmax(np.abs(value[layers]))]
@@ -201,17 +202,20 @@ def describe_cuts(context):
         swept = heads.sweep_kl(context, run)
         if swept is None:
             continue
-        kl = swept["kl"]
+        kl, (name, _) = swept["kl"], key
         places = [divmod(int(p), kl.shape[1]) for p in np.argsort(-kl, axis=None)[:NAMED]]
         said = ", ".join(f"layer {i} head {j} ({kl[i, j]:.2f} nats)" for i, j in places)
         lines.append(
-            f"{', '.join(key)}: of {kl.size} heads, cut one at a time, the next token changes the "
-            f"most without {said}; without the median head by {np.median(kl):.3f} nats (KL)."
+            f"{name}, {run.prompt_format} prompts: of {kl.size} heads, cut one at a time, the next "
+            f"token changes the most without {said}; median {np.median(kl):.3f} nats (KL)."
         )
+        break  # the same numbers stand beside every run of these weights and this format
     if context.folders.interventions is not None:
         for row in edits.candidate_rows(read_effects(context.folders.interventions)):
             kl = row["cells"][0]
-            lines.append(f"{row['name']}: KL {kl['effect']} nats, rank {kl['rank']} in its layer.")
+            lines.append(
+                f"{row['name']}: KL {join(kl['effect'])} nats, rank {kl['rank']} in its layer."
+            )
     return lines or ["Not measured here: give --interventions or --sweep to report.py."]
 
 
@@ -242,6 +246,11 @@ def describe_answers(context):
 
 
 ARROW = "\u2192"
+
+
+def join(text):
+    """`text` with spaces at which no line ends."""
+    return text.replace(" ", "\u00a0")
 
 
 def quote(text, most=90):

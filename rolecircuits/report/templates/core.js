@@ -5,6 +5,7 @@
    report.set({kind: "raw"})    changes it and calls every listener once, with what changed (a Set)
    report.section(name, {start(root, data), update(root, data, state, changed)})
    report.chart(element, spec) -> Promise<view>
+   report.views.get(element)    the view of its chart
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
    report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
@@ -413,7 +414,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, numbers, words, look, link, make, show, signed, interval, chance, currentSet, csv, idle,
+    views: { get: (element) => charts.get(element)?.view }, unpack, numbers, words, look, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();
