@@ -214,7 +214,7 @@ def head_points(names, colours):
 def share_bars():
     """The design audit: share of the variance between prompts, a bar a factor and run.
 
-    values  factor, share, run, text
+    values  factor, estimate (the share), run, text
     """
     return {
         "$schema": SCHEMA,
@@ -225,7 +225,7 @@ def share_bars():
         "encoding": {
             "y": {"field": "factor", "type": "nominal", "title": None, "sort": None},
             "x": {
-                "field": "share",
+                "field": "estimate",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1]},
                 "title": "share of the variance between prompts (median over layers)",

@@ -92,7 +92,7 @@ def index_rows(indices, facts):
     """Rows of indices.csv: one a kind, index and layer."""
     return [
         facts
-        | {"kind": kind, "index": index, "layer": layer}
+        | {"layer": layer, "kind": kind, "index": index}
         | {name: values[layer] for name, values in own["layers"].items()}
         for (kind, index), own in indices.items()
         for layer in range(len(own["layers"]["estimate"]))

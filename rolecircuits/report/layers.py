@@ -35,6 +35,7 @@ def layers_section(context):
         {"charts": charts_of},
         {"runs": runs, "spec": charts.layer_lines(), "indices": INDEX_NAMES},
         {"layers.csv": layer_rows(context), "layer_contrasts.csv": contrast_rows(context)},
+        packed=True,
     )
 
 
@@ -136,6 +137,7 @@ def comparison_section(context):
             "indices": INDEX_NAMES,
         },
         {"comparison.csv": pair_rows(context)},
+        packed=True,
     )
 
 

@@ -69,7 +69,10 @@ def embed_json(value):
 def _section_json(section):
     """Data and tables of a section; tables are packed, because they are read on a click only."""
     tables = {name: pack_table(rows) for name, rows in section.tables.items()}
-    return embed_json({"data": section.data, "tables": tables})
+    if not section.packed:
+        return embed_json({"data": section.data, "tables": tables})
+    text = json.dumps(as_plain(section.data), ensure_ascii=False, allow_nan=False)
+    return embed_json({"packed": pack(text.encode("utf-8", "backslashreplace")), "tables": tables})
 
 
 def pack_table(rows):

@@ -44,7 +44,7 @@ def summary_section(context):
     rows = {kind: table_rows(context, kind) for kind in KIND_NAMES}
     shares = [
         run_facts(context.runs[key], key)
-        | {"factor": factor, "share": numbers.audit["variance"][factor]["median"]}
+        | {"factor": factor, "estimate": numbers.audit["variance"][factor]["median"]}
         for key, numbers in context.numbers.items()
         for factor in FACTORS
     ]
@@ -76,7 +76,7 @@ def summary_section(context):
 
 
 def _share_cells(row):
-    share = "-" if math.isnan(row["share"]) else f"{row['share']:.2f}"
+    share = "-" if math.isnan(row["estimate"]) else f"{row['estimate']:.2f}"
     return row["set"], row["run"], row["factor"], share
 
 

@@ -320,9 +320,11 @@ const report = (function () {
     return button;
   }
 
+  const unpackJson = async (text) => JSON.parse(new TextDecoder().decode(await unpack(text)));
+
   /* Rows of a table that build_page packed, column by column. */
   async function unpackTable(table) {
-    const values = JSON.parse(new TextDecoder().decode(await unpack(table.packed)));
+    const values = await unpackJson(table.packed);
     const row = (i) => table.columns.map((name, column) => [name, values[column][i]]);
     return (values[0] || []).map((_, i) => Object.fromEntries(row(i)));
   }
@@ -382,8 +384,9 @@ const report = (function () {
       element.hidden = false;
     }
     for (const { name, parts } of sections) {
-      const root = document.getElementById(name), { data, tables } = read(`${name}-data`);
+      const root = document.getElementById(name), { tables, ...own } = read(`${name}-data`);
       try {
+        const data = own.packed ? await unpackJson(own.packed) : own.data;
         if (parts.start) await parts.start(root, data);
         offer(root, tables);
         if (parts.update) {

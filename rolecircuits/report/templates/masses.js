@@ -179,8 +179,8 @@
     });
     report.link(root.querySelector(":scope > .numbers"), "masses.csv", async () => {
       const opened = await open(data, report.state);
-      return opened ? rowsOf(opened, report.state).map((row) =>
-        Object.assign({}, opened.run.facts, row)) : [];
+      return opened ? rowsOf(opened, report.state).map(({ uniform, ...row }) =>
+        Object.assign({}, opened.run.facts, row, { null: uniform })) : [];
     });
   }
 

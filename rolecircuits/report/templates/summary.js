@@ -15,8 +15,8 @@ report.section("summary", {
     if (changed.has("set") || changed.has("side") || changed.has("theme")) {
       const spec = structuredClone(data.spec);
       spec.data.values = data.shares
-        .filter((row) => row.set === state.set && row.run === state.side && row.share != null)
-        .map((row) => Object.assign({ text: `${row.factor}: ${row.share.toFixed(3)}` }, row));
+        .filter((row) => row.set === state.set && row.run === state.side && row.estimate != null)
+        .map((row) => Object.assign({ text: `${row.factor}: ${row.estimate.toFixed(3)}` }, row));
       spec.description = "Share of the variance between prompts by factor: "
         + spec.data.values.map((row) => row.text).join(", ");
       document.getElementById("summary-shares-title").textContent =
