@@ -125,7 +125,7 @@ def read_texts(folder, given=None):
         if given:
             raise UserError(f"--documents_file {path}: is not the file that {folder} was fed")
         return None
-    return {document.id: list(document.turns) for document in read_documents(path)}
+    return {document.id: list(document.turns) for document in read_documents(path).documents}
 
 
 def describe_command(runs, folders, path, asked):

@@ -1,5 +1,6 @@
 """Headless Chromium for tests of the report; skipped, with the reason, where there is none."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def start_browser(profile, scripts=True):
     options.binary_location = chromium
     for flag in [*FLAGS.split(), f"--user-data-dir={profile}", "--window-size=1280,1000"]:
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if not scripts:
         blocked = {"profile.managed_default_content_settings.javascript": 2}
         options.add_experimental_option("prefs", blocked)
@@ -43,6 +44,22 @@ def open_page(browser, path):
 
     browser.get(Path(path).as_uri())
     WebDriverWait(browser, SECONDS).until(lambda b: b.execute_script(READY))
+
+
+def wait_for(browser, condition):
+    """What `condition` gives once it is true of the page."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(browser, SECONDS, poll_frequency=0.05).until(lambda b: condition())
+
+
+def requests_of(browser):
+    """What the page asked for, other than itself."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    return [url for url in sent if not url.startswith(("file:", "data:", "blob:", "chrome"))]
 
 
 def settle(browser, state=None):

@@ -9,14 +9,13 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
-import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 import report
+from browser import open_page, requests_of, settle, start_browser, wait_for
 from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.report import build, charts, heads, page, section
@@ -24,10 +23,6 @@ from rolecircuits.stats import contrasts, indices, role_tests, run_pairs
 from rolecircuits.stats.units import frame_values, labels_of
 from synthetic import make_run
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromium-driver (apt) on this machine"
-)
 NAMES = ("summary", "layers", "heads", "comparison", "method")
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -79,7 +74,10 @@ def embedded(path, name):
     found = re.search(
         rf'<script type="application/json" id="{name}-data">(.*?)</script>', text, re.S
     )
-    return json.loads(found[1])
+    own = json.loads(found[1])
+    if "packed" in own:
+        own["data"] = json.loads(unpack(own.pop("packed"), np.uint8).tobytes())
+    return own
 
 
 def unpack(text, dtype):
@@ -134,10 +132,11 @@ def test_heads_are_those_of_the_stats_functions(built, runs):
                 wanted = own.get(measure, own.get("difference"))
                 np.testing.assert_allclose(array, wanted, rtol=2e-4, err_msg=f"{kind} {measure}")
         points = data["runs"]["crossed|base"]["points"][kind]
-        whole = unpack(points["packed"], np.uint16).reshape(15, len(values)).T
-        shown = points["low"] + whole / data["steps"] * (points["high"] - points["low"])
-        step = (points["high"] - points["low"]) / data["steps"]
-        assert np.abs(shown - values.reshape(len(values), 15)).max() <= 0.51 * step
+        whole = unpack(points["packed"], np.uint8).reshape(15, len(values)).T
+        low, high = unpack(points["ends"], np.float32).reshape(2, 15)
+        shown = low + whole / data["steps"] * (high - low)
+        step = (high - low) / data["steps"]
+        assert (np.abs(shown - values.reshape(len(values), 15)) <= 0.51 * step + 1e-7).all()
 
 
 def test_differences_are_those_of_the_comparison(built, runs):
@@ -341,75 +340,28 @@ def test_one_run_has_no_comparison(runs, tmp_path):
 # in a browser
 
 
-def open_browser(folder, script=True):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
-    flags += " disable-background-networking disable-component-update window-size=1200,900"
-    for flag in (*flags.split(), f"user-data-dir={folder}"):
-        options.add_argument(f"--{flag}")
-    if not script:
-        off = {"profile.managed_default_content_settings.javascript": 2}
-        options.add_experimental_option("prefs", off)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(DRIVER)
-    return webdriver.Chrome(options=options, service=service)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    driver = open_browser(tmp_path_factory.mktemp("profile"))
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
-
-
-def show(driver, path):
-    """Open a page and wait until it has drawn everything."""
-    driver.get(path.as_uri())
-    wait_for(driver, lambda: driver.execute_script("return document.documentElement.dataset.ready"))
-
-
-def wait_for(driver, condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, driver.get_log("browser")
-        time.sleep(0.05)
-    return found
-
-
-def change(driver, state):
-    """Set the state as a reader would through menus, and wait until all is drawn."""
-    done = "const d = arguments[1]; report.set(arguments[0]); report.idle().then(() => d(true))"
-    assert driver.execute_async_script(done, state)
 
 
 def pick(driver, name, value):
     from selenium.webdriver.support.ui import Select
 
     Select(driver.find_element("id", f"menu-{name}")).select_by_value(value)
-    change(driver, {})
-
-
-def requests(driver):
-    """What the page asked for, other than itself."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    sent = [
-        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
-    ]
-    return [url for url in sent if not url.startswith(("file:", "data:", "blob:", "chrome"))]
+    settle(driver, {})
 
 
 def text_of(driver, element):
     return driver.find_element("id", element).text
 
 
-@needs_browser
 def test_the_page_is_drawn_without_an_error_or_a_request(browser, built):
-    show(browser, built)
+    open_page(browser, built)
     assert [e for e in browser.get_log("browser") if e["level"] != "INFO"] == []
-    assert requests(browser) == []
+    assert requests_of(browser) == []
     for name in NAMES:
         assert browser.find_element("id", name).is_displayed()
     drawn = browser.find_elements("css selector", ".chart svg, .chart canvas")
@@ -417,9 +369,8 @@ def test_the_page_is_drawn_without_an_error_or_a_request(browser, built):
     assert not browser.find_element("id", "trouble").is_displayed()
 
 
-@needs_browser
 def test_a_script_that_is_not_ours_does_not_run(browser, built):
-    show(browser, built)
+    open_page(browser, built)
     title = browser.title
     browser.execute_script("""
         const planted = document.createElement("script");
@@ -431,39 +382,36 @@ def test_a_script_that_is_not_ours_does_not_run(browser, built):
     assert browser.title == title
 
 
-@needs_browser
 def test_the_kind_menu_changes_the_numbers_to_those_of_the_kind(browser, built, runs):
-    show(browser, built)
+    open_page(browser, built)
     for kind, shown in section.KIND_NAMES.items():
         pick(browser, "kind", kind)
-        assert text_of(browser, "summary-means-title") == f"Means over layers, {shown}"
-        first = browser.find_element("css selector", "#summary-means tbody tr td:nth-child(4)").text
+        assert text_of(browser, "summary-means").startswith(f"{shown}; above the null")
+        first = browser.find_element("css selector", "#summary-means tbody tr td:nth-child(5)").text
         mean = float(indices.layer_indices(runs[2], kind)["rfc"].mean())
         assert first.startswith(f"{mean:+.3f} ["), (kind, first)
         assert shown in text_of(browser, "heads-said")
 
 
-@needs_browser
 def test_a_head_shows_the_rows_behind_it(browser, built, runs):
-    show(browser, built)
+    open_page(browser, built)
     assert not browser.find_element("id", "heads-points").is_displayed()
     first = browser.find_element("css selector", "#heads-table tbody tr")
     layer, head = (cell.text for cell in first.find_elements("css selector", "td")[:2])
     first.find_element("css selector", "button").click()
-    change(browser, {})
+    settle(browser, {})
     assert text_of(browser, "heads-chosen").startswith(f"Layer {layer}, head {head}: normalised")
     dots = browser.find_elements("css selector", "#heads-points svg .mark-symbol path")
     assert len(dots) == len(labels_of(runs[3])[0])
     rows = browser.execute_script("return report.state")
     assert (rows["layer"], rows["head"]) == (int(layer), int(head))
-    change(browser, {"set": "original"})
+    settle(browser, {"set": "original"})
     dots = browser.find_elements("css selector", "#heads-points svg .mark-symbol path")
     assert len(dots) == len(runs[1].category)
 
 
-@needs_browser
 def test_the_map_is_white_at_0_and_red_where_positive(browser, built):
-    show(browser, built)
+    open_page(browser, built)
     data = embedded(built, "heads")["data"]["runs"]["crossed|instruct"]["tests"]["normalised"]
     shown = unpack(next(iter(data.values())), np.float32).reshape(len(heads.MEASURES), -1)[0]
     size = np.abs(shown).max()
@@ -476,44 +424,41 @@ def test_the_map_is_white_at_0_and_red_where_positive(browser, built):
     assert np.interp(0.0, at, np.array(stops)[:, 2]) == 255
 
 
-@needs_browser
 def test_a_click_on_the_map_chooses_its_head(browser, built):
-    show(browser, built)
+    open_page(browser, built)
     cells = browser.find_elements("css selector", MAP_CELLS)
     assert len(cells) == 5 * 3
     from selenium.webdriver import ActionChains
 
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", cells[7])
     ActionChains(browser).move_to_element_with_offset(cells[7], 9, 3).click().perform()
-    change(browser, {})
+    settle(browser, {})
     state = browser.execute_script("return [report.state.layer, report.state.head]")
     assert state == [2, 1]  # the eighth of five layers of three heads
     assert text_of(browser, "heads-chosen").startswith("Layer 2, head 1")
 
 
-@needs_browser
 def test_a_range_of_layers_filters_what_follows(browser, built):
-    show(browser, built)
+    open_page(browser, built)
     assert "layers 0 to 4: 15 heads" in text_of(browser, "heads-said")
     low = browser.find_element("id", "menu-low")
     low.clear()
     low.send_keys("3\t")
-    change(browser, {})
+    settle(browser, {})
     assert "layers 3 to 4: 6 heads" in text_of(browser, "heads-said")
     layers = browser.find_elements("css selector", "#heads-table tbody tr td:first-child")
     assert {cell.text for cell in layers} == {"3", "4"}
     rows = browser.find_elements("css selector", "#comparison-table tbody tr")
     assert len(rows) == 2
     browser.find_element("id", "menu-all").click()
-    change(browser, {})
+    settle(browser, {})
     assert "15 heads" in text_of(browser, "heads-said")
 
 
-@needs_browser
 def test_a_brush_over_layers_is_their_range(browser, built):
     from selenium.webdriver import ActionChains
 
-    show(browser, built)
+    open_page(browser, built)
     chart = browser.find_element("css selector", "#layers-rfc svg")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
     width = chart.size["width"]
@@ -523,15 +468,27 @@ def test_a_brush_over_layers_is_their_range(browser, built):
         browser, lambda: (s := browser.execute_script("return report.state.layers")) != [0, 4] and s
     )
     assert layers == [3, 4]
-    change(browser, {})
+    settle(browser, {})
     assert f"layers {layers[0]} to {layers[1]}" in text_of(browser, "heads-said")
 
 
-@needs_browser
+def test_a_brush_that_ended_just_before_another_change_does_not_undo_it(browser, built):
+    open_page(browser, built)
+    later = """
+        const done = arguments[0];
+        const view = report.views.get(document.getElementById("layers-rfc"));
+        view.signal("brush_x", [0, 80]).runAsync().then(() => {
+          report.set({layers: [2, 3]});
+          setTimeout(() => report.idle().then(() => done(report.state.layers)), 600);
+        });
+    """
+    assert browser.execute_async_script(later) == [2, 3]
+
+
 def test_tables_sort_by_their_headers_from_the_keyboard(browser, built):
     from selenium.webdriver.common.keys import Keys
 
-    show(browser, built)
+    open_page(browser, built)
     header = browser.find_element("css selector", "#comparison-table th:nth-child(4)")
     header.find_element("css selector", "button").send_keys(Keys.ENTER)
     assert header.get_attribute("aria-sort") == "ascending"
@@ -543,9 +500,8 @@ def test_tables_sort_by_their_headers_from_the_keyboard(browser, built):
     assert [float(cell.text.split()[0]) for cell in cells] == sorted(values, reverse=True)
 
 
-@needs_browser
 def test_downloads_hold_the_numbers(browser, built, runs):
-    show(browser, built)
+    open_page(browser, built)
     caught = """
         const done = arguments[0], make = URL.createObjectURL;
         URL.createObjectURL = (blob) => { blob.text().then(done); return make.call(URL, blob); };
@@ -562,22 +518,20 @@ def test_downloads_hold_the_numbers(browser, built, runs):
     assert at == (1, 1) and float(columns["p_max"]) == pytest.approx(own["p_max"][at], rel=1e-4)
 
 
-@needs_browser
 def test_hostile_texts_are_shown_as_texts(browser, hostile):
-    show(browser, hostile)
+    open_page(browser, hostile)
     assert [e for e in browser.get_log("browser") if e["level"] != "INFO"] == []
     assert "<script>document.title='owned'" in browser.title
     assert browser.execute_script("return document.querySelectorAll('main img').length") == 0
-    change(browser, {"layer": 1, "head": 0})
-    assert requests(browser) == []
+    settle(browser, {"layer": 1, "head": 0})
+    assert requests_of(browser) == []
     assert SET_NAME in browser.find_element("id", "menu-set").text
     wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(wide) <= 0
 
 
-@needs_browser
 def test_without_javascript_the_static_parts_are_there(built, tmp_path):
-    driver = open_browser(tmp_path / "profile", script=False)
+    driver = start_browser(tmp_path / "profile", scripts=False)
     try:
         driver.get(built.as_uri())
         charts = driver.find_elements("css selector", "#layers noscript svg, #layers svg.static")

@@ -13,7 +13,7 @@ from hostile import effect_row
 from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.report import answers, build, conversations, edits, masses, packing, prompts
-from rolecircuits.report.section import Folders
+from rolecircuits.report.section import Context, Folders
 from rolecircuits.report.tokens import readable_tokens
 from rolecircuits.runs import files, npz
 from rolecircuits.stats.masses import SEGMENTS
@@ -295,6 +295,7 @@ def documents_arrays():
         "document_id": np.array(["d1", "d2"]),
         "category": np.array(["self_referent", "neutral"]),
         "n_tokens": np.array([30, 20]),
+        "frame": np.array(["are", "is"]),
         "turn_document": np.array([0, 0, 0, 1, 1]),
         "turn_role": np.array(["user", "assistant", "user", "user", "assistant"]),
         "turn_span": np.array([[1, 5], [6, 20], [21, 29], [1, 9], [10, 19]]),
@@ -332,17 +333,22 @@ def test_texts_are_shown_only_where_they_are_those_of_the_run():
     assert conversations.turn_texts(arrays, TEXTS | {"d2": [("tool", "a"), ("user", "b")]}) == []
 
 
-def test_drift_and_indices_of_documents(tmp_path):
+def test_drift_and_indices_are_those_of_document_stats(tmp_path):
     arrays = documents_arrays()
-    kept = conversations.documents_kept(arrays)
-    rows = conversations.static_rows(arrays, kept)
-    changes = [float(row["normalised_change"]) for row in rows]
-    assert changes == pytest.approx([0.2, -0.2], abs=0.011)
-    found = conversations.plain_indices(arrays)["normalised"]["rfc"]
+    indices, drifts = conversations.infer_all(arrays)
+    rows = conversations.document_rows(arrays, conversations.documents_kept(arrays))
+    assert rows[0]["user_normalised_drift"] == pytest.approx(-0.2, abs=0.011)  # entropy rises
+    assert rows[0]["user_sink_mass_drift"] == pytest.approx(0.2, abs=0.011)
+    assert np.isnan([row["assistant_normalised_drift"] for row in rows if len(row) > 12]).all()
+    found = conversations.plain_indices(indices)["normalised"]["rfc"]
     np.testing.assert_allclose(found["estimate"], 1 - 0.3 / 0.4, atol=1e-6)
     assert np.isnan(found["low"]).all()  # two documents: no interval
-    arrays["category"] = np.array(["", "neutral"])
-    assert conversations.plain_indices(arrays) is None
+    shown = conversations.index_means(indices)[0]
+    assert shown[:3] == ("RFC", "normalised entropy", "+0.250") and shown[3]
+    role, quantity, n, drift, p, why = conversations.drift_cells(drifts[0])
+    assert (role, n, p) == ("user", 1, "-") and drift.startswith("-0.2") and why
+    del arrays["frame"]  # a run of before first words were kept
+    assert conversations.infer_all(arrays)[0] == {}
 
 
 def test_many_documents_keep_the_first_that_fit(monkeypatch):
@@ -357,8 +363,10 @@ def test_many_documents_keep_the_first_that_fit(monkeypatch):
 def test_a_damaged_documents_run_is_refused(tmp_path):
     arrays = documents_arrays() | {"turn_document": np.array([0, 0, 0, 1, 7])}
     npz.write_npz(tmp_path / "documents.npz", arrays)
-    with pytest.raises(UserError, match="turn_document"):
-        conversations.read_arrays(tmp_path)
+    config = {"model": {"id": "m"}, "arguments": {"documents": "x.jsonl"}, "documents": {}}
+    files.write_json(tmp_path / "experiment_config.json", config)
+    with pytest.raises(UserError, match="damaged"):
+        conversations.conversations_section(Context({}, folders=Folders(documents=tmp_path)))
 
 
 def test_texts_come_from_the_file_that_was_fed_if_it_is_unchanged(tmp_path):
@@ -430,7 +438,7 @@ def test_without_scripts_every_section_can_be_read(page):
         "slot (words of the person)",
         "The first sentence, layer",
         "d3</bdi>",
-        "last turn - first turn",
+        "last\nthird of the turns",
     ):
         assert wanted in text, wanted
     assert "window.hacked" in text and "<script>window" not in text and "<img" not in text

@@ -1,9 +1,6 @@
-"""One look for every figure: colours that all readers tell apart, fonts that are there, safe text.
+"""One look for every figure: fonts that are there, layout that clips nothing, safe text.
 
-A colour has one meaning in all figures: a category, an index (and the contrast that it is made of),
-another contrast, a run of a pair, their difference, the length null or the controls. Those of the
-usual categories are Okabe and Ito's (Color Universal Design, 2008); categories also differ in
-marker. Of what has a sign (a map of differences, a head's effect) red is above 0 and blue below.
+What the colours mean stands in `colours`; figures name them as style.NAME.
 """
 
 import io
@@ -11,7 +8,6 @@ import logging
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -20,6 +16,25 @@ from matplotlib.colors import FuncNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from rolecircuits.drawing.colours import (  # noqa: F401  figures name them as style.NAME
+    ABOVE,
+    BASE_COLOUR,
+    BELOW,
+    CATEGORY_LOOKS,
+    CONTRAST_COLOURS,
+    CONTROL_COLOUR,
+    DIFFERENCE_COLOUR,
+    DIVERGING,
+    EXCESS,
+    INDEX_LOOKS,
+    INSTRUCT_COLOUR,
+    NULL_COLOUR,
+    OTHER_COLOURS,
+    RFC_COLOUR,
+    RSI_COLOUR,
+    Look,
+    category_looks,
+)
 from rolecircuits.runs.files import prepare_folder, replaced_file, write_csv
 
 matplotlib.use("Agg")
@@ -28,34 +43,6 @@ matplotlib.rcdefaults()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
-class Look(NamedTuple):
-    """How a category is drawn everywhere."""
-
-    colour: str
-    marker: str
-    label: str
-
-
-CATEGORY_LOOKS = {
-    "self_referent": Look("#D55E00", "o", "self-referent"),
-    "confounder": Look("#0072B2", "s", "confounder"),
-    "neutral": Look("#009E73", "^", "neutral"),
-    "third_person": Look("#CC79A7", "D", "third person"),
-}
-OTHER_COLOURS = (
-    *("#56B4E9", "#F0C808", "#7B3F00", "#44CCAA", "#A8B400", "#B39DDB"),
-    *("#F4A582", "#EE3377", "#3D5AFE", "#C4A484", "#BDE04A", "#5B8266"),
-)
-OTHER_MARKERS = "vP<X>*hdp"
-RFC_COLOUR, RSI_COLOUR = "#332288", "#8A6D00"
-# those of the usual contrasts are the indices': RFC is self - neutral, RSI self - confounder
-CONTRAST_COLOURS = ("#AA4499", "#1F8A9E", "#FF8FA3", "#6A8F1F", "#004D4D", "#9B6BFF")
-BASE_COLOUR, INSTRUCT_COLOUR, DIFFERENCE_COLOUR = "#333333", "#E69F00", "#882255"
-NULL_COLOUR, CONTROL_COLOUR = "#666666", "#A6A6A6"
-INDEX_LOOKS = {"rfc": Look(RFC_COLOUR, "o", "RFC"), "rsi": Look(RSI_COLOUR, "s", "RSI")}
-DIVERGING = "RdBu_r"  # red: above 0, the category named first is the more focused
-EXCESS = "PuOr_r"  # orange: more attention than uniform
-ABOVE, BELOW = "#B2182B", "#2166AC"  # one value with a sign, in the colours of DIVERGING
 KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 UNITS = {
     "normalised": "normalised entropy",
@@ -187,19 +174,6 @@ def series_handle(colour, marker, label, linewidth=1.2):
     """Legend entry of a line that `draw_series` draws."""
     look = {"markersize": 4, "linewidth": linewidth, "label": label}
     return Line2D([], [], color=colour, marker=marker, **look)
-
-
-def category_looks(names):
-    """{category: Look}: the four usual ones as ever, others in the order in which they come."""
-    others = [name for name in names if name not in CATEGORY_LOOKS]
-    looks = dict(CATEGORY_LOOKS)
-    for i, name in enumerate(others):
-        colour, marker = (
-            OTHER_COLOURS[i % len(OTHER_COLOURS)],
-            OTHER_MARKERS[i % len(OTHER_MARKERS)],
-        )
-        looks[name] = Look(colour, marker, name.replace("_", " "))
-    return looks
 
 
 def category_handles(looks, names):

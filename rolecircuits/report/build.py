@@ -7,13 +7,15 @@ from rolecircuits.report.conversations import conversations_section
 from rolecircuits.report.edits import edits_section
 from rolecircuits.report.masses import masses_section
 from rolecircuits.report.page import Page, build_page
+from rolecircuits.report.palette import category_looks
 from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
+from rolecircuits.report.summary import summary_section
 from rolecircuits.runs.files import read_json
 
 # each a function of the Context that gives a Section, or None
 SECTIONS = (
-    overview.summary_section,
+    summary_section,
     layers.layers_section,
     heads.heads_section,
     masses_section,
@@ -110,6 +112,7 @@ def describe_page(context):
                 ],
             }
         )
+    names = dict.fromkeys(n for found in context.numbers.values() for n in found.category.tolist())
     kinds = [{"id": kind, "name": name} for kind, name in KIND_NAMES.items()]
     first = next(iter(context.numbers[next(reversed(context.runs))].contrasts), None)
     state = {"set": context.sets[0], "side": context.sides(context.sets[0])[-1]}
@@ -117,6 +120,6 @@ def describe_page(context):
     return Page(
         overview.page_title(context),
         overview.page_head(context),
-        {"sets": sets, "kinds": kinds},
+        {"sets": sets, "kinds": kinds, "looks": category_looks(list(names))},
         state,
     )

@@ -4,16 +4,10 @@ Every chart names what its y axis is in `title`, draws a line at exactly 0 where
 and has a diverging scale whose middle is 0: red is positive, the first-named more focused.
 """
 
+from rolecircuits.report.palette import DIVERGING
+
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched
-# at least 3:1 against white and against the dark page
-RUN_LOOKS = {"base": ("#1f83c9", "circle"), "instruct": ("#c77700", "square")}
-DIVERGING = ("#053061", "#4393c3", "#ffffff", "#d6604d", "#67001f")  # white at exactly 0
-CATEGORY_COLOURS = {
-    "self_referent": "#D55E00",
-    "confounder": "#0072B2",
-    "neutral": "#009E73",
-    "third_person": "#CC79A7",
-}
+RUN_LOOKS = {"base": ("var(--base)", "circle"), "instruct": ("var(--instruct)", "square")}
 
 
 def layer_lines():
@@ -78,7 +72,7 @@ def layer_lines():
 def difference_line():
     """instruct - base by layer with its band, below the two runs; values as in `layer_lines`."""
     spec = layer_lines()
-    spec["encoding"]["color"] = {"value": "#8a63d2"}
+    spec["encoding"]["color"] = {"value": "var(--diff)"}
     spec["height"] = 150
     for layer in spec["layer"]:
         layer.pop("params", None)
@@ -220,30 +214,21 @@ def head_points(names, colours):
 def share_bars():
     """The design audit: share of the variance between prompts, a bar a factor and run.
 
-    values  factor, share, run, text
+    values  factor, estimate (the share), run, text
     """
     return {
         "$schema": SCHEMA,
         "width": "container",
         "height": {"step": 20},
         "data": {"values": []},
-        "mark": {"type": "bar"},
+        "mark": {"type": "bar", "color": "var(--null)"},
         "encoding": {
             "y": {"field": "factor", "type": "nominal", "title": None, "sort": None},
             "x": {
-                "field": "share",
+                "field": "estimate",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1]},
                 "title": "share of the variance between prompts (median over layers)",
-            },
-            "color": {
-                "field": "factor",
-                "type": "nominal",
-                "legend": None,
-                "scale": {
-                    "domain": ["category", "first word", "token count"],
-                    "range": ["#D55E00", "#56798a", "#9a9a9a"],
-                },
             },
             "tooltip": tooltip(),
         },

@@ -6,24 +6,36 @@ fed, where it is still the same (its SHA-256 is in the run's config).
 
 import numpy as np
 
-from rolecircuits.inputs.categories import REQUIRED
-from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.errors import printable
 from rolecircuits.report.overview import category_name
 from rolecircuits.report.packing import pack_numbers
-from rolecircuits.report.section import Context, Section
-from rolecircuits.runs.files import read_json
-from rolecircuits.runs.npz import read_npz
-from rolecircuits.stats.index_inference import infer_indices
+from rolecircuits.report.section import INDEX_NAMES, Context, Section, show_interval, show_number
+from rolecircuits.runs.document_results import DOCUMENTS, read_documents_run, run_columns
+from rolecircuits.stats.document_stats import (
+    VALUES,
+    has_indices,
+    infer_document_indices,
+    infer_drifts,
+    turn_drifts,
+)
 from rolecircuits.stats.moments import defined_mean
-from rolecircuits.stats.units import ALONE
 
 SEE = (
     "Whether attention grows more diffuse, or the sink stronger, as a conversation goes on: each "
     "line is one conversation, a point is one turn."
 )
-KINDS = ("normalised", "sinkfree")
-VALUES = (*KINDS, "sink_mass")
-LABELS = ("document_id", "category", "n_tokens", "turn_document", "turn_role", "turn_span")
+KIND_NAMES = {
+    "normalised": "normalised entropy",
+    "sinkfree": "sink-free entropy",
+    "sink_mass": "sink mass",
+}
+DRIFTS = {  # positive: what the sign of document_stats says
+    "normalised": "gain of focus (normalised)",
+    "sinkfree": "gain of focus (sink-free)",
+    "sink_mass": "gain of sink mass",
+}
+ENDS = ("estimate", "low", "high")
+STATIC_ROWS = 60
 MAX_DOCUMENTS = 200  # whose turns the page holds
 MAX_TURNS = 2000
 MAX_HEADS = 1_500_000  # values of single heads that the page holds
@@ -35,58 +47,62 @@ def conversations_section(context: Context):
     folder = context.folders.documents
     if folder is None:
         return None
-    config, arrays = read_json(folder / "experiment_config.json"), read_arrays(folder)
+    arrays, config = read_documents_run(folder)
+    frames = read_frames(folder)
+    arrays |= {} if frames is None else {"frame": frames}
     texts = turn_texts(arrays, context.folders.texts or {})
-    kept = documents_kept(arrays)
-    n_all = len(arrays["document_id"])
+    kept, (indices, drifts) = documents_kept(arrays), infer_all(arrays)
+    rows, roles = document_rows(arrays, kept), list(turn_drifts(arrays))
+    facts = run_columns(config)
     data = {
-        "facts": facts_of(config),
-        "documents": plain_documents(arrays, kept),
+        "facts": facts,
+        "documents": rows,
+        "roles": roles,
+        "kinds": KIND_NAMES,
+        "drifts": DRIFTS,
         "turns": plain_turns(arrays, kept, texts),
-        "indices": plain_indices(arrays),
+        "indices": plain_indices(indices),
     }
-    failed = (config.get("documents") or {}).get("failed") or []
+    failed = config["documents"].get("failed") or []
+    columns, cells = static_table(rows, roles)
     static = {
         "of": printable(config["model"]["id"]),
-        "n": n_all,
+        "n": len(arrays["document_id"]),
         "n_turns": len(arrays["turn_document"]),
         "kept": len(kept),
         "failed": [{"id": printable(row["id"]), "reason": row["reason"]} for row in failed],
         "has_texts": bool(texts),
-        "file": printable((config.get("arguments") or {}).get("documents") or "the file"),
-        "rows": static_rows(arrays, kept),
-        "has_indices": data["indices"] is not None,
+        "file": printable(config["arguments"]["documents"]),
+        "columns": columns,
+        "rows": cells,
+        "drifts": [drift_cells(row) for row in drifts],
+        "indices": index_means(indices),
+        "old": frames is None and has_indices(arrays),
     }
-    return Section("conversations", "Conversations", SEE, static, data)
+    tables = {
+        "drift.csv": [facts | {k: v for k, v in r.items() if k != "reason"} for r in drifts],
+        "document_drifts.csv": [facts | row for row in rows],
+        "indices.csv": index_rows(indices, facts),
+    }
+    tables = {name: own for name, own in tables.items() if own}
+    return Section("conversations", "Conversations", SEE, static, data, tables)
 
 
-def facts_of(config):
-    """The columns that every CSV begins with."""
-    given = (config.get("arguments") or {}).get("documents") or ""
-    name = str(given).replace("\\", "/").rsplit("/", 1)[-1]
-    format_ = (config.get("documents") or {}).get("format") or "documents"
-    facts = {"model": config["model"]["id"], "set": printable(name), "format": format_}
-    return facts | {"run": ""}
+def index_rows(indices, facts):
+    """Rows of indices.csv: one a kind, index and layer."""
+    return [
+        facts
+        | {"layer": layer, "kind": kind, "index": index}
+        | {name: values[layer] for name, values in own["layers"].items()}
+        for (kind, index), own in indices.items()
+        for layer in range(len(own["layers"]["estimate"]))
+    ]
 
 
-def read_arrays(folder):
-    """The arrays of documents.npz, their shapes checked against one another."""
-    path = folder / "documents.npz"
-    names = [*LABELS, *(f"{of}_{kind}" for of in ("whole", "turn") for kind in VALUES)]
-    arrays = read_npz(path, names)
-    n_documents, n_turns = len(arrays["document_id"]), len(arrays["turn_document"])
-    sizes = arrays["whole_normalised"].shape[1:]
-    shapes = {"category": (n_documents,), "n_tokens": (n_documents,), "turn_role": (n_turns,)}
-    shapes |= {"turn_document": (n_turns,), "turn_span": (n_turns, 2)}
-    for kind in VALUES:
-        shapes |= {f"whole_{kind}": (n_documents, *sizes), f"turn_{kind}": (n_turns, *sizes)}
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape or len(sizes) != 2:
-            raise UserError(f"{path}: {name} is {arrays[name].shape}, expected {shape}")
-    owner = arrays["turn_document"]
-    if n_turns and not (owner.min() >= 0 and owner.max() < n_documents):
-        raise UserError(f"{path}: turn_document names a document that is not there")
-    return arrays
+def read_frames(folder):
+    """The first word of every document, [document]; None of runs of before they were kept."""
+    with np.load(folder / DOCUMENTS, allow_pickle=False) as archive:
+        return archive["frame"] if "frame" in archive.files else None
 
 
 def documents_kept(arrays):
@@ -94,13 +110,6 @@ def documents_kept(arrays):
     n_turns = np.bincount(arrays["turn_document"], minlength=len(arrays["document_id"]))
     fits = np.cumsum(n_turns) <= MAX_TURNS
     return np.flatnonzero(fits)[:MAX_DOCUMENTS]
-
-
-def plain_documents(arrays, kept):
-    """[{"id", "category", "n_tokens"}] of the documents that are kept."""
-    columns = (arrays[name][kept].tolist() for name in ("document_id", "category", "n_tokens"))
-    rows = zip(*columns, strict=True)
-    return [{"id": name, "category": of, "n_tokens": n} for name, of, n in rows]
 
 
 def plain_turns(arrays, kept, texts):
@@ -144,38 +153,64 @@ def turn_texts(arrays, texts):
     return cut
 
 
-def plain_indices(arrays):
-    """{kind: {index: {"estimate", "low", "high": [layer]}}} over documents; None without the
-    categories.
-    """
-    if not all((arrays["category"] == name).any() for name in REQUIRED):
-        return None
+def infer_all(arrays):
+    """(RFC and RSI of documents or {}, rows of drifts), as document_stats gives them."""
+    known = "frame" in arrays and has_indices(arrays)
+    return infer_document_indices(arrays) if known else {}, infer_drifts(arrays)
+
+
+def plain_indices(indices):
+    """{kind: {index: {"estimate", "low", "high", ...: [layer]}}} of infer_document_indices."""
     found = {}
-    for kind in KINDS:
-        layers = arrays[f"whole_{kind}"].astype(np.float64).mean(axis=-1)
-        alone = np.full(len(layers), ALONE)
-        inferred = infer_indices(layers, arrays["category"], alone)
-        found[kind] = {
-            index: {"estimate": own.estimate, "low": own.low, "high": own.high}
-            for index, own in inferred.items()
-        }
+    for (kind, index), own in indices.items():
+        found.setdefault(kind, {})[index] = own["layers"]
     return found
 
 
-def static_rows(arrays, kept):
-    """A row a document for the table without JavaScript; last against first turn is drift."""
-    rows = []
+def index_means(indices):
+    """Rows of the table of RFC and RSI: index, kind, mean over layers, why it has no interval."""
+    return [
+        (
+            INDEX_NAMES[index],
+            KIND_NAMES[kind],
+            show_interval(*(float(own["mean"][name]) for name in ENDS)),
+            own["reason"] or "",
+        )
+        for (kind, index), own in sorted(indices.items(), key=lambda item: item[0][1])
+    ]
+
+
+def drift_cells(row):
+    """A row of drifts as texts: role, quantity, conversations, drift with interval, p, reason."""
+    p = "-" if np.isnan(row["p"]) else f"{row['p']:.4f}"
+    shown = show_interval(*(row[name] for name in ENDS))
+    return row["role"], DRIFTS[row["kind"]], row["n"], shown, p, row["reason"] or ""
+
+
+def document_rows(arrays, kept):
+    """A row a document: its size, means over layers and heads, drift of each role."""
+    rows, drifts = [], turn_drifts(arrays)
     for document in kept.tolist():
-        turns = np.flatnonzero(arrays["turn_document"] == document)
-        of = {"id": printable(arrays["document_id"][document])}
-        of |= {"category": category_name(str(arrays["category"][document])) or "-"}
-        of |= {"turns": len(turns), "tokens": int(arrays["n_tokens"][document])}
+        row = {"id": printable(arrays["document_id"][document])}
+        row |= {"category": str(arrays["category"][document])}
+        row |= {"turns": int((arrays["turn_document"] == document).sum())}
+        row |= {"tokens": int(arrays["n_tokens"][document])}
         for kind in VALUES:
-            means = defined_mean(
-                arrays[f"turn_{kind}"][turns].reshape(len(turns), -1).astype(float)
-            )
-            change = f"{means[-1] - means[0]:+.3f}" if len(turns) > 1 else "-"
-            whole = float(defined_mean(arrays[f"whole_{kind}"][document].ravel().astype(float)))
-            of |= {kind: f"{whole:.3f}", f"{kind}_change": change}
-        rows.append(of)
-    return rows[:60]
+            row[kind] = float(defined_mean(arrays[f"whole_{kind}"][document].ravel().astype(float)))
+            for role, by_kind in drifts.items():
+                row[f"{role}_{kind}_drift"] = float(by_kind[kind][document])
+        rows.append(row)
+    return rows
+
+
+def static_table(rows, roles):
+    """(columns, rows) of texts of the table without JavaScript."""
+    columns = ["document", "category", "turns", "tokens", *KIND_NAMES.values()]
+    columns += [f"{DRIFTS['normalised']}, {role}" for role in roles]
+    cells = []
+    for row in rows[:STATIC_ROWS]:
+        own = [row["id"], category_name(row["category"]) or "-", row["turns"], row["tokens"]]
+        own += [f"{row[kind]:.3f}" for kind in VALUES]
+        own += [show_number(row[f"{role}_normalised_drift"]) for role in roles]
+        cells.append(own)
+    return columns, cells

@@ -1,8 +1,7 @@
 """The section of heads: a map of every head, and the values of one head, prompt by prompt.
 
 Arrays travel packed (page.pack): measures of heads as float32 whose last bits are rounded away,
-values of rows as whole numbers 0 to STEPS between the smallest and the largest of their run and
-kind. Where a run has more values than POINTS_LIMIT, only the normalised kind is kept, and then
+values of rows as whole numbers 0 to STEPS between the smallest and the largest of their head. Where a run has more values than POINTS_LIMIT, only the normalised kind is kept, and then
 only the heads with the largest |g|; the page says so.
 """
 
@@ -11,8 +10,8 @@ import numpy as np
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.report import charts
 from rolecircuits.report.layers import measured
-from rolecircuits.report.overview import category_name
 from rolecircuits.report.page import pack
+from rolecircuits.report.palette import EXCESS
 from rolecircuits.report.section import KIND_NAMES, Section, run_facts, run_key, show_interval
 from rolecircuits.runs.edit_results import read_sweep
 from rolecircuits.runs.files import read_json
@@ -20,7 +19,7 @@ from rolecircuits.stats.role_tests import slot_masses, strongest_heads
 
 MEASURES = ("estimate", "low", "high", "g", "p", "q", "p_max")
 POINTS_LIMIT = 1_300_000  # values of all runs together
-UNDEFINED, STEPS = 65_535, 4_095
+UNDEFINED, STEPS = 255, 254
 KEPT_BITS = 14  # of the 23 of a float32's fraction: a relative error below 1/30,000
 SHOWN_WITHOUT_SCRIPT = 12
 
@@ -36,12 +35,10 @@ def heads_section(context):
             kind: pack_points(numbers.values[kind], heads[key]) for kind in kinds
         }
         runs[run_key(key)]["pointed"] = None if heads[key] is None else heads[key].tolist()
-        runs[run_key(key)]["kl"] = sweep_kl(context, run)
-    names = dict.fromkeys(n for numbers in context.numbers.values() for n in numbers.category)
-    looks = {
-        name: (category_name(name), charts.CATEGORY_COLOURS.get(name, other))
-        for name, other in zip(names, OTHER_COLOURS * len(names), strict=False)
-    }
+        swept = sweep_kl(context, run)
+        if swept is not None:
+            swept = {"packed": pack(round_bits(swept["kl"])), "said": swept["said"]}
+        runs[run_key(key)]["kl"] = swept
     return Section(
         "heads",
         "Heads",
@@ -53,14 +50,13 @@ def heads_section(context):
             "measures": MEASURES,
             "undefined": UNDEFINED,
             "steps": STEPS,
-            "looks": looks,
+            "excess": EXCESS,
             "map": charts.head_map(),
             "spread": charts.head_points([], []),
         },
     )
 
 
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#AA4499")
 STATIC_COLUMNS = ("set", "run", "contrast", "layer", "head", "difference in focus", "g", "q")
 
 
@@ -102,17 +98,22 @@ def round_bits(values):
 
 
 def pack_points(values, heads=None):
-    """{"low", "high", "packed"} of values [row, layer, head], or of those heads (flat indices).
+    """{"ends", "packed"} of values [row, layer, head], or of those heads (flat indices).
 
-    A value is low + whole number / STEPS (high - low); UNDEFINED stands for NaN.
+    ends    float32 [2, head], the smallest and the largest value of each head
+    packed  whole numbers [head, row]: a value is low + number / STEPS (high - low), and so off by
+            at most 0.2 % of the range of its head; UNDEFINED stands for NaN
     """
     flat = values.reshape(len(values), -1)
     flat = flat if heads is None else flat[:, heads]
     there = np.isfinite(flat)
-    low, high = (float(end(flat[there], initial=0.0)) for end in (np.min, np.max))
-    scaled = np.round((np.where(there, flat, low) - low) / ((high - low) or 1.0) * STEPS)
-    whole = np.where(there, scaled, UNDEFINED).astype("<u2")
-    return {"low": low, "high": high, "packed": pack(np.ascontiguousarray(whole.T))}
+    low = np.where(there, flat, np.inf).min(axis=0)
+    high = np.where(there, flat, -np.inf).max(axis=0)
+    ends = np.where(there.any(axis=0), np.stack([low, high]), 0).astype(np.float32)
+    width = ends[1] - ends[0]
+    scaled = (np.where(there, flat, ends[0]) - ends[0]) / np.where(width > 0, width, 1) * STEPS
+    whole = np.where(there, np.rint(np.clip(scaled, 0, STEPS)), UNDEFINED).astype(np.uint8)
+    return {"ends": pack(ends), "packed": pack(np.ascontiguousarray(whole.T))}
 
 
 def choose_points(context):
@@ -134,7 +135,7 @@ def choose_points(context):
 
 
 def sweep_kl(context, run):
-    """The KL of every head's ablation, mean over categories, packed; None without a sweep of it."""
+    """{"kl": [layer, head], mean over categories, "said"}; None without a sweep of this run."""
     if context.folders.sweep is None:
         return None
     config = read_json(context.folders.sweep / "experiment_config.json")
@@ -145,7 +146,7 @@ def sweep_kl(context, run):
         return None
     arguments = config.get("arguments") or {}
     of = f"{arrays['kl_by_prompt'].shape[-1]} prompts of {arguments.get('prompts') or 'original'}"
-    return {"packed": pack(round_bits(kl)), "said": f"KL: sweep ({method}) of {of}."}
+    return {"kl": kl, "said": f"KL: sweep ({method}) of {of}."}
 
 
 def static_rows(context):

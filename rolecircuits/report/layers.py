@@ -3,7 +3,6 @@
 import numpy as np
 
 from rolecircuits.report import charts
-from rolecircuits.report.numbers import estimate_of
 from rolecircuits.report.section import (
     INDEX_NAMES,
     KIND_NAMES,
@@ -36,6 +35,7 @@ def layers_section(context):
         {"charts": charts_of},
         {"runs": runs, "spec": charts.layer_lines(), "indices": INDEX_NAMES},
         {"layers.csv": layer_rows(context), "layer_contrasts.csv": contrast_rows(context)},
+        packed=True,
     )
 
 
@@ -56,7 +56,7 @@ def layer_data(numbers):
 
 def measured(found):
     """The columns of a test that a page shows."""
-    return {"estimate": estimate_of(found)} | {name: found[name] for name in TESTED[1:]}
+    return {name: found[name] for name in TESTED}
 
 
 def layer_rows(context):
@@ -137,6 +137,7 @@ def comparison_section(context):
             "indices": INDEX_NAMES,
         },
         {"comparison.csv": pair_rows(context)},
+        packed=True,
     )
 
 
@@ -185,4 +186,4 @@ def pair_rows(context):
 def _cell(measures, layer):
     """A number beside its interval, of an estimate of a pair."""
     ends = (measures["low"][layer], measures["high"][layer])
-    return show_interval(estimate_of(measures)[layer], *ends)
+    return show_interval(measures["estimate"][layer], *ends)

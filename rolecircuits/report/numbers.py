@@ -157,8 +157,3 @@ def pair_numbers(whole, found, asked=(), seed=DEFAULT_SEED):
         frames=len(set(shared.frame.tolist())),
         pair=run_pairs.describe_pair(*(whole[side] for side in SIDES)),
     )
-
-
-def estimate_of(measures):
-    """The estimate among the measures of a test, under the name that its function gives it."""
-    return next(measures[name] for name in ("estimate", "value", "difference") if name in measures)

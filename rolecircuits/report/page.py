@@ -19,6 +19,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rolecircuits.report import palette
 from rolecircuits.report.section import as_plain
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,7 +45,8 @@ def build_page(sections, page):
     names = ["core", *(section.name for section in sections)]
     own = [TEMPLATES / f"{name}.js" for name in names]
     scripts += [_script(path) for path in own if path.is_file()]
-    style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)
+    style = palette.style_sheet()
+    style += "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in STYLES)
     facts = {
         "page": page,
         "sections": sections,
@@ -67,7 +69,10 @@ def embed_json(value):
 def _section_json(section):
     """Data and tables of a section; tables are packed, because they are read on a click only."""
     tables = {name: pack_table(rows) for name, rows in section.tables.items()}
-    return embed_json({"data": section.data, "tables": tables})
+    if not section.packed:
+        return embed_json({"data": section.data, "tables": tables})
+    text = json.dumps(as_plain(section.data), ensure_ascii=False, allow_nan=False)
+    return embed_json({"packed": pack(text.encode("utf-8", "backslashreplace")), "tables": tables})
 
 
 def pack_table(rows):

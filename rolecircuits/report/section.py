@@ -23,6 +23,7 @@ class Section:
     title   its heading                   see   one sentence that says what to see here
     static  what NAME.html needs          data  what NAME.js gets, as JSON
     tables  {"name.csv": rows, a list of dicts}: each becomes a link that downloads it
+    packed  whether data travel compressed: where they are many numbers as text
     """
 
     name: str
@@ -31,6 +32,7 @@ class Section:
     static: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
+    packed: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 /* Conversations turn by turn: drift, the text with its values, layers, RFC and RSI. */
 (function () {
   const KIND_NAMES = { normalised: "normalised entropy", sinkfree: "sink-free entropy" };
-  const BY_NAME = 6, make = report.make, words = report.words;
+  const make = report.make, words = report.words;
   let opening = null;
 
   function open(data) {
@@ -27,11 +27,20 @@
     return [Math.min(low, last), Math.min(high, last)];
   }
 
+  /* Whether the values are those of the chosen head. */
+  function showsHead(opened, state) {
+    const heads = opened.heads.normalised;
+    return Boolean(state.layer != null && state.head != null && heads
+      && state.layer < heads.shape[1] && state.head < heads.shape[2]);
+  }
+
+  const whose = (opened, state) => (showsHead(opened, state)
+    ? `layer ${state.layer} head ${state.head}`
+    : `mean over heads, layers ${rangeOf(opened, state).join(" to ")}`);
+
   function valueOf(opened, state, kind, turn) {
     const heads = opened.heads[kind];
-    const known = state.layer != null && state.head != null && heads
-      && state.layer < heads.shape[1] && state.head < heads.shape[2];
-    if (known) return heads.at(turn, state.layer, state.head);
+    if (showsHead(opened, state)) return heads.at(turn, state.layer, state.head);
     const [low, high] = rangeOf(opened, state);
     let sum = 0, n = 0;
     for (let layer = low; layer <= high; layer++) {
@@ -58,32 +67,38 @@
     });
   }
 
-  function drawDrift(element, data, rows, state) {
-    const named = data.documents.length <= BY_NAME;
+  function drawDrift(element, rows, state, chosen) {
     const plain = (x) => (Number.isNaN(x) ? "-" : x.toFixed(3));
+    const names = Array.from(new Set(rows.map((row) => row.category)));
+    const look = (name) => (name ? report.look(name) : { name: "no category", colour: "var(--null)" });
     const values = rows.map((row) => ({ turn: row.turn, document: row.document,
-      colour: named ? row.document : words(row.category || "no category"), role: row.role,
+      category: look(row.category).name, role: row.role, weight: row.d === chosen ? 1 : 0.3,
+      size: row.d === chosen ? 2.5 : 1,
       entropy: Number.isNaN(row.entropy) ? null : row.entropy,
       sink: Number.isNaN(row.sink_mass) ? null : row.sink_mass,
       tip: `${row.document}, turn ${row.turn}, ${row.role}, ${row.tokens} tokens\n` +
         `entropy ${plain(row.entropy)}, sink mass ${plain(row.sink_mass)}` }));
+    const direct = (field) => ({ field, type: "quantitative", scale: null, legend: null });
     const panel = (field, title) => ({
       width: Math.max(180, Math.min(420, element.clientWidth - 220)), height: 220,
-      layer: [{ mark: { type: "line", opacity: named ? 0.9 : 0.35 } },
-        { mark: { type: "point", filled: true, size: 50, opacity: named ? 1 : 0.5 },
+      layer: [{ mark: { type: "line" }, encoding: { strokeWidth: direct("size") } },
+        { mark: { type: "point", filled: true, size: 50 },
           encoding: { shape: { field: "role", type: "nominal", title: "role",
-            legend: { symbolFillColor: "#888888", symbolStrokeColor: "#888888" } },
+            legend: { symbolFillColor: "var(--control)", symbolStrokeColor: "var(--control)" } },
             tooltip: { field: "tip", type: "nominal" } } }],
       encoding: {
         x: { field: "turn", type: "quantitative", axis: { tickMinStep: 1, format: "d" } },
         y: { field, type: "quantitative", title, scale: { zero: false } },
         detail: { field: "document", type: "nominal" },
-        color: { field: "colour", type: "nominal", title: named ? "document" : "category" },
+        opacity: direct("weight"),
+        color: { field: "category", type: "nominal", title: "category",
+          legend: { symbolOpacity: 1 }, scale: { domain: names.map((name) => look(name).name),
+            range: names.map((name) => look(name).colour) } },
       },
     });
     const side = element.clientWidth > 900;
     return report.chart(element, {
-      description: "Entropy and sink mass of each conversation by turn",
+      description: "Entropy and sink mass of each conversation by turn; the chosen one is strong",
       data: { values },
       [side ? "hconcat" : "vconcat"]: [panel("entropy", KIND_NAMES[kindOf(state)]),
         panel("sink", "sink mass")],
@@ -134,7 +149,7 @@
 
   function drawIndices(element, opened, data, state) {
     const found = data.indices[kindOf(state)], [low, high] = rangeOf(opened, state), values = [];
-    for (const index of ["rfc", "rsi"]) {
+    for (const index of Object.keys(found)) {
       for (let layer = low; layer <= high; layer++) {
         const [value, a, b] = ["estimate", "low", "high"].map((name) => found[index][name][layer]);
         if (value == null) continue;
@@ -144,7 +159,8 @@
     }
     const x = { field: "layer", type: "quantitative", axis: { tickMinStep: 1, format: "d" },
       scale: { nice: false, zero: false, padding: 8 } };
-    const color = { field: "index", type: "nominal", title: null, legend: { symbolOpacity: 1 } };
+    const color = { field: "index", type: "nominal", title: null, legend: { symbolOpacity: 1 },
+      scale: { domain: ["RFC", "RSI"], range: ["var(--rfc)", "var(--rsi)"] } };
     return report.chart(element, {
       description: "RFC and RSI over documents by layer, positive: self-referent is the more focused",
       width: Math.max(180, Math.min(760, element.clientWidth - 160)), height: 220,
@@ -162,22 +178,21 @@
     });
   }
 
-  /* Last turn - first turn of every document. */
-  function drawTable(root, data, rows, state, choose) {
-    const table = data.documents.map((document, d) => {
-      const own = rows.filter((row) => row.d === d), first = own[0], last = own[own.length - 1];
-      const change = (name) => (own.length > 1 ? last[name] - first[name] : NaN);
-      return { d, id: document.id, category: document.category || "-", turns: own.length,
-        tokens: document.n_tokens, entropy: change("entropy"), sink: change("sink_mass") };
-    });
+  /* A row a document; drifts as document_stats gives them. */
+  function drawTable(root, data, state, chosen, choose) {
+    const kind = kindOf(state), sign = (v) => report.signed(v);
+    const drifts = ["sink_mass", kind].flatMap((of) => data.roles.map((role) => (
+      { id: `${role}_${of}_drift`, name: `${data.drifts[of]}, ${role}`, show: sign })));
+    const rows = data.documents.map((document, d) => Object.assign({ d }, document));
     report.table(root.querySelector("#conversations-table"), [
       { id: "id", name: "document", text: true },
-      { id: "category", name: "category", text: true, show: words },
+      { id: "category", name: "category", text: true, show: (v) => (v ? report.look(v).name : "-") },
       { id: "turns", name: "turns" }, { id: "tokens", name: "tokens" },
-      { id: "entropy", name: "entropy, last - first turn", show: (v) => report.signed(v) },
-      { id: "sink", name: "sink mass, last - first turn", show: (v) => report.signed(v) },
-    ], table, { caption: `Change over each document, ${KIND_NAMES[kindOf(state)]}`,
-      onrow: (row) => choose(row.d) });
+      { id: kind, name: KIND_NAMES[kind], show: (v) => (v == null ? "-" : v.toFixed(3)) },
+      ...drifts.reverse(),
+    ], rows, { caption: "Every document, mean over all layers and heads; gain: last third of the "
+      + "turns of a role against its first third",
+    onrow: (row) => choose(row.d), current: (row) => row.d === chosen });
   }
 
   async function draw(root, data, state) {
@@ -185,14 +200,18 @@
     const select = root.querySelector("#conversations-document"), chosen = Number(select.value);
     const at = (id) => root.querySelector(`#conversations-${id}`);
     drawTurns(root, rows, state, chosen);
-    drawTable(root, data, rows, state, (d) => {
+    const of = whose(opened, state);
+    at("title").textContent = `Turn by turn: ${KIND_NAMES[kindOf(state)]} and sink mass, ${of}`;
+    at("layers-title").textContent = `${data.documents[chosen].id}, every layer: `
+      + `${KIND_NAMES[kindOf(state)]}, mean over heads`;
+    drawTable(root, data, state, chosen, (d) => {
       select.value = d;
       draw(root, data, report.state);
       select.focus();
     });
-    await drawDrift(at("drift"), data, rows, state);
+    await drawDrift(at("drift"), rows, state, chosen);
     await drawLayers(at("layers"), opened, rows, state, chosen);
-    if (data.indices) await drawIndices(at("indices"), opened, data, state);
+    if (at("indices")) await drawIndices(at("indices"), opened, data, state);
   }
 
   function start(root, data) {
@@ -208,19 +227,6 @@
         head: state.head != null && state.layer != null ? `${state.layer}/${state.head}` : "mean",
         entropy_estimate: row.entropy, sink_mass_estimate: row.sink_mass }));
     });
-    if (data.indices) {
-      report.link(root.querySelector(":scope > .numbers"), "indices.csv", () =>
-        Object.entries(data.indices).flatMap(([kind, found]) =>
-          found.rfc.estimate.map((_, layer) => {
-            const row = Object.assign({}, data.facts, { kind, layer });
-            for (const index of ["rfc", "rsi"]) {
-              for (const part of ["estimate", "low", "high"]) {
-                row[`${index}_${part}`] = found[index][part][layer];
-              }
-            }
-            return row;
-          })));
-    }
   }
 
   function update(root, data, state, changed) {

@@ -5,10 +5,12 @@
    report.set({kind: "raw"})    changes it and calls every listener once, with what changed (a Set)
    report.section(name, {start(root, data), update(root, data, state, changed)})
    report.chart(element, spec) -> Promise<view>
+   report.views.get(element)    the view of its chart
    report.table(element, columns, rows, {sort, onrow, caption})
    report.unpack(base64) -> Promise<Uint8Array>
    report.numbers(packed) -> Promise<{shape, at(...places)}>    of packing.pack_numbers
    report.idle() -> Promise     when no section is being updated
+   report.look(name)            how a category is drawn: {name, colour}
    report.words(name)           self_referent as self-referent
    report.link(element, name, make)   a button that downloads what make() gives as CSV
 
@@ -128,7 +130,7 @@ const report = (function () {
       background: null, font: getComputedStyle(document.body).fontFamily, axis, legend: text,
       header: text, title: { color: ink, subtitleColor: ink, fontWeight: "bold", anchor: "start" },
       view: { stroke: null }, rule: { color: ink }, text: { color: ink },
-      range: { category: ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"] },
+      range: { category: Array.from({ length: 12 }, (_, i) => `var(--other-${i})`) },
     };
   }
 
@@ -160,27 +162,44 @@ const report = (function () {
     tip.style.top = `${Math.max(4, y)}px`;
   }
 
+  /* How a category is drawn: {name, colour}. */
+  const look = (name) => page.menus.looks[name] || { name: words(name), colour: "var(--control)" };
+
+  /* A copy of a spec whose variables of the style sheet are the colours of the moment. */
+  function fixColours(spec) {
+    const style = getComputedStyle(document.documentElement);
+    const text = JSON.stringify(spec).replace(/"var\((--[^)"]+)\)"/g,
+      (_, name) => JSON.stringify(style.getPropertyValue(name).trim()));
+    return JSON.parse(text);
+  }
+
   /* Charts of one element follow one another; the view of a newer one replaces the older. */
   async function chart(element, spec) {
     const renderer = countMarks(spec) > 2000 ? "canvas" : "svg";
     const mine = { spec, view: null };
     const before = charts.get(element);
     charts.set(element, mine);
-    const done = await vegaEmbed(element, spec, {
+    const drawn = renderer === "canvas" ? fixColours(spec) : spec;
+    const done = await vegaEmbed(element, drawn, {
       actions: false, ast: true, renderer, defaultStyle: false, mode: "vega-lite",
-      config: theme(renderer), tooltip: showTip, logLevel: 1,
+      config: renderer === "canvas" ? fixColours(theme(renderer)) : theme(renderer), tooltip: showTip, logLevel: 1,
     });
     if (before && before.view) before.view.finalize();
     mine.view = done.view;
     if (spec.description) {
-      const drawn = element.querySelector("svg, canvas");
-      if (drawn) drawn.setAttribute("aria-label", spec.description);
+      const image = element.querySelector("svg, canvas");
+      if (image) image.setAttribute("aria-label", spec.description);
     }
     return done.view;
   }
 
   dark.addEventListener("change", () => {
     for (const listener of listeners) listener(state, new Set(["theme"]));
+  });
+
+  /* What is folded away is printed. */
+  window.addEventListener("beforeprint", () => {
+    for (const element of document.querySelectorAll("details.printed")) element.open = true;
   });
 
   function show(value, digits = 4) {
@@ -301,9 +320,11 @@ const report = (function () {
     return button;
   }
 
+  const unpackJson = async (text) => JSON.parse(new TextDecoder().decode(await unpack(text)));
+
   /* Rows of a table that build_page packed, column by column. */
   async function unpackTable(table) {
-    const values = JSON.parse(new TextDecoder().decode(await unpack(table.packed)));
+    const values = await unpackJson(table.packed);
     const row = (i) => table.columns.map((name, column) => [name, values[column][i]]);
     return (values[0] || []).map((_, i) => Object.fromEntries(row(i)));
   }
@@ -363,8 +384,9 @@ const report = (function () {
       element.hidden = false;
     }
     for (const { name, parts } of sections) {
-      const root = document.getElementById(name), { data, tables } = read(`${name}-data`);
+      const root = document.getElementById(name), { tables, ...own } = read(`${name}-data`);
       try {
+        const data = own.packed ? await unpackJson(own.packed) : own.data;
         if (parts.start) await parts.start(root, data);
         offer(root, tables);
         if (parts.update) {
@@ -395,7 +417,7 @@ const report = (function () {
   return {
     state, page, set: setState, listen: (listener) => listeners.push(listener), chart, table,
     section: (name, parts) => sections.push({ name, parts }),
-    unpack, numbers, words, link, make, show, signed, interval, chance, currentSet, csv, idle,
+    views: { get: (element) => charts.get(element)?.view }, unpack, numbers, words, look, link, make, show, signed, interval, chance, currentSet, csv, idle,
     get started() { return started; },
   };
 })();

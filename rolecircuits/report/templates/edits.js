@@ -2,6 +2,7 @@
 /* Each edited head beside all heads of its layer. */
 (function () {
   const words = report.words, UNSIGNED = ["kl"];
+  const COLOURS = { rfc_change: "var(--rfc)", rsi_change: "var(--rsi)" };
   const HEADS = "other heads of the layer", EDITED = "edited head";
 
   const by = (data, category) => data.rows.map((row, place) => Object.assign({ place }, row))
@@ -38,6 +39,7 @@
       scale: { zero: true } };
     const tooltip = { field: "tip", type: "nominal" };
     const of = (what) => ({ filter: { field: "what", equal: what } });
+    const color = COLOURS[metric] || "var(--accent)";
     return report.chart(element, {
       description: `${data.metrics[metric]} of each edited head beside the other heads of its layer`,
       width: Math.max(180, Math.min(640, element.clientWidth - 240)), height: { step: 34 },
@@ -45,13 +47,13 @@
       layer: [
         { mark: { type: "rule", strokeDash: [3, 3], opacity: 0.6 },
           encoding: { x: { datum: 0, type: "quantitative" } } },
-        { transform: [of(HEADS)], mark: { type: "tick", thickness: 2, size: 18, color: "#8a8f96" },
+        { transform: [of(HEADS)], mark: { type: "tick", thickness: 2, size: 18, color: "var(--control)" },
           encoding: { x, y, tooltip } },
-        { transform: [of(EDITED)], mark: { type: "rule", color: "#D55E00", strokeWidth: 2 },
+        { transform: [of(EDITED)], mark: { type: "rule", color, strokeWidth: 2 },
           encoding: { x: { field: "low", type: "quantitative", title: data.metrics[metric] }, y,
             x2: { field: "high" } } },
         { transform: [of(EDITED)], mark: { type: "point", filled: true, size: 90,
-          color: "#D55E00", opacity: 1 }, encoding: { x, y, tooltip } },
+          color, opacity: 1 }, encoding: { x, y, tooltip } },
       ],
     });
   }

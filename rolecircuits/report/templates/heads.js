@@ -43,15 +43,13 @@
     const place = run.pointed ? run.pointed.indexOf(at) : at;
     if (place < 0) return null;
     const name = `${key}|${state.kind}|points`;
-    if (!cache.has(name)) {
-      cache.set(name, report.unpack(points.packed).then((bytes) => new Uint16Array(bytes.buffer)));
-    }
-    const whole = await cache.get(name), n = run.row.length;
+    if (!cache.has(name)) cache.set(name, report.unpack(points.packed));
+    const ends = await floats(`${name}|ends`, points.ends), whole = await cache.get(name);
+    const n = run.row.length, low = ends[place], high = ends[ends.length / 2 + place];
     return run.row.map((row, i) => {
       const x = whole[place * n + i];
-      const value = x === data.undefined ? null
-        : points.low + (x / data.steps) * (points.high - points.low);
-      return { category: run.categories[run.category[i]], row: run.rows[row], value };
+      const value = x === data.undefined ? null : low + (x / data.steps) * (high - low);
+      return { category: run.categories[run.category[i]], row: run.rows[row], estimate: value };
     });
   }
 
@@ -79,6 +77,7 @@
     colour.scale = signed
       ? Object.assign({}, colour.scale, { domain: [-size, -size / 2, 0, size / 2, size] })
       : { scheme: "viridis", domain: [0, size] };
+    if (quantity === "slot") colour.scale.range = data.excess;
     colour.legend.title = QUANTITIES[quantity];
     spec.description = `${QUANTITIES[quantity]} of every head by layer; the table below has the numbers`;
     return spec;
@@ -90,6 +89,7 @@
     const place = document.getElementById("heads-points");
     const row = rows.find((one) => one.layer === state.layer && one.head === state.head);
     title.hidden = place.hidden = tests.hidden = !row;
+    document.getElementById("heads-rounded").hidden = !row;
     if (!row) return;
     title.textContent = `Layer ${row.layer}, head ${row.head}: ${report.kindName(state.kind)} entropy `
       + `by category, ${state.set}, ${state.side}`;
@@ -104,12 +104,12 @@
     }
     const spec = structuredClone(data.spread);
     const present = data.order.filter((name) => points.some((point) => point.category === name));
-    const names = present.map((name) => data.looks[name][0]);
+    const names = present.map((name) => report.look(name).name);
     spec.encoding.x.sort = spec.encoding.color.scale.domain = names;
-    spec.encoding.color.scale.range = present.map((name) => data.looks[name][1]);
+    spec.encoding.color.scale.range = present.map((name) => report.look(name).colour);
     spec.data.values = points.map((point, i) => ({
-      category: data.looks[point.category][0], value: point.value, shift: ((i * 0.618) % 1) - 0.5,
-      text: `${point.row}\n${report.show(point.value, 4)}`,
+      category: report.look(point.category).name, value: point.estimate, shift: ((i * 0.618) % 1) - 0.5,
+      text: `${point.row}\n${report.show(point.estimate, 3)}`,
     }));
     for (const layer of spec.layer) {
       layer.encoding.y.title = state.kind === "raw" ? "entropy (nats)" : "entropy (1: uniform)";
@@ -157,7 +157,7 @@
 
   report.section("heads", {
     start(root, data) {
-      data.order = Object.keys(data.looks);
+      data.order = Object.keys(report.page.menus.looks);
       data.points = [];
       report.headPoints = (state) => headPoints(data, state, state.layer, state.head);
       const layer = document.getElementById("heads-layer"), head = document.getElementById("heads-head");
@@ -181,7 +181,7 @@
       };
       report.link(numbers, "heads.csv", async () => (await headRows(data, report.state)).map((row) => {
         const { slot, kl, ...rest } = row;
-        return Object.assign(facts(), rest, { slot_mass_minus_uniform: slot, kl });
+        return Object.assign(facts(), rest, { slot_excess_estimate: slot, kl_estimate: kl });
       }));
       report.link(numbers, "head_points.csv", () => data.points.map((point) => {
         const { contrast, ...rest } = facts();

@@ -44,7 +44,7 @@ report.section("layers", {
       const title = report.make("h3");
       const element = report.make("div", { class: "chart", id: `layers-${id}` });
       place.append(title, element);
-      return { id, title, element };
+      return { id, title, element, timer: null };
     });
   },
   update(root, data, state, changed) {
@@ -72,11 +72,14 @@ report.section("layers", {
       const whole = state.layers[0] === 0 && state.layers[1] === last;
       const brushed = spec.layer.find((layer) => layer.params);
       if (!whole) brushed.params[0].value = { x: [state.layers[0] - 0.5, state.layers[1] + 0.5] };
+      clearTimeout(panel.timer);  // of the chart that goes: its range is not that of the state
       const view = await report.chart(panel.element, spec);
-      let timer = null;
+      clearTimeout(panel.timer);
       view.addSignalListener("brush", (signal, range) => {
-        clearTimeout(timer);
-        timer = setTimeout(() => {
+        clearTimeout(panel.timer);
+        const before = report.state.layers;
+        panel.timer = setTimeout(() => {
+          if (report.state.layers !== before) return;  // a menu has changed them meanwhile
           const ends = range && range.layer;
           const layers = ends ? [Math.ceil(ends[0]), Math.floor(ends[1])] : [0, last];
           if (layers[0] > layers[1]) layers[1] = layers[0];

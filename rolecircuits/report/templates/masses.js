@@ -1,9 +1,6 @@
 "use strict";
 /* Shares of the last token's attention by part of the text, category and layer. */
 (function () {
-  const COLOURS = { sink: "#9aa0a6", system_text: "#56B4E9", template: "#CBB26A",
-    user_text: "#0072B2", assistant_text: "#4C9F8F", slot: "#D55E00", assistant_header: "#CC79A7" };
-  const LINES = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
   const UNIFORM = "uniform attention", WIDEST = 190, LEAST = 120;
   const unpacked = new Map(), words = report.words;
   let wanted = null;  // the part that was chosen last
@@ -89,7 +86,7 @@
           y: { field: "share", type: "quantitative", stack: true, title: "share of attention",
             scale: { domain: [0, 1] } },
           color: { field: "part", type: "nominal", title: null,
-            scale: { domain: names, range: run.parts.map((part) => COLOURS[part]) },
+            scale: { domain: names, range: run.parts.map((part) => `var(--part-${part})`) },
             legend: { orient: "bottom", columns: columns > 2 ? 4 : 1, labelLimit: 240 } },
           order: { field: "order", type: "quantitative" },
           tooltip: { field: "tip", type: "nominal" },
@@ -131,7 +128,7 @@
         y: { field: "share", type: "quantitative", title: `on ${data.names[part]}` },
         color: { field: "line", type: "nominal", title: null,
           legend: { symbolOpacity: 1 }, scale: { domain,
-          range: [...LINES.slice(0, run.categories.length), "#888888"] } },
+          range: [...run.categories.map((name) => report.look(name).colour), "var(--null)"] } },
         ...(one ? {} : { strokeDash: { field: "line", type: "nominal", title: null,
           scale: { domain, range: [...run.categories.map(() => [1, 0]), [5, 4]] } } }),
         ...(one ? { size: { condition: { test: `datum.at === ${state.head}`, value: 150 },
@@ -182,8 +179,8 @@
     });
     report.link(root.querySelector(":scope > .numbers"), "masses.csv", async () => {
       const opened = await open(data, report.state);
-      return opened ? rowsOf(opened, report.state).map((row) =>
-        Object.assign({}, opened.run.facts, row)) : [];
+      return opened ? rowsOf(opened, report.state).map(({ uniform, ...row }) =>
+        Object.assign({}, opened.run.facts, row, { null: uniform })) : [];
     });
   }
 
