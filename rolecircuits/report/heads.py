@@ -1,8 +1,9 @@
 """The section of heads: a map of every head, and the values of one head, prompt by prompt.
 
 Arrays travel packed (page.pack): measures of heads as float32 whose last bits are rounded away,
-values of rows as whole numbers 0 to STEPS between the smallest and the largest of their head. Where a run has more values than POINTS_LIMIT, only the normalised kind is kept, and then
-only the heads with the largest |g|; the page says so.
+values of rows as whole numbers 0 to STEPS between the smallest and the largest of their head.
+Where a run has more values than POINTS_LIMIT, only the normalised kind is kept, and then only the
+heads with the largest |g|; the page says so.
 """
 
 import numpy as np
@@ -43,13 +44,15 @@ def heads_section(context):
         "heads",
         "Heads",
         "Each cell is a head: red where attention on the first-named category is the more focused, "
-        "blue where it is the less. Choose a cell to see the values behind it.",
+        "blue where it is the less. Choose a cell to see the values behind it. Other quantities: "
+        "attention on the words of the person, what cutting a head does.",
         {"rows": static_rows(context), "columns": STATIC_COLUMNS},
         {
             "runs": runs,
             "measures": MEASURES,
             "undefined": UNDEFINED,
             "steps": STEPS,
+            "swept": [", ".join(key.split("|")) for key, own in runs.items() if own["kl"]],
             "excess": EXCESS,
             "map": charts.head_map(),
             "spread": charts.head_points([], []),

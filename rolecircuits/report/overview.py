@@ -2,7 +2,7 @@
 
 from rolecircuits.inputs.arguments import ALPHA, MARGIN
 from rolecircuits.inputs.errors import printable
-from rolecircuits.report.section import Section
+from rolecircuits.report.section import Section, run_facts
 from rolecircuits.runs.record import portable
 from rolecircuits.stats.contrasts import names_of
 
@@ -30,9 +30,39 @@ COLUMNS = (
     ("verdict", f"differs (q < {ALPHA}), equivalent (within {MARGIN:g} of its null), or undecided"),
     ("g", "Hedges g of a contrast, with its sign"),
     ("base_, instruct_, diff_", "of the base run, the instruct run, and instruct - base"),
-    ("slot_mass_minus_uniform", "attention of the last query on the slot, minus the uniform share"),
-    ("kl", "KL of the next token when the head is ablated, in nats (sweep)"),
-    ("value, category, row", "entropy of one prompt, or of one frame of a crossed set"),
+    ("factor", "of design_audit.csv: estimate is the share of the variance between prompts"),
+    ("slot_excess_estimate", "attention of the last token on the slot, minus the uniform share"),
+    ("kl_estimate", "KL of the next token when the head is ablated, in nats (sweep)"),
+    ("row", "of head_points.csv: a prompt, or a frame of a crossed set; estimate is its entropy"),
+    (
+        "part",
+        "part of the text; estimate: its share of the last token's attention, null: that of "
+        "uniform attention",
+    ),
+    ("head", "mean: the mean over heads"),
+    ("first_layer, last_layer", "an entropy is the mean over these layers"),
+    (
+        "entropy_, head_entropy_, sink_mass_, attention_",
+        "of the chosen layers; of the chosen head; of the first token; of one token",
+    ),
+    ("text, token, answer", "what was fed, its place among the tokens, what the model said"),
+    ("edit", "name of the edit in its plan; candidate: chosen, control: another head of its layer"),
+    (
+        "kl_, rfc_change_, rsi_change_, surprisal_change_",
+        "effects of an edit, edited - unedited; nats, RFC and RSI of later layers",
+    ),
+    (
+        "_control, _rank",
+        "mean effect of the other heads of the layer; place in size among all, 1 the largest",
+    ),
+    ("n, pool", "prompts; heads that are ranked"),
+    ("mean_rank, expected_rank, smallest_p", "of the exact test of the ranks of one kind of edit"),
+    ("unedited, edited", "answers before and after"),
+    (
+        "drift",
+        "last third of the turns of a role against the first; positive: focused more, or more "
+        "on the sink",
+    ),
 )
 FORMULAS = (
     ("Row entropy", "H = -sum over keys of A ln A, in nats; 0 ln 0 = 0"),
@@ -97,9 +127,7 @@ def page_head(context):
 
 def method_section(context):
     """Formulas, sign, kinds, columns, the config of every run and how to repeat it all."""
-    configs = [
-        (f"{name}, {side}", flatten(run.config)) for (name, side), run in context.runs.items()
-    ]
+    configs = {key: flatten(run.config) for key, run in context.runs.items()}
     versions = [
         (
             name,
@@ -118,15 +146,15 @@ def method_section(context):
             "formulas": FORMULAS,
             "kinds": KINDS,
             "columns": COLUMNS,
-            "configs": configs,
+            "configs": [(", ".join(key), rows) for key, rows in configs.items()],
             "versions": versions,
             "command": context.command,
         },
         tables={
             "configs.csv": [
-                {"run": label, "field": field, "value": value}
-                for label, fields in configs
-                for field, value in fields
+                run_facts(context.runs[key], key) | {"field": field, "value": value}
+                for key, rows in configs.items()
+                for field, value in rows
             ]
         },
     )

@@ -76,8 +76,8 @@ const report = (function () {
     if (!set) return;
     const plain = (values) => values.map((id) => ({ id, name: id }));
     const menus = [
-      ["set", "Prompt set", page.menus.sets], ["side", "Run", plain(set.sides)],
-      ["kind", "Kind of entropy", page.menus.kinds], ["contrast", "Contrast", set.contrasts],
+      ["set", "Set", page.menus.sets], ["side", "Run", plain(set.sides)],
+      ["kind", "Entropy", page.menus.kinds], ["contrast", "Contrast", set.contrasts],
     ];
     for (const [name, label, options] of menus) {
       let select = document.getElementById(`menu-${name}`);
@@ -108,7 +108,7 @@ const report = (function () {
       low.addEventListener("change", change);
       high.addEventListener("change", change);
       all.addEventListener("click", () => setState({ layers: [0, currentSet().n_layers - 1] }));
-      form.append(make("label", { for: low.id }, "Layers from"), low,
+      form.append(make("label", { for: low.id }, "Layers"), low,
         make("label", { for: high.id }, "to"), high, all);
     }
     low.max = high.max = set.n_layers - 1;

@@ -201,6 +201,8 @@
         + `${state.side}, layers ${state.layers[0]} to ${state.layers[1]}: ${within.length} heads, `
         + (tested ? `${passed} pass Benjamini-Hochberg at 0.05 over all heads (dots).`
           : "not tested: the design allows no test.")
+        + (data.swept.length && !data.runs[`${state.set}|${state.side}`].kl
+          ? ` What cutting a head does was measured for: ${data.swept.join("; ")}.` : "")
         + (quantity === "kl" ? ` ${data.runs[`${state.set}|${state.side}`].kl.said}` : "");
       await drawHead(data, state, rows);
       drawTable(data, state, within, quantity);
