@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from output_manager import check_files, load_run
+from output_manager import check_files, load_run, resolve_run
 from rolecircuits.documents.shapes import Fields
 from rolecircuits.documents.texts import FIELD_FLAGS, read_documents
 from rolecircuits.inputs.arguments import (
@@ -109,10 +109,16 @@ def report_family(name, studies, done):
     """
     edited, verify = studies[families.edited_study(studies)], not studies[0].args.no_verify
     runs = [load_run(link, verify) for study in studies for link in study.runs.values()]
-    folders = {"interventions": edited.links["edits"]} if done["edited"] else {}
+    folders = {"interventions": run_of(edited, "edits")} if done["edited"] else {}
     for side in [side for side in families.SIDES if side in done["answered"]][:1]:
-        folders["answers"] = edited.links[families.ANSWERS[side]]
+        folders["answers"] = run_of(edited, families.ANSWERS[side])
     return write_report(runs, folders, families.report_path(name), verify)
+
+
+def run_of(study, stage):
+    """The folder of a stage's newest run: by its own name, for the command in the report."""
+    link = study.links[stage]
+    return link.parent / resolve_run(link).name
 
 
 def check_folder(name, folder, verify):

@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import activation_analysis
 import output_manager
+import report
 import run_pipeline
+from prompts import load_prompts
 from rolecircuits.capture import instrument
+from rolecircuits.edits import family_plan
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families as families_module
@@ -258,6 +262,21 @@ def test_pipeline_lets_both_models_answer_held_out_prompts(family):
     ]
 
 
+def test_answers_are_of_prompts_that_chose_no_head():
+    """Every person of four held-out frames with one filler; of lists, four of each category."""
+    crossed, _ = load_prompts("crossed", None)
+    held_out = [prompt.id for prompt in crossed if prompt.frame not in ("copula_size", "do_origin")]
+    chosen = family_plan.choose_answered(crossed, {"held_out": held_out})
+    assert {prompt.id for prompt in chosen} <= set(held_out)
+    assert Counter(Counter(p.frame for p in chosen).values()) == {4: 4}
+    assert Counter(p.category for p in chosen) == dict.fromkeys(CATEGORIES, 4)
+    assert len({(p.frame, p.filler) for p in chosen}) == 4
+    lists, _ = load_prompts("original", None)
+    chosen = family_plan.choose_answered(lists, {"held_out": [p.id for p in lists[1:]]})
+    assert Counter(p.category for p in chosen) == dict.fromkeys(CATEGORIES, 4)
+    assert lists[0] not in chosen and lists[0] in family_plan.choose_answered(lists, None)
+
+
 def read_answers(link):
     """What a run of experiment.py holds, with the arguments of its config."""
     read = [json.loads((link / f"{name}.json").read_text()) for name in ANSWER_FILES]
@@ -277,7 +296,9 @@ def test_pipeline_ends_with_a_report_of_everything(family):
     results = folder / "results_activation_analysis/tiny"
     for link in ("latest_base", "latest_run", "crossed/latest_base", "crossed/latest_run"):
         assert f"tiny/{(results / link).resolve().relative_to(results.resolve())}" in page
-    assert "--interventions" in page and "--answers" in page and "answers changed" in page
+    for flag, link in (("interventions", "intervention"), ("answers", "base_generation")):
+        assert f"--{flag} {resolved(results / 'crossed', f'latest_{link}')}" in page
+    assert "answers changed" in page
 
 
 def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
@@ -395,6 +416,19 @@ def test_reading_a_run_that_is_not_there(tmp_path):
         assert done.returncode == 2
         assert "no such folder" in done.stderr
         assert not (tmp_path / "figures").exists()
+
+
+def test_a_report_reads_documents_as_the_run_did(tiny, tmp_path):
+    """With the fields that were named, and in chat format a text is a turn; what fails is left."""
+    rows = [{"n": "a", "text": "wrong", "body": "Who are you?"}, {"n": "b"}]
+    rows += [{"n": "c", "body": "My name is Ada."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ["--model_id", tiny, "--documents", path, "--text_field", "body", "--id_field", "n"]
+    flags += ["--prompt_format", "chat", "--output_dir", tmp_path]
+    assert activation_analysis.main([str(flag) for flag in flags]) == 3
+    texts = report.read_texts((tmp_path / "latest_documents").resolve())
+    assert texts == {"a": [("user", "Who are you?")], "c": [("user", "My name is Ada.")]}
 
 
 def test_pipeline_frees_a_model_before_the_next_is_read(tiny, tmp_path, monkeypatch):
