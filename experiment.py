@@ -69,13 +69,26 @@ def run(args):
     notes += plan_source.check_source(args.config_file, args, prompts) if plan else []
     say_notes(notes)
     with collector_paused():
-        from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked
-        from rolecircuits.edits import answers, bench
+        from rolecircuits.edits import answers, bench  # torch: after the arguments are checked
 
     say_limits(args.output_dir)
-    setting, started = Setting.of(args), time.perf_counter()
-    loaded = bench.load_checked(plan, setting, prompts)
+    started = time.perf_counter()
+    loaded = bench.load_checked(plan, Setting.of(args), prompts)
     timings = {"load_s": time.perf_counter() - started}
+    results, said = answer_model(loaded, prompts, plan, args, timings)
+    answers.print_answers(results)
+    print(said)
+
+
+def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATION):
+    """Answers of a loaded model, unedited and under each entry of a plan, published.
+
+    returns  (what generation_results.json holds, a line that says how many there are and where)
+    """
+    from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked
+    from rolecircuits.edits import answers  # torch, as above
+
+    setting, timings = Setting.of(args), dict(timings or {})
     tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     how_fed = feeding.describe_feeding(tokenized, loaded.tokenizer, setting.form)
     say_notes(how_fed["notes"])
@@ -87,14 +100,12 @@ def run(args):
     fed = record.describe_fed(args, prompts, how_fed, [row["id"] for row in answered])
     config = record.describe_run("experiment.py", args, loaded.facts, fed, determinism, timings)
     entries = record.portable([entry.model_dump() for entry in plan])
-    with create_run(args.output_dir, LATEST_GENERATION, "generation") as new:
+    with create_run(args.output_dir, link, "generation") as new:
         config["interventions"] = entries
         answers.save_answers(new.path, results, config)
-    answers.print_answers(results)
-    print(
-        f"{len(answered)} prompts answered {1 + len(plan)} times, "
-        f"{timings['generation_s']:.1f} s -> {printable(new.final)}"
-    )
+    times = f"{1 + len(plan)} times" if plan else "once"
+    said = f"{len(answered)} prompts answered {times}, {timings['generation_s']:.1f} s"
+    return results, f"{said} -> {printable(new.final)}"
 
 
 def main(argv=None):

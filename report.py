@@ -16,8 +16,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from output_manager import check_files, load_run
-from rolecircuits.documents.texts import read_documents
+from output_manager import check_files, load_run, resolve_run
+from rolecircuits.documents.shapes import Fields
+from rolecircuits.documents.texts import FIELD_FLAGS, read_documents
 from rolecircuits.inputs.arguments import (
     add_contrast_arguments,
     add_verify_argument,
@@ -27,6 +28,7 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import sha256_of
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.models import families
 from rolecircuits.runs import files
 from rolecircuits.runs.record import portable
 
@@ -96,8 +98,28 @@ def write_report(runs, folders, path, verify=True, asked=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replaced_file(path) as file:
         file.write(text)
-    print(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, opens in a browser from disk")
+    print(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
     return path
+
+
+def report_family(name, studies, done):
+    """Write analysis_results/NAME/report.html: every run of a family, its edits and answers.
+
+    studies  [models.families.Study]    done  {"edited": whether the base model's edits are there,
+             "answered": [side whose answers are]}
+    """
+    edited, verify = studies[families.edited_study(studies)], not studies[0].args.no_verify
+    runs = [load_run(link, verify) for study in studies for link in study.runs.values()]
+    folders = {"interventions": run_of(edited, "edits")} if done["edited"] else {}
+    for side in [side for side in families.SIDES if side in done["answered"]][:1]:
+        folders["answers"] = run_of(edited, families.ANSWERS[side])
+    return write_report(runs, folders, families.report_path(name), verify)
+
+
+def run_of(study, stage):
+    """The folder of a stage's newest run: by its own name, for the command in the report."""
+    link = study.links[stage]
+    return link.parent / resolve_run(link).name
 
 
 def check_folder(name, folder, verify):
@@ -115,7 +137,8 @@ def read_texts(folder, given=None):
     given  its file; without one the file that the run's config names, if it is there unchanged
     """
     config = files.read_json(folder / "experiment_config.json")
-    path = given or (config.get("arguments") or {}).get("documents")
+    arguments = config.get("arguments") or {}
+    path = given or arguments.get("documents")
     if not path or not Path(path).expanduser().is_file():
         if given:
             raise UserError(f"--documents_file {given}: no such file")
@@ -125,7 +148,9 @@ def read_texts(folder, given=None):
         if given:
             raise UserError(f"--documents_file {path}: is not the file that {folder} was fed")
         return None
-    return {document.id: list(document.turns) for document in read_documents(path).documents}
+    fields = Fields(*(arguments.get(name) for name in FIELD_FLAGS))
+    reading = read_documents(path, fields, arguments.get("prompt_format") or "raw")
+    return {document.id: list(document.turns) for document in reading.documents}
 
 
 def describe_command(runs, folders, path, asked):

@@ -2,7 +2,8 @@
 
     each prompt set: both runs -> figures -> tests of every head -> comparison
     the crossed one, else the first: the base run's strongest heads cut, and all
-    others of their layers, on the half of the prompts that did not choose them
+    others of their layers, on the half of the prompts that did not choose them;
+    a few answers of both models, and with these heads cut -> one page of it all
 
     python run_pipeline.py --family demo
     python run_pipeline.py --family demo --skip_analysis
@@ -12,7 +13,8 @@
 The families are in model_families.json; `demo` is the bundled model twice, on
 raw and on chat prompts. Results go to NAME/ in results_activation_analysis,
 figures, analysis_results and comparison_results, those of a second prompt set
-to NAME/SET/. With --engine ray a worker runs the models of a whole family.
+to NAME/SET/; the page is analysis_results/NAME/report.html. With --engine ray a
+worker runs the models of a whole family.
 """
 
 import contextlib
@@ -26,12 +28,14 @@ from pathlib import Path
 import activation_analysis
 import analyze_results
 import compare_base_instruct
+import experiment
 import interventions
+import report
 import visualize_results
-from output_manager import load_run, publish_files, resolve_run, say_limits
+from output_manager import load_run, say_limits
 from prompts import load_prompts
 from rolecircuits.drawing import table_files
-from rolecircuits.edits.family_plan import family_payload, has_work
+from rolecircuits.edits import family_plan
 from rolecircuits.engines.fork_map import fork_map
 from rolecircuits.engines.open import add_engine_arguments, check_engine_arguments, open_engine
 from rolecircuits.engines.work import Item, LocalEngine, folder_aside
@@ -42,8 +46,7 @@ from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models import families
-from rolecircuits.models.families import LINKS, OUTPUTS, RUNS, SIDES
-from rolecircuits.runs.files import pack_folder
+from rolecircuits.models.families import ANSWERS, LINKS, OUTPUTS, SIDES
 
 
 def parse_args(argv=None):
@@ -59,7 +62,7 @@ def parse_args(argv=None):
     arguments.add_raw_argument(parser)
     skip = "make no run again that is there with this model, format, prompts and plan"
     parser.add_argument("--skip_analysis", action="store_true", help=skip)
-    for stage in ("visualization", "comparison", "interventions"):
+    for stage in ("visualization", "comparison", "interventions", "answers", "report"):
         parser.add_argument(f"--skip_{stage}", action="store_true", help="leave this stage out")
     heads = "heads cut and ranked in their layers"
     parser.add_argument("--top_k", type=arguments.positive_int, default=3, help=heads)
@@ -106,7 +109,8 @@ def plan_family(args, name):
 
 def parse_stages(flags):
     """{stage: flags of its script}, parsed."""
-    scripts = dict.fromkeys(RUNS, activation_analysis) | {"edits": interventions}
+    scripts = dict.fromkeys(SIDES, activation_analysis) | {"edits": interventions}
+    scripts |= dict.fromkeys(ANSWERS.values(), experiment)
     return {stage: scripts[stage].parse_args(each) for stage, each in flags.items()}
 
 
@@ -115,21 +119,17 @@ def run_families(studies_of, engine):
     say_limits(arguments.DEFAULT_RESULTS)
     here, failed, items = {"here": engine.name == "local"}, [], []
     for name, studies in studies_of.items():
-        payload = family_payload(studies, choose_heads) | here
-        if has_work(payload):
+        payload = family_plan.family_payload(studies) | here
+        if family_plan.has_work(payload):
             items.append(Item(name, family_task, payload))
         else:
-            report_family(name, studies, payload["kept"])
+            report_family(name, studies, {"edited": payload["kept"]} | payload)
     for item, done in engine.run(items, None if here["here"] else "families", "family"):
         studies = studies_of[item.label]
         table_files.record(*done["tables"])
         for study, published in zip(studies, done["files"], strict=False):
-            for stage, files in published.items():
-                args, prefix = study.stages[stage], "run" if stage in RUNS else "intervention"
-                ours = {"arguments": args, "engine": engine.facts()}
-                folder = publish_files(files, args.output_dir, LINKS[stage], prefix, ours)
-                print(f"{study.folder}: {stage} -> {printable(folder)}")
-        report_family(item.label, studies, done["edited"])
+            family_plan.publish_stages(study, published, engine.facts())
+        report_family(item.label, studies, done)
         failed += done["failed"]
         if done["error"]:
             raise done["error"]
@@ -137,65 +137,79 @@ def run_families(studies_of, engine):
 
 
 def family_task(state, payload):
-    """Analyses and edits of a family: {"failed", "edited", "error", "files", "tables"}.
+    """Analyses, edits and answers of a family, one model after the other.
 
-    error  what kept the base model from being edited: the analyses are not lost for it
-    files  [{stage: those of its run}] of the prompt sets, unless `here` says that this is where
-           runs are published
+    returns  {"failed", "edited", "answered", "error", "files", "tables"}
+    error    what kept a model from being edited or from answering: the rest is not lost for it
+    files    [{stage: those of its run}] of the prompt sets, unless `here` says that this is where
+             runs are published
     """
     sets = [[Prompt(**prompt) for prompt in item["prompts"]] for item in payload["sets"]]
-    failed, plan, error, files, cuts = [], payload["plan"], None, [], []
+    done = {"failed": [], "edited": payload["kept"], "answered": list(payload["answered"])}
+    plan, error = payload["plan"], None
     aside = contextlib.nullcontext() if payload["here"] else folder_aside()
     with aside as aside, table_files.recorded_tables() as tables:
         stages = [parse_stages(item["flags"]) for item in payload["sets"]]
         for i, of_set in enumerate(stages if aside else ()):
             for args in of_set.values():
                 args.output_dir = str(Path(aside, str(i)))
-        sides = [(side, i) for side in RUNS for i in range(len(sets))]
-        for side, i in (each for each in sides if each[0] in payload["sets"][each[1]]["runs"]):
-            args, started, loaded = stages[i][side], time.perf_counter(), None  # frees its memory
-            load = partial(activation_analysis.load_for, sets[i], args)
-            loaded = state.model(ModelSpec.of(args), load)
-            timings = {"load_s": time.perf_counter() - started}
-            failed += activation_analysis.analyze_model(loaded, sets[i], args, timings)[1]
         prompts, of_set = sets[payload["edited"]], stages[payload["edited"]]
-        try:
-            if plan is None:
-                base = Path(of_set["base"].output_dir, LINKS["base"])
-                plan = choose_heads(base, payload["top_k"], of_set["base"].seed)
-            if cuts := plan["interventions"]:
-                from rolecircuits.edits.plan import parse_entries  # pydantic: only for edits
-
-                engine, entries = LocalEngine(state), parse_entries(cuts, "plan")
-                prompts = [prompt for prompt in prompts if prompt.id in plan["held_out"]]
-                interventions.run_interventions(engine, prompts, entries, of_set["edits"])
-        except (UserError, RunFailed) as refused:
-            error = refused
-        for of_set in stages if aside else ():
-            links = {stage: Path(args.output_dir, LINKS[stage]) for stage, args in of_set.items()}
-            made = {stage: link for stage, link in links.items() if link.exists()}
-            files.append({stage: pack_folder(resolve_run(link)) for stage, link in made.items()})
-    done = {"edited": payload["kept"] or (bool(cuts) and not error), "tables": tables}
-    return done | {"failed": failed, "error": error, "files": files}
-
-
-def choose_heads(folder, top_k, seed, verify=True):
-    """ablation_candidates.json of a run; says why if it has none."""
-    from rolecircuits.edits.candidates import select_candidates  # numpy: not for --help
-
-    plan = select_candidates(load_run(folder, verify), top_k, seed)
-    if not plan["interventions"]:
-        print(f"no interventions: {printable(plan['note'])}")
-    return plan
+        for side in SIDES:
+            for i in (i for i, item in enumerate(payload["sets"]) if side in item["runs"]):
+                done["failed"] += analyze_set(state, sets[i], stages[i][side])
+            try:
+                if plan is None:  # the base run is the first
+                    base = Path(of_set["base"].output_dir, LINKS["base"])
+                    plan = family_plan.choose_heads(base, payload["top_k"], of_set["base"].seed)
+                if side == "base" and payload["cut"] and plan["interventions"]:
+                    cut_heads(state, prompts, plan, of_set["edits"])
+                    done["edited"] = True
+                if side in payload["answers"]:
+                    answer_set(state, prompts, of_set[ANSWERS[side]], side, plan)
+                    done["answered"].append(side)
+            except (UserError, RunFailed) as refused:
+                error = error or refused
+        files = [family_plan.pack_stages(of_set) for of_set in stages if aside]
+    return done | {"error": error, "files": files, "tables": tables}
 
 
-def report_family(name, studies, edited):
-    """Figures and tests of each run and the comparison of both, side by side; then the table."""
+def analyze_set(state, prompts, args):
+    """The run of a model on a prompt set; returns the prompts that failed."""
+    started = time.perf_counter()
+    loaded = load_model(state, prompts, args)
+    timings = {"load_s": time.perf_counter() - started}
+    return activation_analysis.analyze_model(loaded, prompts, args, timings)[1]
+
+
+def load_model(state, prompts, args):
+    """The model of these flags; of two only one is in memory."""
+    return state.model(ModelSpec.of(args), partial(activation_analysis.load_for, prompts, args))
+
+
+def cut_heads(state, prompts, plan, args):
+    """The plan's heads cut, on the prompts that did not choose them."""
+    held_out = [prompt for prompt in prompts if prompt.id in plan["held_out"]]
+    entries = family_plan.entries_of(plan["interventions"])
+    interventions.run_interventions(LocalEngine(state), held_out, entries, args)
+
+
+def answer_set(state, prompts, args, side, plan):
+    """A few held-out prompts answered, by the base model also with each head of the plan cut."""
+    prompts = family_plan.choose_answered(prompts, plan)
+    entries = family_plan.entries_of(family_plan.answer_cuts(side, plan))
+    loaded, link = load_model(state, prompts, args), LINKS[ANSWERS[side]]
+    print(f"{side}: {experiment.answer_model(loaded, prompts, entries, args, link=link)[1]}")
+
+
+def report_family(name, studies, done):
+    """Figures and tests of each run and the comparison, side by side; table, report of what is
+    `done` ("edited" and "answered" of `family_task`).
+    """
     args, verify = studies[0].args, not studies[0].args.no_verify
     whats = SIDES if args.skip_comparison else (*SIDES, "comparison")
     parts = [(study, what) for study in studies for what in whats]
 
-    def report(part):
+    def report_part(part):
         study, what = part
         figures, tests, comparison = (Path(root, study.folder) for root in OUTPUTS)
         said = io.StringIO()  # printed below, part after part
@@ -209,35 +223,21 @@ def report_family(name, studies, edited):
             tested = analyze_results.analyze(run, tests / what, args.top_k, args.seed)
         return said, printed, tested
 
-    for (study, what), (said, printed, found) in zip(parts, fork_map(report, parts), strict=True):
+    for (study, what), (said, printed, found) in zip(
+        parts, fork_map(report_part, parts), strict=True
+    ):
         print(said.getvalue(), end="")
         table_files.record(*printed)
         study.found[what] = found
-    if edited and not args.skip_visualization:
+    if done["edited"] and not args.skip_visualization:
         study = studies[families.edited_study(studies)]
         edits = study.links["edits"], Path("figures", study.folder, "intervention")
         visualize_results.visualize_interventions(*edits, verify=verify)
+    from rolecircuits.drawing.family_summary import print_main_numbers  # matplotlib: not for --help
+
     print_main_numbers(name, studies)
-
-
-def print_main_numbers(name, studies):
-    """Tables of both runs' indices, a figure of every choice of the analysis, and all places."""
-    from rolecircuits.drawing import multiverse_figure, tables  # matplotlib, rich: not for --help
-    from rolecircuits.stats.run_pairs import main_numbers  # numpy
-
-    numbers, formats, verify = {}, {}, not studies[0].args.no_verify
-    for study in studies:
-        runs = {side: load_run(link, verify) for side, link in study.runs.items()}
-        numbers[study.label] = main_numbers(runs, study.found)
-        formats |= {side: run.prompt_format for side, run in runs.items()}
-    pair = studies[0].found.get("comparison", {}).get("pair", "")
-    tables.print_main_numbers(name, numbers, formats, pair)
-    choices = [row for study in studies for row in study.list_choices()]
-    figures = None if studies[0].args.skip_visualization else Path("figures", name)
-    multiverse_figure.save_multiverse(choices, name, Path("analysis_results", name), figures)
-    for study in studies:
-        names = {side: resolve_run(link).name for side, link in study.runs.items()}
-        print("\n".join(study.list_places(names)))
+    if not args.skip_report:
+        report.report_family(name, studies, done)
 
 
 def main(argv=None):

@@ -32,6 +32,7 @@ import visualize_results
 from conftest import PROJECT
 from hostile import CONFIG, effect_row, outcome, publish
 from rolecircuits.capture import attention, instrument, tokens
+from rolecircuits.drawing import family_summary
 from rolecircuits.edits import bench
 from rolecircuits.edits.plan import parse_entries
 from rolecircuits.inputs import categories, parser
@@ -573,7 +574,7 @@ def test_results_on_another_disk_behind_a_link(here, capsys):
     for link in ("latest_base", "latest_run"):
         save_run(make_run(n_layers=2, n_heads=1, per_category=1), here / "disk" / "x", link)
     args = run_pipeline.parse_args(["--family", "x", "--skip_visualization"])
-    run_pipeline.print_main_numbers("x", [families.Study("x", args, {}, {})])
+    family_summary.print_main_numbers("x", [families.Study("x", args, {}, {})])
     assert "results_activation_analysis/x/run_" in capsys.readouterr().out
 
 

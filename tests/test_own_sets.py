@@ -340,6 +340,6 @@ def test_answers_record_the_prompts_that_were_fed_and_say_what_was_left_out(here
     assert experiment.main(argv) == 0
     out = capsys.readouterr().out
     assert "note: frames not matched under this tokenizer: f0" in out
-    assert "2 prompts answered 1 times" in out
+    assert "2 prompts answered once" in out
     config = json.loads(Path("runs/latest_generation/experiment_config.json").read_text())
     assert config["prompts"]["n"] == 2 and list(config["prompts"]["frames_left_out"]) == ["f0"]

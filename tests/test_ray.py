@@ -340,7 +340,8 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
     assert 1 <= found["ray"]["workers_lost"] <= len(lost)
     results = ["latest_intervention", "latest_sweep", "latest_documents", "document_shards"]
     links = ["latest_run", "latest_base"]
-    links += [f"crossed/{link}" for link in (*links, "latest_intervention")]
+    edited = ("latest_intervention", "latest_generation", "latest_base_generation")
+    links += [f"crossed/{link}" for link in (*links, *edited)]
     results += [
         f"results_activation_analysis/{family}/{link}" for family in families for link in links
     ]
@@ -356,6 +357,9 @@ def test_runs_equal_local_ones_although_a_worker_and_a_machine_are_lost(
     edits = Path("ray/results_activation_analysis/one/crossed/latest_intervention")
     assert load_run(edits / "baseline").config["git"] == run.config["git"]
     assert read_npz(Path("ray/latest_sweep/head_effects.npz"), ["kl"])["kl"].shape == (3, 4, 4)
+    for family in families:
+        page = Path("ray/analysis_results", family, "report.html").read_text()
+        assert "--interventions" in page and "answers changed" in page
     assert not list(Path("ray").rglob(".tmp_*")) and "/tmp/tmp" not in capsys.readouterr().out
 
 

@@ -8,14 +8,20 @@ import os
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import activation_analysis
 import output_manager
+import report
 import run_pipeline
+from prompts import load_prompts
 from rolecircuits.capture import instrument
+from rolecircuits.edits import family_plan
+from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models import families as families_module
 from rolecircuits.models.families import SIDES
@@ -220,6 +226,8 @@ def test_pipeline_writes_everything_and_says_where(family):
         choices = {(row["side"], row["set"]) for row in csv.DictReader(file)}
     assert choices == {(s, name) for s in ("base", "instruct") for name in ("original", "crossed")}
     assert (folder / "figures/tiny/multiverse.png").is_file()
+    assert printed.splitlines()[-1].startswith("analysis_results/tiny/report.html: ")
+    assert printed.splitlines()[-1].endswith("open it in a browser")
     assert not (folder / "results_activation_analysis/tiny/latest_intervention").exists()
     effects = json.loads((results / "latest_intervention/effects.json").read_text())
     assert sum(row["role"] == "candidate" for row in effects["interventions"]) == 3
@@ -228,6 +236,69 @@ def test_pipeline_writes_everything_and_says_where(family):
         results / "latest_intervention" / effects["interventions"][0]["folder"]
     )
     assert (edited.prompt_format, edited.n_layers, edited.crossed) == ("raw", 3, True)
+
+
+def test_pipeline_lets_both_models_answer_held_out_prompts(family):
+    """The persons of four frames that chose no head; the base model also with each head cut."""
+    folder, printed = family
+    results = folder / "results_activation_analysis/tiny/crossed"
+    plan = folder / "analysis_results/tiny/crossed/base/ablation_candidates.json"
+    plan = json.loads(plan.read_text())
+    base, instruct = (
+        read_answers(results / link) for link in ("latest_base_generation", "latest_generation")
+    )
+    ids = [row["id"] for row in base["baseline"]]
+    assert ids == [row["id"] for row in instruct["baseline"]] and set(ids) <= set(plan["held_out"])
+    persons = Counter(row["category"] for row in base["baseline"])
+    assert persons == dict.fromkeys(CATEGORIES, min(4, len(plan["held_out"]) // 4))
+    assert len(base["interventions"]) == 3 and instruct["interventions"] == {}
+    assert {len(row["token_ids"]) for row in base["baseline"]} <= set(range(1, 13))
+    fed = [row["prompt"] for row in base["baseline"]]
+    assert f"base: {len(fed)} prompts answered 4 times" in printed
+    assert f"instruct: {len(fed)} prompts answered once" in printed
+    assert [base["arguments"]["prompt_format"], instruct["arguments"]["prompt_format"]] == [
+        "raw",
+        "chat",
+    ]
+
+
+def test_answers_are_of_prompts_that_chose_no_head():
+    """Every person of four held-out frames with one filler; of lists, four of each category."""
+    crossed, _ = load_prompts("crossed", None)
+    held_out = [prompt.id for prompt in crossed if prompt.frame not in ("copula_size", "do_origin")]
+    chosen = family_plan.choose_answered(crossed, {"held_out": held_out})
+    assert {prompt.id for prompt in chosen} <= set(held_out)
+    assert Counter(Counter(p.frame for p in chosen).values()) == {4: 4}
+    assert Counter(p.category for p in chosen) == dict.fromkeys(CATEGORIES, 4)
+    assert len({(p.frame, p.filler) for p in chosen}) == 4
+    lists, _ = load_prompts("original", None)
+    chosen = family_plan.choose_answered(lists, {"held_out": [p.id for p in lists[1:]]})
+    assert Counter(p.category for p in chosen) == dict.fromkeys(CATEGORIES, 4)
+    assert lists[0] not in chosen and lists[0] in family_plan.choose_answered(lists, None)
+
+
+def read_answers(link):
+    """What a run of experiment.py holds, with the arguments of its config."""
+    read = [json.loads((link / f"{name}.json").read_text()) for name in ANSWER_FILES]
+    return read[0] | {"arguments": read[1]["arguments"]}
+
+
+ANSWER_FILES = ("generation_results", "experiment_config")
+
+
+def test_pipeline_ends_with_a_report_of_everything(family):
+    """All four runs, the edits, what the base model answered, and how it answered with them."""
+    folder, _ = family
+    page = (folder / "analysis_results/tiny/report.html").read_text()
+    effects = folder / "results_activation_analysis/tiny/crossed/latest_intervention/effects.json"
+    for entry in json.loads(effects.read_text())["interventions"]:
+        assert entry["folder"] in page
+    results = folder / "results_activation_analysis/tiny"
+    for link in ("latest_base", "latest_run", "crossed/latest_base", "crossed/latest_run"):
+        assert f"tiny/{(results / link).resolve().relative_to(results.resolve())}" in page
+    for flag, link in (("interventions", "intervention"), ("answers", "base_generation")):
+        assert f"--{flag} {resolved(results / 'crossed', f'latest_{link}')}" in page
+    assert "answers changed" in page
 
 
 def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
@@ -253,10 +324,14 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
 
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
-    flags = ["--skip_analysis", "--skip_visualization", "--skip_comparison", "--skip_interventions"]
+    stages = ("analysis", "visualization", "comparison", "interventions", "answers", "report")
+    flags = [f"--skip_{stage}" for stage in stages]
+    report = folder / "analysis_results/tiny/report.html"
+    before = report.stat().st_mtime_ns
     done = run_tiny_family(folder, *flags, "--prompts_per_category", "6")
     assert done.returncode == 0, done.stderr
-    assert "comparison_results" not in done.stdout
+    assert "comparison_results" not in done.stdout and "report.html" not in done.stdout
+    assert "answered" not in done.stdout and report.stat().st_mtime_ns == before
     for place in ("tiny", "tiny/crossed"):
         assert len(list((folder / "results_activation_analysis" / place).glob("run_*"))) == 2
 
@@ -267,10 +342,17 @@ def test_pipeline_makes_nothing_again_that_is_there(family):
     results = folder / "results_activation_analysis/tiny/crossed"
     flags = ["--skip_visualization", "--skip_comparison", "--prompts_per_category", "6"]
     runs = set(results.glob("*_2*"))
-    assert sorted(path.name.split("_")[0] for path in runs) == ["intervention", "run", "run"]
+    assert sorted(path.name.split("_")[0] for path in runs) == [
+        *["generation"] * 2,
+        "intervention",
+        *["run"] * 2,
+    ]
     done = run_tiny_family(folder, "--skip_analysis", *flags, "--table", "md", "t.md")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("skipped: results_activation_analysis/tiny/") == 5
+    assert done.stdout.count("skipped: results_activation_analysis/tiny/") == 7
+    assert done.stdout.splitlines()[-2].startswith("analysis_results/tiny/report.html: ")
+    page = (folder / "analysis_results/tiny/report.html").read_text()
+    assert "--interventions" in page and "answers changed" in page
     assert f"crossed, edits: skipped: {resolved(results, 'latest_intervention')} is there" in (
         done.stdout
     )
@@ -278,10 +360,12 @@ def test_pipeline_makes_nothing_again_that_is_there(family):
     done = run_tiny_family(folder, "--skip_analysis", *flags, "--top_k", "1", "--seed", "123")
     assert done.returncode == 0, done.stderr
     assert "crossed, edits: made, the plan has changed" in done.stdout
-    (new,) = set(results.glob("*_2*")) - runs
-    assert new.name.startswith("intervention") and done.stdout.count("skipped") == 4
-    config = json.loads((new / "experiment_config.json").read_text())
-    assert len(config["interventions"]) == 1
+    new = sorted(set(results.glob("*_2*")) - runs)
+    assert [path.name.split("_")[0] for path in new] == ["generation", "intervention"]
+    assert done.stdout.count("skipped") == 5 and "crossed, base answers: made" in done.stdout
+    for path in new:
+        config = json.loads((path / "experiment_config.json").read_text())
+        assert len(config["interventions"]) == 1
 
 
 def resolved(results, link):
@@ -332,6 +416,19 @@ def test_reading_a_run_that_is_not_there(tmp_path):
         assert done.returncode == 2
         assert "no such folder" in done.stderr
         assert not (tmp_path / "figures").exists()
+
+
+def test_a_report_reads_documents_as_the_run_did(tiny, tmp_path):
+    """With the fields that were named, and in chat format a text is a turn; what fails is left."""
+    rows = [{"n": "a", "text": "wrong", "body": "Who are you?"}, {"n": "b"}]
+    rows += [{"n": "c", "body": "My name is Ada."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ["--model_id", tiny, "--documents", path, "--text_field", "body", "--id_field", "n"]
+    flags += ["--prompt_format", "chat", "--output_dir", tmp_path]
+    assert activation_analysis.main([str(flag) for flag in flags]) == 3
+    texts = report.read_texts((tmp_path / "latest_documents").resolve())
+    assert texts == {"a": [("user", "Who are you?")], "c": [("user", "My name is Ada.")]}
 
 
 def test_pipeline_frees_a_model_before_the_next_is_read(tiny, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ OLD_RUN_TYPES = {"latest": "instruct", "latest_base": "base", "normal": "instruc
 LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of the newest, by type
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
+LATEST_BASE_GENERATION = "latest_base_generation"  # answers of a family's base model
 
 
 def positive_int(text):

@@ -9,18 +9,31 @@ from argparse import Namespace  # noqa: TID251  (a type)
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rolecircuits.inputs.arguments import DEFAULT_RESULTS, LATEST_INTERVENTION, LATEST_RUNS
+from rolecircuits.inputs.arguments import (
+    DEFAULT_RESULTS,
+    LATEST_BASE_GENERATION,
+    LATEST_GENERATION,
+    LATEST_INTERVENTION,
+    LATEST_RUNS,
+)
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
 from rolecircuits.inputs.prompt_sets import SETS
 
 SIDES = ("base", "instruct")
-RUNS = ("instruct", "base")  # in this order: the base model is edited next
 SHARED = "dtype device device_map batch_size seed".split()
 PROMPT_SETS = {"original": None, "crossed": None}  # of a family that names none
 FAMILIES_FILE = Path(__file__).resolve().parents[2] / "model_families.json"
 FAMILY_KEYS = ("model_id", "revision", "prompt_format", "system_prompt", "chat_template")
-LINKS = {run: LATEST_RUNS[run] for run in RUNS} | {"edits": LATEST_INTERVENTION}
+ANSWERS = {"base": "base_answers", "instruct": "instruct_answers"}  # the stage, by side
+LINKS = {side: LATEST_RUNS[side] for side in SIDES} | {
+    "edits": LATEST_INTERVENTION,
+    "base_answers": LATEST_BASE_GENERATION,
+    "instruct_answers": LATEST_GENERATION,
+}
+PREFIXES = dict.fromkeys(SIDES, "run") | {"edits": "intervention"}
+PREFIXES |= dict.fromkeys(ANSWERS.values(), "generation")
+ANSWER_TOKENS = 12  # of an answer at most: enough to see whom it is about
 OUTPUTS = ("figures", "analysis_results", "comparison_results")
 
 
@@ -113,6 +126,11 @@ def _check_sets(where, sets):
     return sets
 
 
+def report_path(name):
+    """Where the report of a family lies."""
+    return Path("analysis_results", name, "report.html")
+
+
 def edited_study(studies):
     """Position of the Study whose base run is edited: the first crossed set, else the first."""
     return next((i for i, study in enumerate(studies) if study.crossed), 0)
@@ -137,16 +155,19 @@ def list_sets(family, asked, n):
 def stage_flags(stage, family, args, folder, prompts=(None, None)):
     """The flags that a stage's script would get on its own command line for this family.
 
-    stage    a run ("base", "instruct": activation_analysis.py), or the edits of the base model
+    stage    a run ("base", "instruct": activation_analysis.py), the "edits" of the base model, or
+             the answers of a side (ANSWERS: experiment.py)
     args     those of run_pipeline.py
     folder   of this family and prompt set, below the results
     prompts  (prompt set, prompts a category), each None for the script's default
     """
     flags = {"output_dir": Path(DEFAULT_RESULTS, folder)}
-    flags |= family[stage if stage in RUNS else "base"]
+    flags |= family["instruct" if stage in ("instruct", ANSWERS["instruct"]) else "base"]
     named = zip(("prompts", "prompts_per_category"), prompts, strict=True)
     flags |= {flag: value for flag, value in named if value is not None}
     flags |= {flag: getattr(args, flag) for flag in SHARED if getattr(args, flag) is not None}
-    if stage in RUNS:
+    if stage in SIDES:
         flags |= {"output_type": stage, "raw": args.raw}
+    if stage in ANSWERS.values():
+        flags |= {"max_tokens": ANSWER_TOKENS}
     return [f"--{flag}={value}" for flag, value in flags.items()]  # a value may begin with a hyphen

@@ -19,14 +19,14 @@ from rolecircuits.runs.record import portable_arguments
 
 MODEL = ("model_id", "revision", "dtype", "trust_remote_code")
 FEEDING = ("prompt_format", "system_prompt", "bos", "chat_template", "template_arg", "date")
-OF_EDITS = ("controls", "seed")
+OF_EDITS = ("controls", "seed", "max_tokens")  # those that the script has
 
 
 def why_again(link, args, prompts, plan=None):
     """Why the run that `link` names is not the one asked for, or None if it is.
 
     args  of the script that makes it    prompts  all of the set    plan  as select_candidates
-    gives it, of an intervention run: its held-out prompts are measured
+    gives it, of an intervention run or of answers: its held-out prompts are fed
     """
     folder = follow_links(link)
     if not (folder / "manifest.json").is_file():
@@ -43,7 +43,8 @@ def _difference(config, args, prompts, plan):
     if config["status"] != "complete":
         return "some prompts failed"
     was, now = config["arguments"], portable_arguments(args)
-    for flag in (*MODEL, *FEEDING, *(OF_EDITS if plan else ())):
+    of_edits = [flag for flag in OF_EDITS if plan and flag in now]
+    for flag in (*MODEL, *FEEDING, *of_edits):
         own = list(now[flag]) if isinstance(now[flag], tuple) else now[flag]
         if was[flag] != own:
             return f"--{flag} was {printable(was[flag])}, is {printable(own)}"
