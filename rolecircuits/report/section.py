@@ -4,6 +4,7 @@ A section is built by a function NAME_section(context) -> Section, or None where
 to show; its page is templates/NAME.html (Jinja, what is read without JavaScript) and NAME.js.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,12 +111,12 @@ def show_interval(estimate, low, high, digits=3):
 
 def as_plain(value):
     """`value` as JSON has it: numbers with DIGITS significant digits, NaN as None."""
+    if isinstance(value, float):  # first: nearly all values are; numpy's float64 is one
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(k): as_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic)):
         return as_plain(value.tolist())
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

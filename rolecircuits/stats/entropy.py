@@ -94,6 +94,7 @@ def normalise_entropy(entropy, keys):
 
     entropy  [..., query] nats    keys  broadcastable to it
     """
-    keys = np.broadcast_to(keys, np.shape(entropy))
-    out = np.full(keys.shape, np.nan)
-    return np.divide(entropy, np.log(np.maximum(keys, 1)), out=out, where=keys > 1)
+    keys, shape = np.asarray(keys), np.shape(entropy)
+    most = np.log(np.maximum(keys, 1))  # before it is broadcast: one logarithm a row, not a head
+    seen = np.broadcast_to(keys > 1, shape)
+    return np.divide(entropy, most, out=np.full(shape, np.nan), where=seen)

@@ -181,7 +181,7 @@
   /* A row a document; drifts as document_stats gives them. */
   function drawTable(root, data, state, chosen, choose) {
     const kind = kindOf(state), sign = (v) => report.signed(v);
-    const drifts = ["sink_mass", kind].flatMap((of) => data.roles.map((role) => (
+    const drifts = [kind, "sink_mass"].flatMap((of) => data.roles.map((role) => (
       { id: `${role}_${of}_drift`, name: `${data.drifts[of]}, ${role}`, show: sign })));
     const rows = data.documents.map((document, d) => Object.assign({ d }, document));
     report.table(root.querySelector("#conversations-table"), [
@@ -189,7 +189,7 @@
       { id: "category", name: "category", text: true, show: (v) => (v ? report.look(v).name : "-") },
       { id: "turns", name: "turns" }, { id: "tokens", name: "tokens" },
       { id: kind, name: KIND_NAMES[kind], show: (v) => (v == null ? "-" : v.toFixed(3)) },
-      ...drifts.reverse(),
+      ...drifts,
     ], rows, { caption: "Every document, mean over all layers and heads; gain: last third of the "
       + "turns of a role against its first third",
     onrow: (row) => choose(row.d), current: (row) => row.d === chosen });
@@ -201,7 +201,7 @@
     const at = (id) => root.querySelector(`#conversations-${id}`);
     drawTurns(root, rows, state, chosen);
     const of = whose(opened, state);
-    at("title").textContent = `Turn by turn: ${KIND_NAMES[kindOf(state)]} and sink mass, ${of}`;
+    at("shown").textContent = `Turn by turn: ${KIND_NAMES[kindOf(state)]} and sink mass, ${of}`;
     at("layers-title").textContent = `${data.documents[chosen].id}, every layer: `
       + `${KIND_NAMES[kindOf(state)]}, mean over heads`;
     drawTable(root, data, state, chosen, (d) => {

@@ -124,7 +124,7 @@
     const { run } = opened, known = hasHead(state) && report.headPoints;
     const points = known ? await report.headPoints(state) : null;
     if (!points) return run.id.map(() => NaN);
-    const place = new Map(points.map((p) => [JSON.stringify([p.row, p.category]), p.value]));
+    const place = new Map(points.map((p) => [JSON.stringify([p.row, p.category]), p.estimate]));
     return run.id.map((id, i) => {
       const row = run.crossed ? run.frame[i] : id;
       const value = place.get(JSON.stringify([row, run.category[i]]));
