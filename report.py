@@ -48,7 +48,8 @@ def parse_args(argv=None):
     parser.add_argument("--documents", help="a documents run")
     parser.add_argument("--interventions", help="an intervention run")
     parser.add_argument("--sweep", help="a sweep of heads")
-    parser.add_argument("--answers", help="a run of experiment.py: answers beside their prompts")
+    said = "runs of experiment.py: answers beside their prompts"
+    parser.add_argument("--answers", nargs="+", metavar="FOLDER", help=said)
     fed = "what the documents run was fed (default: the file that it names, if unchanged)"
     parser.add_argument("--documents_file", metavar="FILE", help=fed)
     parser.add_argument("--output", default=OUTPUT, help=f"the file written (default {OUTPUT})")
@@ -80,15 +81,17 @@ def check_output(path):
 def write_report(runs, folders, path, verify=True, asked=()):
     """Write the report of loaded runs; returns its path.
 
-    folders  {"comparison", "documents", "interventions", "sweep", "answers": a folder, or None,
-             "documents_file": a file, or None}, any of them
+    folders  {"comparison", "documents", "interventions", "sweep": a folder, or None, "answers":
+             folders, or None, "documents_file": a file, or None}, any of them
     verify   False leaves out the SHA-256 of the files in them     asked  contrasts "a-b"
     """
     from rolecircuits.report import build, section  # numpy and jinja2: not for --help
 
     path, found = Path(path), {}
     for name, folder in folders.items():
-        if folder is not None and name != "documents_file":
+        if name == "answers":
+            found[name] = tuple(check_folder(name, one, verify) for one in folder or ())
+        elif folder is not None and name != "documents_file":
             found[name] = check_folder(name, folder, verify)
     if "documents" in found:
         found["texts"] = read_texts(found["documents"], folders.get("documents_file"))
@@ -111,8 +114,8 @@ def report_family(name, studies, done):
     edited, verify = studies[families.edited_study(studies)], not studies[0].args.no_verify
     runs = [load_run(link, verify) for study in studies for link in study.runs.values()]
     folders = {"interventions": run_of(edited, "edits")} if done["edited"] else {}
-    for side in [side for side in families.SIDES if side in done["answered"]][:1]:
-        folders["answers"] = run_of(edited, families.ANSWERS[side])
+    sides = [side for side in families.SIDES if side in done["answered"]]
+    folders["answers"] = [run_of(edited, families.ANSWERS[side]) for side in sides]
     return write_report(runs, folders, families.report_path(name), verify)
 
 
@@ -157,7 +160,8 @@ def describe_command(runs, folders, path, asked):
     """The command that makes this report again."""
     words = ["python", "report.py", *(portable(run.path) for run in runs if run.path)]
     for name, folder in folders.items():
-        words += [f"--{name}", portable(folder)] if folder is not None else []
+        given = folder if name == "answers" else [folder] if folder is not None else []
+        words += [f"--{name}", *map(portable, given)] if given else []
     words += ["--contrast", *asked] if asked else []
     return shlex.join([*words, "--output", portable(path)])
 

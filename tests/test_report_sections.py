@@ -416,7 +416,7 @@ def page(tmp_path_factory):
     results = generation(base, f"Yes, I {HOSTILE}.")
     files.write_json(generated / "generation_results.json", results)
     documents = documents_folder(folder, base.config["model"])
-    folders = Folders(interventions=edited, answers=generated, documents=documents, texts=TEXTS)
+    folders = Folders(interventions=edited, answers=(generated,), documents=documents, texts=TEXTS)
     text = build.build_report([base, instruct], folders)
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -296,8 +296,10 @@ def test_pipeline_ends_with_a_report_of_everything(family):
     results = folder / "results_activation_analysis/tiny"
     for link in ("latest_base", "latest_run", "crossed/latest_base", "crossed/latest_run"):
         assert f"tiny/{(results / link).resolve().relative_to(results.resolve())}" in page
-    for flag, link in (("interventions", "intervention"), ("answers", "base_generation")):
-        assert f"--{flag} {resolved(results / 'crossed', f'latest_{link}')}" in page
+    links = ("latest_base_generation", "latest_generation")
+    answers = " ".join(str(resolved(results / "crossed", link)) for link in links)
+    edits = resolved(results / "crossed", "latest_intervention")
+    assert f"--interventions {edits} --answers {answers}" in page
     assert "answers changed" in page
 
 

@@ -35,7 +35,7 @@ SET_NUMBERS = ("n_candidates", "mean_rank", "expected_rank", "p", "smallest_p", 
 def edits_section(context: Context):
     """The Section, or None without a folder of interventions or of answers."""
     folder, generated = context.folders.interventions, context.folders.answers
-    if folder is None and generated is None:
+    if folder is None and not generated:
         return None
     static, data, tables = {"rows": [], "tests": [], "answers": [], "of": ""}, {}, {}
     if folder is not None:
@@ -47,12 +47,11 @@ def edits_section(context: Context):
         data = {"rows": plain_rows(rows), "facts": facts, "metrics": METRICS}
         data |= {"labels": LABELS[1:], "parts": PARTS, "part_names": NAMES}
         tables["set_tests.csv"] = [facts | test_row(test) for test in tests]
-    if generated is not None:
-        results, config = answers.read_answers(generated)
-        static["answers"] = answers.changed_answers(results)
-        rows = answers.answer_rows(results, facts_of(config, context.runs))
-        if rows:
-            tables["answer_changes.csv"] = rows
+    changed = []
+    for results, config in map(answers.read_answers, generated):
+        static["answers"] += answers.changed_answers(results)
+        changed += answers.answer_rows(results, facts_of(config, context.runs))
+    tables["answer_changes.csv"] = changed
     tables = {name: rows for name, rows in tables.items() if rows}
     return Section("edits", "Interventions", SEE, static, data, tables)
 

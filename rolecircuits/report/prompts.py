@@ -44,10 +44,16 @@ def head_strengths(computed):
 
 
 def read_answers(context):
-    """{(set, side): {prompt id: answer}} where there is a run of experiment.py."""
-    if context.folders.answers is None:
-        return {}
-    return answers.answers_of_runs(context.runs, *answers.read_answers(context.folders.answers))
+    """{(set, side): {prompt id: answer}} of every run of experiment.py; of two for one run the
+    later one counts.
+    """
+    found = {}
+    for folder in context.folders.answers:
+        for key, texts in answers.answers_of_runs(
+            context.runs, *answers.read_answers(folder)
+        ).items():
+            found[key] = found.get(key, {}) | texts
+    return found
 
 
 def run_data(run: Run, values, packed):

@@ -40,14 +40,15 @@ class Section:
 class Folders:
     """Where else results lie, each a Path that was checked, or None.
 
-    texts  what the documents say, {id: [(role, text), ...]}, or None where their file is not there
+    answers  runs of experiment.py, () without    texts  what the documents say, {id: [(role,
+             text), ...]}, or None where their file is not there
     """
 
     comparison: Path | None = None
     documents: Path | None = None
     interventions: Path | None = None
     sweep: Path | None = None
-    answers: Path | None = None
+    answers: tuple[Path, ...] = ()
     texts: dict | None = None
 
 

@@ -221,13 +221,21 @@ def describe_cuts(context):
 
 def describe_answers(context):
     """Lines on the answers: of which runs, the first of each category, what edits changed."""
-    if context.folders.answers is None:
+    if not context.folders.answers:
         return ["Not in this page: give --answers, a run of experiment.py, to report.py."]
-    results, config = answers.read_answers(context.folders.answers)
+    lines = []
+    for results, config in map(answers.read_answers, context.folders.answers):
+        lines += describe_generation(context, results, config)
+    return lines or ["The answers given are of no run of this page."]
+
+
+def describe_generation(context, results, config):
+    """`describe_answers` of one run of experiment.py; quoted is the first frame that it answers."""
     lines = []
     for key, texts in answers.answers_of_runs(context.runs, results, config).items():
         run = context.runs[key]
-        frame = run.frame == run.frame[0]
+        answered = np.isin(run.prompt_id, list(texts))
+        frame = answered & (run.frame == run.frame[answered][0])
         first = [
             int(np.flatnonzero(frame & (run.category == name))[0])
             for name in dict.fromkeys(run.category[frame].tolist())
@@ -236,13 +244,12 @@ def describe_answers(context):
             f"{category_name(str(run.category[i]))}: {quote(run.prompts[i]['text'])} {ARROW} "
             f"{quote(texts[str(run.prompt_id[i])])}"
             for i in first
-            if str(run.prompt_id[i]) in texts
         ]
         lines.append(f"{', '.join(key)}: {len(texts)} answers stand beside their prompts.")
         lines += said
     for edit in answers.changed_answers(results):
         lines.append(f"{edit['edit']}: {edit['n_changed']} of {edit['n']} answers changed.")
-    return lines or ["The answers given are of no run of this page."]
+    return lines
 
 
 ARROW = "\u2192"
