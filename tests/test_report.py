@@ -5,6 +5,7 @@ The browser is Chromium of the distribution, headless; without it those tests ar
 """
 
 import base64
+import colorsys
 import gzip
 import hashlib
 import json
@@ -18,7 +19,7 @@ import report
 from browser import open_page, requests_of, settle, start_browser, wait_for
 from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.report import build, charts, heads, page, section
+from rolecircuits.report import build, charts, heads, page, palette, section, summary
 from rolecircuits.stats import contrasts, indices, role_tests, run_pairs
 from rolecircuits.stats.units import frame_values, labels_of
 from synthetic import make_run
@@ -218,6 +219,46 @@ def test_rounded_floats_keep_four_digits_and_nan():
 
 
 # what cannot run
+
+
+def test_colours_are_those_of_the_figures_and_can_be_seen():
+    assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert palette.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # WCAG's example
+    style = (page.TEMPLATES / "style.css").read_text(encoding="utf-8")
+    sheet = palette.style_sheet().split("@media")
+    for paper, text in zip((palette.PAPER, palette.DARK_PAPER), sheet, strict=True):
+        assert f"--paper: {paper};" in style
+        shown = dict(re.findall(r"--([\w-]+): (#\w{6});", text))
+        for name, drawn in palette.COLOURS.items():
+            assert palette.contrast(shown[name], paper) >= 3, name
+            hues = [colorsys.rgb_to_hls(*bytes.fromhex(c[1:]))[0] for c in (drawn, shown[name])]
+            assert abs((hues[0] - hues[1] + 0.5) % 1 - 0.5) < 0.02, name
+    looks = palette.category_looks(["neutral", "mine"])
+    assert [own["colour"] for own in looks.values()] == [
+        "var(--category-neutral)",
+        "var(--other-0)",
+    ]
+
+
+def test_the_summary_answers_its_questions(runs):
+    context = section.Context(build.order_runs(runs))
+    context.numbers, context.pairs = build.compute(context, ())
+    asked = {one["question"]: one["lines"] for one in summary.answer_questions(context)}
+    found = role_tests.infer_layers(runs[3], "normalised")["rfc"]
+    passed = summary.show_ranges(np.flatnonzero(found["p_primary"] < 0.05))
+    said = next(
+        line
+        for line in asked["Which layers differ, and by how much?"]
+        if line.startswith("crossed, instruct: RFC")
+    )
+    assert f"({passed}; max-T)" in said and "more focused than on neutral" in said
+    mass = runs[3].slot_mass.mean(axis=0)
+    layer, head = np.unravel_index(mass.argmax(), mass.shape)
+    assert (
+        f"layer {layer} head {head} ({mass.max():.2f})" in asked["Which heads read the person?"][1]
+    )
+    assert asked["Is it the first word?"][0].startswith("crossed: no")
+    assert "--sweep" in asked["What happens if a head is cut?"][0]
 
 
 def test_vendored_libraries_are_what_their_list_says():

@@ -22,7 +22,7 @@ def readable_tokens(strings):
     Line ends and tabs are shown as marks, other control characters as escapes; bytes that are no
     character by themselves (half of an emoji) as U+FFFD.
     """
-    strings = set(strings)
+    strings = list(dict.fromkeys(strings))  # in their order: a page is the same every time
     byte_level = any(text.startswith((SPACE_OF_BYTES, "\u010a")) for text in strings)
     table = byte_characters() if byte_level else {}
     return {text: _shown(_decode(text, table)) for text in strings}
