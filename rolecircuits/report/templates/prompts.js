@@ -210,6 +210,13 @@
     }
   }
 
+  /* The chosen prompt; at first one that was answered, if there is one. */
+  function promptOf(run, state) {
+    const chosen = run.id.indexOf(state.prompt);
+    const answered = run.answers ? run.answers.findIndex((text) => text != null) : -1;
+    return Math.max(0, chosen < 0 ? answered : chosen);
+  }
+
   /* The open prompt first, then the other persons of its frame. */
   function personsOf(run, prompt) {
     if (!run.crossed) return [prompt];
@@ -256,7 +263,7 @@
 
   function drawReader(root, opened, state) {
     const reader = root.querySelector("#prompts-reader"), { run } = opened;
-    const prompt = Math.max(0, run.id.indexOf(state.prompt));
+    const prompt = promptOf(run, state);
     if (!run.tokens || !run.attention) {
       reader.replaceChildren(make("p", {}, "This run holds no attention of the last token."));
       return;
@@ -376,7 +383,7 @@
     report.link(place, "prompt_attention.csv", async () => {
       const opened = await open(data, report.state), { run } = opened, state = report.state;
       const layer = layerOf(state, run), head = headOf(state, opened, layer);
-      const prompt = Math.max(0, run.id.indexOf(state.prompt));
+      const prompt = promptOf(run, state);
       if (!run.attention) return [];
       return personsOf(run, prompt).flatMap((i) => {
         const row = attention(opened, i, layer, head, state.kind);
