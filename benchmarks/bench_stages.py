@@ -33,7 +33,9 @@ SCRIPTS = (
     "cross_model_correlation.py",
     "experiment.py",
     "interventions.py",
+    "output_manager.py",
     "prompts.py",
+    "report.py",
     "run_pipeline.py",
     "visualize_results.py",
 )
@@ -44,9 +46,10 @@ STAGES |= {
     "figures": "visualize_results.py --output_type base",
     "tests": "analyze_results.py --input_dir results_activation_analysis/latest_base --top_k 5",
     "comparison": "compare_base_instruct.py",
+    "report": "report.py results_activation_analysis/latest_base",
     "interventions": "interventions.py --config_file ten.json --controls 0",
 }
-NEEDS_RUNS = ("figures", "tests", "comparison", "interventions")
+NEEDS_RUNS = ("figures", "tests", "comparison", "report", "interventions")
 
 
 def parse_args(argv=None):
