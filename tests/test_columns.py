@@ -35,13 +35,15 @@ PAIR = [f"{name}_{side}" for name in ("model", "format", "run") for side in ("ba
 
 def read_dictionary():
     """({file: [column as documented]}, the columns of every row)."""
-    found, common, names = {}, [], None
+    found, common, names = {}, [], []
     for line in (PROJECT / "docs/COLUMNS.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             names = re.findall(r"`([\w*]+\.csv)`", line)
             common_part = line == "## In every row"
             for name in names:
                 found[name] = []
+        elif line.startswith("# "):
+            names, common_part = [], False
         elif line.startswith("| `"):
             columns = re.findall(r"`([^`]+)`", line.split("|")[1])
             if common_part:
@@ -138,3 +140,14 @@ def test_columns_have_one_scheme(written):
         for column in columns - {"mean"} if name.startswith("cross_model") else columns:
             published = re.fullmatch(r"r(fc|si)_(diff_)?ci_(low|high)(_base|_instruct)?", column)
             assert published or not old.fullmatch(column), f"{name}: {column}"
+
+
+def test_every_csv_of_the_report_is_in_the_dictionary():
+    page = (
+        (PROJECT / "docs/COLUMNS.md").read_text(encoding="utf-8").split("# CSVs that the report")[1]
+    )
+    named = set()
+    for path in (PROJECT / "rolecircuits/report").rglob("*"):
+        if path.suffix in (".py", ".js"):
+            named |= set(re.findall(r'"(\w+\.csv)"', path.read_text(encoding="utf-8")))
+    assert named - {"name.csv"} == set(re.findall(r"`(\w+\.csv)`", page)) - {"comparison"}
