@@ -1,8 +1,8 @@
 """What every colour means, in figures and in the report; nothing is drawn here.
 
 A colour has one meaning everywhere: a category, an index (and the contrast that it is made of),
-another contrast, a run of a pair, their difference, a part of the text, the length null or the
-controls. Those of the usual categories are Okabe and Ito's (Color Universal Design, 2008);
+another contrast, a run of a pair, their difference, a speaker, a part of the text, the length null
+or the controls. Those of the usual categories are Okabe and Ito's (Color Universal Design, 2008);
 categories also differ in marker. Of what has a sign (a map of differences, a head's effect) red is
 above 0 and blue below.
 """
@@ -35,6 +35,13 @@ CONTRAST_COLOURS = ("#AA4499", "#1F8A9E", "#FF8FA3", "#6A8F1F", "#004D4D", "#9B6
 BASE_COLOUR, INSTRUCT_COLOUR, DIFFERENCE_COLOUR = "#333333", "#E69F00", "#882255"
 NULL_COLOUR, CONTROL_COLOUR = "#666666", "#A6A6A6"
 INDEX_LOOKS = {"rfc": Look(RFC_COLOUR, "o", "RFC"), "rsi": Look(RSI_COLOUR, "s", "RSI")}
+ROLE_LOOKS = {  # who speaks in a conversation
+    "user": Look("#6B2D5C", "s", "user"),
+    "assistant": Look("#D4A017", "o", "assistant"),
+    "system": Look("#808080", "^", "system"),
+    "tool": Look("#2F6F4F", "D", "tool"),
+    "text": Look("#111111", "v", "text"),
+}
 # parts of the text: quiet ones, but for the words of the person
 PART_COLOURS = {
     "sink": "#8E8E8E",

@@ -12,7 +12,8 @@ Arrays are those of documents.npz. In a CSV "all" stands where a row is a mean o
 import numpy as np
 
 from rolecircuits.drawing import style
-from rolecircuits.drawing.style import Grid, Look
+from rolecircuits.drawing.colours import ROLE_LOOKS, Look
+from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.categories import order_categories
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.document_results import read_documents_run, run_columns, run_label
@@ -23,13 +24,6 @@ TITLES = {
     "normalised": "normalised entropy",
     "sinkfree": "sink-free entropy",
     "sink_mass": "attention on the sink",
-}
-ROLE_LOOKS = {
-    "user": Look("#0072B2", "s", "user"),
-    "assistant": Look("#D55E00", "o", "assistant"),
-    "system": Look("#666666", "^", "system"),
-    "tool": Look("#009E73", "D", "tool"),
-    "text": Look("#000000", "v", "text"),
 }
 NO_CATEGORY = Look("#444444", "o", "documents")
 FOCUS = "The lower an entropy (the darker in the maps), the more focused."
