@@ -333,7 +333,7 @@ def test_links_and_repetitions_in_other_folders_protect_a_run(tmp_path, capsys):
     om.write_manifest(repeat)
     assert command("prune", "--keep", 1, tmp_path, "--yes") == 0
     assert [path.is_dir() for path in below] == [True, True, False, True]
-    assert f"{below[0].name}: chosen" in capsys.readouterr().out.replace("\n       ", " ")
+    assert f"{below[0].name}: chosen" in capsys.readouterr().out.replace("\n       ", "")
 
 
 @pytest.mark.parametrize("told", ['{"repeat_of": 5}', '{"repeat_of": "a/b"}', "[]", "{bad"])
