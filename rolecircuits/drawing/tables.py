@@ -157,8 +157,8 @@ def print_contrasts(run, chosen, compared):
     families = [name for name in chosen if name in INTERACTIONS]
     columns = [right("layer"), interval("first - second [95 %]"), right("q"), right("max-T p")]
     for name in families:
-        title = f"{name}: interaction of person and turn, layer by layer; {_sign_of(chosen[name])}"
-        title += "" if name == families[0] else " (the control)"
+        shown = name if name == families[0] else f"{name} (the control)"
+        title = f"{shown}: interaction of person and turn, layer by layer; {_sign_of(chosen[name])}"
         print_table(columns, map(_interaction_cells, rows_of(compared, name)), title)
     if families:
         say(describe_interactions(families, compared))
