@@ -104,6 +104,8 @@ def compare(base, instruct, output_dir, asked=()):
     reasons = [reason for reason in reasons.values() if reason]
     summary = pair_tables.summarise_comparison(runs, estimates, original, notes, reasons)
     summary["contrasts"] = pair_tables.summarise_contrasts(compared)
+    why = {name: audit.contrast_reason(runs["base"], chosen[name]) for name in chosen}
+    summary["contrast_intervals_left_out"] = [f"{name}: {why[name]}" for name in why if why[name]]
     drawings = list(pair_figures.FIGURES) if has_indices else []
     drawings += [pair_figures.CONTRASTS] if chosen else []
 
@@ -142,7 +144,7 @@ def print_summary(summary):
     rows += [(name, *difference_cells(tables, e)) for name, e in summary["contrasts"].items()]
     size = f"{summary['n_layers']} layers x {summary['n_heads']} heads"
     title = f"instruct - base over {size} ({summary['pair']}): means over layers; > 0: self-"
-    title += "referent, or the first-named category, gains focus"
+    title += "referent, or what is named first, gains focus"
     columns = ["", tables.interval("mean [95 %]"), right("null")]
     tables.print_table(columns, [row[:3] for row in rows], title, "null: length null")
     columns = ["", *map(right, ("min @layer", "max @layer", "95 %", "BH", "max-T", "layers"))]

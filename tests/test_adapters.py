@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import activation_analysis
 import interventions
 from conftest import PROJECT
+from prompts import load_prompts
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models import adapters
 from rolecircuits.models.adapters import find_origin
 from rolecircuits.models.load import open_model, read_weights
+from rolecircuits.runs import identity
 from tiny_models import save_tiny
 
 RANK, ALPHA = 2, 6
@@ -206,3 +210,26 @@ def test_a_plan_for_an_adapter_is_checked_against_its_base(adapter, tmp_path, ca
     assert "interventions[0].layer is 3" in done.err
     facts = json.loads((tmp_path / "out/latest_intervention/experiment_config.json").read_text())
     assert facts["model"]["adapter"]["id"] == str(adapter)
+
+
+def test_a_run_of_an_adapter_is_another_once_it_or_its_base_was_trained_on(adapter, base, tmp_path):
+    pytest.importorskip("peft")
+    flags = ["--model_id", str(adapter), "--prompts_per_category", "2", "--raw", "none"]
+    flags += ["--output_dir", str(tmp_path / "out")]
+    assert activation_analysis.main(flags) == 0
+    args = activation_analysis.parse_args(flags)
+    prompts, _ = load_prompts(args.prompts, args.prompts_per_category)
+    asked = (tmp_path / "out/latest_run", args, prompts)
+    assert identity.why_again(*asked) is None
+    changes = {
+        adapter / "adapter_model.safetensors": "the model's weights have changed",
+        Path(base) / "model.safetensors": "the weights of the adapter's base have changed",
+    }
+    for file, said in changes.items():
+        whole, times = file.read_bytes(), file.stat()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        os.utime(file, (times.st_atime, times.st_mtime))  # as rsync and cp -p leave it
+        assert identity.why_again(*asked) == said
+        file.write_bytes(whole)
+        os.utime(file, (times.st_atime, times.st_mtime))
+    assert identity.why_again(*asked) is None

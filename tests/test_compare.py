@@ -441,6 +441,18 @@ def test_runs_without_indices_are_compared_by_contrasts_alone(tmp_path):
     compare_base_instruct.print_summary(summary)
 
 
+def test_a_contrast_without_intervals_says_why_and_claims_none(tmp_path):
+    folders = make_pair(tmp_path, per_category=4)
+    runs = [output_manager.load_run(folder) for folder in folders]
+    summary = compare(*runs, tmp_path / "out", ["self_referent-neutral"])
+    (reason,) = summary["contrast_intervals_left_out"]
+    assert reason == "self_referent-neutral: no interval and no test below 8 prompts: " + (
+        "self_referent has 4"
+    )
+    caption = pair_figures.write_texts(summary, run_pairs.SIDES, summary["contrasts"])[2]
+    assert reason in caption and "bootstrap" not in caption and "Hochberg" not in caption
+
+
 def test_a_crossed_comparison_takes_frames_as_the_unit(tmp_path):
     prompts = prompt_sets.cut_prompts(prompt_sets.built_in_prompts("crossed"), 40)
     folders = make_pair(tmp_path, *[{"prompts": prompts}] * 2)

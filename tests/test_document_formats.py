@@ -270,7 +270,7 @@ def test_a_bad_row_is_recorded_and_the_rest_goes_on(tmp_path, line, named):
         ("d.jsonl", b"\xff", "not UTF-8"),
         ("d.jsonl", b'{\n "id": "a",\n "text": "b"\n}', "is one JSON object over several lines"),
         ("d.md", b"A text.\nAnother.\n", "none of its 2 rows is a document: line-1: .*not JSON"),
-        ("d.jsonl", b'{"x": 1}', "its only row is a document"),
+        ("d.jsonl", b'{"x": 1}', "its only row is no document: line-1"),
         ("d.jsonl", b'{"x": 1}\n{"x": 1}', "none of its 2 rows.*conversations.*a .txt file holds"),
     ],
 )
@@ -475,3 +475,28 @@ def test_a_damaged_documents_run_is_refused_in_one_line(tmp_path, monkeypatch):
         broken = publish(tmp_path / key, {"documents.npz": content}, CONFIG | {key: None})
         assert outcome(visualize_results.main, ["--input_dir", str(broken)]) == 2
     assert output_manager.resolve_run(broken) == broken
+
+
+def test_lines_of_a_text_file_may_begin_with_a_bracket(tmp_path):
+    (tmp_path / "d.txt").write_text("[Ann] Hello Bob.\n[Bob] Hello Ann.\n")
+    assert [d.turns[0][1][:5] for d in read_documents(tmp_path / "d.txt").documents] == [
+        "[Ann]",
+        "[Bob]",
+    ]
+    (tmp_path / "d.txt").write_text('[\n {"text": "good"}\n]')
+    assert read_documents(tmp_path / "d.txt").facts["layout"] == "JSON array"
+    (tmp_path / "d.txt").write_text('[{"text": "good"},]')
+    with pytest.raises(UserError, match="not JSON at line 1"):
+        read_documents(tmp_path / "d.txt")
+
+
+def test_a_row_whose_id_was_there_is_not_counted_as_read(tmp_path):
+    rows = [{"id": "a", "text": "one"}, {"id": "a", "text": "two", "x": 1}]
+    reading = read_documents(write_lines(tmp_path / "d.jsonl", *rows))
+    assert reading.facts["shapes"] == {"text": 1} and reading.facts["ignored"] == []
+
+
+def test_two_fields_that_were_named_and_are_both_there_are_named_by_their_flags(tmp_path):
+    path = write_lines(tmp_path / "d.jsonl", {"body": "a", "talk": []})
+    with pytest.raises(UserError, match="--text_field body, --messages_field talk"):
+        read_documents(path, Fields(text="body", messages="talk"))

@@ -20,7 +20,7 @@ from conftest import PROJECT
 from rolecircuits.drawing import edit_figures, run_figures, style
 from rolecircuits.drawing.colours import ROLE_LOOKS
 from rolecircuits.drawing.study import study_run
-from rolecircuits.inputs.categories import CATEGORIES
+from rolecircuits.inputs.categories import CATEGORIES, Prompt
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs import edit_results, files
@@ -839,3 +839,19 @@ def test_an_intervention_run_gets_an_overlay_of_every_candidate(edits, tmp_path,
         assert next(csv.DictReader(file))["edit"] == "zero_out of head 1/1"
     study = study_run(edits["sh_1_1_zero_out"], n_resamples=50)
     assert "zero_out of head 1/1" in all_text(draw(2, study)[0]).replace("\n", " ")
+
+
+def test_bars_of_contrasts_that_are_not_tested_claim_no_interval():
+    names = {"robot": "you", "stone": "it"}  # no first word is shared: nothing is identified
+    prompts = [
+        Prompt(f"{name}{i}", name, -1, f"{word} thing number {i}")
+        for name, word in names.items()
+        for i in range(10)
+    ]
+    own = make_run(2, 2, prompts=prompts, first_words=True)
+    for run, tested in ((own, False), (make_run(2, 2), True)):
+        figure, rows = draw(5, study_run(run, n_resamples=50))
+        said = " ".join(" ".join(text.get_text().split()) for text in figure.texts)
+        assert ("bootstrap-t intervals" in said and "Above the panels" in said) == tested
+        assert ("not identified" in said) != tested
+        assert np.isfinite(column(rows, "low")).any() == tested

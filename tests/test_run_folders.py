@@ -321,3 +321,28 @@ def test_the_tables_of_a_run_go_to_a_folder_of_its_name(kinds, tmp_path, monkeyp
     tables = {os.path.dirname(path) for path in Path("analysis_results").rglob("design.json")}
     names = (kinds[folders.RUN].name, f"{edits.name}/baseline")
     assert tables == {f"analysis_results/{name}" for name in names}
+
+
+def test_links_and_repetitions_in_other_folders_protect_a_run(tmp_path, capsys):
+    below = [dated(tmp_path / "sub", f"run_2026010{day}_000000", day) for day in (1, 2, 3, 4)]
+    (tmp_path / "chosen").symlink_to(f"sub/{below[0].name}")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    repeat = dated(tmp_path, "repeat_20260105_000000", 5, prefix="repeat")
+    run_files.write_json(repeat / "repeat.json", {"repeat_of": below[1].name})
+    om.write_manifest(repeat)
+    assert command("prune", "--keep", 1, tmp_path, "--yes") == 0
+    assert [path.is_dir() for path in below] == [True, True, False, True]
+    assert f"{below[0].name}: chosen" in capsys.readouterr().out.replace("\n       ", "")
+
+
+@pytest.mark.parametrize("told", ['{"repeat_of": 5}', '{"repeat_of": "a/b"}', "[]", "{bad"])
+def test_a_repetition_that_says_nonsense_stops_nothing(tmp_path, capsys, told):
+    runs = [dated(tmp_path, f"run_2026010{day}_000000", day) for day in (1, 2)]
+    repeat = dated(tmp_path, "repeat_20260103_000000", 3, prefix="repeat")
+    (repeat / "repeat.json").write_text(told)
+    om.write_manifest(repeat)
+    assert command("prune", "--keep", 1, tmp_path, "--yes") == 0
+    assert [path.exists() for path in (*runs, repeat)] == [False, True, True]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("damaged: repeat.json is not JSON" in printed) == (told == "{bad")

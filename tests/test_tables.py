@@ -16,7 +16,7 @@ import run_pipeline
 from prompts import load_prompts
 from rolecircuits.drawing import table_files, tables
 from rolecircuits.edits import answers, results
-from rolecircuits.edits.effects import METRICS, PARTS
+from rolecircuits.edits.effects import INFERRED, METRICS
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.stats.run_pairs import main_numbers
 from synthetic import make_run, save_run
@@ -54,7 +54,11 @@ def effect_rows():
     """Rows of effects.csv with the widest numbers that there are."""
     place = {"role": "candidate", "category": "all", "n": 144, "pool": 32}
     parts = dict(
-        zip(PARTS, (-0.000123, -0.000456, 0.0000789, 1.2e-5, 0.2, 3.1e-5, 30), strict=True)
+        zip(
+            (*INFERRED, "_q", "_rank"),
+            (-0.000123, -0.000456, 0.0000789, 1.2e-5, 0.2, 3.1e-5, 30),
+            strict=True,
+        )
     )
     numbers = {metric + part: value for metric in METRICS for part, value in parts.items()}
     return [{"intervention": f"ah_{i}_3-5-7-8_half_out"} | place | numbers for i in range(2)]
@@ -228,3 +232,20 @@ def test_examples_mark_what_differs(capsys):
     assert "neutral: Why so? unedited a [[b]] edited a [[c]] edited by sh_1_1_zero_out" in said
     answers.print_answers(json.loads(json.dumps(found | {"changes": [], "interventions": {}})))
     assert "\\x1b" in check_lines(capsys.readouterr().out)
+
+
+def test_the_title_of_an_interaction_says_what_its_sign_means(tmp_path, capsys):
+    run = make_run(2, 2, prompts=load_prompts("deixis", 12)[0], prompt_format="chat")
+    path = save_run(run, tmp_path)
+    command = ["--input_dir", str(path), "--output_dir", str(tmp_path / "tables")]
+    assert analyze_results.main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "first-named category" not in printed  # the first side is a sum of two
+    said = "about_model: interaction of person and turn, layer by layer; > 0: you_user + "
+    assert f"{said}i_assistant more focused than i_user + you_assistant layer" in printed
+
+
+def test_heads_of_a_contrast_with_a_long_name_fit(folders, tmp_path, capsys):
+    command = ["--input_dir", str(folders[1]), "--output_dir", str(tmp_path)]
+    assert analyze_results.main([*command, "--contrast", "third_person-self_referent"]) == 0
+    check_lines(capsys.readouterr().out)

@@ -73,12 +73,13 @@ class RowReader:
     shapes   {field(s): documents}    ids    {field, or "place": documents}
     ignored  {field: documents}       roles  {role of the file: role that it is read as}
     calls    tool calls that became text
+    places   {id: place}; an id twice is refused
     """
 
     def __init__(self, fields: Fields, prompt_format):
         self.fields, self.chat = fields, prompt_format == "chat"
         self.shapes, self.ids, self.ignored = Counter(), Counter(), Counter()
-        self.roles, self.calls = {}, 0
+        self.roles, self.calls, self.places = {}, 0, {}
 
     def read(self, value, place):
         """The Document of a row; a UserError says what is wrong with it.
@@ -101,6 +102,10 @@ class RowReader:
             name = ", ".join(parts)
         category, category_field = self._category(value)
         document = Document(_read_id(value, id_field, place), category, turns)
+        if document.id in self.places:
+            shown = printable(document.id)[:SHOWN]
+            raise UserError(f"id {shown!r} is that of {self.places[document.id]}")
+        self.places[document.id] = place
         self.shapes[name] += 1
         self.ids[id_field or "place"] += 1
         self.roles |= found.roles
@@ -121,8 +126,9 @@ class RowReader:
         if len(there) == 1:
             return there[0]
         if there:
+            turns = (self.fields.messages,) if given else TURNS
             flags = ", ".join(
-                f"--{'messages' if name in TURNS else 'text'}_field {printable(name)}"
+                f"--{'messages' if name in turns else 'text'}_field {printable(name)}"
                 for name in there
             )
             names = " and ".join(printable(name) for name in there)

@@ -12,6 +12,7 @@ rows (id, prompt_id or --id_field), else the place in the file: line-12, or item
 """
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ SHAPES = (
     f"one object a line, or a JSON array of objects, with {', '.join((*TEXTS[:2], *TURNS))}, or "
     "instruction and output; a .txt file holds a document a line"
 )
+ANY_ARRAY = re.compile(r"\s*\[")
+ARRAY = re.compile(r"\s*\[\s*[\[{\"\]]")  # in a .txt: a line may be "[Ann] Hello"
 NAMED = 12  # names of ignored fields in a note
 
 
@@ -98,18 +101,14 @@ def read_documents(path, fields=None, prompt_format="raw"):
     path = Path(path)
     file, reader = f"{FLAG} {path}", RowReader(fields or Fields(), prompt_format)
     layout, rows = split_rows(read_text(path, FLAG), path)
-    documents, failed, seen = [], [], {}
+    documents, failed = [], []
     for place, row in rows:
         try:
             value = row if layout != "JSON lines" else _parse_line(row)
             document = reader.read(value, place)
-            if document.id in seen:
-                shown = printable(document.id)[:60]
-                raise UserError(f"id {shown!r} is that of {seen[document.id]}")
         except UserError as error:
             failed.append((place, str(error)))
         else:
-            seen[document.id] = place
             documents.append(document)
     _check_any(file, documents, failed)
     chats = {document.is_chat for document in documents}
@@ -131,8 +130,8 @@ def _check_any(file, documents, failed):
         raise UserError(f"{file}: holds no documents; read are {SHAPES}")
     if not documents:
         (place, reason), n = failed[0], len(failed)
-        which = "its only row is" if n == 1 else f"none of its {n} rows is"
-        raise UserError(f"{file}: {which} a document: {place}: {reason}; read are {SHAPES}")
+        which = "its only row is no" if n == 1 else f"none of its {n} rows is a"
+        raise UserError(f"{file}: {which} document: {place}: {reason}; read are {SHAPES}")
     n = len({document.category for document in documents} - {""})
     if n > MAX_CATEGORIES:
         raise UserError(
@@ -143,10 +142,11 @@ def _check_any(file, documents, failed):
 
 def split_rows(text, path):
     """(layout, [(place, row)]): an array's items, lines of JSON or of text, empty ones left out."""
-    if text.lstrip().startswith("["):
+    is_text = path.suffix.lower() == ".txt"
+    if (ARRAY if is_text else ANY_ARRAY).match(text):
         return "JSON array", _array_items(text, f"{FLAG} {path}")
     lines = [(f"line-{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix.lower() == ".txt" and not _is_json_line(lines):
+    if is_text and not _is_json_line(lines):
         return "text lines", [(place, {"text": line.strip()}) for place, line in lines]
     _refuse_pretty_printed(text, f"{FLAG} {path}")
     return "JSON lines", lines

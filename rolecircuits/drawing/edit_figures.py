@@ -43,7 +43,7 @@ EFFECTS_CAPTION = (
     "category for KL and surprisal, one value for RFC and RSI. Grey: its controls, the same edit "
     "on other heads of the layer (all, or a draw of 31) unless the plan names its own. rank: of "
     "the size of the effect over all prompts among these, 1 the largest. Later layers: those after "
-    "the edit."
+    "the edit. RFC, RSI above 0: by the edit self-referent gains focus."
 )
 
 
@@ -162,8 +162,8 @@ def draw_sweep(arrays, label, method):
     size = (max(2.2, min(3.6, 0.12 * n_heads + 1.2)), max(1.8, min(6.5, 0.14 * n_layers + 0.8)))
     caption = (
         f"Each head in turn, {method}; means over prompts. RFC and RSI: normalised, mean over the "
-        "layers after the ablated one, colours centred at 0; the last layer has none (hatched). "
-        "Numbers, also by category, in data/."
+        "layers after the ablated one; red: self-referent gains focus by the edit, blue: it loses, "
+        "white: 0; the last layer has none (hatched). Numbers, also by category, in data/."
     )
     texts = ("All heads ablated, one at a time", label, caption)
     figure, axes = style.open_panels(Grid((1, 3), size, gap=(1.15, 0.6), right=0.9), texts)

@@ -56,7 +56,7 @@ def draw_heatmaps(study: Study, title):
     limit = np.nanmax(np.abs(differences), initial=0.0) or 1.0
     caption = write_caption(
         study,
-        "Red, above 0: the category named first has the more focused attention (the lower "
+        "Red, above 0: what is named first has the more focused attention (the lower "
         "normalised entropy); blue: the second has; white: 0.",
         survivors_note(study, "Dots"),
         "Grey: undefined." if np.isnan(differences).any() else "",
@@ -204,7 +204,7 @@ def draw_distributions(study: Study, title):
         ),
         f"{of_half[0].upper()}{of_half[1:]} there." if of_half and not reason else "",
         "Crosses: g on the half that chose the heads, the largest |g| first; choosing overstates "
-        "it. Red: the category named first is the more focused; blue: the second.",
+        "it. Red: what is named first is the more focused; blue: the second.",
         "" if reason or of_half else CUT_NOTE,
         *untested_notes(study, [contrast], said=()),
         intervals=False,
@@ -236,7 +236,7 @@ def draw_top_heads(study: Study, title):
         f"Hedges g of {named} in focus (normalised entropy){with_interval}, the {len(heads)} "
         f"largest of {test['g'].size} heads by |g|. Chosen and measured on the same prompts, so "
         f"the largest are overstated{for_one}; figure 4 measures heads on prompts that did not "
-        "choose them. Red: the category named first is the more focused; blue: the second.",
+        "choose them. Red: what is named first is the more focused; blue: the second.",
         survivors_note(study, "Filled", [contrast]),
         CUT_NOTE,
         intervals=False,

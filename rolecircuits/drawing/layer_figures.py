@@ -123,8 +123,11 @@ def draw_difference_bars(study: Study, title):
         for contrast, colour in zip(contrasts, colours, strict=True)
     ]
     grid = layer_grid(study, (1, 1), height=3.2)
-    notes = SIGN_NOTE, MARKS_NOTE, CUT_NOTE, points_note(study, contrasts)
-    caption = write_caption(study, *notes, *untested_notes(study, contrasts))
+    tested = any(contrast_reason(study.run, contrast) is None for contrast in contrasts)
+    lost = study.has_intervals and not tested  # of categories there are intervals, but none here
+    notes = SIGN_NOTE, *(() if lost else (MARKS_NOTE, CUT_NOTE)), points_note(study, contrasts)
+    notes += tuple(untested_notes(study, contrasts, said=() if lost else None))
+    caption = write_caption(study, *notes, intervals=not lost)
     figure, axes = open_figure(study, title, caption, grid, handles)
     place, rows, width, drawn = axes[0, 0], [], 0.8 / len(contrasts), []
     for slot, (contrast, colour) in enumerate(zip(contrasts, colours, strict=True)):

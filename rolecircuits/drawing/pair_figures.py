@@ -1,7 +1,8 @@
 """RFC and RSI of two runs and of their difference, layer by layer, less their length null.
 
-Every panel of a figure has the same axis. Above 0 self-referent is the more focused, or more so in
-the instruct run; of contrasts the category named first.
+Every panel of a figure has the same axis. Above 0 self-referent is the more focused (of contrasts
+the side named first); a difference above 0 says that it gains focus from base to instruct, and not
+that it is the more focused in either.
 """
 
 from rolecircuits.drawing import style
@@ -84,16 +85,15 @@ def draw_contrasts(compared, summary):
     handles = [style.series_handle(*LOOKS[run], linewidth=1.5) for run in LOOKS]
     panel = (max(3.6, min(6.0, 2.4 + 0.04 * n_layers)), 2.0)
     grid = style.Grid((len(compared), 2), panel, gap=(0.9, 0.75), heading=2)
-    texts = write_texts(summary, SIDES, of_contrasts=True)
+    texts = write_texts(summary, SIDES, compared)
     figure, panels = style.open_panels(grid, texts, handles, sharey=True)
     drawn = [ZERO]
     for row, (line, (name, sides)) in enumerate(zip(panels, compared.items(), strict=True)):
         bottom = row == len(panels) - 1
         for axes, shown in zip(line, columns, strict=True):
             style.draw_zero(axes)
-            axes.set_title(
-                f"{name}, instruct - base" if shown == ("diff",) else name, pad=style.MARKED_PAD
-            )
+            what = f"{name}, instruct - base" if shown == ("diff",) else name
+            axes.set_title(style.wrap_text(what, panel[0], 10), pad=style.MARKED_PAD)
             style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
             for slot, run in enumerate(shown):
                 measured = tuple(sides[run][part] for part in ENDS)
@@ -109,11 +109,11 @@ def draw_contrasts(compared, summary):
     ]
 
 
-def write_texts(summary, shown, of_contrasts=False):
+def write_texts(summary, shown, contrasts=()):
     """(title, subtitle, caption): what was compared, formats and n, how the intervals are made."""
     difference = shown == ("diff",)
     title = "Contrasts of focus (normalised entropy) by layer"
-    if not of_contrasts:
+    if not contrasts:
         title = "RFC and RSI by layer, base and instruct"
         title = "Difference of RFC and RSI by layer" if difference else title
     n = summary["prompts_compared"]
@@ -121,17 +121,18 @@ def write_texts(summary, shown, of_contrasts=False):
     if len(set(n.values())) > 1:
         size = ", ".join(f"{k} {name}" for name, k in n.items()) + " prompts"
     labels = "; ".join(f"{run}: {summary[run]['label']}" for run in SIDES)
-    reasons = summary["intervals_left_out"]
+    left_out = "contrast_intervals_left_out" if contrasts else "intervals_left_out"
+    reasons, n_tested = summary.get(left_out, []), len(contrasts or INDICES)
     caption = [f"{reason}." for reason in reasons]
     caption.append(
-        "Difference in focus: entropy of the second less entropy of the first; above 0 the "
-        "category named first is the more focused."
-        if of_contrasts
+        "Difference in focus: entropy of the second less entropy of the first; above 0 what is "
+        "named first is the more focused. Instruct - base above 0: it gains focus."
+        if contrasts
         else "Less the length null, the same index if attention were uniform over the visible keys "
-        "(not 0 in raw alone). Above 0: self-referent is the more focused"
-        + (", more so in the instruct run." if difference else ".")
+        "(not 0 in raw alone). Above 0: self-referent "
+        + ("gains focus from base to instruct." if difference else "is the more focused.")
     )
-    if len(reasons) < len(INDICES):
+    if len(reasons) < n_tested:
         made = f"{N_RESAMPLES:,} resamples, the same in both runs"
         unit = summary["bootstrap"]["unit"]
         caption.insert(0, f"95 % bootstrap-t intervals over {unit} ({made}).")

@@ -39,8 +39,8 @@ MARKS_NOTE = (
     "layers, and whose interval excludes it."
 )
 ZERO = (np.zeros(1), np.nan, np.nan)  # for `limit_to_points`: 0 stays in the panel
-SIGN_NOTE = "Difference in focus: entropy of the second less entropy of the first, above 0: the "
-SIGN_NOTE += "category named first has the more focused attention."
+SIGN_NOTE = "Difference in focus: entropy of the second less entropy of the first, above 0: what "
+SIGN_NOTE += "is named first has the more focused attention."
 CUT_NOTE = "The axes follow the points; wider intervals are cut off."
 NULL_HANDLE = Line2D(
     [], [], color=NULL_COLOUR, linestyle="--", linewidth=1, label="length null (uniform)"

@@ -19,7 +19,7 @@ from rolecircuits.drawing.table_files import PrintedTable, record
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
-from rolecircuits.stats.contrasts import INTERACTIONS
+from rolecircuits.stats.contrasts import INTERACTIONS, name_of
 from rolecircuits.stats.indices import INDICES
 from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, rows_of
 
@@ -31,6 +31,7 @@ HOW_TO_READ = (
 )
 FOCUSED = "> 0: self-referent is the more focused"
 FIRST_FOCUSED = "> 0: the first-named category is the more focused"
+SIDE_FOCUSED = "> 0: the first side is the more focused"  # a side may be a sum of categories
 KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 
 
@@ -148,7 +149,7 @@ def print_contrasts(run, chosen, compared):
     note = "effective n: as many independent prompts would give this interval (median over layers)"
     print_table(columns, [row[:4] for row in rows], title, note)
     title = f"{run.label}: focus (normalised entropy with its sign turned), first - second, mean "
-    title += f"over heads; {FIRST_FOCUSED}"
+    title += f"over heads; {SIDE_FOCUSED if set(chosen) & set(INTERACTIONS) else FIRST_FOCUSED}"
     columns = ["contrast", right("mean"), right("min @layer"), right("max @layer")]
     columns += map(right, ("p", "BH", "max-T", "layers"))
     note = f"p, BH, max-T: layers below {ALPHA}, uncorrected and corrected"
@@ -156,11 +157,16 @@ def print_contrasts(run, chosen, compared):
     families = [name for name in chosen if name in INTERACTIONS]
     columns = [right("layer"), interval("first - second [95 %]"), right("q"), right("max-T p")]
     for name in families:
-        title = f"{name}: interaction of person and turn, layer by layer; {FIRST_FOCUSED}"
-        title += "" if name == families[0] else " (the control)"
+        shown = name if name == families[0] else f"{name} (the control)"
+        title = f"{shown}: interaction of person and turn, layer by layer; {_sign_of(chosen[name])}"
         print_table(columns, map(_interaction_cells, rows_of(compared, name)), title)
     if families:
         say(describe_interactions(families, compared))
+
+
+def _sign_of(contrast):
+    """What a value above 0 of a contrast says, its sides being categories or sums of them."""
+    return f"> 0: {name_of(contrast[0])} more focused than {name_of(contrast[1])}"
 
 
 def _interaction_cells(row):
@@ -179,11 +185,11 @@ def print_heads(run, rows, contrast):
         tests = [show(value[name], ".4f") for name in ("p", "q", "p_max")]
         difference = show(value["estimate"], "+.4f")
         cells.append([row["layer"], row["head"], difference, g, *tests])
-    columns = list(map(right, ("layer", "head", contrast, "p", "q (BH)", "max-T p")))
+    columns = list(map(right, ("layer", "head", "first - second", "p", "q (BH)", "max-T p")))
     columns.insert(3, interval("g [95 %]"))
     title = f"{run.label}: strongest heads, {contrast}, focus (normalised entropy with its sign "
-    title += f"turned) and Hedges g; {FIRST_FOCUSED}"
-    print_table(columns, cells, title)
+    sign = _sign_of(INTERACTIONS[contrast]) if contrast in INTERACTIONS else FIRST_FOCUSED
+    print_table(columns, cells, f"{title}turned) and Hedges g; {sign}")
 
 
 def print_main_numbers(name, numbers, formats, pair=""):

@@ -1,9 +1,10 @@
 """Is a finished run the one that these flags would make? Said from its record, no model is loaded.
 
 The same are: the model's id, revision, dtype and how it is fed (flags), the weights of a local
-folder (SHA-256; its other files are older than the run), the prompts (SHA-256), and of edits the
-plan, its controls and the seed. Where and how a run was made (device, batch size, engine) does not
-matter. A branch of the hub that has moved since is not noticed: nothing is asked from the network.
+folder, or of an adapter and its local base (SHA-256; their other files are older than the run), the
+prompts (SHA-256), and of edits the plan, its controls and the seed. Where and how a run was made
+(device, batch size, engine) does not matter. A branch of the hub that has moved since is not
+noticed: nothing is asked from the network.
 """
 
 import datetime
@@ -20,6 +21,7 @@ from rolecircuits.runs.record import portable_arguments
 MODEL = ("model_id", "revision", "dtype", "trust_remote_code")
 FEEDING = ("prompt_format", "system_prompt", "bos", "chat_template", "template_arg", "date")
 OF_EDITS = ("controls", "seed", "max_tokens")  # those that the script has
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")  # hashed in this order
 
 
 def why_again(link, args, prompts, plan=None):
@@ -78,7 +80,14 @@ def _changed_files(model, config):
         file = model if model.is_file() else next(folder.glob("*.gguf"), None)
         same = file is not None and sha256_of(file) == gguf["sha256"]
         return None if same else "the GGUF has changed"
-    same = "adapter" in facts or weights_sha256(named_weights(folder)) == facts["weights_sha256"]
+    if adapter := facts.get("adapter"):
+        own = [folder / name for name in ADAPTER]
+        same = all(file.is_file() for file in own) and weights_sha256(own) == adapter["sha256"]
+        base = Path(adapter["base"]).expanduser()
+        if base.is_dir() and weights_sha256(named_weights(base)) != adapter["base_sha256"]:
+            return "the weights of the adapter's base have changed"
+    else:
+        same = weights_sha256(named_weights(folder)) == facts["weights_sha256"]
     if not same:
         return "the model's weights have changed"
     made = datetime.datetime.fromisoformat(config["created"]).timestamp()

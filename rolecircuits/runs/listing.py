@@ -55,13 +55,13 @@ def find_runs(folder):
     if kind is not None or (folder / MANIFEST).exists():
         what = kind.what if kind else "a run"
         raise UserError(f"{folder}: is {what}; name the folder that holds runs")
-    found = []
-    for place in _folders_of_runs(folder):
+    found, places = [], list(_folders_of_runs(folder))
+    for place in places:
         inside = [read_run(path) for path in place.iterdir() if _is_run(path)]
         found += sorted(inside, key=lambda run: (run.created, run.path.name))
-        for path in place.iterdir():
-            for run in _linked(path, found):
-                run.links.append(path.name)
+    for path in (path for place in places for path in place.iterdir()):
+        for run in _linked(path, found):
+            run.links.append(path.name)
     return found
 
 
@@ -88,8 +88,8 @@ def _linked(link, found):
     """The Found that a link names: a latest_*, or any other symlink."""
     if not link.is_symlink() and linked_name(link) is None:
         return []
-    target = (link.parent / linked_name(link)).resolve()
-    return [run for run in found if run.path.resolve() == target]
+    target = os.path.realpath(link.parent / linked_name(link))  # Path.resolve refuses a loop
+    return [run for run in found if os.path.realpath(run.path) == target]
 
 
 def read_run(path):
@@ -121,8 +121,12 @@ def read_run(path):
     if kind == "renamed":
         run.foreign = "it was given another name"
     if kind == "repeat" and (path / "repeat.json").is_file():
-        told = read_json(path / "repeat.json")
-        run.repeats = told.get("repeat_of") if isinstance(told, dict) else None
+        try:
+            told = read_json(path / "repeat.json")
+        except UserError:
+            run.damage = "damaged: repeat.json is not JSON"
+        else:
+            run.repeats = told.get("repeat_of") if isinstance(told, dict) else None
     return run
 
 
@@ -227,7 +231,7 @@ def choose_removed(found, keep):
     for run in reversed(ours):  # what a repetition repeats is older, and may be one itself
         if run.repeats and id(run) in kept:
             for other in ours:
-                if other.path == run.path.with_name(run.repeats):
+                if other.path.name == run.repeats:  # it may lie in another folder
                     kept.setdefault(id(other), f"{run.path.name} repeats it")
     stay = [(run, run.damage or run.foreign or kept.get(id(run))) for run in found]
     gone = [run for run, why in stay if why is None]
