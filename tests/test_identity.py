@@ -1,5 +1,6 @@
 """What makes a finished run the one that is asked for, and a plan one for this model."""
 
+import datetime
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from output_manager import load_run
 from prompts import load_prompts
 from rolecircuits.edits import plan_source
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.runs import identity
+from rolecircuits.inputs.files import follow_links
+from rolecircuits.runs import files, identity
 from tiny_models import save_tiny
 
 HERE = Path(interventions.__file__).parent
@@ -63,6 +65,19 @@ def test_the_same_flags_find_the_run(made):
 )
 def test_other_flags_make_another_run(made, flags, said):
     assert reason(made, *flags).startswith(said)
+
+
+def test_a_template_that_was_told_another_day_makes_another_run(made):
+    """Where a chat template asked for the date, the run's config records what it was told."""
+    argv = ["--model_id", str(made / "model"), *FED, "--raw", "none"]
+    args = activation_analysis.parse_args(argv)
+    config = files.read_json(follow_links(made / "runs/latest_run") / "experiment_config.json")
+    prompts = load_prompts(args.prompts, args.prompts_per_category)[0]
+    today = datetime.date.today().isoformat()
+    for told, said in ((today, None), ("2020-01-01", "told 2020-01-01 as today's date")):
+        config["prompts"]["date"] = told
+        found = identity._difference(config, args, prompts, None)
+        assert found is None if said is None else said in found
 
 
 def test_a_run_that_is_not_there_or_not_whole(made):

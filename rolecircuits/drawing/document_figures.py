@@ -94,10 +94,11 @@ def draw_by_turn(arrays, label):
         style.number_axis(place.xaxis, n_turns, "turn")
     axes[0, 0].set_ylabel("value of a turn")
     for place, kind in zip(axes[1], VALUES, strict=True):
-        picture = place.imshow(maps[kind].T, origin="lower", **IMAGE)
+        picture = place.imshow(maps[kind].T, **IMAGE)
         _finish_map(figure, place, picture)
         style.number_axis(place.xaxis, n_turns, "turn")
         style.number_axis(place.yaxis, maps[kind].shape[1], "")
+        place.invert_yaxis()  # layer 0 at the top, as in every map
     axes[1, 0].set_ylabel("layer")
     values = {kind: turn_means(arrays, kind) for kind in VALUES}
     for at in np.flatnonzero(chosen):

@@ -167,7 +167,7 @@ def draw_sweep(arrays, label, method):
     )
     texts = ("All heads ablated, one at a time", label, caption)
     figure, axes = style.open_panels(Grid((1, 3), size, gap=(1.15, 0.6), right=0.9), texts)
-    look = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+    look = {"aspect": "auto", "origin": "upper", "interpolation": "nearest"}
     for axis, (title, values, colours) in zip(axes[0], panels, strict=True):
         limit = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
         scale = Normalize(-limit if colours == DIVERGING else 0.0, limit)
@@ -179,6 +179,7 @@ def draw_sweep(arrays, label, method):
         axis.set_title(title, fontsize=9)
         style.number_axis(axis.xaxis, n_heads, "head")
         style.number_axis(axis.yaxis, n_layers, "layer")
+        axis.invert_yaxis()  # layer 0 at the top, as in every map of heads
         figure.colorbar(picture, cax=axis.inset_axes([1.04, 0, 0.05, 1])).ax.grid(False)
     rows = []
     for layer, head in np.ndindex(kl.shape):

@@ -126,7 +126,7 @@ class Run:
     @property
     def facts(self):
         """{column: value} by which every row of a CSV says which run it is of."""
-        facts = facts_of(self.config, self.path.name if self.path else "")
+        facts = facts_of(self.config, self.name if self.path else "")
         return facts | ({"edit": self.edit} if self.edit else {})
 
     @property

@@ -53,6 +53,9 @@ def _difference(config, args, prompts, plan):
     template = (config["prompts"].get("chat_template") or {}).get("text")
     if (text := PromptFormat.of(args).template_text) and text != template:
         return "the file of --chat_template has changed"
+    told, today = config["prompts"].get("date"), datetime.date.today().isoformat()
+    if told and now["date"] is None and told != today:
+        return f"its chat template was told {printable(told)} as today's date"
     if not plan and now["raw"] not in (None, "none", config["capture"]["raw"]):
         return f"--raw was {printable(config['capture']['raw'])}, is {now['raw']}"
     left_out = config["prompts"]["frames_left_out"]
