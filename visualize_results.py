@@ -45,6 +45,7 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import follow_links
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.specs import same_weights
+from rolecircuits.runs.record import FED
 
 FOLDERS = {
     "instruct": (LATEST_RUNS["instruct"], "figures"),
@@ -54,7 +55,6 @@ FOLDERS = {
 DOCUMENT_FIGURES = "figures/documents"
 BASELINE = "baseline"  # the unedited pass inside an intervention run
 FORMATS = ("png", "svg", "pdf")
-FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 
 
 def parse_args(argv=None):

@@ -109,7 +109,7 @@ def test_two_runs_of_one_type_are_taken_in_their_order():
 @pytest.mark.parametrize(("key", "number"), [("crossed|instruct", 3), ("original|instruct", 1)])
 def test_layers_are_those_of_the_stats_functions(built, runs, key, number):
     data = embedded(built, "layers")["data"]["runs"][key]
-    for kind in section.KIND_NAMES:
+    for kind in indices.KIND_NAMES:
         found = role_tests.infer_layers(runs[number], kind)
         for index in indices.INDICES:
             shown, own = data[kind]["indices"][index], found[index]
@@ -123,7 +123,7 @@ def test_layers_are_those_of_the_stats_functions(built, runs, key, number):
 
 def test_heads_are_those_of_the_stats_functions(built, runs):
     data = embedded(built, "heads")["data"]
-    for kind in section.KIND_NAMES:
+    for kind in indices.KIND_NAMES:
         values = frame_values(runs[2], indices.prompt_values(runs[2], kind))
         for name, contrast in contrasts.available_contrasts(runs[2].category).items():
             own = contrasts.compare_categories(values, *labels_of(runs[2]), contrast)
@@ -144,7 +144,7 @@ def test_differences_are_those_of_the_comparison(built, runs):
     matched, _ = run_pairs.match_runs(*runs[2:])
     estimates, _ = run_pairs.estimate_pair(matched)
     shown = embedded(built, "comparison")["data"]["sets"]["crossed"]
-    for kind in section.KIND_NAMES:
+    for kind in indices.KIND_NAMES:
         for index in indices.INDICES:
             own = estimates[kind][index]["diff"]
             value = own.get("value", own.get("estimate")) - own["null"]
@@ -202,7 +202,7 @@ def test_a_large_report_leaves_out_points_and_says_of_which_heads(runs, monkeypa
     context = section.Context(build.order_runs(runs[2:]))
     context.numbers = {key: build.numbers.run_numbers(run) for key, run in context.runs.items()}
     size = context.numbers["crossed", "base"].values["raw"].size
-    assert heads.choose_points(context)[0] == tuple(section.KIND_NAMES)
+    assert heads.choose_points(context)[0] == tuple(indices.KIND_NAMES)
     monkeypatch.setattr(heads, "POINTS_LIMIT", 2 * size)
     assert heads.choose_points(context) == (("normalised",), dict.fromkeys(context.runs))
     monkeypatch.setattr(heads, "POINTS_LIMIT", 4 * len(labels_of(runs[2])[0]))
@@ -425,7 +425,7 @@ def test_a_script_that_is_not_ours_does_not_run(browser, built):
 
 def test_the_kind_menu_changes_the_numbers_to_those_of_the_kind(browser, built, runs):
     open_page(browser, built)
-    for kind, shown in section.KIND_NAMES.items():
+    for kind, shown in indices.KIND_NAMES.items():
         pick(browser, "kind", kind)
         assert text_of(browser, "summary-means").startswith(f"{shown}; above the null")
         first = browser.find_element("css selector", "#summary-means tbody tr td:nth-child(5)").text

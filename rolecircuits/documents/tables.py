@@ -21,7 +21,9 @@ from rolecircuits.runs.npz import write_npz
 from rolecircuits.runs.record import describe_documents, describe_run
 from rolecircuits.stats import moments
 from rolecircuits.stats.document_stats import (
+    drift_rows,
     has_indices,
+    index_rows,
     infer_document_indices,
     infer_drifts,
     turn_means,
@@ -76,20 +78,6 @@ def stacked_arrays(documents, results):
     return arrays
 
 
-def index_rows(indices):
-    """Rows of indices.csv: RFC and RSI over documents, layer by layer.
-
-    indices  what `infer_document_indices` gives
-    """
-    rows = []
-    for (kind, index), found in indices.items():
-        numbers = found["layers"]
-        for layer in range(len(numbers["estimate"])):
-            values = {name: values[layer] for name, values in numbers.items()}
-            rows.append({"layer": layer, "kind": kind, "index": index} | values)
-    return rows
-
-
 def save_documents(folder, documents, results, config, facts):
     """Write a run's folder from TokenizedDocuments and the arrays of their shards, and print it.
 
@@ -100,7 +88,7 @@ def save_documents(folder, documents, results, config, facts):
     indices = infer_document_indices(arrays) if has_indices(arrays) else {}
     drifts = infer_drifts(arrays)
     tables = {"documents": whole, "turns": turns, "indices": index_rows(indices)}
-    tables["drift"] = [{k: v for k, v in row.items() if k != "reason"} for row in drifts]
+    tables["drift"] = drift_rows(drifts)
     named = run_columns(config)
     for name, rows in tables.items():
         if rows:

@@ -32,12 +32,12 @@ from rolecircuits.drawing.study import (
     untested_notes,
     write_caption,
 )
-from rolecircuits.drawing.style import KIND_NAMES, UNITS, Grid
+from rolecircuits.drawing.style import UNITS, Grid
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.categories import PAIRED
 from rolecircuits.stats.audit import contrast_reason
 from rolecircuits.stats.index_inference import COMPARED
-from rolecircuits.stats.indices import KINDS, first_word_matched_values, index_values
+from rolecircuits.stats.indices import KIND_NAMES, KINDS, first_word_matched_values, index_values
 from rolecircuits.stats.masses import end_keys, uniform_rows
 from rolecircuits.stats.moments import defined_mean, divide
 from rolecircuits.stats.resampling import SHARE

@@ -10,7 +10,7 @@ from rolecircuits.drawing.study import Study
 from rolecircuits.drawing.style import Grid
 from rolecircuits.inputs.errors import printable
 from rolecircuits.runs.files import prepare_folder, write_csv
-from rolecircuits.stats.indices import INDICES, KINDS
+from rolecircuits.stats.indices import INDICES, KIND_NAMES, KINDS
 from rolecircuits.stats.multiverse import multiverse_rows
 from rolecircuits.stats.role_tests import infer_kinds
 
@@ -114,4 +114,4 @@ def name_line(line):
     run, label, interval, kind, matching = line
     matched = "" if matching == "none" else f", {matching.replace('_', ' ')}-matched"
     where = " ".join(filter(None, (run, label)))
-    return printable(f"{where}: {style.KIND_NAMES[kind]}{matched}, {interval}")
+    return printable(f"{where}: {KIND_NAMES[kind]}{matched}, {interval}")

@@ -8,7 +8,7 @@ that it is the more focused in either.
 from rolecircuits.drawing import style
 from rolecircuits.drawing.study import CUT_NOTE, ZERO, excludes, less_null
 from rolecircuits.inputs.arguments import ALPHA
-from rolecircuits.stats.indices import INDICES, KINDS
+from rolecircuits.stats.indices import INDICES, KIND_NAMES, KINDS
 from rolecircuits.stats.resampling import N_RESAMPLES
 from rolecircuits.stats.run_pairs import P_VALUES, SIDES
 
@@ -42,7 +42,7 @@ def draw_pair(name, estimates, summary):
         bottom = index == INDICES[-1]
         for kind, axes in zip(KINDS, line, strict=True):
             style.draw_zero(axes)
-            axes.set_title(f"{index.upper()}, {style.KIND_NAMES[kind]}", pad=style.MARKED_PAD)
+            axes.set_title(f"{index.upper()}, {KIND_NAMES[kind]}", pad=style.MARKED_PAD)
             style.number_axis(axes.xaxis, n_layers, "layer" if bottom else "")
             for slot, run in enumerate(shown):
                 estimate = estimates[kind][index][run]

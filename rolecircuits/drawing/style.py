@@ -43,7 +43,6 @@ matplotlib.rcdefaults()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
-KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 UNITS = {
     "normalised": "normalised entropy",
     "sinkfree": "sink-free entropy",

@@ -20,7 +20,7 @@ from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.stats.audit import audit_design, audit_rows, cluster_rows
 from rolecircuits.stats.contrasts import INTERACTIONS, name_of
-from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.indices import INDICES, KIND_NAMES
 from rolecircuits.stats.verdicts import contrast_cells, describe_interactions, rows_of
 
 GAP, LEAST_WORDS = 2, 8  # characters between columns, and of a column of words at least
@@ -32,7 +32,6 @@ HOW_TO_READ = (
 FOCUSED = "> 0: self-referent is the more focused"
 FIRST_FOCUSED = "> 0: the first-named category is the more focused"
 SIDE_FOCUSED = "> 0: the first side is the more focused"  # a side may be a sum of categories
-KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 
 
 def right(heading):

@@ -7,8 +7,8 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.report.overview import category_name
 from rolecircuits.runs.files import read_json
+from rolecircuits.runs.record import FED
 
-FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in experiment_config.json
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_WORDS = 4000  # of a pair of answers that is compared word by word
 MAX_SHOWN = 40  # changed answers of an edit

@@ -1,6 +1,7 @@
 """Loaded runs -> the report: what is computed first, which sections there are, in which order."""
 
 from rolecircuits.engines.fork_map import fork_map
+from rolecircuits.inputs.arguments import run_type
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.report import heads, layers, numbers, overview
 from rolecircuits.report.conversations import conversations_section
@@ -9,9 +10,10 @@ from rolecircuits.report.masses import masses_section
 from rolecircuits.report.page import Page, build_page
 from rolecircuits.report.palette import category_looks
 from rolecircuits.report.prompts import prompts_section
-from rolecircuits.report.section import KIND_NAMES, SIDES, Context, Folders
+from rolecircuits.report.section import SIDES, Context, Folders
 from rolecircuits.report.summary import summary_section
 from rolecircuits.runs.files import read_json
+from rolecircuits.stats.indices import KIND_NAMES
 
 # each a function of the Context that gives a Section, or None
 SECTIONS = (
@@ -25,7 +27,6 @@ SECTIONS = (
     conversations_section,
     overview.method_section,
 )
-BASE_TYPES = ("base", "latest_base")  # --output_type of a base run
 
 
 def order_runs(runs):
@@ -58,7 +59,7 @@ def order_runs(runs):
 
 def _side(run):
     given = (run.config.get("arguments") or {}).get("output_type")
-    return SIDES[0] if given in BASE_TYPES else SIDES[1]
+    return SIDES[0] if run_type(given) == SIDES[0] else SIDES[1]
 
 
 def build_report(runs, folders=None, verified=True, command="", asked=()):

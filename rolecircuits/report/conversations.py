@@ -13,7 +13,9 @@ from rolecircuits.report.section import INDEX_NAMES, Context, Section, show_inte
 from rolecircuits.runs.document_results import DOCUMENTS, read_documents_run, run_columns
 from rolecircuits.stats.document_stats import (
     VALUES,
+    drift_rows,
     has_indices,
+    index_rows,
     infer_document_indices,
     infer_drifts,
     turn_drifts,
@@ -80,23 +82,12 @@ def conversations_section(context: Context):
         "old": frames is None and has_indices(arrays),
     }
     tables = {
-        "drift.csv": [facts | {k: v for k, v in r.items() if k != "reason"} for r in drifts],
+        "drift.csv": [facts | row for row in drift_rows(drifts)],
         "document_drifts.csv": [facts | row for row in rows],
-        "indices.csv": index_rows(indices, facts),
+        "indices.csv": [facts | row for row in index_rows(indices)],
     }
     tables = {name: own for name, own in tables.items() if own}
     return Section("conversations", "Conversations", SEE, static, data, tables)
-
-
-def index_rows(indices, facts):
-    """Rows of indices.csv: one a kind, index and layer."""
-    return [
-        facts
-        | {"layer": layer, "kind": kind, "index": index}
-        | {name: values[layer] for name, values in own["layers"].items()}
-        for (kind, index), own in indices.items()
-        for layer in range(len(own["layers"]["estimate"]))
-    ]
 
 
 def read_frames(folder):

@@ -11,8 +11,10 @@ from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.specs import same_weights
 from rolecircuits.report import answers
 from rolecircuits.report.section import Context, Section, run_facts
-from rolecircuits.runs.edit_results import read_effects
+from rolecircuits.runs import arrays
+from rolecircuits.runs.edit_results import EFFECT_PARTS, read_effects
 from rolecircuits.runs.files import read_json
+from rolecircuits.runs.record import prompt_set_of
 
 SEE = (
     "Whether cutting a head that reacts to the person changes more than cutting another head of "
@@ -26,8 +28,7 @@ METRICS = {
     "surprisal_change": "surprisal of the unedited answer, nats",
 }
 UNSIGNED = ("kl",)
-PARTS = ("", "_low", "_high", "_control", "_p", "_q", "_rank")
-NAMES = ("estimate", "low", "high", "control", "p", "q", "rank")  # of PARTS in a CSV
+NAMES = ("estimate", "low", "high", "control", "p", "q", "rank")  # of EFFECT_PARTS in a CSV
 LABELS = ("intervention", "role", "type", "layer", "head", "method", "category", "n", "pool")
 SET_NUMBERS = ("n_candidates", "mean_rank", "expected_rank", "p", "smallest_p", "q", "n_layers")
 
@@ -45,7 +46,7 @@ def edits_section(context: Context):
         static |= {"rows": candidate_rows(rows), "tests": [describe_test(test) for test in tests]}
         static["of"] = f"{printable(config['model']['id'])}, {config['prompts']['format']} prompts"
         data = {"rows": plain_rows(rows), "facts": facts, "metrics": METRICS}
-        data |= {"labels": LABELS[1:], "parts": PARTS, "part_names": NAMES}
+        data |= {"labels": LABELS[1:], "parts": EFFECT_PARTS, "part_names": NAMES}
         tables["set_tests.csv"] = [facts | test_row(test) for test in tests]
     changed = []
     for results, config in map(answers.read_answers, generated):
@@ -64,14 +65,8 @@ def facts_of(config, runs):
     for key, run in runs.items():
         fed = run.prompt_format == config["prompts"]["format"]
         if fed and same_weights(run.config["model"], config["model"]):
-            return run_facts(run, key) | {"set": _set_name(config), "run": key[1]}
-    own = {"model": config["model"]["id"], "set": _set_name(config)}
-    return own | {"format": config["prompts"]["format"], "run": ""}
-
-
-def _set_name(config):
-    given = (config.get("arguments") or {}).get("prompts") or "original"
-    return printable(str(given).replace("\\", "/").rsplit("/", 1)[-1])
+            return run_facts(run, key) | {"set": prompt_set_of(config)}
+    return arrays.facts_of(config, "")
 
 
 def read_set_tests(folder):
@@ -114,7 +109,7 @@ def plain_rows(rows):
         own["name"] = edit_name(row)
         if row["role"] == "candidate":
             own["pool_rows"] = [place[id(other)] for other in pool_of(row, rows)]
-            own |= {m + part: row.get(m + part) for m in METRICS for part in PARTS}
+            own |= {m + part: row.get(m + part) for m in METRICS for part in EFFECT_PARTS}
         else:
             own |= {m: row.get(m) for m in METRICS}
         plain.append(own)

@@ -13,9 +13,10 @@ from rolecircuits.report import charts
 from rolecircuits.report.layers import measured
 from rolecircuits.report.page import pack
 from rolecircuits.report.palette import EXCESS
-from rolecircuits.report.section import KIND_NAMES, Section, run_facts, run_key, show_interval
+from rolecircuits.report.section import Section, run_facts, run_key, show_interval
 from rolecircuits.runs.edit_results import read_sweep
 from rolecircuits.runs.files import read_json
+from rolecircuits.stats.indices import KIND_NAMES
 from rolecircuits.stats.role_tests import slot_masses, strongest_heads
 
 MEASURES = ("estimate", "low", "high", "g", "p", "q", "p_max")

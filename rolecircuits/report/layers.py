@@ -5,7 +5,6 @@ import numpy as np
 from rolecircuits.report import charts
 from rolecircuits.report.section import (
     INDEX_NAMES,
-    KIND_NAMES,
     SIDES,
     Section,
     run_facts,
@@ -13,7 +12,7 @@ from rolecircuits.report.section import (
     show_interval,
 )
 from rolecircuits.report.static_svg import line_chart
-from rolecircuits.stats.indices import INDICES
+from rolecircuits.stats.indices import INDICES, KIND_NAMES
 
 P_NAMES = ("p", "q", "p_max")
 TESTED = ("estimate", "low", "high", *P_NAMES)

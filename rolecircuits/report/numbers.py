@@ -11,12 +11,12 @@ import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED, MARGIN
 from rolecircuits.inputs.categories import REQUIRED
-from rolecircuits.report.section import KIND_NAMES, SIDES
+from rolecircuits.report.section import SIDES
 from rolecircuits.stats import audit, contrasts, indices, role_tests, run_pairs
 from rolecircuits.stats.index_inference import infer_mean_indices
 from rolecircuits.stats.units import frame_values, labels_of
 
-KINDS = tuple(KIND_NAMES)
+KINDS = indices.KINDS
 PRIMARY = role_tests.PRIMARY
 WITHIN = "first_word_matched"
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 SIDES = ("base", "instruct")
-KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}
 INDEX_NAMES = {"rfc": "RFC", "rsi": "RSI"}
 DIGITS = 6  # significant digits of every number in the page
 

@@ -8,16 +8,10 @@ import numpy as np
 from rolecircuits.inputs.arguments import ALPHA, MARGIN
 from rolecircuits.report import answers, charts, edits, heads
 from rolecircuits.report.overview import category_name
-from rolecircuits.report.section import (
-    INDEX_NAMES,
-    KIND_NAMES,
-    Section,
-    run_facts,
-    run_key,
-    show_interval,
-)
+from rolecircuits.report.section import INDEX_NAMES, Section, run_facts, run_key, show_interval
 from rolecircuits.runs.edit_results import read_effects
 from rolecircuits.stats.audit import FACTORS, name_units
+from rolecircuits.stats.indices import KIND_NAMES
 from rolecircuits.stats.role_tests import VERDICTS
 from rolecircuits.stats.verdicts import list_verdicts
 

@@ -23,6 +23,7 @@ PATH_FLAGS = (
     *("model_id", "device_map", "prompts", "documents", "config_file", "families_file"),
     *("output_dir", "repeat", "chat_template", "table"),
 )
+FED = ("format", "system_prompt", "bos")  # how prompts become tokens, in "prompts" of a config
 
 
 def describe_run(script, args, facts, fed, determinism, timings):

@@ -133,3 +133,22 @@ def infer_drifts(arrays, seed=DEFAULT_SEED, n_resamples=N_RESAMPLES):
             facts = {"role": role, "kind": kind, "n": len(values)}
             rows.append(facts | numbers | {"reason": reason})
     return rows
+
+
+def index_rows(indices):
+    """Rows of indices.csv: RFC and RSI over documents, layer by layer.
+
+    indices  what `infer_document_indices` gives
+    """
+    rows = []
+    for (kind, index), found in indices.items():
+        numbers = found["layers"]
+        for layer in range(len(numbers["estimate"])):
+            values = {name: values[layer] for name, values in numbers.items()}
+            rows.append({"layer": layer, "kind": kind, "index": index} | values)
+    return rows
+
+
+def drift_rows(drifts):
+    """Rows of drift.csv; drifts: what `infer_drifts` gives."""
+    return [{k: v for k, v in row.items() if k != "reason"} for row in drifts]

@@ -24,7 +24,8 @@ from rolecircuits.stats.entropy import normalise_entropy, sinkfree_keys, visible
 from rolecircuits.stats.moments import category_mean, defined_mean, divide
 from rolecircuits.stats.units import frame_values, row_categories
 
-KINDS = ("normalised", "sinkfree", "raw")
+KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "raw": "raw"}  # as shown
+KINDS = tuple(KIND_NAMES)
 INDICES = ("rfc", "rsi")
 INDEX_CATEGORIES = ("self_referent", "neutral", "confounder")
 MIN_POSITION_ROWS, MIN_WORD_PROMPTS = 3, 2
