@@ -11,6 +11,7 @@ import numpy as np
 
 from rolecircuits.runs import files, tuning_results
 from rolecircuits.runs.tuning_results import Checkpoints
+from rolecircuits.stats import signal_table, tuning_tests
 
 ARMS = ("role", "facts", "shuffled")
 DOSES = (10, 20, 30, 40, 50, 100)
@@ -27,7 +28,7 @@ OTHERS = [
 ]
 MOST_DRIFT = {"role": 0.30, "facts": 0.42, "shuffled": 0.95}  # nats, at the last dose
 COMPLIANCE = {"role": 0.77, "facts": 0.03, "shuffled": 0.09}
-PRIMARY = "rfc_normalised_crossed"
+PRIMARY, MODEL = "rfc_normalised_crossed", "synthetic/tiny"
 
 
 def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="drift"):
@@ -43,7 +44,7 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
             places.append((arm, run, doses[-1], True))
     arm, run, dose, matched = (np.array(column) for column in zip(*places, strict=True))
     of_run = {place[:2]: None for place in places}
-    of_run = {one: rng.normal(size=(3, n_layers)) for one in of_run}
+    of_run = {one: rng.normal(size=(3, max(n_layers, 3))) for one in of_run}
     of_arm = {one: rng.normal(size=n_layers) for one in ("base", *arms)}
     share = np.where(matched, 1.0, 1 - np.exp(-dose / 35)) / (1 - np.exp(-doses[-1] / 35))
     numbers = {name: np.full(len(places), np.nan) for name in tuning_results.BEHAVIOUR}
@@ -71,7 +72,7 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
         for p, profile in enumerate(profiles):
             level = 0.045 * strength * (1 if profile.startswith("rfc") else -0.6)
             level *= 20 if "_raw" in profile else 1
-            shape = of_arm[name] + 0.35 * of_run[name, own][2]
+            shape = of_arm[name] + 0.35 * of_run[name, own][2][:n_layers]
             moved = level * (1 + 0.9 * (shape - shape.mean())) + 0.002 * reached * luck[2]
             profile_value[i, p] = start[p] + moved + 0.0005 * rng.normal(size=n_layers)
             value[i, p] = profile_value[i, p].mean()
@@ -93,13 +94,12 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
 
 def make_config(primary=PRIMARY, **more):
     """What study_config.json says before the end."""
-    arguments = {"sets": ["original", "crossed", "deixis"], "target": 0.7}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "status": "running",
-        "model": {"id": "synthetic/tiny"},
+        "model": {"id": MODEL},
         "prompts": {"format": "chat"},
-        "arguments": arguments,
+        "arguments": {"sets": ["original", "crossed", "deixis"]},
         "primary": primary,
     } | more
 
@@ -108,15 +108,16 @@ def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     """Write a complete study folder; returns its path."""
     folder = Path(folder)
     folder.mkdir(parents=True)
-    facts = {"model": "synthetic/tiny", "set": "original crossed deixis", "format": "chat"}
+    facts = {"model": MODEL, "set": "original crossed deixis", "format": "chat"}
+    named, config = facts | {"run": folder.name}, config or make_config()
     tuning_results.save_checkpoints(folder / "checkpoints.npz", checkpoints)
-    rows = tuning_results.dose_rows(checkpoints, facts)
-    files.write_csv(folder / "doses.csv", rows)
-    named = facts | {"run": folder.name}
-    signals = signals or [{"signal": name} for name in checkpoints.signal.tolist()]
+    files.write_csv(folder / "doses.csv", tuning_results.dose_rows(checkpoints, facts))
+    if signals is None:
+        study = tuning_tests.gather_runs(vars(checkpoints))
+        signals = signal_table.signal_table(study, config["primary"], n_permutations=19)
     files.write_csv(folder / "signals.csv", signals, facts=named)
-    counts = [{"compared": "same arm", "layers": 12.7}, {"compared": "role - facts", "layers": 11}]
+    counts = [{"compared": "same arm", "layers": 12.7}, {"compared": "role-facts", "layers": 11.2}]
     files.write_csv(folder / "layer_counts.csv", counts, facts=named)
-    files.write_json(folder / "summary.json", summary or {"primary": PRIMARY})
-    tuning_results.finish_study(folder, config or make_config())
+    files.write_json(folder / "summary.json", summary or {"primary": config["primary"]})
+    tuning_results.finish_study(folder, config)
     return folder

@@ -49,6 +49,8 @@ DTYPES = {"U": np.str_, "i": np.int64, "f": np.float64, "b": np.bool_}
 RATES = ("compliance", "choice", "facts", "roleplay", "refusal")
 BEHAVIOUR = ("scale", "drift", *RATES, "loss")  # in the order of the columns of doses.csv
 NO_KL = 1e-3  # rounding may take a divergence a little below 0
+FACTS = ("model", "set", "format", "run")  # the columns that every CSV begins with
+TEXTS = (*FACTS, "signal", "verdict")  # columns whose fields are never read as numbers
 MAX_NAME = 80
 
 
@@ -142,10 +144,15 @@ class Study:
 
     @property
     def label(self):
-        """Model and runs, for titles."""
-        runs = self.checkpoints.runs
-        arms = len(self.checkpoints.arms)
-        return f"{printable(model_id(self.config))}; {len(runs)} training runs of {arms} arms"
+        """Model, format and runs, for titles."""
+        runs, arms = self.checkpoints.runs, self.checkpoints.arms
+        fed = f"{printable(self.facts['model'])}, {printable(self.facts['format'])} prompts"
+        return f"{fed}; {len(runs)} training runs of {len(arms)} arms"
+
+    @property
+    def facts(self):
+        """{column: value} by which every row of a CSV says which study it is of."""
+        return {column: self.signals[0][column] for column in FACTS}
 
     @property
     def primary(self):
@@ -282,10 +289,10 @@ def load_study(folder, verify=True):
     _check_config(folder / CONFIG, config, checkpoints)
     if not isinstance(summary, dict):
         raise UserError(f"{folder / SUMMARY}: is not a JSON object; it is damaged")
-    signals, counts = read_rows(folder / SIGNALS), read_rows(folder / LAYER_COUNTS)
-    for i, row in enumerate(signals):
-        if not isinstance(row.get("signal"), str) or not row["signal"]:
-            raise UserError(f"{folder / SIGNALS}: row {i + 1} has no signal; it is damaged")
+    signals, counts = (read_rows(folder / name) for name in (SIGNALS, LAYER_COUNTS))
+    lacking = [name for name in (*FACTS, "signal") if not signals or name not in signals[0]]
+    if lacking:
+        raise UserError(f"{folder / SIGNALS}: has no {lacking[0]}; it is damaged")
     return Study(folder, config, checkpoints, summary, signals, counts)
 
 
@@ -324,14 +331,21 @@ def read_rows(path):
                 f"{path}: row {i + 1} has {len(line)} fields, expected {len(columns)}; it is "
                 "damaged"
             )
-    return [dict(zip(columns, map(_cell_value, line), strict=True)) for line in lines]
+    return [
+        {name: _cell_value(name, text) for name, text in zip(columns, line, strict=True)}
+        for line in lines
+    ]
 
 
-def _cell_value(text):
+def _cell_value(column, text):
     """What a field says: a number, True or False, or its text."""
+    if text[:1] == "'" and text[1:2] in tuple("=+-@\t\r\n"):  # as write_csv marks a text
+        text = text[1:]
+    if column in TEXTS:
+        return text
     if text in ("True", "False"):
         return text == "True"
     try:
         return float(text) if text else np.nan
     except ValueError:
-        return text.removeprefix("'")  # by which write_csv keeps spreadsheets from running it
+        return text
