@@ -8,7 +8,7 @@
     with Tuner(loaded, recipe, seed) as tuner:
         losses = tuner.train(batches)              # one step a batch
         tuner.save_state(path)                     # a killed study goes on from here
-        with tuner.tuned(scale=1.0) as model: ...  # a plain model: the change merged into its weights
+        with tuner.tuned(scale=1.0) as model: ...  # plain: the change merged into the weights
 
 The same seed, batches, versions and threads give the same weights to the last bit, with or without
 a stop between two doses.
@@ -16,6 +16,7 @@ a stop between two doses.
 
 import contextlib
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def _autocasts(model):
 
 
 def make_batches(n_examples, recipe, seed, first, last):
-    """Which examples the steps first .. last - 1 take: [step] arrays of positions, and their epochs.
+    """(epoch, positions of the examples) of each of the steps first .. last - 1.
 
     Every epoch is a permutation of its own, drawn from (seed, epoch); what is left over at its end
     is not taken.
@@ -246,7 +247,9 @@ def _add_lora(model, recipe, model_id):
         base_model_name_or_path=str(model_id),
     )
     try:
-        adapted = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():  # transformers' advice to peft's authors
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         wanted = ", ".join(recipe.targets)
         raise UserError(f"--targets {wanted}: this model has no such linear layers") from error
