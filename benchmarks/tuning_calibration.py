@@ -115,12 +115,15 @@ def draw_study(rng, n_seeds=5, copies=COPIES):
         values.append(EFFECT * np.stack(truth, axis=-1) + noise)
         size = np.sqrt(drift / 0.6)[..., None]
         directions = {
-            "profile_role": size * shapes[-1]+((learnt-STEP_0)/.72)[...,None] * shapes[place], "profile_arms": size*(shapes[-1]+shapes[place]),
-            "profile_alike": size*shapes[-1],
-            "profile_noise": 0 * size*shapes[-1],
+            "profile_role": size * shapes[-1]
+            + ((learnt - STEP_0) / 0.72)[..., None] * shapes[place],
+            "profile_arms": size * (shapes[-1] + shapes[place]),
+            "profile_alike": size * shapes[-1],
+            "profile_noise": 0 * size * shapes[-1],
         }
         own = [
-            EFFECT * directions[name] + 2 * draw_noise(rng, (*drift.shape, LAYERS), SPREAD[arm], scale)
+            EFFECT * directions[name]
+            + 2 * draw_noise(rng, (*drift.shape, LAYERS), SPREAD[arm], scale)
             for name in PROFILES
         ]
         profiles.append(np.stack(own, axis=2))
@@ -137,7 +140,10 @@ def draw_study(rng, n_seeds=5, copies=COPIES):
     start = rng.standard_normal((1, len(names))), rng.standard_normal((1, len(PROFILES), LAYERS))
     values = np.concatenate([one.reshape(-1, len(names)) for one in values])
     profiles = np.concatenate([one.reshape(-1, len(PROFILES), LAYERS) for one in profiles])
-    arrays["signal"], arrays["value"] = np.array(list(names)), start[0] + np.vstack([0 * start[0], values])
+    arrays["signal"], arrays["value"] = (
+        np.array(list(names)),
+        start[0] + np.vstack([0 * start[0], values]),
+    )
     arrays["profile"] = np.array(PROFILES)
     arrays["profile_value"] = start[1] + np.concatenate([0 * start[1], profiles])
     return arrays, names | {f"projection_{name}": name for name in PROFILES}
@@ -166,18 +172,22 @@ def run(args):
     rng, alone, among = np.random.default_rng(args.seed), {}, {}
     any_wrong = 0
     import pickle
-    allrows=[]
+
+    allrows = []
     for i in range(args.n_studies):
         rows = judge_study(rng, args.n_seeds)
         allrows.append(rows)
         for truth, first, second, _ in rows:
             alone.setdefault(truth, Counter())[first] += 1
             among.setdefault(truth, Counter())[second] += 1
-    pickle.dump(allrows, open("/tmp/b17/h2/rows.pkl","wb"))
+    pickle.dump(allrows, open("/tmp/b17/h2/rows.pkl", "wb"))
     for truth in alone:
         for w, c in (("primary", alone), ("among", among)):
-            n=sum(c[truth].values())
-            print(f"{truth:20s} {w:8s} "+", ".join(f"{k} {100*v/n:.1f}%" for k,v in c[truth].most_common()))
+            n = sum(c[truth].values())
+            print(
+                f"{truth:20s} {w:8s} "
+                + ", ".join(f"{k} {100 * v / n:.1f}%" for k, v in c[truth].most_common())
+            )
 
 
 def main(argv=None):

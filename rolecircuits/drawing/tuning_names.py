@@ -1,9 +1,11 @@
 """What signals and verdicts of a tuning study are called in figures, tables and the report."""
 
 from rolecircuits.stats.indices import INDICES, KIND_NAMES
+from rolecircuits.stats.signal_table import ALIKE, APART
 from rolecircuits.stats.tuning_profiles import PROJECTION
 
 CANNOT = "cannot be decided"  # what a verdict begins with that says why
+NARROW = {APART: "tells apart", ALIKE: "alike"}  # verdicts where there is little room
 
 
 def signal_name(name, short=False):

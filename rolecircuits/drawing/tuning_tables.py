@@ -6,7 +6,7 @@ print_study(load_study("tuning_results/latest_study"))
 import numpy as np
 
 from rolecircuits.drawing.tables import FOCUSED, print_table, right, say, show
-from rolecircuits.drawing.tuning_names import signal_name, split_verdict
+from rolecircuits.drawing.tuning_names import NARROW, signal_name, split_verdict
 from rolecircuits.drawing.tuning_signals import SHOWN, signal_rows, sort_signals
 from rolecircuits.runs.tuning_results import BASE, Study
 from rolecircuits.stats.moments import defined_mean
@@ -93,4 +93,5 @@ def signal_cells(row):
     p = row["p"] if row["primary"] else row["p_max"]
     numbers = ["<.001" if p < 0.001 else show(p, ".3f"), show(row["rho"], "+.2f")]
     numbers += [show(row["icc"], ".2f"), show(row["r2_drift"], ".2f")]
-    return [name, *apart, *numbers, split_verdict(row["verdict"])[0]]
+    verdict = split_verdict(row["verdict"])[0]
+    return [name, *apart, *numbers, NARROW.get(verdict, verdict)]
