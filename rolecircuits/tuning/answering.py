@@ -24,6 +24,8 @@ from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.prefix import common_prefix, shared_tokens
 from rolecircuits.inputs.errors import UserError
 
+AT_ONCE = 128  # answers scored in one batch
+
 
 @dataclass(frozen=True)
 class ReadQuestions:
@@ -120,19 +122,26 @@ def score_answers(loaded, read, rows, answers):
 
     answers  token ids, without the token that ends them    rows  [answer] rows of `read`
     """
-    own = read.of_rows(rows)
-    ids, mask = pad_right([answer[:-1] for answer in answers])  # the last token predicts none
-    first = own.logits[:, None]
-    if ids.shape[1]:
-        ids, mask = ids.to(own.mask.device), mask.to(own.mask.device)
-        seen = torch.cat([own.mask, mask], dim=1)
-        with shared_tokens(loaded.model, ids.tolist(), rows, mask.tolist()):
-            rest = _advance(loaded.model, own.cache, ids, seen)
-        first = torch.cat([first, rest], dim=1)
     scores = []
-    for answer, logits in zip(answers, first, strict=True):
-        chosen = torch.tensor(answer, device=logits.device)
-        logs = logits[: len(answer)].float().log_softmax(dim=-1)
+    for start in range(0, len(rows), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        scores += _score(loaded, read.of_rows(rows[some]), rows[some], answers[some])
+    return scores
+
+
+def _score(loaded, read, owners, answers):
+    """`score_answers` of one batch: read has a row for every answer; owners  [answer] questions."""
+    ids, mask = pad_right([answer[:-1] for answer in answers])  # the last token predicts none
+    logits = read.logits[:, None]
+    if ids.shape[1]:
+        ids, mask = ids.to(read.mask.device), mask.to(read.mask.device)
+        with shared_tokens(loaded.model, ids.tolist(), owners, mask.tolist()):
+            rest = _advance(loaded.model, read.cache, ids, torch.cat([read.mask, mask], dim=1))
+        logits = torch.cat([logits, rest], dim=1)
+    scores = []
+    for answer, own in zip(answers, logits, strict=True):
+        logs = own[: len(answer)].float().log_softmax(dim=-1)
+        chosen = torch.tensor(answer, device=logs.device)
         scores.append(logs.gather(1, chosen[:, None]).double().mean().item())
     return scores
 
