@@ -52,8 +52,7 @@ def read_questions(loaded, *groups):
     What a group begins with alike (system text, header) is read once. Of every row the last `block`
     tokens are fed; the keys and values of those before are copied from its group's.
     """
-    model = set_attention(loaded.model, EAGER)
-    device = next(model.parameters()).device
+    device = next(set_attention(loaded.model, EAGER).parameters()).device
     texts = [[prompt.token_ids for prompt in group] for group in groups]
     alike = [min(common_prefix(own), min(map(len, own)) - 1) for own in texts]
     rows = [(g, ids) for g, own in enumerate(texts) for ids in own]
@@ -69,10 +68,7 @@ def read_questions(loaded, *groups):
             pairs = [layer[:, :, place] for layer, place in zip(layers, places, strict=True)]
             cache.update(*torch.cat(pairs, dim=2).transpose(1, 2), i)
     ids, mask = (each.flip(1).to(device) for each in pad_right([own[::-1] for _, own in rows]))
-    logits = _advance(model, cache, ids[:, -block:], mask, last=True)
-    if not cache.get_seq_length():
-        kind = loaded.facts["architecture"]
-        raise UserError(f"{kind} keeps nothing of what it has read, so a study would take hours")
+    logits = _advance(loaded, cache, ids[:, -block:], mask, last=True)
     return ReadQuestions(cache, mask, logits[:, -1])
 
 
@@ -87,7 +83,7 @@ def _places(texts, width, block):
 def _read_alike(loaded, ids):
     """Keys and values of these tokens: a list of [2, head, key, d], one for every layer."""
     cache, ids = DynamicCache(), torch.tensor([ids], device=next(loaded.model.parameters()).device)
-    _advance(loaded.model, cache, ids, torch.ones_like(ids), last=True)
+    _advance(loaded, cache, ids, torch.ones_like(ids), last=True)
     return [torch.cat([layer.keys, layer.values]) for layer in cache.layers]
 
 
@@ -109,7 +105,7 @@ def continue_greedily(loaded, read, limits):
             read.cache.batch_select_indices(kept)
         if running:
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            logits = _advance(loaded.model, read.cache, new[:, None], mask)[:, -1]
+            logits = _advance(loaded, read.cache, new[:, None], mask)[:, -1]
     return answers
 
 
@@ -136,7 +132,7 @@ def _score(loaded, read, owners, answers):
     if ids.shape[1]:
         ids, mask = ids.to(read.mask.device), mask.to(read.mask.device)
         with shared_tokens(loaded.model, ids.tolist(), owners, mask.tolist()):
-            rest = _advance(loaded.model, read.cache, ids, torch.cat([read.mask, mask], dim=1))
+            rest = _advance(loaded, read.cache, ids, torch.cat([read.mask, mask], dim=1))
         logits = torch.cat([logits, rest], dim=1)
     scores = []
     for answer, own in zip(answers, logits, strict=True):
@@ -146,16 +142,24 @@ def _score(loaded, read, owners, answers):
     return scores
 
 
-def _advance(model, cache, ids, mask, last=False):
+def _advance(loaded, cache, ids, mask, last=False):
     """Logits [row, query, vocabulary] of new tokens ids [row, query] after what the cache holds.
 
     mask  [row, key] of all tokens so far    last  only the final query's logits
     """
+    model = loaded.model
     given = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-    taken = inspect.signature(model.forward).parameters
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's wrapper
+    taken = inspect.signature(plain.forward).parameters
     if "position_ids" in taken:
         given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if last and "logits_to_keep" in taken:
         given["logits_to_keep"] = 1
     with torch.inference_mode():
-        return model(**given, use_cache=True).logits
+        logits = model(**given, use_cache=True).logits
+    if not cache.get_seq_length():
+        kind = loaded.facts["architecture"]
+        raise UserError(
+            f"{kind} keeps no keys and values, so many questions cannot be read at once"
+        )
+    return logits
