@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT
+from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.inputs.categories import CATEGORIES
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.tuning.directions import (
@@ -78,18 +79,18 @@ def test_nats_still_move_where_accuracy_is_at_its_ceiling():
 
 def test_without_a_person_accuracy_is_at_chance():
     labels, frames = crossed()
-    values = activations(labels, frames, [0] * 40)
+    values = activations(labels, frames, [0] * 20)
     found = probes.probe_layers(values, labels, frames)
-    assert abs(found.accuracy - 0.25) < 0.03
+    assert abs(found.accuracy - 0.25) < 0.04
     assert not found.above_chance()
-    told = activations(labels, frames, [3] * 8)
+    told = activations(labels, frames, [3] * 4)
     shuffled = np.mean(
         [
             probes.probe_layers(told, permute_within(labels, frames, seed), frames).accuracy
-            for seed in range(5)
+            for seed in range(4)
         ]
     )
-    assert abs(shuffled - 0.25) < 0.05
+    assert abs(shuffled - 0.25) < 0.06
 
 
 def test_what_fillers_of_one_frame_share_does_not_help():
@@ -180,13 +181,13 @@ def test_nothing_to_erase_is_no_success():
     assert probes.check_erasure(values, labels, frames)["verdict"] == probes.NOTHING
 
 
-def test_few_of_a_hundred_empty_sets_are_called_above_chance():
+def test_few_of_many_empty_sets_are_called_above_chance():
     labels, frames = crossed(12)
     above = sum(
         probes.probe_layers(activations(labels, frames, [0], seed), labels, frames).above_chance()
-        for seed in range(100)
+        for seed in range(60)
     )
-    assert above <= 5  # 1 in 100 expected
+    assert above <= 3  # 0.6 expected
 
 
 def texts_of(n=8, seed=0):
@@ -247,8 +248,6 @@ def test_noise_is_not_taken_for_separation():
 
 
 def fake_prompts(labels, frames):
-    from rolecircuits.capture.tokens import TokenizedPrompt
-
     return [
         TokenizedPrompt(f"p{i}", label, -1, "", "", [i], [], (0, 1), frame)
         for i, (label, frame) in enumerate(zip(labels, frames, strict=True))
@@ -304,16 +303,20 @@ def test_a_reference_of_something_else_is_refused(tmp_path):
         residual_signals.signals_of(values[:, :1], default, prompts, neutral, reference)
 
 
-@pytest.mark.parametrize("missing", ["sklearn", "concept_erasure"])
-def test_a_missing_package_is_one_line(missing):
+def test_a_missing_package_is_one_line():
     code = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import sys\n"
         "from rolecircuits.inputs.errors import UserError\n"
-        "try:\n    import rolecircuits.tuning.probes\n"
-        "except UserError as error:\n    print(error)"
+        "for missing in ('sklearn', 'concept_erasure'):\n"
+        "    sys.modules[missing] = None\n"
+        "    try:\n        import rolecircuits.tuning.probes\n"
+        "    except UserError as error:\n        print(error)\n"
+        "    del sys.modules[missing]"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert missing in done.stdout and done.stdout.count("\n") == 1
-    assert "pip install -r requirements-tuning.txt -c constraints.txt" in done.stdout
+    lines = done.stdout.splitlines()
+    for line, missing in zip(lines, ("sklearn", "concept_erasure"), strict=True):
+        assert missing in line
+        assert "pip install -r requirements-tuning.txt -c constraints.txt" in line
