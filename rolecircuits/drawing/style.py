@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rolecircuits.drawing.colours import (  # noqa: F401  figures name them as style.NAME
     ABOVE,
+    ARM_LOOKS,
     BASE_COLOUR,
     BELOW,
     CATEGORY_LOOKS,
@@ -33,6 +34,7 @@ from rolecircuits.drawing.colours import (  # noqa: F401  figures name them as s
     RFC_COLOUR,
     RSI_COLOUR,
     Look,
+    arm_looks,
     category_looks,
 )
 from rolecircuits.runs.files import prepare_folder, replaced_file, write_csv
@@ -82,7 +84,7 @@ class Grid:
 
     shape  (rows, columns)                     panel    (width, height) of one
     gap    (between columns, between rows)     heading  lines of the titles of the panels
-    right  margin
+    right, left  margins
     """
 
     shape: tuple
@@ -90,6 +92,7 @@ class Grid:
     gap: tuple = (0.9, 0.6)
     heading: int = 1
     right: float = RIGHT
+    left: float = LEFT
 
 
 def save_figure(figure, path):
@@ -123,9 +126,10 @@ def open_panels(grid: Grid, texts, handles=(), **options):
     Margins are computed from the lines of text: long model names wrap instead of being clipped, and
     the layout costs nothing, where constrained layout draws every figure twice.
     """
-    (rows, columns), (wide, high), gap, right = grid.shape, grid.panel, grid.gap, grid.right
-    wide = max(wide, (MIN_WIDTH - LEFT - right - (columns - 1) * gap[0]) / columns)
-    width = LEFT + columns * wide + (columns - 1) * gap[0] + right
+    (rows, columns), (wide, high), gap = grid.shape, grid.panel, grid.gap
+    left, right = grid.left, grid.right
+    wide = max(wide, (MIN_WIDTH - left - right - (columns - 1) * gap[0]) / columns)
+    width = left + columns * wide + (columns - 1) * gap[0] + right
     title = wrap_text(texts[0], width - 0.2, TITLE_POINTS)
     subtitle = wrap_text(texts[1], width - 0.2, TEXT_POINTS)
     caption = wrap_text(texts[2], width - 0.2, CAPTION_POINTS, em=0.55)
@@ -147,7 +151,7 @@ def open_panels(grid: Grid, texts, handles=(), **options):
     if handles:
         place = {"loc": "upper left", "bbox_to_anchor": (x, 1 - legend_top / height)}
         figure.legend(handles=list(handles), ncols=per_row, borderpad=0, borderaxespad=0.2, **place)
-    margins = {"left": LEFT / width, "right": 1 - right / width}
+    margins = {"left": left / width, "right": 1 - right / width}
     margins |= {"top": 1 - top / height, "bottom": bottom / height}
     margins |= {"wspace": gap[0] / wide, "hspace": gap[1] / high}
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins, **options)

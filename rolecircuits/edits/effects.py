@@ -32,6 +32,7 @@ from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import infer_mean_indices
 from rolecircuits.stats.indices import INDICES, index_values, layer_values
 from rolecircuits.stats.moments import defined_mean
+from rolecircuits.stats.next_token import kl_of_change, log_probabilities
 from rolecircuits.stats.resampling import infer_mean, untestable_reason
 from rolecircuits.stats.units import design_of, frame_values, labels_of, units_of
 
@@ -43,25 +44,6 @@ METRICS = PROMPT_METRICS + INDEX_METRICS
 INFERRED = ("", "_low", "_high", "_control", "_p")
 NO_EFFECT = 1e-4
 ALL = "all"
-
-
-def log_probabilities(logits):
-    """ln softmax over the last axis, float64: [..., vocabulary]."""
-    logits = np.asarray(logits, dtype=np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def kl_of_change(p, change):
-    """(KL of base from edited, c) in nats, from base probabilities p and the logits' change.
-
-    With d the change of the logits and c = sum p d, KL = ln sum p exp(d - c). The textbook sum of
-    p (ln p - ln q) cancels; this form keeps its relative precision for the smallest effects and is
-    exactly 0 where no logit changes. p, change  [vocabulary]
-    """
-    # einsum, not @: waking BLAS threads costs more than one row does
-    mean = float(np.einsum("v,v->", p, change))
-    return max(float(np.log1p(np.einsum("v,v->", p, np.expm1(change - mean)))), 0.0), mean
 
 
 class BaseDistribution:

@@ -13,7 +13,7 @@ from rolecircuits.inputs.files import linked_name
 from rolecircuits.inputs.specs import PromptFormat
 
 DEFAULT_MODEL = "bundled:smollm2-135m-instruct"
-DEFAULT_RESULTS = "results_activation_analysis"
+DEFAULT_RESULTS, DEFAULT_TUNING = "results_activation_analysis", "tuning_results"
 DEFAULT_SEED, MAX_SEED = 123, 2**32 - 1
 ALPHA = 0.05  # below which a p or q is said to pass
 MARGIN = 0.05  # an index nearer to its null than this is called equivalent to it
@@ -31,6 +31,7 @@ LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of t
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
 LATEST_BASE_GENERATION = "latest_base_generation"  # answers of a family's base model
+LATEST_STUDY = "latest_study"
 
 
 def positive_int(text):
@@ -127,13 +128,13 @@ def add_model_arguments(parser):
     add_run_arguments(parser)
 
 
-def add_format_arguments(parser):
-    """How a prompt becomes tokens."""
+def add_format_arguments(parser, usual="raw"):
+    """How a prompt becomes tokens; `usual` is the default format."""
     parser.add_argument(
         "--prompt_format",
         choices=["raw", "chat"],
-        default="raw",
-        help="feed the text alone, or inside the model's chat template",
+        default=usual,
+        help=f"feed the text alone, or inside the model's chat template (default {usual})",
     )
     parser.add_argument(
         "--system_prompt",
@@ -166,13 +167,16 @@ def add_format_arguments(parser):
     )
 
 
-def add_run_arguments(parser):
-    """How much is run and where; the pipeline takes these flags for both of its models."""
+def add_run_arguments(parser, per_category="all"):
+    """How much is run and where; the pipeline takes these flags for both of its models.
+
+    per_category  what the script takes by default, for --help
+    """
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--prompts_per_category",
         type=positive_int,
-        help="the first N of each category (default: all)",
+        help=f"the first N of each category (default: {per_category})",
     )
     how.add_argument(
         "--dtype",

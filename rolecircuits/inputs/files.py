@@ -11,7 +11,8 @@ from rolecircuits.inputs.folders import describe_folder
 
 TEMPORARY = ".tmp_"  # a name that begins with it is being written, or was left by a killed process
 HASHED_AT_ONCE = 2**24
-RUN_NAME = re.compile(r"[a-z]+_[0-9]{8}_[0-9]{6}(_[0-9]+)?")  # run_20260101_120000, ..._2
+# run_20260101_120000, run_20260101_120000_2, study_0123abcd
+RUN_NAME = re.compile(r"[a-z]+_[0-9]{8}_[0-9]{6}(_[0-9]+)?|study_[0-9a-f]{8}")
 
 
 def linked_name(link):

@@ -68,8 +68,16 @@ CORRELATION = Kind(
     "written by cross_model_correlation.py",
     "its results are the CSVs and the figure",
 )
+TUNING = Kind(
+    "checkpoints.npz",
+    "a tuning study",
+    "report.py reads it with --tuning; signals.csv holds its table",
+)
 FIGURES = Kind("", "a folder of figures", "visualize_results.py draws them from a run")
-KINDS = (RUN, INTERVENTION, SWEEP, DOCUMENTS, GENERATION, COMPARISON, ANALYSIS, CORRELATION)
+KINDS = (
+    *(RUN, INTERVENTION, SWEEP, DOCUMENTS, GENERATION, COMPARISON, ANALYSIS, CORRELATION),
+    TUNING,
+)
 
 
 def kind_of(folder):

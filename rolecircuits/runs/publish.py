@@ -51,7 +51,7 @@ def create_run(output_dir, latest, prefix="run"):
         try:
             _publish(new, root, f"{prefix}_{time.strftime('%Y%m%d_%H%M%S')}")
             if link:
-                _point_link(link, new.final.name, aside)
+                point_link(link, new.final.name, aside)
         except OSError as error:
             if new.path.exists():
                 raise
@@ -100,8 +100,11 @@ def _publish(new, root, name):
             return
 
 
-def _point_link(link, name, aside):
-    """Let `link` name the run `name` beside it in one step, by a symlink or else a text file."""
+def point_link(link, name, aside):
+    """Let `link` name the run `name` beside it in one step, by a symlink or else a text file.
+
+    aside  a temporary folder on the same file system
+    """
     new = aside / link.name
     if not _make_symlink(new, name):
         new.write_text(f"{name}\n", encoding="ascii")

@@ -1,0 +1,1 @@
+"""A controlled tuning study: train, measure behaviour, probe."""
