@@ -175,6 +175,19 @@ def test_an_erasure_that_erases_nothing_is_caught(eraser):
     assert found["fresh"] > 0.6
 
 
+def test_both_sides_are_erased_and_only_training_frames_are_fitted_on():
+    labels, frames = crossed(12)
+    seen = []
+
+    def eraser(features, codes, own):
+        seen.append((len(features), len(codes), len(set(own))))
+        return lambda values: seen.append(len(values)) or values * 0
+
+    found = probes.probe_layers(activations(labels, frames, [3]), labels, frames, eraser)
+    assert seen == [(40, 40, 10), 40, 8] * 6
+    assert found.accuracy == 0.25
+
+
 def test_nothing_to_erase_is_no_success():
     labels, frames = crossed()
     values = activations(labels, frames, [0] * 6)

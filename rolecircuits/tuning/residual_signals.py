@@ -10,10 +10,10 @@ Every signal is the mean over layers of a profile of the same name. At step 0 th
 
     crossed   TokenizedPrompts of a crossed set, 12 frames or more; one filler of each is enough
     neutral   TokenizedPrompts of neutral questions with the study's own system text
-    texts     the same questions under personas' system prompts, and under plain ones
+    personas  the same questions under system prompts of personas, and under plain ones
 
-    texts = [tokenize_under(own, questions, loaded.tokenizer, form) for own in (PERSONAS, PLAIN)]
-    reference = make_reference(loaded, crossed, neutral, texts)
+    personas = tokenize_personas(neutral_questions(), loaded.tokenizer, form)
+    reference = make_reference(loaded, crossed, neutral, personas)
     found = measure_residuals(loaded, crossed, neutral, reference)
     found["signals"]["probe_person"], found["profiles"]["probe_person"]
 """
@@ -70,25 +70,29 @@ def neutral_questions(n=None):
     return [Prompt(f"neutral_{i:02d}", "neutral", -1, text) for i, text in enumerate(texts)]
 
 
-def tokenize_under(texts, prompts, tokenizer, form):
-    """The prompts under each of these system texts, one text after the other, as TokenizedPrompts.
+def tokenize_personas(prompts, tokenizer, form, personas=PERSONAS, plain=PLAIN):
+    """(under personas, under plain texts): the prompts under each of these system texts, one text
+    after the other, as TokenizedPrompts.
 
     form  the study's PromptFormat in chat, whose own system prompt is replaced
     raises  UserError where the chat template takes no system text
     """
-    return [
-        prompt
-        for text in texts
-        for prompt in tokenize_prompts(prompts, tokenizer, replace(form, system_prompt=text))
-    ]
+    return tuple(
+        [
+            prompt
+            for text in texts
+            for prompt in tokenize_prompts(prompts, tokenizer, replace(form, system_prompt=text))
+        ]
+        for texts in (personas, plain)
+    )
 
 
-def make_reference(loaded, crossed, neutral, texts):
+def make_reference(loaded, crossed, neutral, personas):
     """What every checkpoint is measured against, of step 0: {name: array} of REFERENCE.
 
-    texts  (neutral questions under PERSONAS, the same under PLAIN), as of `tokenize_under`
+    personas  (neutral questions under personas, under plain texts) of `tokenize_personas`
     """
-    read = [read_residuals(loaded, prompts).final for prompts in (crossed, neutral, *texts)]
+    read = [read_residuals(loaded, prompts).final for prompts in (crossed, neutral, *personas)]
     return reference_of(*read[:2], read[2:], crossed, neutral)
 
 
