@@ -5,6 +5,7 @@ make_study(seeds=5)                 Checkpoints whose indices follow drift and n
 save_study(checkpoints, folder)     the same as a complete study folder
 """
 
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,16 @@ def make_config(primary=PRIMARY, **more):
     } | more
 
 
+def make_count(first, second):
+    """A row of layer_counts.csv: as many layers differ between seeds of one arm as between two."""
+    n = 12 + len(first) - len(second)
+    return {
+        **{"arm_first": first, "seed_first": 0, "arm_second": second, "seed_second": 1},
+        **{"same_arm": first == second, "index": "rfc", "kind": "normalised", "layers": 30},
+        **{"mean_difference": 0.01, "layers_q_below_alpha": n},
+    }
+
+
 def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     """Write a complete study folder; returns its path."""
     folder = Path(folder)
@@ -116,7 +127,7 @@ def save_study(checkpoints, folder, config=None, signals=None, summary=None):
         study = tuning_tests.gather_runs(vars(checkpoints))
         signals = signal_table.signal_table(study, config["primary"], n_permutations=19)
     files.write_csv(folder / "signals.csv", signals, facts=named)
-    counts = [{"compared": "same arm", "layers": 12.7}, {"compared": "role-facts", "layers": 11.2}]
+    counts = [make_count(*p) for p in combinations_with_replacement(checkpoints.arms, 2)]
     files.write_csv(folder / "layer_counts.csv", counts, facts=named)
     files.write_json(folder / "summary.json", summary or {"primary": config["primary"]})
     tuning_results.finish_study(folder, config)
