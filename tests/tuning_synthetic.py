@@ -12,7 +12,7 @@ import numpy as np
 
 from rolecircuits.runs import files, tuning_results
 from rolecircuits.runs.tuning_results import Checkpoints
-from rolecircuits.stats import signal_table, tuning_tests
+from rolecircuits.stats import signal_table, tuning_profiles, tuning_tests
 
 ARMS = ("role", "facts", "shuffled")
 DOSES = (10, 20, 30, 40, 50, 100)
@@ -105,6 +105,19 @@ def make_config(primary=PRIMARY, **more):
     } | more
 
 
+def layer_rows(checkpoints, facts):
+    """Rows of layers.csv of one profile."""
+    at = checkpoints.profile.tolist().index(PRIMARY)
+    return [
+        facts
+        | {"set": "crossed", "run": name}
+        | {key: getattr(checkpoints, key)[i] for key in ("arm", "seed", "dose", "matched")}
+        | {"index": "rfc", "kind": "normalised", "layer": layer, "estimate": value, "null": 0.0}
+        for i, name in enumerate(checkpoints.names)
+        for layer, value in enumerate(checkpoints.profile_value[i, at])
+    ]
+
+
 def make_count(first, second):
     """A row of layer_counts.csv: as many layers differ between seeds of one arm as between two."""
     n = 12 + len(first) - len(second)
@@ -122,9 +135,14 @@ def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     facts = {"model": MODEL, "set": "original crossed deixis", "format": "chat"}
     named, config = facts | {"run": folder.name}, config or make_config()
     tuning_results.save_checkpoints(folder / "checkpoints.npz", checkpoints)
-    files.write_csv(folder / "doses.csv", tuning_results.dose_rows(checkpoints, facts))
+    files.write_csv(folder / tuning_results.DOSES, tuning_results.dose_rows(checkpoints, facts))
+    files.write_csv(folder / tuning_results.LAYERS, layer_rows(checkpoints, facts))
+    study = tuning_tests.gather_runs(vars(checkpoints))
+    rows = signal_table.contrast_rows(study, [config["primary"]])
+    files.write_csv(folder / tuning_results.CONTRASTS, rows, facts=named)
+    rows = tuning_profiles.profile_agreement(study)
+    files.write_csv(folder / tuning_results.AGREEMENT, rows, facts=named)
     if signals is None:
-        study = tuning_tests.gather_runs(vars(checkpoints))
         signals = signal_table.signal_table(study, config["primary"], n_permutations=19)
     files.write_csv(folder / "signals.csv", signals, facts=named)
     counts = [make_count(*p) for p in combinations_with_replacement(checkpoints.arms, 2)]

@@ -26,6 +26,8 @@ from rolecircuits.runs.record import SCHEMA_VERSION
 BASE = "base"
 CHECKPOINTS, CONFIG, SUMMARY = TUNING.marker, "study_config.json", "summary.json"
 SIGNALS, LAYER_COUNTS = "signals.csv", "layer_counts.csv"
+CONTRASTS, AGREEMENT = "arm_contrasts.csv", "profile_agreement.csv"
+DOSES, LAYERS = "doses.csv", "layers.csv"
 NEEDED = (CONFIG, CHECKPOINTS, SUMMARY, SIGNALS, LAYER_COUNTS)
 ARRAYS = {
     "arm": ("U", ("checkpoint",)),
