@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rolecircuits.capture.generation import generate_greedily
+from rolecircuits.capture.prefix import common_prefix
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.tuning import examples
@@ -30,6 +31,19 @@ def test_greedy_answers_are_those_of_batches_of_one_length(loaded, form):
     alone = generate_greedily(loaded, tokenized, max(limits))
     expected = [ids[:n] for ids, n in zip(alone, limits, strict=True)]
     assert continue_greedily(loaded, read, limits) == expected
+
+
+def test_groups_with_other_system_texts_answer_as_alone(loaded):
+    """What each group begins with alike is read once, and is its own."""
+    forms = [PromptFormat("chat", text) for text in ("Be brief.", "You are a pilot in Nairobi.")]
+    groups = [tokenize_questions(loaded, form, QUESTIONS[i:]) for i, form in enumerate(forms)]
+    groups.append(tokenize_questions(loaded, PromptFormat("raw", bos="never"), ["Who?", "Why me?"]))
+    groups.append(groups[0][:1])
+    assert [common_prefix([p.token_ids for p in own]) > 0 for own in groups] == [1, 1, 0, 1]
+    everything = [prompt for own in groups for prompt in own]
+    expected = generate_greedily(loaded, everything, 5)
+    read = read_questions(loaded, *groups)
+    assert continue_greedily(loaded, read, [5] * len(everything)) == expected
 
 
 def test_an_answer_ends_with_the_stop_token(loaded, monkeypatch):

@@ -31,6 +31,8 @@ Else the first of these that holds:
 Spearman's rho, R2 and ICC have no test in this rule; the gain has one beside the table.
 """
 
+from itertools import product
+
 import numpy as np
 from scipy.special import stdtrit
 
@@ -45,7 +47,9 @@ from rolecircuits.stats.tuning_tests import (
     Permutation,
     exact_permutation,
     explain_changes,
+    find_matched,
     icc,
+    smallest_difference,
     smallest_p,
     step_down,
     values_at_equal_drift,
@@ -56,7 +60,12 @@ from rolecircuits.stats.tuning_tests import (
 
 SPECIFIC, APART, DRIFT = "specific", "tells arms apart", "follows drift"
 INSENSITIVE, ALIKE, UNRELIABLE = "not sensitive", "alike in all arms", "unreliable"
-UNDECIDED, UNDEFINED = "undecided", "undefined"
+UNDECIDED, UNDEFINED, TOO_FEW = "undecided", "undefined", "cannot be decided"
+SIGNAL_HEADINGS = (
+    *("signal", "rho", "moved", "role-facts", "p", "role-shuffled", "p", "p_max", "ICC", "verdict"),
+)
+PREDICTION_HEADINGS = ("signal", "R2 drift", "compliance", "both", "gain", "p", "seed SD")
+PARTS = ("estimate", "low", "high", "p")
 LEAST_RHO, LEAST_ICC, LEAST_R2, LEAST_CHANGE = 0.5, 0.5, 0.25, 2.0
 
 
@@ -98,8 +107,7 @@ def contrast_rows(study, candidates=None):
                     continue
                 if candidates is None or name in candidates:
                     row = {"signal": name, "contrast": f"{first}-{second}", "place": place}
-                    fields = ("estimate", "low", "high", "p")
-                    rows.append(row | {key: getattr(found, key)[at] for key in fields})
+                    rows.append(row | {key: float(getattr(found, key)[at]) for key in PARTS})
     return rows
 
 
@@ -130,32 +138,40 @@ def signal_table(study, primary, n_permutations=N_PERMUTATIONS, seed=DEFAULT_SEE
 
     study    as `tuning_tests.gather_runs` gives it
     primary  name of the signal that was declared before the first step
-    change_<arm>  mean change from step 0 at the last dose;  seed_sd  between runs of an arm, there
-    <first>_<second>_<estimate, low, high, p>  at matched drift
-    p, p_max      the larger of role against facts and role against shuffled; p_max: among all
-                  candidates but the primary, which has none
+    change_<arm>           mean change from step 0 at the last dose
+    rho, moved_sd          role runs: Spearman's rho with compliance; their mean change in standard
+                           deviations between them; moved_least: above it, 0 is outside the interval
+    seed_sd, icc           between runs of an arm at the last dose
+    <first>_<second>_...   estimate, low, high and p of the contrast at matched drift
+    p, p_max               the larger of role against facts and role against shuffled; p_max among
+                           all candidates but the primary, which has none
+    r2_..., gain, gain_p   as `explain_changes`; a projection has no gain_p, as it is made from arms
     """
     projected = project_runs(study)
     names = [*study.signal, *projected]
-    values = np.concatenate(
-        [study.change, *(one[:, :, None] for one in projected.values())], axis=2
-    )
+    values = [study.change, *(one[:, :, None] for one in projected.values())]
+    values = np.concatenate(values, axis=2)
     last = values[:, study.last]
-    arms = {arm: last[study.runs_of(arm)] for arm in ARMS}
-    columns = {f"change_{arm}": own.mean(axis=0) for arm, own in arms.items() if len(own)}
+    columns = {f"change_{arm}": _mean_run(last[study.runs_of(arm)]) for arm in ARMS}
     columns["rho"] = follow_compliance(study, values)
-    columns |= _moved(arms["role"])
+    columns |= _moved(last[study.runs_of("role")])
     columns |= {"seed_sd": within_sd(last, study.arm), "icc": icc(last, study.arm)}
     columns |= _contrast_columns(study, [name == primary for name in names])
     r2 = explain_changes(study._replace(change=values), n_permutations, seed)
     columns |= {f"r2_{name}": getattr(r2, name) for name in ("drift", "compliance", "both")}
-    columns |= {"gain": r2.gain, "gain_p": r2.gain_p}
-    rows = []
+    made_from_arms = np.arange(len(names)) >= len(study.signal)
+    columns |= {"gain": r2.gain, "gain_p": np.where(made_from_arms, np.nan, r2.gain_p)}
+    rows, reason = [], cannot_decide(study)
     for at, name in enumerate(names):
         row = {"signal": name, "primary": name == primary}
         row |= {key: float(column[at]) for key, column in columns.items()}
-        rows.append(row | {"verdict": judge(row, cannot_decide(study))})
+        rows.append(row | {"verdict": judge(row, reason)})
     return rows
+
+
+def _mean_run(values):
+    """Mean over runs, NaN without any."""
+    return values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)
 
 
 def _moved(role):
@@ -171,11 +187,13 @@ def _moved(role):
 def _contrast_columns(study, is_primary):
     """Columns of the three contrasts at matched drift, and p of the two that role takes part in."""
     others, columns, role = ~np.array(is_primary), {}, []
+    for contrast, key in product(CONTRASTS, PARTS):
+        columns[f"{'_'.join(contrast)}_{key}"] = np.full(len(others), np.nan)
     values, profiles = values_at_matched_drift(study)
     for contrast in present_contrasts(study):
         found = contrast_arms(study, contrast, values, profiles)
         name = "_".join(contrast)
-        for key in ("estimate", "low", "high", "p"):
+        for key in PARTS:
             columns[f"{name}_{key}"] = getattr(found, key)
         if contrast[0] == "role":
             p_max = np.full(len(others), np.nan)
@@ -192,12 +210,12 @@ def cannot_decide(study):
     """Why no signal of this study can be called specific, or None."""
     lacking = [arm for arm in ARMS if len(study.runs_of(arm)) < 2]
     if lacking:
-        return f"cannot be decided: fewer than 2 runs of {' and '.join(lacking)}"
+        return f"{TOO_FEW}: fewer than 2 runs of {' and '.join(lacking)}"
     n = [len(study.runs_of(arm)) for arm in ARMS]
     least = max(smallest_p(n[0], n[1]), smallest_p(n[0], n[2]))
     if least < ALPHA:
         return None
-    return f"cannot be decided with {n[0]} against {min(n[1:])} runs: smallest p {least:.2f}"
+    return f"{TOO_FEW} with {n[0]} against {min(n[1:])} runs: smallest p {least:.2f}"
 
 
 def judge(row, reason=None):
@@ -207,8 +225,8 @@ def judge(row, reason=None):
     """
     if reason:
         return reason
-    wanted = ("role_facts_estimate", "role_shuffled_estimate", "change_role", "rho", "icc", "gain")
-    if any(np.isnan(row.get(key, np.nan)) for key in wanted):
+    wanted = [f"{'_'.join(contrast)}_estimate" for contrast in CONTRASTS]
+    if any(np.isnan(row[key]) for key in (*wanted, "change_role", "rho", "icc", "gain")):
         return UNDEFINED
     apart = [row["role_facts_estimate"], row["role_shuffled_estimate"]]
     sign = np.sign(row["change_role"])
@@ -227,3 +245,47 @@ def judge(row, reason=None):
     if reliable:
         return UNDECIDED
     return ALIKE if abs(mean) > LEAST_CHANGE * row["seed_sd"] else UNRELIABLE
+
+
+def signal_cells(row):
+    """Texts under SIGNAL_HEADINGS: sensitivity, specificity at matched drift, reliability."""
+    found = [_show(row["rho"], "+.2f"), _show(row["moved_sd"], "+.1f")]
+    for contrast in ("role_facts", "role_shuffled"):
+        found += [_show(row[f"{contrast}_estimate"], "+.3f"), _show(row[f"{contrast}_p"], ".3f")]
+    p_max = "primary" if row["primary"] else _show(row["p_max"], ".3f")
+    verdict = TOO_FEW if row["verdict"].startswith(TOO_FEW) else row["verdict"]
+    return [row["signal"], *found, p_max, _show(row["icc"], ".2f"), verdict]
+
+
+def prediction_cells(row):
+    """Texts under PREDICTION_HEADINGS: what predicts the changes of a left-out run."""
+    r2 = [_show(row[key], "+.2f") for key in ("r2_drift", "r2_compliance", "r2_both", "gain")]
+    return [row["signal"], *r2, _show(row["gain_p"], ".3f"), _show(row["seed_sd"], ".4f")]
+
+
+def _show(value, form):
+    return "-" if np.isnan(value) else format(value, form)
+
+
+def describe_study(study):
+    """Lines: what so many runs can show, and how well drift was matched."""
+    n = {arm: len(study.runs_of(arm)) for arm in ARMS if len(study.runs_of(arm))}
+    lines = [f"runs: {', '.join(f'{k} {arm}' for arm, k in n.items())}"]
+    if (reason := cannot_decide(study)) is not None:
+        lines.append(reason)
+    else:
+        sizes = [n[arm] for arm in ARMS]
+        p = max(smallest_p(sizes[0], k) for k in sizes[1:])
+        one, both = smallest_difference(sizes[:2]), smallest_difference(sizes)
+        lines.append(
+            f"smallest p {p:.4f}; 80 % power of the primary signal: differences of {one:.1f} "
+            f"standard deviations between runs in one contrast, {both:.1f} in both"
+        )
+    slot, ratio, wanted = find_matched(study)
+    if np.isfinite(wanted):
+        drift = study.drift[np.arange(len(slot)), slot]
+        means = ", ".join(f"{arm} {drift[study.runs_of(arm)].mean():.4f}" for arm in n)
+        lines.append(f"matched drift {wanted:.4f} nats: {means}")
+        if lost := int(np.isnan(ratio).sum()):
+            lines.append(f"{lost} runs are too far from it and left out")
+    return lines

@@ -117,9 +117,8 @@ def profile_agreement(study, slot=None):
         for contrast in CONTRASTS:
             first, second = (study.runs_of(arm) for arm in contrast)
             key = "_".join(contrast)
-            row[key] = (
-                float(r[np.ix_(first, second)].mean()) if len(first) * len(second) else np.nan
-            )
+            both = r[np.ix_(first, second)]
+            row[key] = float(both.mean()) if both.size else np.nan
         row["chance"] = float(np.unique(study.arm, return_counts=True)[1].max() / len(study.arm))
         for metric in METRICS:
             accuracy, p = classify_runs(profiles, study.arm, metric)
@@ -189,9 +188,9 @@ def _orders(n, sizes):
 def choose_pairs(study):
     """Pairs of runs whose layers are counted: [((arm, seed), (arm, seed))], same arms first.
 
-    Every run is in two pairs of its own arm, next seed by next seed in a circle, and in two pairs
-    with each other arm. The two runs of a pair never share a seed, which would make runs of two
-    arms alike by their first weights.
+    In every arm each seed goes with the next, in a circle, and so do the seeds of two arms: five
+    pairs each for five seeds. Runs of a pair never share a seed, which would make runs of two arms
+    alike by the first weights of their adapters.
     """
     places = {arm: study.runs_of(arm) for arm in ARMS}
     pairs = []
@@ -209,8 +208,8 @@ def layer_counts(pairs, load, index="rfc", kind="normalised"):
 
     pairs    as `choose_pairs`
     load     function (arm, seed) -> the Run of the last dose, of one prompt set
-    The difference is second - first, over the units of the prompt set (run_pairs): what such a test
-    says of the prompts, not of the recipe.
+    The difference is second - first. Its test is over the units of the prompt set (run_pairs): it
+    says whether two checkpoints differ, not whether two recipes do. NaN: the set has too few units.
     """
     rows = []
     for pair in pairs:
@@ -218,12 +217,13 @@ def layer_counts(pairs, load, index="rfc", kind="normalised"):
         runs, _ = match_runs(runs["base"], runs["instruct"])
         values = [frame_values(run, layer_values(run, kind)) for run in runs.values()]
         found = infer_indices(values[1], *labels_of(runs["base"]), values[0])[index]
+        passed = (q_values(found.p) < ALPHA).sum() if np.isfinite(found.p).any() else np.nan
         (first, one), (second, other) = pair
         rows.append(
             {"arm_first": first, "seed_first": one, "arm_second": second, "seed_second": other}
             | {"same_arm": first == second, "index": index, "kind": kind}
             | {"layers": len(found.p), "mean_difference": float(np.nanmean(found.estimate))}
-            | {"layers_q_below_alpha": int((q_values(found.p) < ALPHA).sum())}
+            | {"layers_q_below_alpha": float(passed)}
         )
     return rows
 

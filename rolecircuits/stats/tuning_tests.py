@@ -112,7 +112,7 @@ def gather_runs(arrays):
         missing = (place < 0).reshape(place.shape + (1,) * (values.ndim - 1))
         return np.where(missing, np.nan, moved[place])
 
-    drift = np.asarray(arrays["drift"], dtype=np.float64)
+    drift = np.maximum(np.asarray(arrays["drift"], dtype=np.float64), 0.0)  # rounding of 0
     return Study(
         np.array([run[0] for run in runs]),
         np.array([run[1] for run in runs]),
@@ -265,9 +265,10 @@ def find_matched(study):
     runs = np.arange(len(study.arm))
     if not study.matched.any():
         return np.full(len(runs), study.last), np.full(len(runs), np.nan), np.nan
-    wanted = float(np.exp(np.nanmean(np.log(study.drift[:, -1]))))
+    with np.errstate(divide="ignore"):  # drift 0: no run is near to it
+        wanted = float(np.exp(np.nanmean(np.log(study.drift[:, -1]))))
     slot = np.where(np.isnan(study.drift[:, -1]), study.last, len(study.dose) - 1)
-    ratio = wanted / study.drift[runs, slot]
+    ratio = divide(wanted, study.drift[runs, slot])
     near = (ratio <= MOST_MISMATCH) & (ratio >= 1 / MOST_MISMATCH)
     return slot, np.where(near, ratio, np.nan), wanted
 

@@ -12,7 +12,6 @@ question alone, and the answers are the same (tested).
 Axes: row (a question), key (its tokens, left-padded, and what follows).
 """
 
-import copy
 import inspect
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from transformers import DynamicCache
 from rolecircuits.capture.batches import pad_right
 from rolecircuits.capture.generation import stop_tokens
 from rolecircuits.capture.model_pass import EAGER, set_attention
-from rolecircuits.capture.prefix import shared_tokens
+from rolecircuits.capture.prefix import common_prefix, shared_tokens
 from rolecircuits.inputs.errors import UserError
 
 
@@ -39,25 +38,55 @@ class ReadQuestions:
 
     def of_rows(self, rows):
         """A copy that holds these rows, in this order; a row may be there several times."""
-        rows = torch.as_tensor(rows, device=self.mask.device)
-        cache = copy.deepcopy(self.cache)
-        cache.batch_select_indices(rows)
+        rows, cache = torch.as_tensor(rows, device=self.mask.device), DynamicCache()
+        for i, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[rows], layer.values[rows], i)
         return ReadQuestions(cache, self.mask[rows], self.logits[rows])
 
 
-def read_questions(loaded, tokenized):
-    """The ReadQuestions of TokenizedPrompts."""
-    ids, mask = pad_right([prompt.token_ids[::-1] for prompt in tokenized])
-    ids, mask = ids.flip(1), mask.flip(1)
+def read_questions(loaded, *groups):
+    """The ReadQuestions of groups of TokenizedPrompts, all their rows in order.
+
+    What a group begins with alike (system text, header) is read once. Of every row the last `block`
+    tokens are fed; the keys and values of those before are copied from its group's.
+    """
     model = set_attention(loaded.model, EAGER)
     device = next(model.parameters()).device
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    with shared_tokens(model, ids.tolist(), [0] * len(ids), mask.tolist()):
-        logits = _advance(model, cache, ids.to(device), mask.to(device), last=True)
+    texts = [[prompt.token_ids for prompt in group] for group in groups]
+    alike = [min(common_prefix(own), min(map(len, own)) - 1) for own in texts]
+    rows = [(g, ids) for g, own in enumerate(texts) for ids in own]
+    width = max(len(ids) for _, ids in rows)
+    block = max(len(ids) - alike[g] for g, ids in rows)
+    cache = DynamicCache()
+    if width > block:
+        places = [_places(own, width, block) for own in texts]
+        kept = [
+            _read_alike(loaded, own[0][: max(n, 1)]) for own, n in zip(texts, alike, strict=True)
+        ]
+        for i, layers in enumerate(zip(*kept, strict=True)):
+            pairs = [layer[:, :, place] for layer, place in zip(layers, places, strict=True)]
+            cache.update(*torch.cat(pairs, dim=2).transpose(1, 2), i)
+    ids, mask = (each.flip(1).to(device) for each in pad_right([own[::-1] for _, own in rows]))
+    logits = _advance(model, cache, ids[:, -block:], mask, last=True)
     if not cache.get_seq_length():
         kind = loaded.facts["architecture"]
         raise UserError(f"{kind} keeps nothing of what it has read, so a study would take hours")
-    return ReadQuestions(cache, mask.to(device), logits[:, -1])
+    return ReadQuestions(cache, mask, logits[:, -1])
+
+
+def _places(texts, width, block):
+    """[row, key] which token of a text stands in each column before the last `block`; 0 in padding,
+    which is masked.
+    """
+    first = torch.tensor([width - len(ids) for ids in texts])
+    return (torch.arange(width - block)[None] - first[:, None]).clamp(min=0)
+
+
+def _read_alike(loaded, ids):
+    """Keys and values of these tokens: a list of [2, head, key, d], one for every layer."""
+    cache, ids = DynamicCache(), torch.tensor([ids], device=next(loaded.model.parameters()).device)
+    _advance(loaded.model, cache, ids, torch.ones_like(ids), last=True)
+    return [torch.cat([layer.keys, layer.values]) for layer in cache.layers]
 
 
 def continue_greedily(loaded, read, limits):
