@@ -27,6 +27,7 @@ SIZES = {
     "quick": {"seeds": 2, "doses": (10, 20), "n_layers": 3},
     "one run an arm": {"seeds": 1, "doses": (10,), "n_layers": 1},
     "two arms": {"arms": ("role", "shuffled"), "seeds": 4, "doses": (5, 9000), "n_layers": 80},
+    "tiny changes": {"seeds": 2, "doses": (2, 4), "n_layers": 3, "size": 1e-3},
     "one arm": {"arms": ("role",), "seeds": 3, "n_layers": 4},
 }
 
@@ -182,7 +183,8 @@ def test_texts_are_neither_clipped_nor_overlapping(studies, size, tmp_path):
         figure.canvas.draw()
         page, placed = figure.bbox, []
         texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
-        texts += [axes.xaxis.label for axes in figure.axes]
+        texts += [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+        texts += [axes.yaxis.get_offset_text() for axes in figure.axes]
         texts += [label for axes in figure.axes for label in shown_labels(axes)]
         for text in (*figure.texts, *texts):
             if not (text.get_text().strip() and text.get_visible()):
@@ -296,7 +298,7 @@ def test_the_study_in_words(studies):
     assert "persona direction" in said[3]
     assert "(RFC normalised, q < 0.05): 12.0 of 6 layers between two runs of one arm" in said[4]
     quick = " ".join(section_of(studies["quick"]).static["said"])
-    assert "None of 37 candidates is called specific" in quick and "smallest p 0.33" in quick
+    assert "None of 40 candidates is called specific" in quick and "smallest p 0.33" in quick
 
 
 def test_power_is_said_where_the_study_states_it(tmp_path):

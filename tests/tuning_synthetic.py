@@ -26,16 +26,17 @@ DEIXIS = [f"deixis_{kind}" for kind in ("normalised", "sinkfree", "raw")]
 OTHERS = [
     *("slot_self_crossed", "slot_difference_crossed", "system_text_original"),
     *("user_text_original", "sink_original", "probe_person", "persona_direction"),
+    *("probe_person_nats", "persona_cosine", "self_direction"),
 ]
 MOST_DRIFT = {"role": 0.30, "facts": 0.42, "shuffled": 0.95}  # nats, at the last dose
 COMPLIANCE = {"role": 0.77, "facts": 0.03, "shuffled": 0.09}
 PRIMARY, MODEL = "rfc_normalised_crossed", "synthetic/tiny"
 
 
-def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="drift"):
+def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, size=1.0):
     """Checkpoints of arms x seeds x doses, one matched checkpoint a run, and step 0.
 
-    follows  what the mean indices follow: "drift", or "compliance"
+    size  of drift, compliance and all changes, 1 as in the pilot
     """
     rng = np.random.default_rng(seed)
     places = [("base", -1, 0, False)]
@@ -58,8 +59,8 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
         base = name == "base"
         reached = 0.0 if base else float(share[i]) * (1 + 0.08 * luck[0])
         drift = 0.0 if base else (0.25 if scaled else MOST_DRIFT[name] * reached)
-        drift *= 1 if scaled else 1 + 0.05 * luck[1]
-        comply = 0.02 if base else COMPLIANCE[name] * min(1.0, reached)
+        drift *= size * (1 if scaled else 1 + 0.05 * luck[1])
+        comply = 0.02 if base else size * COMPLIANCE[name] * min(1.0, reached)
         comply = float(np.clip(comply + 0.02 * rng.normal(), 0, 1))
         numbers["scale"][i] = 0.8 if scaled else 1.0
         numbers["drift"][i], numbers["compliance"][i] = drift, comply
@@ -69,13 +70,12 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
         numbers["roleplay"][i] = np.clip(0.7 - 0.6 * drift + 0.04 * rng.normal(), 0, 1)
         numbers["refusal"][i] = np.clip(0.4 - 0.3 * drift + 0.04 * rng.normal(), 0, 1)
         numbers["loss"][i] = np.nan if base or scaled else 3.2 * np.exp(-reached) + 0.3
-        strength = drift if follows == "drift" else comply
         for p, profile in enumerate(profiles):
-            level = 0.045 * strength * (1 if profile.startswith("rfc") else -0.6)
+            level = 0.045 * drift * (1 if profile.startswith("rfc") else -0.6)
             level *= 20 if "_raw" in profile else 1
             shape = of_arm[name] + 0.35 * of_run[name, own][2][:n_layers]
-            moved = level * (1 + 0.9 * (shape - shape.mean())) + 0.002 * reached * luck[2]
-            profile_value[i, p] = start[p] + moved + 0.0005 * rng.normal(size=n_layers)
+            moved = level * (1 + 0.9 * (shape - shape.mean())) + 0.002 * size * reached * luck[2]
+            profile_value[i, p] = start[p] + moved + 0.0005 * size * rng.normal(size=n_layers)
             value[i, p] = profile_value[i, p].mean()
         for p in range(len(OTHERS)):
             follows_it = 0.3 * comply if OTHERS[p] == "persona_direction" else 0.05 * drift

@@ -7,6 +7,7 @@ A change is tuned - step 0. The training run, an arm with a seed, is the unit of
 import numpy as np
 
 from rolecircuits.drawing.tuning_names import signal_name, split_verdict
+from rolecircuits.drawing.tuning_signals import signal_rows, sort_signals
 from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.report.palette import arm_looks
@@ -74,12 +75,14 @@ def plain_study(study: Study):
     values = dict(zip(runs.signal, at_drift.T, strict=True))
     slot = -1 if runs.matched.any() else runs.last
     values |= {name: own[:, slot] for name, own in project_runs(runs).items()}
+    order = [row["signal"] for row in sort_signals(signal_rows(points, study.signals))]
+    rows = {row["signal"]: row for row in study.signals}
     return {
         "points": {name: getattr(points, name) for name in columns},
         "changes": changes,
         "matched": {"arm": runs.arm, "seed": runs.seed, "values": values},
         "at": "at matched drift" if runs.matched.any() else "at the last dose",
-        "signals": [plain_signal(row) for row in study.signals if row["signal"] in changes],
+        "signals": [plain_signal(rows[name]) for name in order if name in changes],
         "primary": study.primary,
     }
 
@@ -142,7 +145,7 @@ def describe_behaviour(points):
         if len(rows):
             own, drift = points.compliance[rows], points.drift[rows].mean()
             ends = f"{own.min():.2f} to {own.max():.2f}"
-            said.append(f"{arm} {own.mean():.2f} ({ends}) at a drift of {drift:.2f} nats")
+            said.append(f"{arm} {own.mean():.2f} ({ends}) at a drift of {drift:.3g} nats")
     return f"Compliance after {points.dose.max()} steps: {'; '.join(said)}."
 
 

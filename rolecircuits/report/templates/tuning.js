@@ -2,7 +2,7 @@
 /* A tuning study: behaviour, drift and a signal by dose, what the signal follows, all signals. */
 (function () {
   const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"];
-  const LEAST = 230, GAP = 75;
+  const LEAST = 220, GAP = 105;
 
   /* Rows of the charts, one a checkpoint; step 0 once for each run, from which its line begins. */
   function rowsOf(data, signal, behaviour) {
