@@ -37,6 +37,7 @@ MARKED = {"s": 34, "edgecolors": "black", "linewidths": 0.9, "zorder": 4}
 IN_NOISE = (1, 3, 10, 30, 100, 300, 1000)  # ticks of distances in units of seed noise
 APART = 0.17  # of the width of a panel, at least, between ticks of drift
 CROWDED = 30  # a tick at less than this share of the largest would stand on that of 0
+SHORT = {"axis": "y", "style": "sci", "scilimits": (-3, 4)}  # labels of small changes
 SIGN = "RFC and RSI above 0: self-referent is the more focused."
 
 
@@ -98,7 +99,7 @@ def draw_main(checkpoints: Checkpoints, primary, signals, label):
     axes[1, 0].set_ylabel("tuned - step 0")
     draw_matched(axes[1, 2], checkpoints, primary, (looks, row))
     for place in (axes[0, 1], axes[0, 2], *axes[1]):
-        place.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+        place.ticklabel_format(**SHORT)
     rows = [
         {"checkpoint": at, "arm": checkpoints.arm[i], "seed": checkpoints.seed[i]}
         | {"dose": checkpoints.dose[i], "matched": checkpoints.matched[i]}
@@ -356,6 +357,7 @@ def draw_changes(axes, change, places, looks):
         axes.plot(layers, change[rows].mean(axis=0), color=look.colour, **marks, **line)
     style.draw_zero(axes)
     style.number_axis(axes.xaxis, len(layers), "layer")
+    axes.ticklabel_format(**SHORT)
     axes.set_ylabel("tuned - step 0")
 
 
