@@ -9,7 +9,7 @@ RUN are run folders of one model pair; they are grouped by prompt set and by
 side (base or instruct), and two runs of one set are compared. Contrasts a-b are
 focus(a) - focus(b): positive where attention on a is the more focused.
 Everything is computed from the runs; other results (documents, interventions, a
-sweep, answers) are shown where their folders are given.
+sweep, a tuning study, answers) are shown where their folders are given.
 """
 
 import shlex
@@ -37,6 +37,7 @@ NEEDED = {  # the files of other results that are read
     "documents": ("documents.npz", "experiment_config.json"),
     "interventions": ("effects.json", "experiment_config.json"),
     "sweep": ("head_effects.npz", "experiment_config.json"),
+    "tuning": ("checkpoints.npz", "study_config.json", "signals.csv", "layer_counts.csv"),
     "answers": ("generation_results.json", "experiment_config.json"),
 }
 
@@ -48,6 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--documents", help="a documents run")
     parser.add_argument("--interventions", help="an intervention run")
     parser.add_argument("--sweep", help="a sweep of heads")
+    parser.add_argument("--tuning", help="a tuning study")
     said = "runs of experiment.py: answers beside their prompts"
     parser.add_argument("--answers", nargs="+", metavar="FOLDER", help=said)
     fed = "what the documents run was fed (default: the file that it names, if unchanged)"
@@ -81,8 +83,8 @@ def check_output(path):
 def write_report(runs, folders, path, verify=True, asked=()):
     """Write the report of loaded runs; returns its path.
 
-    folders  {"comparison", "documents", "interventions", "sweep": a folder, or None, "answers":
-             folders, or None, "documents_file": a file, or None}, any of them
+    folders  {"comparison", "documents", "interventions", "sweep", "tuning": a folder, or None,
+             "answers": folders, or None, "documents_file": a file, or None}, any of them
     verify   False leaves out the SHA-256 of the files in them     asked  contrasts "a-b"
     """
     from rolecircuits.report import build, section  # numpy and jinja2: not for --help

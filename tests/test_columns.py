@@ -16,9 +16,12 @@ import interventions
 import visualize_results
 from conftest import PROJECT
 from output_manager import load_run
+from rolecircuits.drawing import tuning_figures
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
+from rolecircuits.runs import tuning_results
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
+from tuning_synthetic import make_study, save_study
 
 PLACEHOLDERS = {
     "contrast": r"(self_neutral|self_confounder|confounder_third|\w+-\w+)",
@@ -29,6 +32,11 @@ PLACEHOLDERS = {
     "category": "(self_referent|confounder|neutral|third_person)",
     "metric": "(kl|top1_change|surprisal_change|rfc_change|rsi_change)",
     "trend": "(plain|linear|quadratic)",
+    "arm": "(role|facts|shuffled)",
+    "arms": "(role_facts|role_shuffled|facts_shuffled)",
+    "set": "(original|crossed)",
+    "which": "(self|difference)",
+    "part": "(system_text|user_text|sink)",
 }
 PAIR = [f"{name}_{side}" for name in ("model", "format", "run") for side in ("base", "instruct")]
 
@@ -98,6 +106,8 @@ def written(tmp_path_factory):
         )
     )
     assert activation_analysis.main([*model, "--documents", str(texts)]) == 0
+    study = save_study(make_study(seeds=2, doses=(10, 20), n_layers=4), root / "study")
+    tuning_figures.draw_study(tuning_results.load_study(study), study / "figures")
     found = {}
     for path in root.rglob("*.csv"):
         if any(part.is_symlink() for part in path.parents):

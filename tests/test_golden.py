@@ -1,5 +1,5 @@
-"""The ten figures and the three of the comparison against stored ones: every number, every text,
-and the picture.
+"""The ten figures, the three of the comparison and the three of a tuning study against stored ones:
+every number, every text, and the picture.
 
     python -m pytest tests/test_golden.py --mpl-generate-path=tests/golden      stores new ones;
     look at them, then commit
@@ -27,10 +27,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from rolecircuits.drawing import pair_figures, run_figures, style
+from rolecircuits.drawing import pair_figures, run_figures, style, tuning_figures
 from rolecircuits.drawing.study import study_run
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs.files import write_csv
+from rolecircuits.stats import signal_table, tuning_tests
 from rolecircuits.stats.contrasts import available_contrasts
 from rolecircuits.stats.pair_tables import summarise_comparison
 from rolecircuits.stats.run_pairs import (
@@ -40,6 +41,7 @@ from rolecircuits.stats.run_pairs import (
     match_runs,
 )
 from synthetic import make_run
+from tuning_synthetic import PRIMARY, make_study
 
 GOLDEN = Path(__file__).parent / "golden"
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
@@ -87,14 +89,29 @@ def pair():
     return {name: (numbers, summary) for name, numbers in of_name.items()}
 
 
+def draw_tuning(name):
+    """(Figure, rows of its CSV) of one of TUNING, of a study of 4 runs an arm."""
+    points = make_study(seeds=4, doses=(10, 50, 100), n_layers=6)
+    study = tuning_tests.gather_runs(vars(points))
+    signals = signal_table.signal_table(study, PRIMARY, n_permutations=19)
+    if name == "tuning_main":
+        return tuning_figures.draw_main(points, PRIMARY, signals, "tiny")
+    if name == "tuning_signals":
+        return tuning_figures.draw_signals(points, signals, "tiny")
+    return tuning_figures.draw_profiles(points, tuning_figures.PROFILES, "tiny")
+
+
 def draw(name, studies, pair):
-    """(Figure, rows of its CSV) of one of the thirteen."""
+    """(Figure, rows of its CSV) of one of the sixteen."""
+    if name in TUNING:
+        return draw_tuning(name)
     if name in run_figures.FIGURES:
         return run_figures.draw_figure(name, studies[name == run_figures.SLOT_FIGURE])
     return pair_figures.draw_pair(name, *pair[name])
 
 
-NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES, pair_figures.CONTRASTS]
+TUNING = ("tuning_main", "tuning_signals", "tuning_profiles")
+NAMES = [*run_figures.FIGURES, *pair_figures.FIGURES, pair_figures.CONTRASTS, *TUNING]
 
 
 def hide_texts(figure):
@@ -188,6 +205,11 @@ def lose_the_null(figure):
             line.set_visible(line.get_linestyle() != "--")
 
 
+def turn_the_sign_of_r(figure):
+    shown = figure.axes[1].images[0]
+    shown.set_array(-shown.get_array())
+
+
 MISTAKES = {
     "colour centre": ("visualization_2_heatmaps", shift_colour_centre),
     "sign of heatmaps": ("visualization_2_heatmaps", turn_the_sign),
@@ -198,6 +220,8 @@ MISTAKES = {
     "length null": ("visualization_7_cross_token_control", lose_the_null),
     "panels of slots": ("visualization_10_slot_attention", swap_panels),
     "colours of slots": ("visualization_10_slot_attention", shift_colour_centre),
+    "panels of a study": ("tuning_main", swap_panels),
+    "sign of r between runs": ("tuning_profiles", turn_the_sign_of_r),
     "panels of contrasts": ("contrasts_comparison", swap_panels),
 }
 

@@ -121,19 +121,26 @@ def test_what_is_written_is_checked_too(small, tmp_path):
 
 
 def test_a_study_comes_back(small, tmp_path):
+    names = {"verdict": "", "primary": True} | dict.fromkeys(("role_facts_estimate", "p"), 0.5)
     rows = [
-        {"signal": "a", "role_facts": 0.5, "q": np.nan, "specific": True, "verdict": "-x"},
-        {"signal": "b", "role_facts": -1e-20, "q": 1.0, "specific": False, "verdict": ""},
+        {"signal": PRIMARY} | names | {"p": np.nan, "verdict": "-x"},
+        {"signal": "1e5"} | names | {"role_facts_estimate": -1e-20, "primary": False},
     ]
     folder = save_study(small, tmp_path / "study", signals=rows)
     study = load_study(folder)
     assert study.primary == PRIMARY and study.summary == {"primary": PRIMARY}
-    assert study.label == "synthetic/tiny; 6 training runs of 3 arms"
+    assert study.label == "synthetic/tiny, chat prompts; 6 training runs of 3 arms"
+    assert study.facts == {
+        **{"model": "synthetic/tiny", "set": "original crossed deixis"},
+        **{"format": "chat", "run": "study"},
+    }
     first, second = study.signals
-    assert first["signal"] == "a" and first["role_facts"] == 0.5 and np.isnan(first["q"])
-    assert first["specific"] is True and second["specific"] is False
-    assert first["verdict"] == "-x" and second["role_facts"] == -1e-20
-    assert study.layer_counts[0]["compared"] == "same arm"
+    assert first["signal"] == PRIMARY and first["role_facts_estimate"] == 0.5
+    assert np.isnan(first["p"]) and first["verdict"] == "-x" and first["primary"] is True
+    assert second["signal"] == "1e5" and second["role_facts_estimate"] == -1e-20
+    assert second["primary"] is False and second["verdict"] == ""
+    assert study.layer_counts[0]["same_arm"] is True
+    assert study.layer_counts[1]["arm_second"] == "facts"
 
 
 def rewrite(folder, name, text):
@@ -155,7 +162,14 @@ def rewrite(folder, name, text):
             "primary is charm",
         ),
         ("signals.csv", "model,signal\nx\n", "row 1 has 1 fields, expected 2"),
-        ("signals.csv", "model,signal\nx,\n", "row 1 has no signal"),
+        ("signals.csv", "model,signal\nx,y\n", "has no column set"),
+        ("signals.csv", "model,set,format,run,signal,verdict\n", f"has no row of {PRIMARY}"),
+        (
+            "signals.csv",
+            f"model,set,format,run,signal,verdict,p\nm,s,chat,r,{PRIMARY},x,small\n",
+            "p of row 1 is 'small'",
+        ),
+        ("layer_counts.csv", "model,set,format,run,arm_first\na,b,c,d,e\n", "column arm_second"),
         ("signals.csv", "signal,signal\nx,y\n", "columns are missing or not told apart"),
         ("layer_counts.csv", "", "columns are missing"),
     ],

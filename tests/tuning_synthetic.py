@@ -5,13 +5,14 @@ make_study(seeds=5)                 Checkpoints whose indices follow drift and n
 save_study(checkpoints, folder)     the same as a complete study folder
 """
 
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
 
 from rolecircuits.runs import files, tuning_results
 from rolecircuits.runs.tuning_results import Checkpoints
-from rolecircuits.stats import signal_table, tuning_tests
+from rolecircuits.stats import signal_table, tuning_profiles, tuning_tests
 
 ARMS = ("role", "facts", "shuffled")
 DOSES = (10, 20, 30, 40, 50, 100)
@@ -25,16 +26,17 @@ DEIXIS = [f"deixis_{kind}" for kind in ("normalised", "sinkfree", "raw")]
 OTHERS = [
     *("slot_self_crossed", "slot_difference_crossed", "system_text_original"),
     *("user_text_original", "sink_original", "probe_person", "persona_direction"),
+    *("probe_person_nats", "persona_cosine", "self_direction"),
 ]
 MOST_DRIFT = {"role": 0.30, "facts": 0.42, "shuffled": 0.95}  # nats, at the last dose
 COMPLIANCE = {"role": 0.77, "facts": 0.03, "shuffled": 0.09}
 PRIMARY, MODEL = "rfc_normalised_crossed", "synthetic/tiny"
 
 
-def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="drift"):
+def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, size=1.0):
     """Checkpoints of arms x seeds x doses, one matched checkpoint a run, and step 0.
 
-    follows  what the mean indices follow: "drift", or "compliance"
+    size  of drift, compliance and all changes, 1 as in the pilot
     """
     rng = np.random.default_rng(seed)
     places = [("base", -1, 0, False)]
@@ -57,8 +59,8 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
         base = name == "base"
         reached = 0.0 if base else float(share[i]) * (1 + 0.08 * luck[0])
         drift = 0.0 if base else (0.25 if scaled else MOST_DRIFT[name] * reached)
-        drift *= 1 if scaled else 1 + 0.05 * luck[1]
-        comply = 0.02 if base else COMPLIANCE[name] * min(1.0, reached)
+        drift *= size * (1 if scaled else 1 + 0.05 * luck[1])
+        comply = 0.02 if base else size * COMPLIANCE[name] * min(1.0, reached)
         comply = float(np.clip(comply + 0.02 * rng.normal(), 0, 1))
         numbers["scale"][i] = 0.8 if scaled else 1.0
         numbers["drift"][i], numbers["compliance"][i] = drift, comply
@@ -68,13 +70,12 @@ def make_study(arms=ARMS, seeds=5, doses=DOSES, n_layers=30, seed=0, follows="dr
         numbers["roleplay"][i] = np.clip(0.7 - 0.6 * drift + 0.04 * rng.normal(), 0, 1)
         numbers["refusal"][i] = np.clip(0.4 - 0.3 * drift + 0.04 * rng.normal(), 0, 1)
         numbers["loss"][i] = np.nan if base or scaled else 3.2 * np.exp(-reached) + 0.3
-        strength = drift if follows == "drift" else comply
         for p, profile in enumerate(profiles):
-            level = 0.045 * strength * (1 if profile.startswith("rfc") else -0.6)
+            level = 0.045 * drift * (1 if profile.startswith("rfc") else -0.6)
             level *= 20 if "_raw" in profile else 1
             shape = of_arm[name] + 0.35 * of_run[name, own][2][:n_layers]
-            moved = level * (1 + 0.9 * (shape - shape.mean())) + 0.002 * reached * luck[2]
-            profile_value[i, p] = start[p] + moved + 0.0005 * rng.normal(size=n_layers)
+            moved = level * (1 + 0.9 * (shape - shape.mean())) + 0.002 * size * reached * luck[2]
+            profile_value[i, p] = start[p] + moved + 0.0005 * size * rng.normal(size=n_layers)
             value[i, p] = profile_value[i, p].mean()
         for p in range(len(OTHERS)):
             follows_it = 0.3 * comply if OTHERS[p] == "persona_direction" else 0.05 * drift
@@ -104,6 +105,29 @@ def make_config(primary=PRIMARY, **more):
     } | more
 
 
+def layer_rows(checkpoints, facts):
+    """Rows of layers.csv of one profile."""
+    at = checkpoints.profile.tolist().index(PRIMARY)
+    return [
+        facts
+        | {"set": "crossed", "run": name}
+        | {key: getattr(checkpoints, key)[i] for key in ("arm", "seed", "dose", "matched")}
+        | {"index": "rfc", "kind": "normalised", "layer": layer, "estimate": value, "null": 0.0}
+        for i, name in enumerate(checkpoints.names)
+        for layer, value in enumerate(checkpoints.profile_value[i, at])
+    ]
+
+
+def make_count(first, second):
+    """A row of layer_counts.csv: as many layers differ between seeds of one arm as between two."""
+    n = 12 + len(first) - len(second)
+    return {
+        **{"arm_first": first, "seed_first": 0, "arm_second": second, "seed_second": 1},
+        **{"same_arm": first == second, "index": "rfc", "kind": "normalised", "layers": 30},
+        **{"mean_difference": 0.01, "layers_q_below_alpha": n},
+    }
+
+
 def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     """Write a complete study folder; returns its path."""
     folder = Path(folder)
@@ -111,12 +135,17 @@ def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     facts = {"model": MODEL, "set": "original crossed deixis", "format": "chat"}
     named, config = facts | {"run": folder.name}, config or make_config()
     tuning_results.save_checkpoints(folder / "checkpoints.npz", checkpoints)
-    files.write_csv(folder / "doses.csv", tuning_results.dose_rows(checkpoints, facts))
+    files.write_csv(folder / tuning_results.DOSES, tuning_results.dose_rows(checkpoints, facts))
+    files.write_csv(folder / tuning_results.LAYERS, layer_rows(checkpoints, facts))
+    study = tuning_tests.gather_runs(vars(checkpoints))
+    rows = signal_table.contrast_rows(study, [config["primary"]])
+    files.write_csv(folder / tuning_results.CONTRASTS, rows, facts=named)
+    rows = tuning_profiles.profile_agreement(study)
+    files.write_csv(folder / tuning_results.AGREEMENT, rows, facts=named)
     if signals is None:
-        study = tuning_tests.gather_runs(vars(checkpoints))
         signals = signal_table.signal_table(study, config["primary"], n_permutations=19)
     files.write_csv(folder / "signals.csv", signals, facts=named)
-    counts = [{"compared": "same arm", "layers": 12.7}, {"compared": "role-facts", "layers": 11.2}]
+    counts = [make_count(*p) for p in combinations_with_replacement(checkpoints.arms, 2)]
     files.write_csv(folder / "layer_counts.csv", counts, facts=named)
     files.write_json(folder / "summary.json", summary or {"primary": config["primary"]})
     tuning_results.finish_study(folder, config)

@@ -35,6 +35,9 @@ THICK = {"linewidth": 2.0, "markersize": 4.5}
 SMALL = {"s": 11, "alpha": 0.5, "linewidths": 0, "zorder": 3}
 MARKED = {"s": 34, "edgecolors": "black", "linewidths": 0.9, "zorder": 4}
 IN_NOISE = (1, 3, 10, 30, 100, 300, 1000)  # ticks of distances in units of seed noise
+APART = 0.17  # of the width of a panel, at least, between ticks of drift
+CROWDED = 30  # a tick at less than this share of the largest would stand on that of 0
+SHORT = {"axis": "y", "style": "sci", "scilimits": (-3, 4)}  # labels of small changes
 SIGN = "RFC and RSI above 0: self-referent is the more focused."
 
 
@@ -75,7 +78,7 @@ def draw_main(checkpoints: Checkpoints, primary, signals, label):
         f"uncorrected{describe_least(checkpoints)}."
     )
     texts = (f"What {name} follows under tuning", label, caption)
-    figure, axes = style.open_panels(Grid((2, 3), (2.9, 2.1), gap=(0.85, 0.85)), texts, handles)
+    figure, axes = style.open_panels(Grid((2, 3), (2.9, 2.1), gap=(0.9, 0.85)), texts, handles)
     change = checkpoints.change(primary)
     by_dose = (
         ("compliance", checkpoints.compliance, "share of held-out answers"),
@@ -93,8 +96,10 @@ def draw_main(checkpoints: Checkpoints, primary, signals, label):
     style.draw_zero(axes[0, 2])
     row = next((row for row in signals if row["signal"] == primary), {})
     draw_followed(axes[1], checkpoints, change, (looks, row))
-    axes[1, 0].set_ylabel(f"{name}\ntuned - step 0")
+    axes[1, 0].set_ylabel("tuned - step 0")
     draw_matched(axes[1, 2], checkpoints, primary, (looks, row))
+    for place in (axes[0, 1], axes[0, 2], *axes[1]):
+        place.ticklabel_format(**SHORT)
     rows = [
         {"checkpoint": at, "arm": checkpoints.arm[i], "seed": checkpoints.seed[i]}
         | {"dose": checkpoints.dose[i], "matched": checkpoints.matched[i]}
@@ -152,10 +157,16 @@ def draw_followed(axes, checkpoints, change, drawn):
 
 
 def root_ticks(most):
-    """Round values up to `most` for an axis that is even in the square root."""
-    size = 10.0 ** np.floor(np.log10(most)) if most > 0 else 1.0
-    step = next(s * size for s in (1, 2, 5, 10) if most / (s * size) <= 5)
-    return [0, step / 10, step / 2, *np.arange(step, most * 1.001, step)]
+    """Round values up to `most` whose labels stand apart on an axis even in the square root."""
+    if most <= 0:
+        return [0.0]
+    size = 10.0 ** np.floor(np.log10(most))
+    step = next(s * size for s in (1, 2, 5) if most / (s * size) <= 5)
+    kept = [0.0]
+    for tick in (step / 10, step / 2, *np.arange(step, most * 1.001, step)):
+        if np.sqrt(tick) - np.sqrt(kept[-1]) >= APART * np.sqrt(most):
+            kept.append(float(tick))
+    return kept
 
 
 def draw_matched(axes, checkpoints, primary, drawn):
@@ -286,7 +297,7 @@ def draw_signal(axes, height, row, looks):
 def limit_noise(axes, rows):
     """Symmetric limits that hold every point, with round ticks."""
     most = max(1.0, *(np.abs(distances(row)).max() for row in rows)) * 1.15
-    ticks = [tick for tick in IN_NOISE if tick <= most]
+    ticks = [tick for tick in IN_NOISE if CROWDED * tick >= most >= tick]
     ticks = [*(-tick for tick in ticks[::-1]), 0, *ticks]
     axes.set_xlim(-most, most)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -308,7 +319,7 @@ def draw_profiles(checkpoints: Checkpoints, names, label):
         "opposite. Framed blocks on the diagonal: runs of one arm."
     )
     texts = ("Where in the model tuning acts: change by layer", label, caption)
-    shape = Grid((len(names), 2), (wide, 2.5), gap=(0.75, 0.75), right=0.95)
+    shape = Grid((len(names), 2), (wide, 2.5), gap=(0.75, 0.75), right=1.05)
     figure, axes = style.open_panels(shape, texts, handles)
     rows, picture = [], None
     places = [compared_rows(checkpoints, arm) for arm in checkpoints.arms]
@@ -346,6 +357,7 @@ def draw_changes(axes, change, places, looks):
         axes.plot(layers, change[rows].mean(axis=0), color=look.colour, **marks, **line)
     style.draw_zero(axes)
     style.number_axis(axes.xaxis, len(layers), "layer")
+    axes.ticklabel_format(**SHORT)
     axes.set_ylabel("tuned - step 0")
 
 

@@ -12,6 +12,7 @@ from rolecircuits.report.palette import category_looks
 from rolecircuits.report.prompts import prompts_section
 from rolecircuits.report.section import SIDES, Context, Folders
 from rolecircuits.report.summary import summary_section
+from rolecircuits.report.tuning import tuning_section
 from rolecircuits.runs.files import read_json
 from rolecircuits.stats.indices import KIND_NAMES
 
@@ -25,6 +26,7 @@ SECTIONS = (
     layers.comparison_section,
     edits_section,
     conversations_section,
+    tuning_section,
     overview.method_section,
 )
 

@@ -27,6 +27,7 @@ COLOURS = {
     "control": colours.CONTROL_COLOUR,
 }
 COLOURS |= {f"category-{name}": look.colour for name, look in colours.CATEGORY_LOOKS.items()}
+COLOURS |= {f"arm-{name}": look.colour for name, look in colours.ARM_LOOKS.items()}
 COLOURS |= {f"other-{i}": colour for i, colour in enumerate(colours.OTHER_COLOURS)}
 
 
@@ -39,6 +40,13 @@ def category_looks(names):
         for name, look in looks.items()
         if name in set(names)
     }
+
+
+def arm_looks(names):
+    """{arm: {"name", "colour"}} of these arms of a tuning study, in their order."""
+    looks = colours.arm_looks(names)
+    variable = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
+    return {n: {"name": looks[n].label, "colour": variable[looks[n].colour]} for n in names}
 
 
 def luminance(colour):

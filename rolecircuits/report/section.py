@@ -47,6 +47,7 @@ class Folders:
     documents: Path | None = None
     interventions: Path | None = None
     sweep: Path | None = None
+    tuning: Path | None = None
     answers: tuple[Path, ...] = ()
     texts: dict | None = None
 

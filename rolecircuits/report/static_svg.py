@@ -5,11 +5,12 @@ import numpy as np
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 200, 52, 26, 8
 
 
-def line_chart(series, label, title):
+def line_chart(series, label, title, names=None):
     """Where everything of a chart stands, in pixels.
 
     series   [(name, colour, estimate, low, high)], each [layer], NaN where undefined
     label    of the y axis        title  what the chart is, for readers who do not see it
+    names    of the places along x, at equal distances; None: 0, 1, ..., the layers
     returns  {"width", "height", "title", "label", "series": [...], "x", "y": [(place, text)],
              "zero"}, or None where nothing is defined
     """
@@ -27,7 +28,7 @@ def line_chart(series, label, title):
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, n) if n <= 16 * s)
-    ticks = [(float(x[i]), str(i)) for i in range(0, n, step)]
+    ticks = [(float(x[i]), names[i] if names else str(i)) for i in range(0, n, step)]
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -46,7 +47,7 @@ def round_values(low, high):
     """Four to eight round numbers between two."""
     step = 10.0 ** np.floor(np.log10((high - low) / 4))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
-    return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step + 0.0  # no -0
 
 
 def _draw(scales, name, colour, *ends):

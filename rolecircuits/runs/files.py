@@ -145,6 +145,7 @@ def _plain(value):
 def write_csv(path, rows, columns=None, facts=None):
     """Rows (dicts with the same keys) as CSV; NaN is an empty field, numbers have 10 digits.
 
+    columns  None: those of the first row; without rows only the facts are named
     facts  first columns, the same in every row: model, set, format and run (arrays.Run.facts)
     docs/COLUMNS.md says what each column of each file is.
 
@@ -152,7 +153,8 @@ def write_csv(path, rows, columns=None, facts=None):
     escapes among them) are written as escapes.
     """
     facts = facts or {}
-    columns = [*facts, *(name for name in columns or rows[0] if name not in facts)]
+    columns = columns or (rows[0] if rows else ())
+    columns = [*facts, *(name for name in columns if name not in facts)]
     with replaced_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.files import RUN_NAME, TEMPORARY, linked_name
-from rolecircuits.inputs.folders import kind_of
+from rolecircuits.inputs.folders import TUNING, kind_of
 from rolecircuits.runs.files import read_json, temporary_folder
 from rolecircuits.runs.record import CONFIG, prompt_set_of
 
@@ -94,6 +94,8 @@ def _linked(link, found):
 
 def read_run(path):
     """The Found of one run folder; nothing in it is believed."""
+    if kind_of(path) is TUNING:
+        return _read_study(path)
     files, others = _files_in(path)
     size = sum(file.lstat().st_size for file in files)
     kind = path.name.split("_")[0] if RUN_NAME.fullmatch(path.name) else "renamed"
@@ -127,6 +129,16 @@ def read_run(path):
             run.damage = "damaged: repeat.json is not JSON"
         else:
             run.repeats = told.get("repeat_of") if isinstance(told, dict) else None
+    return run
+
+
+def _read_study(path):
+    """The Found of a tuning study, whose checkpoints are runs of their own: it is never removed."""
+    run = Found(
+        path, "study", path.lstat().st_mtime, sum(f.lstat().st_size for f in _files_in(path)[0])
+    )
+    run.facts = "a tuning study"
+    run.foreign = "a tuning study is not removed here"
     return run
 
 

@@ -26,6 +26,8 @@ from rolecircuits.runs.record import SCHEMA_VERSION
 BASE = "base"
 CHECKPOINTS, CONFIG, SUMMARY = TUNING.marker, "study_config.json", "summary.json"
 SIGNALS, LAYER_COUNTS = "signals.csv", "layer_counts.csv"
+CONTRASTS, AGREEMENT = "arm_contrasts.csv", "profile_agreement.csv"
+DOSES, LAYERS = "doses.csv", "layers.csv"
 NEEDED = (CONFIG, CHECKPOINTS, SUMMARY, SIGNALS, LAYER_COUNTS)
 ARRAYS = {
     "arm": ("U", ("checkpoint",)),
@@ -50,7 +52,9 @@ RATES = ("compliance", "choice", "facts", "roleplay", "refusal")
 BEHAVIOUR = ("scale", "drift", *RATES, "loss")  # in the order of the columns of doses.csv
 NO_KL = 1e-3  # rounding may take a divergence a little below 0
 FACTS = ("model", "set", "format", "run")  # the columns that every CSV begins with
-TEXTS = (*FACTS, "signal", "verdict")  # columns whose fields are never read as numbers
+COUNTED = ("arm_first", "arm_second", "same_arm", "layers_q_below_alpha")  # of layer_counts.csv
+# columns whose fields are never read as numbers
+TEXTS = (*FACTS, "signal", "verdict", "arm_first", "arm_second", "index", "kind")
 MAX_NAME = 80
 
 
@@ -290,10 +294,23 @@ def load_study(folder, verify=True):
     if not isinstance(summary, dict):
         raise UserError(f"{folder / SUMMARY}: is not a JSON object; it is damaged")
     signals, counts = (read_rows(folder / name) for name in (SIGNALS, LAYER_COUNTS))
-    lacking = [name for name in (*FACTS, "signal") if not signals or name not in signals[0]]
-    if lacking:
-        raise UserError(f"{folder / SIGNALS}: has no {lacking[0]}; it is damaged")
+    _check_table(folder / SIGNALS, signals, (*FACTS, "signal", "verdict"))
+    if not signals or config["primary"] not in [row["signal"] for row in signals]:
+        raise UserError(f"{folder / SIGNALS}: has no row of {config['primary']}; it is damaged")
+    _check_table(folder / LAYER_COUNTS, counts, (*FACTS, *COUNTED) if counts else ())
     return Study(folder, config, checkpoints, summary, signals, counts)
+
+
+def _check_table(path, rows, needed):
+    """Refuse a table without the columns that its readers need, or with a text for a number."""
+    lacking = [name for name in needed if rows and name not in rows[0]]
+    if lacking:
+        raise UserError(f"{path}: has no column {lacking[0]}; it is damaged")
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            if name not in TEXTS and isinstance(value, str):
+                shown = printable(value)[:40]
+                raise UserError(f"{path}: {name} of row {i + 1} is {shown!r}; it is damaged")
 
 
 def _check_config(path, config, checkpoints):
