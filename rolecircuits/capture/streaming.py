@@ -40,7 +40,7 @@ from rolecircuits.capture.masks import ROWS, sink_column, why_not_streamed
 from rolecircuits.capture.model_pass import AttentionFunction, run_interface
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats.entropy import sinkfree_keys
-from rolecircuits.stats.masses import masses_beside_sink
+from rolecircuits.stats.masses import SEGMENTS, masses_beside_sink, segment_keys, turn_masses
 
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
@@ -158,6 +158,20 @@ def block_scores(query, key, rows, keys, how):
     return scores.masked_fill_(~how.seen(rows, keys, query.device), float("-inf"))
 
 
+def rest_of_scores(scores, parts=None):
+    """(L', H', masses or None) of scores [..., query, key], which are overwritten; -inf is hidden.
+
+    parts   [..., key, part] 1 where a key is in a part, else 0; masses [..., query, part] are the
+            sums of the softmax over the scores
+    """
+    log_sum = torch.logsumexp(scores, dim=-1)
+    logs = scores.sub_(log_sum[..., None])
+    probability = logs.exp()
+    masses = None if parts is None else probability @ parts
+    finite = logs.masked_fill_(logs == float("-inf"), 0.0)
+    return log_sum, -probability.mul_(finite).sum(dim=-1), masses
+
+
 def chunked_rest(query, key, how):
     """(L', H') as `flash_rest`, from blocks of scores in float32: the reference, and the way for
     soft-capped scores.
@@ -165,12 +179,8 @@ def chunked_rest(query, key, how):
     sums = [query.new_empty((*query.shape[:2], 0), dtype=torch.float32)]
     entropies = list(sums)
     for rows, keys in how.blocks(query.shape[2], first=how.first):
-        scores = block_scores(query, key, rows, keys, how)
-        log_sum = torch.logsumexp(scores, dim=-1)
-        logs = scores.sub_(log_sum[..., None])
-        probability = logs.exp()
-        finite = logs.masked_fill_(logs == float("-inf"), 0.0)
-        entropies.append(-probability.mul_(finite).sum(dim=-1))
+        log_sum, entropy, _ = rest_of_scores(block_scores(query, key, rows, keys, how))
+        entropies.append(entropy)
         sums.append(log_sum)
     return torch.cat(sums, dim=-1), torch.cat(entropies, dim=-1)
 
@@ -291,6 +301,25 @@ def final_rows(query, key, n_tokens, how):
     return torch.softmax(scores, dim=-1)
 
 
+def segment_masses(query, key, segment, how, sink_mass):
+    """Attention of every row on the segments: [prompt, head, query, segment] float32 numpy.
+
+    The layer's attention, with which segment a key is in (1 or 0) in the place of values.
+    segment  [prompt, key] codes    sink_mass  [prompt, head, query], what a learned sink takes
+    """
+    n_segments, n_key = len(SEGMENTS), key.shape[2]
+    inside = torch.as_tensor(segment_keys(segment, n_key), device=key.device).float()
+    width = max(query.shape[-1], n_segments)  # the CPU's kernel wants values as wide as keys
+    inside = torch.nn.functional.pad(inside, (0, width - n_segments))[:, None]
+    value = inside.expand(-1, key.shape[1], -1, -1).contiguous()
+    output = plain_output if how.softcap is None else chunked_output
+    rows = output(query.float(), key.float(), value, how)[..., :n_segments].cpu().numpy()
+    if how.sinks is not None:
+        rows *= 1 - sink_mass[..., None]
+        rows[..., 0] += sink_mass
+    return rows
+
+
 def check_rows(arrays, n_tokens, visible, layer):
     """Stop with layer and head unless every real row has entropies from 0 to ln(visible keys)."""
     real = (np.arange(len(visible)) < np.asarray(n_tokens)[:, None])[:, None, :]
@@ -347,6 +376,9 @@ class LayerRecorder:
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
         nan = np.float32(np.nan)
         arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
+        if self.places.turns is not None:
+            segments = segment_masses(query, key, self.places.segment, how, arrays["sink_mass"])
+            arrays["turn_mass"] = turn_masses(segments, self.places.turns)
         final = final_rows(query, key, self.n_tokens, how).cpu().numpy()
         return arrays | masses_beside_sink(final, self.places, how.sinks is not None)
 
