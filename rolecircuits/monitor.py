@@ -122,7 +122,8 @@ class Texts:
     def __init__(self, ids, pads, n_real, segments, slots):
         self.pads, self.n_real, self.slots = pads, n_real, slots
         self.ids, self.rows, self.visible = ids[:, :0], [], []
-        self.parts = torch.zeros(len(ids), 0, PARTS)
+        # numpy: a tensor made in inference mode could not be written to outside it
+        self.parts = np.zeros((len(ids), 0, PARTS), np.float32)
         self.codes = np.zeros((len(ids), 0), int)
         self.learned_sinks = False
         self.extend(ids, segments)
@@ -140,12 +141,12 @@ class Texts:
             self.codes, codes[:, : self.codes.shape[1]]
         )
         if self.parts.shape[1] < n:  # room for twice as many, so that it is seldom made anew
-            room = torch.zeros(len(codes), 2 * n, PARTS)
+            room = np.zeros((len(codes), 2 * n, PARTS), np.float32)
             room[:, :start] = self.parts[:, :start]
             self.parts = room
         first = start if same else 0
         self.codes = codes
-        self.parts[:, first:n] = torch.as_tensor(self._one_hot(first, n))
+        self.parts[:, first:n] = self._one_hot(first, n)
 
     def _one_hot(self, start, stop):
         """[prompt, key, part] of the keys from start to stop."""
@@ -201,13 +202,13 @@ class RoleMonitor(TrainerCallback):
         decoder = own.get_decoder() if hasattr(own, "get_decoder") else own.base_model
         self.attentions = {id(part) for part in decoder.modules()}
         self.known, self.prompts, self.evaluations = {}, list(prompts), []
-        self.expect(self.prompts)
+        for prompt in self.prompts:
+            self.expect(prompt.token_ids, prompt.segments, prompt.slot)
         self._all, self._pass = [], None
 
-    def expect(self, prompts):
-        """Take segments and slots of texts that begin with these TokenizedPrompts from them."""
-        for prompt in prompts:
-            self.known[tuple(prompt.token_ids)] = (list(prompt.segments), prompt.slot)
+    def expect(self, token_ids, segments, slot):
+        """Take segments and slot of a text from here, once it is fed as far as these tokens."""
+        self.known[tuple(token_ids)] = (list(segments), slot)
 
     @property
     def texts(self):
@@ -264,7 +265,7 @@ class RoleMonitor(TrainerCallback):
             texts.n_real = n_real
             whole = torch.cat([texts.ids, ids], dim=1)
             texts.extend(ids, self._continued(texts, whole, again))
-        parts = texts.parts[:, :total]
+        parts = torch.from_numpy(texts.parts[:, :total])
         self._pass = texts, NewRows(start, torch.tensor(pads), real[:, start:], parts)
 
     def _attend(self, module, call, window):
@@ -311,14 +312,15 @@ class RoleMonitor(TrainerCallback):
         n_new = ids.shape[1] - texts.codes.shape[1]
         said = np.full((len(ids), n_new), CODE["assistant_text"])
         codes = np.concatenate([texts.codes, said], axis=1)
-        if n_new > 1 and not again:
-            for i, pad in enumerate(texts.pads):
-                own = ids[i, pad:].tolist()
-                known = self.known.get(tuple(own), (self._read_template(own), None))[0]
-                if known is not None:
-                    codes[i, pad:] = known
-                else:
+        for i, pad in enumerate(texts.pads):
+            own = ids[i, pad:].tolist() if self.known or n_new > 1 else []
+            known = self.known.get(tuple(own), (None, None))[0]
+            if known is None and n_new > 1 and not again:
+                known = self._read_template(own)
+                if known is None:
                     codes[i, -n_new:] = CODE["user_text"]
+            if known is not None:
+                codes[i, pad:] = known
         return codes
 
     def _read_template(self, ids):

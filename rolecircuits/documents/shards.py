@@ -21,6 +21,7 @@ from rolecircuits.stats import entropy, masses, moments
 
 SHARDS = "document_shards"
 SHARD_VERSION = 3
+SHARDED = ("patterns", "streaming")  # ways of capture; a chat has no shard
 VALUES = ("normalised", "sinkfree", "sink_mass")
 
 
@@ -90,7 +91,7 @@ def shard_arrays(arrays, i, document):
 def turn_segments(arrays, i, document):
     """{"turn_segment_mass", "turn_segment_uniform"} of the document that is prompt i."""
     n_turns, n_layers = len(document.spans), len(arrays["visible_keys"])
-    shape = (n_turns, *arrays["first_mass"].shape[1:], len(masses.SEGMENTS))
+    shape = (n_turns, *arrays["entropy"].shape[1:3], len(masses.SEGMENTS))
     found = {
         "turn_segment_mass": np.full(shape, np.nan),
         "turn_segment_uniform": np.full((n_turns, n_layers, shape[-1]), np.nan),
