@@ -99,21 +99,29 @@ class Recorded:
         kinds = dict(zip(KINDS, (*normalised, arrays["entropy"]), strict=True))
         return kinds | {k: v for k, v in arrays.items() if not k.startswith("entropy")}
 
-    def means(self, rows=slice(None)):
-        """Means over these rows, over layers and heads: each kind, sink_mass, slot_mass, and each
+    def row_means(self):
+        """{name: [query]} means over layers and heads: each kind, sink_mass, slot_mass, and each
         segment beside its value under uniform attention, NAME_null.
         """
         values = self.values()
-        names = (*KINDS, "sink_mass", "slot_mass")
-        found = {name: _mean(values[name][:, :, rows]) for name in names}
+        found = {name: _row_means(values[name]) for name in (*KINDS, "sink_mass", "slot_mass")}
         for code, name in enumerate(SEGMENTS[1:], 1):
-            found[name] = _mean(values["segment_mass"][:, :, rows, code])
-            found[f"{name}_null"] = _mean(values["segment_uniform"][:, rows, code])
+            found[name] = _row_means(values["segment_mass"][..., code])
+            found[f"{name}_null"] = values["segment_uniform"][..., code].mean(axis=0)
         return found
 
+    def means(self, rows=slice(None)):
+        """{name: number} the mean of `row_means` over these rows."""
+        return {
+            name: float(moments.defined_mean(values[rows]))
+            for name, values in self.row_means().items()
+        }
 
-def _mean(values):
-    return float(moments.defined_mean(values.astype(np.float64).ravel()))
+
+def _row_means(values):
+    """Means over layers and heads of [layer, head, query]."""
+    flat = values.astype(np.float64).reshape(-1, values.shape[-1])
+    return moments.defined_mean(flat, axis=0)
 
 
 class Texts:

@@ -21,8 +21,9 @@ BLOCK = 256  # else query rows at a time, layer by layer
 def plain_scores(query, key, scale):
     """scale q . k in float32: [prompt, head, query, key]; keys may have fewer heads."""
     n_prompts, n_heads, n_query, width = query.shape
-    grouped = query.float().reshape(n_prompts, key.shape[1], -1, width)  # heads side by side
-    scores = (grouped @ key.float().transpose(2, 3)).mul_(scale)
+    keys = key.float().flatten(0, 1).transpose(1, 2)
+    grouped = query.float().reshape(len(keys), -1, width)  # heads that share keys side by side
+    scores = torch.baddbmm(grouped.new_empty(1), grouped, keys, beta=0, alpha=scale)
     return scores.view(n_prompts, n_heads, n_query, -1)
 
 
