@@ -10,8 +10,8 @@ answers change?
     python experiment.py --max_tokens 20 --prompts_per_category 5 \\
         --config_file analysis_results/demo/base/ablation_candidates.json
 
---monitor also records what each token of the unedited answers attended to, by
-layer and head: monitor.npz, and means in monitor.csv. The answers stay the same.
+--monitor also records what each token of the unedited answers attended to:
+monitor.npz by layer and head, monitor.csv means. The answers stay the same.
 
 Measures: share of first-person words, whether the answer names itself an AI or
 a model, length in tokens, share of repeated trigrams. The newest run is linked
@@ -91,7 +91,7 @@ def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATI
     returns  (what generation_results.json holds, a line that says how many there are and where)
     """
     from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked
-    from rolecircuits.edits import answers  # torch, as above
+    from rolecircuits.edits import answers, monitored  # torch, as above
 
     setting, timings = Setting.of(args), dict(timings or {})
     tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, setting.form)
@@ -99,13 +99,7 @@ def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATI
     say_notes(how_fed["notes"])
     determinism = set_determinism(args.seed)
     started = time.perf_counter()
-    monitor = None
-    if args.monitor:
-        from rolecircuits.edits import (
-            monitored,
-        )  # transformers' trainer: only where it is asked for
-
-        monitor = monitored.make_monitor(loaded, tokenized)
+    monitor = monitored.make_monitor(loaded, tokenized) if args.monitor else None
     how = (setting, args.max_tokens, monitor)
     results = answers.answer_prompts(loaded, prompts, plan, *how)
     timings["generation_s"] = time.perf_counter() - started

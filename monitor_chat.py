@@ -78,14 +78,10 @@ def run(args):
     check_model_arguments(args)
     check_output_dir(args.output_dir, link=LATEST_CHAT)
     with collector_paused():
-        # torch: after the arguments are checked
-        from rolecircuits.capture import instrument
-        from rolecircuits.documents import chat as chats  # as above
-        from rolecircuits.documents import tables  # as above
+        from rolecircuits.documents import chat as chats  # torch: after the arguments are checked
     say_limits(args.output_dir)
-    loaded = instrument.load_model(ModelSpec.of(args), args.seed)
     how = chats.Answering(args.max_tokens, args.temperature, args.seed)
-    chat, folder = chats.Chat(loaded, PromptFormat.of(args), how), None
+    chat, folder = chats.open_chat(ModelSpec.of(args), PromptFormat.of(args), how), None
     print(f"{printable(args.model_id)}: {QUIT} ends it; after every answer, of its tokens:")
     print("  H normalised/sink-free, sink; attention on system, user, own text: share/uniform")
     for line in user_lines():
@@ -100,7 +96,7 @@ def run(args):
         print("nothing was said, so nothing is written")
         return
     folder, saved = publish(chat, args, folder, draw=True)
-    tables.print_run(*saved)
+    chats.print_run(*saved)
     n = sum(role == "assistant" for role, _ in chat.turns)
     print(f"{n} answers, {chat.document.n_tokens} tokens -> {printable(folder)}")
 

@@ -293,3 +293,29 @@ def test_a_trainer_records_prompts_at_every_evaluation(tmp_path):
     first, second = found[0], found[len(prompts)]
     assert 0 < first["normalised"] < 1 and first["normalised"] != second["normalised"]
     assert ACTIVE == [] and monitor.texts == []
+
+
+def test_an_adapter_that_is_being_trained_is_recorded(llama):
+    peft = pytest.importorskip("peft")
+    fed = {"input_ids": torch.tensor([[1, 5, 7]]), "max_new_tokens": 3, "do_sample": False}
+    fed["eos_token_id"] = None
+    adapted = peft.get_peft_model(llama.model, peft.LoraConfig(target_modules=["q_proj"]))
+    with RoleMonitor(adapted, llama.tokenizer) as monitor:
+        out = adapted.generate(**fed)
+    (text,) = monitor.texts
+    assert text.token_ids == out[0, :-1].tolist() and len(text.rows) == llama.n_layers
+
+
+def test_monitors_may_overlap(llama):
+    ids = torch.tensor([[1, 5, 7, 9]])
+    first, second = (RoleMonitor(llama.model, llama.tokenizer) for _ in range(2))
+    own = AttentionInterface.get_interface
+    with torch.no_grad():
+        first.__enter__()
+        second.__enter__()
+        llama.model(input_ids=ids)
+        first.__exit__()
+        llama.model(input_ids=ids)
+        second.__exit__()
+    assert len(first.texts) == 1 and len(second.texts) == 2
+    assert AttentionInterface.get_interface is own

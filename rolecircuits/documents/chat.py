@@ -24,11 +24,12 @@ from rolecircuits.capture.chat_template import Template
 from rolecircuits.capture.conversations import tokenize_turns
 from rolecircuits.capture.feeding import feeding_of
 from rolecircuits.capture.generation import stop_tokens
+from rolecircuits.capture.instrument import load_model
 from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.tokens import CODE, NO_SLOT, bos_to_prepend
 from rolecircuits.documents.shapes import Document
 from rolecircuits.documents.shards import shard_arrays
-from rolecircuits.documents.tables import save_documents, stacked_arrays
+from rolecircuits.documents.tables import print_run, save_documents, stacked_arrays
 from rolecircuits.documents.tokens import tokenize_conversation
 from rolecircuits.inputs.arguments import CONVERSATION, DEFAULT_SEED, check_text
 from rolecircuits.inputs.errors import RunFailed, UserError
@@ -39,6 +40,7 @@ from rolecircuits.runs.record import describe_run
 from rolecircuits.stats.document_stats import turn_columns
 from rolecircuits.stats.masses import turn_means
 
+__all__ = ["Answering", "Chat", "open_chat", "print_run"]
 NAME = "chat"  # the id of the one document
 CLOSING = 8  # tokens that a template may write behind an answer
 
@@ -50,6 +52,11 @@ class Answering:
     max_tokens: int = 200
     temperature: float | None = None
     seed: int = DEFAULT_SEED
+
+
+def open_chat(spec, form, answering):
+    """A Chat with the model of a ModelSpec, loaded and checked."""
+    return Chat(load_model(spec, answering.seed), form, answering)
 
 
 class Chat:

@@ -25,8 +25,8 @@ from rolecircuits.stats.document_stats import (
 from rolecircuits.stats.moments import defined_mean
 
 SEE = (
-    "Whether attention grows more diffuse, or the sink stronger, as a conversation goes on: each "
-    "line is one conversation, a point is one turn."
+    "Whether attention grows more diffuse, the sink stronger, or the system text less attended to, "
+    "as a conversation goes on: each line is one conversation, a point is one turn."
 )
 KIND_NAMES = {
     "normalised": "normalised entropy",
