@@ -52,6 +52,7 @@ from rolecircuits.tuning import extras
 DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 12, 5e-4
 QUICK = {"seeds": 2, "doses": (10, 20), "sets": ["original", "crossed"]}
 PRIMARY = "rfc_normalised_crossed"
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def parse_args(argv=None):
@@ -94,9 +95,9 @@ def parse_args(argv=None):
     study.add_argument(
         "--targets",
         nargs="+",
-        default=["q_proj", "v_proj"],
+        default=list(TARGETS),
         metavar="LAYER",
-        help="linear layers that get a LoRA (default q_proj v_proj)",
+        help=f"linear layers that get a LoRA (default {' '.join(TARGETS)})",
     )
     study.add_argument(
         "--sets",

@@ -105,7 +105,7 @@ def questions_of(loaded, examples, form, seed=0):
 def _takes_system_prompt(tokenizer, form):
     if form.prompt_format != "chat":
         return False
-    return ChatTemplate(tokenizer, replace(form, system_prompt=None)).before_system is not None
+    return ChatTemplate(tokenizer, replace(form, system_prompt=None)).around_system is not None
 
 
 def answer_questions(loaded, asked):

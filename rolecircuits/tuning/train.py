@@ -51,7 +51,7 @@ class Recipe:
     batch: int = 8
     rank: int = 8
     alpha: int = 16
-    targets: tuple = ("q_proj", "v_proj")
+    targets: tuple = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class Tuner:
