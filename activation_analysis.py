@@ -225,7 +225,8 @@ def run_documents(args):
         raise RunFailed(f"all {len(failed)} documents failed: {done.failed[0][1]}; {SMALLER}")
     config = tables.describe_documents_run(args, len(kept), done, failed, reading.facts)
     with create_run(args.output_dir, LATEST_DOCUMENTS, prefix="documents") as new:
-        tables.save_documents(new.path, kept, arrays, config, done.facts)
+        saved = tables.save_documents(new.path, kept, arrays, config, done.facts)
+        tables.print_run(*saved)
     print(
         f"{len(kept)} documents done, {len(failed)} failed: "
         f"{sum(document.n_tokens for document in kept)} tokens, "

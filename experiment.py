@@ -10,6 +10,9 @@ answers change?
     python experiment.py --max_tokens 20 --prompts_per_category 5 \\
         --config_file analysis_results/demo/base/ablation_candidates.json
 
+--monitor also records what each token of the unedited answers attended to:
+monitor.npz by layer and head, monitor.csv means. The answers stay the same.
+
 Measures: share of first-person words, whether the answer names itself an AI or
 a model, length in tokens, share of repeated trigrams. The newest run is linked
 as latest_generation.
@@ -49,6 +52,8 @@ def parse_args(argv=None):
         "--interventions",
         help="plan: answer again under each of its interventions",
     )
+    watched = "record the attention of every token that is generated"
+    parser.add_argument("--monitor", action="store_true", help=watched)
     add_output_argument(parser)
     add_table_argument(parser)
     return parser.parse_args(argv)
@@ -86,7 +91,7 @@ def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATI
     returns  (what generation_results.json holds, a line that says how many there are and where)
     """
     from rolecircuits.capture import feeding, tokens  # torch: after the arguments are checked
-    from rolecircuits.edits import answers  # torch, as above
+    from rolecircuits.edits import answers, monitored  # torch, as above
 
     setting, timings = Setting.of(args), dict(timings or {})
     tokenized = tokens.tokenize_prompts(prompts, loaded.tokenizer, setting.form)
@@ -94,7 +99,9 @@ def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATI
     say_notes(how_fed["notes"])
     determinism = set_determinism(args.seed)
     started = time.perf_counter()
-    results = answers.answer_prompts(loaded, prompts, plan, setting, args.max_tokens)
+    monitor = monitored.make_monitor(loaded, tokenized) if args.monitor else None
+    how = (setting, args.max_tokens, monitor)
+    results = answers.answer_prompts(loaded, prompts, plan, *how)
     timings["generation_s"] = time.perf_counter() - started
     answered = results["baseline"]
     fed = record.describe_fed(args, prompts, how_fed, [row["id"] for row in answered])
@@ -103,6 +110,8 @@ def answer_model(loaded, prompts, plan, args, timings=None, link=LATEST_GENERATI
     with create_run(args.output_dir, link, "generation") as new:
         config["interventions"] = entries
         answers.save_answers(new.path, results, config)
+        if monitor is not None:
+            monitored.save_monitored(new.path, monitor, tokenized, answered, config)
     times = f"{1 + len(plan)} times" if plan else "once"
     said = f"{len(answered)} prompts answered {times}, {timings['generation_s']:.1f} s"
     return results, f"{said} -> {printable(new.final)}"

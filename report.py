@@ -20,6 +20,7 @@ from output_manager import check_files, load_run, resolve_run
 from rolecircuits.documents.shapes import Fields
 from rolecircuits.documents.texts import FIELD_FLAGS, read_documents
 from rolecircuits.inputs.arguments import (
+    CONVERSATION,
     add_contrast_arguments,
     add_verify_argument,
     check_output_dir,
@@ -143,7 +144,8 @@ def read_texts(folder, given=None):
     """
     config = files.read_json(folder / "experiment_config.json")
     arguments = config.get("arguments") or {}
-    path = given or arguments.get("documents")
+    own = folder / CONVERSATION  # a chat holds what was said
+    path = given or (own if own.is_file() else arguments.get("documents"))
     if not path or not Path(path).expanduser().is_file():
         if given:
             raise UserError(f"--documents_file {given}: no such file")

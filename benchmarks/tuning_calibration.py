@@ -140,7 +140,7 @@ def judge_study(rng, n_seeds=5, n_permutations=0):
             *(names[row["signal"]], judge(row | {"primary": True}, reason), row["verdict"]),
             row["gain_p"] if n_permutations else np.nan,
         )
-        for row in signal_table(study, "none of them", n_permutations)
+        for row in signal_table(study, None, n_permutations)
     ]
 
 

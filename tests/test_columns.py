@@ -91,7 +91,7 @@ def written(tmp_path_factory):
     few = [*model, "--config_file", str(plan), "--prompts_per_category", "2"]
     assert interventions.main(few) == 0
     assert interventions.main([*model, "--sweep", "heads", "--prompts_per_category", "2"]) == 0
-    assert experiment.main([*few, "--max_tokens", "3"]) == 0
+    assert experiment.main([*few, "--max_tokens", "3", "--monitor"]) == 0
     edits = ["--output_type", "intervention", "--output_dir", str(root / "drawn")]
     newest = str(root / "runs" / "latest_intervention")
     assert visualize_results.main([*edits, "--input_dir", newest]) == 0

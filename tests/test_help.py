@@ -15,6 +15,7 @@ import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
+import monitor_chat
 import output_manager
 import prompts
 import report
@@ -33,6 +34,7 @@ SCRIPTS = {
         cross_model_correlation,
         experiment,
         interventions,
+        monitor_chat,
         output_manager,
         prompts,
         report,

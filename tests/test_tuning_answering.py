@@ -1,16 +1,20 @@
 """Questions of many lengths, read together: answers and scores are those of each question alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import OpenAIGPTConfig
 
 from rolecircuits.capture.generation import generate_greedily
 from rolecircuits.capture.prefix import common_prefix
 from rolecircuits.inputs.errors import UserError
-from rolecircuits.inputs.specs import PromptFormat
+from rolecircuits.inputs.specs import ModelSpec, PromptFormat
+from rolecircuits.models.load import open_model, read_weights
 from rolecircuits.tuning import examples
 from rolecircuits.tuning.answering import continue_greedily, read_questions, score_answers
 from rolecircuits.tuning.examples import tokenize_answers, tokenize_examples, tokenize_questions
-from tiny_models import CONFIGS, load_checked, save_tiny
+from tiny_models import CONFIGS, load_checked, save_config, save_tiny
 
 QUESTIONS = ["Who?", "What should I call you?", "What is in the cup that you have there?", "Where?"]
 ANSWERS = ["I am Marlow.", "Tea.", "I live in the town of Bergen.", "I am Edgar."]
@@ -71,6 +75,29 @@ def test_scores_are_those_of_one_pass_over_question_and_answer(loaded, form):
         expected = [logs[i - 1, whole[i]].item() for i in range(n, len(whole) - 1)]
         assert score == pytest.approx(sum(expected) / len(expected), abs=2e-5)
     assert continue_greedily(loaded, read, [2] * 4), "scoring leaves what was read as it is"
+
+
+def test_an_adapter_that_is_not_merged_answers_as_a_merged_one(tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny = load_checked(save_tiny("llama", tmp_path))
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    tuned = replace(tiny, model=peft.get_peft_model(tiny.model, config).eval())
+    tokenized = tokenize_questions(tuned, PromptFormat("chat"), QUESTIONS)
+    read = read_questions(tuned, tokenized)
+    logits, answers = read.logits.clone(), continue_greedily(tuned, read, [6] * 4)
+    merged = replace(tiny, model=tuned.model.merge_and_unload())
+    read = read_questions(merged, tokenized)
+    torch.testing.assert_close(read.logits, logits, atol=1e-4, rtol=1e-4)
+    assert generate_greedily(merged, tokenized, 6) == answers
+
+
+def test_a_model_that_keeps_nothing_is_refused(tmp_path):
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    folder = save_config(OpenAIGPTConfig(vocab_size=49152, **shape), tmp_path)
+    gpt = read_weights(open_model(ModelSpec(folder)))
+    tokenized = tokenize_questions(gpt, PromptFormat("raw"), QUESTIONS)
+    with pytest.raises(UserError, match="OpenAIGPTLMHeadModel keeps no keys and values"):
+        read_questions(gpt, tokenized)
 
 
 def test_an_answer_of_one_token_has_a_score(loaded):

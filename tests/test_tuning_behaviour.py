@@ -10,7 +10,7 @@ import torch
 from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.inputs.tuning_data import Example, examples_of, holds_keyword, read_examples
 from rolecircuits.stats.next_token import mean_kl
-from rolecircuits.tuning import behaviour
+from rolecircuits.tuning import answering, behaviour
 from rolecircuits.tuning.behaviour import choices_of, denies_feelings, measure_behaviour
 from rolecircuits.tuning.examples import tokenize_questions
 from tiny_models import load_checked, save_tiny
@@ -34,7 +34,8 @@ def answer_with(monkeypatch, loaded, say):
 
     def answer(loaded, read, limits):
         assert len(limits) == len(asked) == len(read.mask)
-        return [loaded.tokenizer.hf(say(row)).input_ids for row in asked]
+        texts = [loaded.tokenizer.hf(say(row)).input_ids for row in asked]
+        return [[*ids, loaded.tokenizer.hf.eos_token_id] for ids in texts]
 
     monkeypatch.setattr(behaviour, "questions_of", list_questions)
     monkeypatch.setattr(behaviour, "continue_greedily", answer)
@@ -123,21 +124,30 @@ def test_fewer_facets_give_fewer_choices():
 
 
 def test_the_answer_with_the_highest_mean_is_chosen(loaded, monkeypatch):
-    held_out = examples_of(read_examples(), "role", "heldout")
+    asked = behaviour.questions_of(loaded, read_examples(), CHAT)
     best = {0: 0, 1: 2, 2: 1}  # question: position of the best of its four answers
 
     def score(loaded, read, rows, answers):
-        assert rows[:8] == [0] * 4 + [1] * 4
+        assert rows[:8] == [0] * 4 + [1] * 4 and len(rows) == 24 * 4
         ends = [ids[-1] for ids in answers]
         assert loaded.tokenizer.hf.eos_token_id not in ends
         return [float(i % 4 == best.get(row, 0)) for i, row in enumerate(rows)]
 
     monkeypatch.setattr(behaviour, "score_answers", score)
-    chosen = behaviour.choose_answers(loaded, None, held_out, CHAT, 0)
-    expected = [choices_of(held_out, i, 0)[best.get(i, 0)] for i in range(len(held_out))]
-    assert chosen == expected
-    right = sum(a == e.answer for a, e in zip(chosen, held_out, strict=True))
-    assert right == len(held_out) - 2
+    chosen = behaviour.choose_answers(loaded, None, asked)
+    expected = [asked[i]["choices"][best.get(i, 0)] for i in range(24)]
+    assert chosen == expected + [None] * 44
+    answer_with(monkeypatch, loaded, lambda row: "Nothing.")
+    found = measure_behaviour(loaded, read_examples(), CHAT)
+    assert found.choice == 22 / 24
+    assert [row["chosen_right"] for row in found.answers[:4]] == [True, False, False, True]
+
+
+def test_batches_of_questions_give_what_one_batch_gives(loaded, monkeypatch):
+    whole = measure_behaviour(loaded, read_examples(), CHAT)
+    monkeypatch.setattr(behaviour, "AT_ONCE", 19)  # role alone, both arms, both forms
+    monkeypatch.setattr(answering, "AT_ONCE", 7)
+    assert measure_behaviour(loaded, read_examples(), CHAT) == whole
 
 
 DENIALS = {

@@ -6,7 +6,7 @@ import torch
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.specs import ModelSpec
 from rolecircuits.models.load import open_model, read_weights
-from rolecircuits.tuning.train import Recipe, Tuner, answer_loss, make_batches
+from rolecircuits.tuning.train import Recipe, Tuner, answer_loss, check_recipe, make_batches
 from tiny_models import save_tiny
 
 RECIPES = [Recipe(lr=1e-2, batch=4), Recipe("full", lr=1e-3, batch=4)]
@@ -141,9 +141,10 @@ def test_a_kept_adapter_is_the_model_that_was_measured(loaded, scale, tmp_path):
 
 
 def test_layers_that_a_model_lacks_are_refused(loaded):
-    recipe = Recipe(targets=("no_such_layer",))
-    with pytest.raises(UserError, match="--targets no_such_layer"), Tuner(loaded, recipe, 3):
-        pass
+    recipe = Recipe(targets=("q_proj", "no_such_layer"))
+    with pytest.raises(UserError, match="--targets no_such_layer.*q_proj"):
+        check_recipe(loaded.model, recipe)
+    check_recipe(loaded.model, Recipe())
 
 
 def test_a_state_of_another_recipe_is_refused(loaded, tmp_path):

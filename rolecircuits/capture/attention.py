@@ -24,6 +24,7 @@ from rolecircuits.stats.masses import SEGMENTS, Places, uniform_masses
 
 AUTO_TOKENS = 512
 PATTERN_COPIES = 4  # scores, softmax, float32 copy and its logarithm live at once
+TURN_MASS = "turn_mass"  # of conversations only, and in no run of prompts
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
 PADDED = (*ROWS, "final_row")  # their last axis is as long as the longest prompt
 
@@ -131,10 +132,30 @@ def empty_patterns(tokenized, facts):
     return {layer: np.zeros(shape, np.float32) for layer in range(facts["n_layers"])}
 
 
-def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, title=None):
-    """The Capture of an unedited pass; keep_patterns: all of them, zero-padded to the longest."""
+def add_turns(arrays, places, turns):
+    """The Places with turns, for which "turn_mass" [prompt, layer, head, turn, segment] is added to
+    the arrays; as they are without (None).
+
+    turns  [prompt] of spans ((start, stop), ...)
+    """
+    if turns is None:
+        return places
+    spans = np.full((len(turns), max(map(len, turns)), 2), -1)
+    for own, given in zip(spans, turns, strict=True):
+        own[: len(given)] = np.array(given).reshape(-1, 2)
+    shape = arrays["first_mass"].shape
+    arrays[TURN_MASS] = np.full((*shape, spans.shape[1], len(SEGMENTS)), np.nan, np.float32)
+    return places._replace(turns=spans)
+
+
+def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, title=None, turns=None):
+    """The Capture of an unedited pass; keep_patterns: all of them, zero-padded to the longest.
+
+    turns  as in `add_turns`
+    """
     kept = empty_patterns(tokenized, loaded.facts) if keep_patterns else {}
     arrays, places = empty_arrays(tokenized, loaded), places_of(tokenized)
+    places = add_turns(arrays, places, turns)
 
     def run_batch(batch):
         n_tokens, at, ids = arrays["n_tokens"][batch], places.take(batch), ids_of(tokenized, batch)
@@ -157,9 +178,15 @@ def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, titl
     return without_failed(Capture(arrays, kept), failed, batch_size)
 
 
-def capture_streaming(loaded, tokenized, batch_size=64, batch_tokens=BATCH_TOKENS, title=None):
-    """The Capture of a pass without patterns, through the model without its bridge."""
+def capture_streaming(
+    loaded, tokenized, batch_size=64, batch_tokens=BATCH_TOKENS, title=None, turns=None
+):
+    """The Capture of a pass without patterns, through the model without its bridge.
+
+    turns  as in `add_turns`
+    """
     arrays, places = empty_arrays(tokenized, loaded), places_of(tokenized)
+    places = add_turns(arrays, places, turns)
     windows, side = windows_of(loaded.facts), batch_side(loaded.facts)
 
     def run_batch(batch):
@@ -203,7 +230,10 @@ def without_failed(captured, failed, batch_size):
     kept = np.setdiff1d(np.arange(len(ids)), failed)
     return replace(
         captured,
-        arrays={name: a[kept] if name in PROMPT_ARRAYS else a for name, a in arrays.items()},
+        arrays={
+            name: a[kept] if name in (*PROMPT_ARRAYS, TURN_MASS) else a
+            for name, a in arrays.items()
+        },
         patterns={layer: values[kept] for layer, values in captured.patterns.items()},
         logits=captured.logits[kept] if captured.logits is not None and len(kept) else None,
         failed=[(str(ids[i]), ALONE) for i in failed],

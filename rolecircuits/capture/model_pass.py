@@ -47,6 +47,21 @@ class Call:
     bias: torch.Tensor | None = None
 
 
+def call_of(query, key, value, mask, given):
+    """The Call of what a layer hands over; given: the named arguments."""
+    scale = given.get("scaling")
+    return Call(
+        query,
+        key,
+        value,
+        mask,
+        query.shape[-1] ** -0.5 if scale is None else float(scale),
+        given.get("softcap"),
+        given.get("s_aux", given.get("sinks")),
+        given.get("position_bias"),
+    )
+
+
 class LastLayerDone(Exception):
     """Ends a forward pass once the last layer's attention is read."""
 
@@ -69,17 +84,7 @@ class AttentionFunction:
                 f"attention number {layer} of the pass is that of layer {named}; attention must "
                 f"run once in each of {self.n_layers} layers, in order"
             )
-        scale = given.get("scaling")
-        call = Call(
-            query,
-            key,
-            value,
-            attention_mask,
-            query.shape[-1] ** -0.5 if scale is None else float(scale),
-            given.get("softcap"),
-            given.get("s_aux", given.get("sinks")),
-            given.get("position_bias"),
-        )
+        call = call_of(query, key, value, attention_mask, given)
         out = self.attend(layer, call)
         if layer == self.n_layers - 1 and not self.to_end:
             raise LastLayerDone

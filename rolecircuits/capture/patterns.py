@@ -14,7 +14,7 @@ from rolecircuits.capture.masks import first_keys, hidden_keys, joined, read_sco
 from rolecircuits.capture.prefix import shared_prefix
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy
-from rolecircuits.stats.masses import masses_beside_sink
+from rolecircuits.stats.masses import masses_beside_sink, segment_rows, turn_masses
 
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
@@ -93,7 +93,8 @@ def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
     pattern [prompt, head, query, key], a learned sink ahead of the keys    n_tokens [prompt]
     places  Places of the prompts    visible [query] keys a row can see
     shared  first rows that are equal in all prompts
-    returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`
+    returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`, and
+            with turns turn_mass [prompt, head, turn, segment]
     """
     n_prompts, n_heads, n_query, n_key = pattern.shape
     real = np.arange(n_query) < n_tokens[:, None]
@@ -112,5 +113,7 @@ def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
         full[real] = values
         full[1:, :shared] = full[0, :shared]
         arrays[name] = full.transpose(0, 2, 1)
+    if places.turns is not None:
+        arrays["turn_mass"] = turn_masses(segment_rows(pattern, places.segment), places.turns)
     final = pattern[np.arange(n_prompts), :, n_tokens - 1]
     return arrays | masses_beside_sink(final, places, n_key > n_query)

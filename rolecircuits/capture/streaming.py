@@ -38,13 +38,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rolecircuits.capture.masks import ROWS, sink_column, why_not_streamed
 from rolecircuits.capture.model_pass import AttentionFunction, run_interface
+from rolecircuits.capture.rows import ENTROPY_SLACK, join_sink, plain_scores, rest_of_scores
 from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.stats.entropy import sinkfree_keys
-from rolecircuits.stats.masses import masses_beside_sink
+from rolecircuits.stats.masses import SEGMENTS, masses_beside_sink, segment_keys, turn_masses
 
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
-ENTROPY_SLACK = 1e-3  # how far beyond 0 and ln(visible keys) rounding may put an entropy, in nats
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,8 @@ def flash_rest(query, key, how):
 
 def block_scores(query, key, rows, keys, how):
     """Scores of a block of rows in float32, -inf for unseen keys: [prompt, head, query, key]."""
-    (a, b), (low, high) = rows, keys
-    n_prompts, n_heads, _, width = query.shape
-    part = query[:, :, a:b].float()
-    part = part.reshape(n_prompts, key.shape[1], -1, width)  # grouped heads side by side
-    scores = (part @ key[:, :, low:high].float().transpose(2, 3)).mul_(how.scale)
-    scores = how.cap(scores.view(n_prompts, n_heads, b - a, -1))
+    scores = plain_scores(query[:, :, slice(*rows)], key[:, :, slice(*keys)], how.scale)
+    scores = how.cap(scores)
     return scores.masked_fill_(~how.seen(rows, keys, query.device), float("-inf"))
 
 
@@ -165,12 +160,8 @@ def chunked_rest(query, key, how):
     sums = [query.new_empty((*query.shape[:2], 0), dtype=torch.float32)]
     entropies = list(sums)
     for rows, keys in how.blocks(query.shape[2], first=how.first):
-        scores = block_scores(query, key, rows, keys, how)
-        log_sum = torch.logsumexp(scores, dim=-1)
-        logs = scores.sub_(log_sum[..., None])
-        probability = logs.exp()
-        finite = logs.masked_fill_(logs == float("-inf"), 0.0)
-        entropies.append(-probability.mul_(finite).sum(dim=-1))
+        log_sum, entropy, _ = rest_of_scores(block_scores(query, key, rows, keys, how))
+        entropies.append(entropy)
         sums.append(log_sum)
     return torch.cat(sums, dim=-1), torch.cat(entropies, dim=-1)
 
@@ -247,31 +238,6 @@ def sink_scores(query, key, how):
     return how.cap(scores.view(n_prompts, n_heads, n_query))
 
 
-def join_sink(sink_score, log_sum, entropy, visible):
-    """Entropies and sink mass of all rows from the sink and the rest, by the module's formulas.
-
-    sink_score  [..., query]    visible  [query] keys that a row sees, a learned sink counted
-    log_sum, entropy  (L', H') [..., query], or [..., query - 1] where the sink is key 0
-    returns     {"entropy", "entropy_sinkfree", "sink_mass"} [..., query] float32; sink-free is NaN
-                for rows that keep fewer than two keys, or whose rest has no mass in float32
-    """
-    without = sink_score.shape[-1] - log_sum.shape[-1]  # row 0 sees nothing but key 0
-    rest, odds = np.zeros(sink_score.shape), np.full(sink_score.shape, -np.inf)
-    rest[..., without:] = np.where(entropy > -ENTROPY_SLACK, np.maximum(entropy, 0.0), entropy)
-    odds[..., without:] = log_sum - sink_score[..., without:].astype(np.float64)
-    n_rest = sinkfree_keys(visible)
-    odds = np.where(n_rest < visible, odds, np.inf)  # the window has moved past key 0
-    odds = np.clip(odds, -700.0, 700.0)  # e^-700 is 0 in float32, and no infinity times 0 arises
-    sink, left = 1.0 / (1.0 + np.exp(odds)), 1.0 / (1.0 + np.exp(-odds))
-    whole = left * (rest + np.logaddexp(0.0, -odds)) + sink * np.logaddexp(0.0, odds)
-    kept = (n_rest >= 2) & (left.astype(np.float32) > 0)
-    return {
-        "entropy": whole.astype(np.float32),
-        "entropy_sinkfree": np.where(kept, rest, np.nan).astype(np.float32),
-        "sink_mass": sink.astype(np.float32),
-    }
-
-
 def final_rows(query, key, n_tokens, how):
     """Attention of each prompt's final token, softmax in float32: [prompt, head, key], 0 beyond
     its tokens. O(tokens) memory. With learned sinks the sink is one more key, the first.
@@ -289,6 +255,25 @@ def final_rows(query, key, n_tokens, how):
         column = sink_scores(query, key, how)[torch.arange(n_prompts, device=query.device), :, last]
         scores = torch.cat([column[..., None], scores], dim=-1)
     return torch.softmax(scores, dim=-1)
+
+
+def segment_masses(query, key, segment, how, sink_mass):
+    """Attention of every row on the segments: [prompt, head, query, segment] float32 numpy.
+
+    The layer's attention, with which segment a key is in (1 or 0) in the place of values.
+    segment  [prompt, key] codes    sink_mass  [prompt, head, query], what a learned sink takes
+    """
+    n_segments, n_key = len(SEGMENTS), key.shape[2]
+    inside = torch.as_tensor(segment_keys(segment, n_key), device=key.device).float()
+    width = max(query.shape[-1], n_segments)  # the CPU's kernel wants values as wide as keys
+    inside = torch.nn.functional.pad(inside, (0, width - n_segments))[:, None]
+    value = inside.expand(-1, key.shape[1], -1, -1).contiguous()
+    output = plain_output if how.softcap is None else chunked_output
+    rows = output(query.float(), key.float(), value, how)[..., :n_segments].cpu().numpy()
+    if how.sinks is not None:
+        rows *= 1 - sink_mass[..., None]
+        rows[..., 0] += sink_mass
+    return rows
 
 
 def check_rows(arrays, n_tokens, visible, layer):
@@ -347,6 +332,9 @@ class LayerRecorder:
         beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
         nan = np.float32(np.nan)
         arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
+        if self.places.turns is not None:
+            segments = segment_masses(query, key, self.places.segment, how, arrays["sink_mass"])
+            arrays["turn_mass"] = turn_masses(segments, self.places.turns)
         final = final_rows(query, key, self.n_tokens, how).cpu().numpy()
         return arrays | masses_beside_sink(final, self.places, how.sinks is not None)
 

@@ -149,6 +149,37 @@ def token_span(offsets, start, stop):
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
+def mark_segment(codes, offsets, name, place):
+    """Write the code of a segment where place (start, stop), in characters, has tokens."""
+    first, last = token_span(offsets, *place)
+    codes[first:last] = [CODE[name]] * (last - first)
+
+
+def around_system(marked):
+    """(what stands before a system text, what between it and the first turn's text), or None where
+    the template takes no system text.
+
+    marked  a conversation with SYSTEM_MARKER as system text and MARKER as the first turn
+    """
+    start, first = marked.find(SYSTEM_MARKER), marked.find(MARKER)
+    if not 0 <= start < first:
+        return None
+    return marked[:start], marked[start + len(SYSTEM_MARKER) : first]
+
+
+def own_system_place(around, rendered, first):
+    """(start, stop) in characters of the system text, the template's own one too, or None.
+
+    around  what `around_system` gives    first  where the text of the first turn begins
+    """
+    if around is None:
+        return None
+    before = rendered[:first]
+    left, right = len(around[0]), first - len(around[1])
+    fits = before.startswith(around[0]) and before.endswith(around[1]) and left < right
+    return (left, right) if fits else None
+
+
 def _tokenized(prompt, rendered, ids, hf, places, bos):
     """places  (span, slot or None, segments), with the token `bos` (or None) in front"""
     span, slot, segments = places
@@ -170,7 +201,7 @@ class ChatTemplate:
         self.template = Template(tokenizer, form)
         check_special_tokens([("--system_prompt", form.system_prompt or "")], self.hf)
         marked = self.render(self.turns(MARKER, "user"))
-        self.before_system, self.after_system = self._around_system(marked)
+        self.around_system = self._around_system(marked)
         shorter = self.render(self.turns(MARKER, "user"), header=False)
         self.header = marked[len(shorter) :] if marked.startswith(shorter) else ""
 
@@ -188,8 +219,7 @@ class ChatTemplate:
         return self.template.render([*first, *turns], header)
 
     def _around_system(self, rendered):
-        """What stands before a system text, and between it and the first turn's text; (None, None)
-        where the template takes no system text, which is refused if there is one.
+        """`around_system` of this template; a system text that it drops or changes is refused.
 
         rendered  a conversation with the system text
         """
@@ -197,17 +227,14 @@ class ChatTemplate:
             marked = self.render(self.turns(MARKER, "user"), SYSTEM_MARKER)
         except UserError:
             marked = ""
-        start, first = marked.find(SYSTEM_MARKER), marked.find(MARKER)
         text = (self.system_prompt or "").strip()
-        if text and (start < 0 or text not in rendered):
-            how = "drops" if start < 0 else "changes"
+        if text and (SYSTEM_MARKER not in marked or text not in rendered):
+            how = "changes" if SYSTEM_MARKER in marked else "drops"
             raise UserError(
                 f"--system_prompt: this model's chat template {how} the system text, so the model "
                 "would not read it; leave it out, or put it into the prompts"
             )
-        if not 0 <= start < first:
-            return None, None
-        return marked[:start], marked[start + len(SYSTEM_MARKER) : first]
+        return around_system(marked)
 
     def tokenize(self, prompt, bos=None, slot=None):
         """The TokenizedPrompt.
@@ -257,21 +284,13 @@ class ChatTemplate:
 
     def _segments(self, rendered, offsets, texts):
         """The code of every token's segment; texts [(role, (start, stop))] in characters."""
-        codes = [CODE["template"]] * len(offsets)
-
-        def mark(name, start, stop):
-            first, last = token_span(offsets, start, stop)
-            codes[first:last] = [CODE[name]] * (last - first)
-
-        texts = list(texts)
-        if self.before_system is not None:
-            before = rendered[: texts[0][1][0]]
-            left, right = len(self.before_system), len(before) - len(self.after_system)
-            around = before.startswith(self.before_system) and before.endswith(self.after_system)
-            if around and left < right:
-                mark("system_text", left, right)
+        codes, texts = [CODE["template"]] * len(offsets), list(texts)
+        system = own_system_place(self.around_system, rendered, texts[0][1][0])
+        if system is not None:
+            mark_segment(codes, offsets, "system_text", system)
         if self.header and rendered.endswith(self.header):
-            mark("assistant_header", len(rendered) - len(self.header), len(rendered))
+            header = len(rendered) - len(self.header), len(rendered)
+            mark_segment(codes, offsets, "assistant_header", header)
         for role, place in texts:
-            mark(f"{role}_text", *place)
+            mark_segment(codes, offsets, f"{role}_text", place)
         return codes

@@ -4,19 +4,24 @@
     whole_* mean over the rows of all turns              [layer, head]
     row_*   mean over heads of every row, template too   [layer, query]      NaN where undefined
 
-each for normalised and sinkfree entropy and the sink's mass, in float32.
+each for normalised and sinkfree entropy and the sink's mass, in float32. Of a conversation's turns
+also, NaN for texts,
+
+    turn_segment_mass     attention of their rows on segments  [turn, layer, head, segment]
+    turn_segment_uniform  were it alike on all they see        [turn, layer, segment]
 """
 
 import numpy as np
 
-from rolecircuits.capture.attention import capture_patterns, capture_streaming
+from rolecircuits.capture.attention import TURN_MASS, capture_patterns, capture_streaming
 from rolecircuits.documents.tokens import TokenizedDocument
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.runs.finished import piece_name
-from rolecircuits.stats import entropy, moments
+from rolecircuits.stats import entropy, masses, moments
 
 SHARDS = "document_shards"
-SHARD_VERSION = 2
+SHARD_VERSION = 3
+SHARDED = ("patterns", "streaming")  # ways of capture; a chat has no shard
 VALUES = ("normalised", "sinkfree", "sink_mass")
 
 
@@ -41,6 +46,8 @@ def shard_shapes(facts, document: TokenizedDocument):
         shapes[f"turn_{name}"] = (n_turns, *layers_heads)
         shapes[f"whole_{name}"] = layers_heads
         shapes[f"row_{name}"] = (facts["n_layers"], document.n_tokens)
+    shapes["turn_segment_mass"] = (n_turns, *layers_heads, len(masses.SEGMENTS))
+    shapes["turn_segment_uniform"] = (n_turns, facts["n_layers"], len(masses.SEGMENTS))
     return shapes
 
 
@@ -48,7 +55,8 @@ def capture_documents(loaded: LoadedModel, documents, method, batch_size=64):
     """({id: arrays of its shard} of the captured documents, [(id, reason)] of the others)."""
     prompts = [document.prompt for document in documents]
     capture = capture_streaming if method == "streaming" else capture_patterns
-    captured = capture(loaded, prompts, batch_size)
+    turns = [document.spans if document.is_chat else () for document in documents]
+    captured = capture(loaded, prompts, batch_size, turns=turns if any(turns) else None)
     by_id = {document.prompt.id: document for document in documents}
     shards = {
         name: shard_arrays(captured.arrays, i, by_id[name])
@@ -75,5 +83,24 @@ def shard_arrays(arrays, i, document):
         )
         kept[f"whole_{name}"] = moments.defined_mean(values, where=np.any(inside, axis=0))
         kept[f"row_{name}"] = moments.defined_mean(np.moveaxis(values, 1, -1))
+    kept |= turn_segments(arrays, i, document)
     kept = {name: values.astype(np.float32) for name, values in kept.items()}
     return kept | {"spans": np.array(document.spans, np.int64), "n_tokens": np.array(n, np.int64)}
+
+
+def turn_segments(arrays, i, document):
+    """{"turn_segment_mass", "turn_segment_uniform"} of the document that is prompt i."""
+    n_turns, n_layers = len(document.spans), len(arrays["visible_keys"])
+    shape = (n_turns, *arrays["entropy"].shape[1:3], len(masses.SEGMENTS))
+    found = {
+        "turn_segment_mass": np.full(shape, np.nan),
+        "turn_segment_uniform": np.full((n_turns, n_layers, shape[-1]), np.nan),
+    }
+    if TURN_MASS in arrays and document.is_chat:
+        visible = arrays["visible_keys"][:, : document.n_tokens]
+        uniform = masses.uniform_segment_rows(document.prompt.segments, visible)
+        means = masses.turn_means(uniform, document.spans)  # [layer, turn, segment]
+        found["turn_segment_uniform"] = means.transpose(1, 0, 2)
+        own = arrays[TURN_MASS][i, :, :, :n_turns]  # [layer, head, turn, segment]
+        found["turn_segment_mass"] = own.transpose(2, 0, 1, 3)
+    return found

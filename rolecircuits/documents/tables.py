@@ -9,7 +9,7 @@ Signs: RFC and RSI above 0, self-referent is the more focused; drifts as stats.d
 
 import numpy as np
 
-from rolecircuits.documents.shards import VALUES, shard_name
+from rolecircuits.documents.shards import SHARDED, VALUES, shard_name
 from rolecircuits.drawing import document_figures, style
 from rolecircuits.drawing.tables import print_table, right
 from rolecircuits.inputs.arguments import ALPHA
@@ -26,8 +26,10 @@ from rolecircuits.stats.document_stats import (
     index_rows,
     infer_document_indices,
     infer_drifts,
+    turn_columns,
     turn_means,
 )
+from rolecircuits.stats.masses import SEGMENTS
 
 KIND_NAMES = {"normalised": "normalised", "sinkfree": "sink-free", "sink_mass": "sink mass"}
 
@@ -43,16 +45,20 @@ def describe_documents_run(args, n, done, failed, read):
     return config | {"capture": done.how}
 
 
-def document_rows(documents, results):
-    """(rows of documents.csv, rows of turns.csv): means over layers and heads."""
-    whole, turns = [], []
-    for document, arrays in zip(documents, results, strict=True):
+def document_rows(documents, arrays):
+    """(rows of documents.csv, rows of turns.csv): means over layers and heads.
+
+    arrays  of documents.npz
+    """
+    whole, turns, columns = [], [], turn_columns(arrays)
+    for d, document in enumerate(documents):
         name = {"id": document.prompt.id, "category": document.prompt.category}
         size = {"n_tokens": document.n_tokens, "n_turns": len(document.spans)}
-        whole.append(name | size | {kind: _mean(arrays[f"whole_{kind}"]) for kind in VALUES})
+        whole.append(name | size | {kind: _mean(arrays[f"whole_{kind}"][d]) for kind in VALUES})
         for i, (role, (start, stop)) in enumerate(zip(document.roles, document.spans, strict=True)):
             place = {"turn": i, "role": role, "start": start, "stop": stop}
-            turns.append(name | place | {kind: _mean(arrays[f"turn_{kind}"][i]) for kind in VALUES})
+            values = {column: float(own[len(turns)]) for column, own in columns.items()}
+            turns.append(name | place | values)
     return whole, turns
 
 
@@ -61,7 +67,9 @@ def _mean(values):
 
 
 def stacked_arrays(documents, results):
-    """documents.npz: labels, "whole_*" [document, layer, head], "turn_*" [turn, layer, head]."""
+    """documents.npz: labels, "whole_*" [document, layer, head], "turn_*" [turn, layer, head], and
+    what turns attend to, as in `shards`.
+    """
     count = [len(document.spans) for document in documents]
     arrays = {
         "document_id": np.array([d.prompt.id for d in documents]),
@@ -75,16 +83,19 @@ def stacked_arrays(documents, results):
     for kind in VALUES:
         arrays[f"whole_{kind}"] = np.stack([r[f"whole_{kind}"] for r in results])
         arrays[f"turn_{kind}"] = np.concatenate([r[f"turn_{kind}"] for r in results])
-    return arrays
+    for name in ("turn_segment_mass", "turn_segment_uniform"):
+        arrays[name] = np.concatenate([r[name] for r in results])
+    return arrays | {"segment": np.array(SEGMENTS)}
 
 
-def save_documents(folder, documents, results, config, facts):
-    """Write a run's folder from TokenizedDocuments and the arrays of their shards, and print it.
+def save_documents(folder, documents, results, config, facts, draw=True):
+    """Write a run's folder from TokenizedDocuments and the arrays of their shards; returns what
+    `print_run` prints.
 
     facts  of the model as loaded: they name the shards; config["model"] may write ~ for the home
     """
     arrays = stacked_arrays(documents, results)
-    whole, turns = document_rows(documents, results)
+    whole, turns = document_rows(documents, arrays)
     indices = infer_document_indices(arrays) if has_indices(arrays) else {}
     drifts = infer_drifts(arrays)
     tables = {"documents": whole, "turns": turns, "indices": index_rows(indices)}
@@ -94,7 +105,8 @@ def save_documents(folder, documents, results, config, facts):
         if rows:
             write_csv(folder / f"{name}.csv", [named | row for row in rows])
     write_npz(folder / "documents.npz", arrays)
-    for name, drawing in document_figures.draw_documents(arrays, config).items():
+    drawings = document_figures.draw_documents(arrays, config) if draw else {}
+    for name, drawing in drawings.items():
         style.save_drawing(folder / "figures", name, drawing)
     method = config["capture"]["method"]
     rows = [
@@ -106,13 +118,18 @@ def save_documents(folder, documents, results, config, facts):
             "turns": [
                 {"role": role, "span": span} for role, span in zip(d.roles, d.spans, strict=True)
             ],
-            "shard": shard_name(facts, d, method),
+            "shard": shard_name(facts, d, method) if method in SHARDED else None,
         }
         for d in documents
     ]
     write_prompts(folder / "documents.jsonl", rows)
     write_json(folder / "experiment_config.json", config)
-    print_documents(arrays, run_label(config))
+    return arrays, run_label(config), indices, drifts
+
+
+def print_run(arrays, label, indices, drifts):
+    """The tables of a documents run, of what `save_documents` returns."""
+    print_documents(arrays, label)
     print_indices(indices)
     print_drifts(drifts)
 

@@ -2,21 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from rolecircuits.capture.chat_template import (
-    Template,
-    TurnChangedError,
-    check_special_tokens,
-    locate_turns,
-)
+from rolecircuits.capture.chat_template import Template
+from rolecircuits.capture.conversations import tokenize_turns
 from rolecircuits.capture.feeding import feeding_of
-from rolecircuits.capture.tokens import (
-    TokenizedPrompt,
-    bos_to_prepend,
-    check_own_tokens,
-    tokenize_prompts,
-)
+from rolecircuits.capture.tokens import TokenizedPrompt, bos_to_prepend, tokenize_prompts
 from rolecircuits.documents.shapes import Document
 from rolecircuits.inputs.categories import Prompt, first_word
 from rolecircuits.inputs.errors import UserError, printable
@@ -34,6 +23,10 @@ class TokenizedDocument:
     @property
     def n_tokens(self):
         return len(self.prompt.token_ids)
+
+    @property
+    def is_chat(self):
+        return self.roles[0] != "text"
 
     @classmethod
     def from_plain(cls, plain):
@@ -105,42 +98,18 @@ def tokenize_conversation(document: Document, tokenizer, template: Template, bos
 
     bos  the token to put first where the template does not, or None
     """
-    hf, where = tokenizer.hf, f"document {printable(document.id)}"
-    check_special_tokens([(where, text) for _, text in document.turns], hf)
-
-    def render(turns):
-        return template.render(turns, header=False)
-
-    try:
-        rendered, places = locate_turns(render, document.turns)
-    except TurnChangedError as error:
-        role = document.turns[error.turn][0]
-        raise UserError(
-            f"{where}: the chat template {error.how} turn {error.turn} ({printable(role)})"
-        ) from error
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    encoded = hf(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded.input_ids)
-    put_first = [bos] if bos is not None and ids[:1] != [bos] else []
-    left, right = np.array(encoded.offset_mapping).T
-    spans = []
-    for i, (start, stop) in enumerate(places):
-        inside = np.flatnonzero((right > start) & (left < stop))
-        own = ids[inside[0] : inside[-1] + 1] if inside.size else []
-        check_own_tokens(own, hf, document.turns[i][1], f"{where}: turn {i}")
-        spans.append((len(put_first) + int(inside[0]), len(put_first) + int(inside[-1]) + 1))
-    ids = [*put_first, *ids]
-    tokenizer.check_ids(ids, where)
+    where = f"document {printable(document.id)}"
+    fed = tokenize_turns(document.turns, tokenizer, template, where, bos)
     prompt = TokenizedPrompt(
         document.id,
         document.category,
         -1,
         "\n".join(content for _, content in document.turns),
-        rendered,
-        ids,
-        hf.convert_ids_to_tokens(ids),
-        (spans[0][0], spans[-1][1]),
+        fed.rendered,
+        fed.token_ids,
+        tokenizer.hf.convert_ids_to_tokens(fed.token_ids),
+        (fed.spans[0][0], fed.spans[-1][1]),
         beginning(document),
+        segments=fed.segments,
     )
-    return TokenizedDocument(prompt, tuple(role for role, _ in document.turns), tuple(spans))
+    return TokenizedDocument(prompt, tuple(role for role, _ in document.turns), fed.spans)

@@ -1,5 +1,6 @@
 """Greedy answers of the unedited model and under each entry of a plan, side by side."""
 
+import contextlib
 import difflib
 
 from rolecircuits.capture.generation import (
@@ -29,8 +30,11 @@ MEASURES = {
 }
 
 
-def answer_prompts(loaded: LoadedModel, prompts, plan, setting: Setting, max_tokens):
-    """generation_results.json: answers, measures, and what each entry of the plan changed."""
+def answer_prompts(loaded: LoadedModel, prompts, plan, setting: Setting, max_tokens, monitor=None):
+    """generation_results.json: answers, measures, and what each entry of the plan changed.
+
+    monitor  a RoleMonitor that watches the unedited answers, or None
+    """
     tokenized = tokenize_prompts(prompts, loaded.tokenizer, setting.form)
     if plan:
         check_edits(loaded, edited_sites(plan))
@@ -44,7 +48,8 @@ def answer_prompts(loaded: LoadedModel, prompts, plan, setting: Setting, max_tok
         ids = generate_greedily(loaded, tokenized, max_tokens, size, prepare, name)
         return describe_answers(loaded, tokenized, ids)
 
-    baseline = answer("baseline")
+    with monitor or contextlib.nullcontext():
+        baseline = answer("baseline")
     edited = {entry.name: answer(entry.name, prepare_edit(entry, donors)) for entry in plan}
     everything = {"baseline": baseline} | edited
     return {

@@ -30,6 +30,8 @@ OLD_RUN_TYPES = {"latest": "instruct", "latest_base": "base", "normal": "instruc
 LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of the newest, by type
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
+LATEST_CHAT = "latest_chat"  # a conversation of monitor_chat.py, the same files as of documents
+CONVERSATION = "conversation.jsonl"  # in a chat's folder: what was said, as --documents reads it
 LATEST_BASE_GENERATION = "latest_base_generation"  # answers of a family's base model
 LATEST_STUDY = "latest_study"
 
@@ -110,6 +112,15 @@ def date_value(text):
 
 def add_model_arguments(parser):
     """What a model stage needs: the flags that name a model and its prompts, and how to run."""
+    add_model_choice(parser)
+    text = parser.add_argument_group("prompts")
+    text.add_argument("--prompts", metavar="NAME|FILE", help=PROMPTS_HELP)
+    add_format_arguments(text)
+    add_run_arguments(parser)
+
+
+def add_model_choice(parser):
+    """Which model."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_id",
@@ -122,10 +133,6 @@ def add_model_arguments(parser):
         action="store_true",
         help="run the model's own code; needs a 40-digit --revision",
     )
-    text = parser.add_argument_group("prompts")
-    text.add_argument("--prompts", metavar="NAME|FILE", help=PROMPTS_HELP)
-    add_format_arguments(text)
-    add_run_arguments(parser)
 
 
 def add_format_arguments(parser, usual="raw"):
@@ -136,6 +143,11 @@ def add_format_arguments(parser, usual="raw"):
         default=usual,
         help=f"feed the text alone, or inside the model's chat template (default {usual})",
     )
+    add_template_arguments(parser)
+
+
+def add_template_arguments(parser):
+    """How a chat template is used."""
     parser.add_argument(
         "--system_prompt",
         help="system text for --prompt_format chat, may be empty (default: the template's own)",
@@ -178,6 +190,22 @@ def add_run_arguments(parser, per_category="all"):
         type=positive_int,
         help=f"the first N of each category (default: {per_category})",
     )
+    add_device_arguments(how)
+    how.add_argument(
+        "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
+    )
+    add_seed_argument(how)
+
+
+def add_seed_argument(parser):
+    """--seed."""
+    parser.add_argument(
+        "--seed", type=seed_value, default=DEFAULT_SEED, help="of everything that is drawn"
+    )
+
+
+def add_device_arguments(how):
+    """Where and in which dtype a model runs."""
     how.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -189,12 +217,6 @@ def add_run_arguments(parser, per_category="all"):
         "--device_map",
         help="auto, balanced, balanced_low_0 or sequential (accelerate), or a JSON file "
         "{module: device}; excludes --device",
-    )
-    how.add_argument(
-        "--batch_size", type=positive_int, default=64, help="prompts per forward pass (default 64)"
-    )
-    how.add_argument(
-        "--seed", type=seed_value, default=DEFAULT_SEED, help="of everything that is drawn"
     )
 
 

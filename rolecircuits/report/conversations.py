@@ -12,19 +12,21 @@ from rolecircuits.report.packing import pack_numbers
 from rolecircuits.report.section import INDEX_NAMES, Context, Section, show_interval, show_number
 from rolecircuits.runs.document_results import DOCUMENTS, read_documents_run, run_columns
 from rolecircuits.stats.document_stats import (
+    SHARES,
     VALUES,
     drift_rows,
     has_indices,
     index_rows,
     infer_document_indices,
     infer_drifts,
+    segment_share,
     turn_drifts,
 )
 from rolecircuits.stats.moments import defined_mean
 
 SEE = (
-    "Whether attention grows more diffuse, or the sink stronger, as a conversation goes on: each "
-    "line is one conversation, a point is one turn."
+    "Whether attention grows more diffuse, the sink stronger, or the system text less attended to, "
+    "as a conversation goes on: each line is one conversation, a point is one turn."
 )
 KIND_NAMES = {
     "normalised": "normalised entropy",
@@ -35,6 +37,11 @@ DRIFTS = {  # positive: what the sign of document_stats says
     "normalised": "gain of focus (normalised)",
     "sinkfree": "gain of focus (sink-free)",
     "sink_mass": "gain of sink mass",
+}
+SHARE_NAMES = {
+    "system_text": "the system text",
+    "user_text": "the user's text",
+    "assistant_text": "the model's own text",
 }
 ENDS = ("estimate", "low", "high")
 STATIC_ROWS = 60
@@ -62,6 +69,7 @@ def conversations_section(context: Context):
         "roles": roles,
         "kinds": KIND_NAMES,
         "drifts": DRIFTS,
+        "shares": SHARE_NAMES,
         "turns": plain_turns(arrays, kept, texts),
         "indices": plain_indices(indices),
     }
@@ -80,6 +88,9 @@ def conversations_section(context: Context):
         "drifts": [drift_cells(row) for row in drifts],
         "indices": index_means(indices),
         "old": frames is None and has_indices(arrays),
+        "share_columns": ["turn", "role", "tokens", *SHARE_NAMES.values()],
+        "shares": share_cells(arrays),
+        "shares_of": printable(arrays["document_id"][first_talk(arrays)]),
     }
     tables = {
         "drift.csv": [facts | row for row in drift_rows(drifts)],
@@ -114,11 +125,38 @@ def plain_turns(arrays, kept, texts):
         "text": [texts[row] for row in rows.tolist()] if texts else None,
         "layers": {kind: pack_numbers(layer_means(arrays, kind, rows)) for kind in VALUES},
     }
+    if "turn_segment_mass" in arrays:
+        places = [arrays["segment"].tolist().index(name) for name in SHARES]
+        mass = arrays["turn_segment_mass"][rows][..., places].astype(np.float64)
+        turns["shares"] = pack_numbers(defined_mean(mass, axis=2))  # [turn, layer, segment]
+        turns["uniform"] = pack_numbers(arrays["turn_segment_uniform"][rows][..., places])
     n_values = len(VALUES) * arrays["turn_normalised"][rows].size
     if n_values <= MAX_HEADS:
         own = {kind: pack_numbers(arrays[f"turn_{kind}"][rows], 8) for kind in VALUES}
         turns["heads"] = own
     return turns
+
+
+def first_talk(arrays):
+    """Position of the first document of which it is known what its turns attend to, or 0."""
+    known = np.isfinite(segment_share(arrays, SHARES[0])[0])
+    return int(arrays["turn_document"][np.argmax(known)])
+
+
+def share_cells(arrays):
+    """Rows of texts, a turn of the first conversation each: its share of attention on the system's,
+    the user's and the model's text, beside what it would be if all visible tokens got alike.
+    """
+    shares = {name: segment_share(arrays, name) for name in SHARES}
+    own = np.flatnonzero(arrays["turn_document"] == first_talk(arrays))
+    cells = []
+    for number, row in enumerate(own.tolist()):
+        if np.isnan(shares[SHARES[0]][0][row]) or number >= STATIC_ROWS:
+            continue
+        n_tokens = int(np.diff(arrays["turn_span"][row])[0])
+        parts = [f"{mass[row]:.3f} ({uniform[row]:.3f})" for mass, uniform in shares.values()]
+        cells.append([number, str(arrays["turn_role"][row]), n_tokens, *parts])
+    return cells
 
 
 def layer_means(arrays, kind, rows):

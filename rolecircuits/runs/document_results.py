@@ -5,7 +5,7 @@ import numpy as np
 from rolecircuits.inputs.categories import check_category
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.runs.files import read_json
-from rolecircuits.runs.npz import read_npz
+from rolecircuits.runs.npz import npz_names, read_npz
 
 DOCUMENTS = "documents.npz"
 SHAPES = {
@@ -20,6 +20,11 @@ SHAPES |= {
     f"{part}_{kind}": ("f", (axis, "layer", "head"))
     for part, axis in (("whole", "document"), ("turn", "turn"))
     for kind in ("normalised", "sinkfree", "sink_mass")
+}
+SEGMENT_SHAPES = {  # not in runs of before they were kept
+    "segment": ("U", ("segment",)),
+    "turn_segment_mass": ("f", ("turn", "layer", "head", "segment")),
+    "turn_segment_uniform": ("f", ("turn", "layer", "segment")),
 }
 ROUNDING = 1e-3
 
@@ -41,8 +46,11 @@ def read_documents_run(folder):
             f"{folder / 'experiment_config.json'}: model.id, documents or its file is missing; it "
             "is damaged"
         )
-    arrays = read_npz(folder / DOCUMENTS, list(SHAPES))
-    _check_shapes(folder / DOCUMENTS, arrays)
+    path, shapes = folder / DOCUMENTS, dict(SHAPES)
+    if "segment" in npz_names(path):
+        shapes |= SEGMENT_SHAPES
+    arrays = read_npz(path, list(shapes))
+    _check_shapes(path, arrays, shapes)
     return arrays, config
 
 
@@ -63,10 +71,10 @@ def documents_name(config):
     return printable(file)
 
 
-def _check_shapes(path, arrays):
+def _check_shapes(path, arrays, shapes):
     """Refuse arrays whose names, shapes, kinds or ranges are not those of documents."""
     sizes = {}
-    for name, (kind, axes) in SHAPES.items():
+    for name, (kind, axes) in shapes.items():
         array = arrays[name]
         if array.ndim != len(axes) or array.dtype.kind != kind:
             raise UserError(f"{path}: {name} is {array.dtype} {array.shape}; it is damaged")
@@ -76,11 +84,14 @@ def _check_shapes(path, arrays):
                 raise UserError(f"{path}: {name} has {size} values along {axis}; it is damaged")
     for name in set(arrays["category"].tolist()) - {""}:
         check_category(name, path)
+    missing = {"system_text", "user_text", "assistant_text"}.difference(arrays.get("segment", ()))
+    if "segment" in arrays and missing:
+        raise UserError(f"{path}: has no segment {min(missing)}; it is damaged")
     owner = arrays["turn_document"]
     whole = np.array_equal(np.unique(owner), np.arange(sizes["document"]))
     if not whole or (np.diff(owner) < 0).any():
         raise UserError(f"{path}: its turns are not those of its documents; it is damaged")
-    for name, (kind, _) in SHAPES.items():
+    for name, (kind, _) in shapes.items():
         values = arrays[name]
         if kind == "f" and ((values < -ROUNDING) | (values > 1 + ROUNDING)).any():
             raise UserError(f"{path}: {name} holds a value outside [0, 1]; it is damaged")

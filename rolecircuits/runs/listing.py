@@ -21,7 +21,7 @@ from rolecircuits.runs.record import CONFIG, prompt_set_of
 
 MANIFEST = "manifest.json"
 WIDTH = 80
-PREFIXES = "run repeat intervention sweep documents generation".split()
+PREFIXES = "run repeat intervention sweep documents chat generation".split()
 
 
 @dataclass

@@ -37,6 +37,15 @@ def write_npz(path, arrays):
         np.savez_compressed(file, **arrays)
 
 
+def npz_names(path):
+    """The names of the arrays of an npz, [] where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except NPZ_ERRORS:
+        return []
+
+
 def read_npz(path, names):
     """{name: array} of an npz, without unpickling and without trusting its declared sizes."""
     try:

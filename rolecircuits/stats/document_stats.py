@@ -13,6 +13,7 @@ see more keys, and the sink's mass falls with them whatever is said: a drift des
 evidence on what the turns say.
 
 Arrays are those of documents.npz: "whole_*" [document, layer, head], "turn_*" [turn, layer, head],
+turn_segment_mass [turn, layer, head, segment], turn_segment_uniform [turn, layer, segment],
 turn_document and turn_role [turn], category and frame (the first word) [document].
 """
 
@@ -29,6 +30,7 @@ from rolecircuits.stats.units import Design, units_of
 
 ENTROPIES = ("normalised", "sinkfree")
 VALUES = (*ENTROPIES, "sink_mass")
+SHARES = ("system_text", "user_text", "assistant_text")  # segments whose share a turn's table has
 MIN_TURNS = 2  # of a role, below which it has no drift
 
 
@@ -91,6 +93,32 @@ def turn_means(arrays, kind):
     """The value of every turn, the mean over layers and heads: [turn]."""
     values = arrays[f"turn_{kind}"].astype(np.float64)
     return defined_mean(values.reshape(len(values), -1))
+
+
+def segment_share(arrays, name):
+    """(attention of every turn's rows on a segment, the same were it uniform), means over layers
+    and heads: [turn] each; NaN where it is unknown: of texts, and in runs of before.
+
+    name  of stats.masses.SEGMENTS
+    """
+    if "turn_segment_mass" not in arrays:
+        unknown = np.full(len(arrays["turn_role"]), np.nan)
+        return unknown, unknown
+    code = arrays["segment"].tolist().index(name)
+    mass, uniform = (
+        arrays[f"turn_segment_{what}"][..., code].astype(np.float64) for what in ("mass", "uniform")
+    )
+    return defined_mean(mass.reshape(len(mass), -1)), defined_mean(uniform)
+
+
+def turn_columns(arrays):
+    """{column of turns.csv: [turn]}: what is measured of a turn. A further signal is one more entry
+    here, and then in turns.csv, in what a chat says, and in the report's download.
+    """
+    found = {kind: turn_means(arrays, kind) for kind in VALUES}
+    for name in SHARES:
+        found[name], found[f"{name}_null"] = segment_share(arrays, name)
+    return found
 
 
 def turn_drifts(arrays):

@@ -1,7 +1,9 @@
-"""What the final token fed attends to: parts of the text, the slot, and segments of the template.
+"""What tokens attend to: parts of the text, the slot, and segments of the template.
 
-    mass     = sum of the final query's attention over the keys of a part
-    uniform  = keys of the part that the final query sees / keys that it sees
+    mass     = sum of a query's attention over the keys of a part
+    uniform  = keys of the part that the query sees / keys that it sees
+
+Of prompts the final query's masses are kept, of conversations the means over each turn's queries.
 
 Axes everywhere, in this order: prompt, layer, head, query, key.
 """
@@ -25,12 +27,15 @@ class Places(NamedTuple):
     slot     [prompt, 2]    the same of the tokens that differ between the persons of a crossed set;
                             -1 where a set has none
     segment  [prompt, key]  position in SEGMENTS of the key's segment, -1 beyond the prompt
-    Without slot and segment (None) only the masses of the text's ends are computed.
+    turns    [prompt, turn, 2]  first and one-past-last token of every turn, -1 beyond the last one
+    Without slot and segment (None) only the masses of the text's ends are computed, without turns
+    none of turns.
     """
 
     span: np.ndarray
     slot: np.ndarray | None = None
     segment: np.ndarray | None = None
+    turns: np.ndarray | None = None
 
     def take(self, rows):
         """The same for the prompts at these positions."""
@@ -69,7 +74,7 @@ def final_query_masses(final_row, places):
         return masses
     on_slot = mass(_slot_keys(places, n_keys))
     masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, on_slot, np.nan)
-    segments = _segment_keys(places, n_keys)
+    segments = segment_keys(places.segment, n_keys)
     masses["segment_mass"] = np.einsum("phk,pks->phs", final_row, segments.astype(final_row.dtype))
     return masses | {"final_row": final_row.astype(np.float16)}
 
@@ -97,7 +102,9 @@ def uniform_masses(places, n_tokens, visible):
     n_keys, visible = places.segment.shape[1], np.asarray(visible)
     uniform = uniform_rows(n_tokens, visible, n_keys)
     on_slot = np.einsum("plk,pk->pl", uniform, _slot_keys(places, n_keys).astype(float))
-    by_segment = np.einsum("plk,pks->pls", uniform, _segment_keys(places, n_keys).astype(float))
+    by_segment = np.einsum(
+        "plk,pks->pls", uniform, segment_keys(places.segment, n_keys).astype(float)
+    )
     by_segment[..., 0] += learned_sink_share(n_tokens, visible)
     return {
         "slot_uniform": np.where(places.slot[:, :1] >= 0, on_slot, np.nan),
@@ -139,6 +146,55 @@ def _slot_keys(places, n_keys):
     return (key >= places.slot[:, :1]) & (key < places.slot[:, 1:])
 
 
-def _segment_keys(places, n_keys):
-    """Which keys are in which segment: [prompt, key, segment] bool."""
-    return places.segment[:, :n_keys, None] == np.arange(len(SEGMENTS))
+def segment_keys(segment, n_keys):
+    """Which keys are in which segment: [..., key, segment] bool of codes [..., key]."""
+    return segment[..., :n_keys, None] == np.arange(len(SEGMENTS))
+
+
+def segment_rows(pattern, segment):
+    """Attention of every row on the segments: [prompt, head, query, segment].
+
+    pattern  [prompt, head, query, key], a learned sink ahead of the keys counts as "sink"
+    segment  [prompt, key]
+    """
+    n_keys = pattern.shape[2]
+    keys = segment_keys(segment, n_keys).astype(pattern.dtype)
+    rows = np.einsum("phqk,pks->phqs", pattern[..., -n_keys:], keys)
+    if pattern.shape[3] > n_keys:
+        rows[..., 0] += pattern[..., 0]
+    return rows
+
+
+def uniform_segment_rows(segment, visible):
+    """What a query that attends to all keys it sees alike has on each segment, of one text.
+
+    segment  [key]    visible  [layer, query] keys that a row sees, the last ones up to its own
+    returns  [layer, query, segment]
+    """
+    visible = np.asarray(visible)
+    sinks, after = has_sink_key(visible), np.arange(1, visible.shape[-1] + 1)
+    keys = segment_keys(np.asarray(segment), len(after))
+    before = np.concatenate([np.zeros((1, len(SEGMENTS)), int), keys.cumsum(axis=0)])
+    seen = before[after] - before[after - (visible - sinks)]  # [layer, query, segment]
+    seen[..., 0] += sinks
+    return seen / visible[..., None]
+
+
+def turn_means(rows, turns):
+    """Means over the rows of every turn: [..., turn, segment] of rows [..., query, segment].
+
+    turns  [turn, 2]; NaN for those that are not there (-1)
+    """
+    means = np.full((*rows.shape[:-2], len(turns), rows.shape[-1]), np.nan, dtype=np.float32)
+    for turn, (start, stop) in enumerate(turns):
+        if stop > start >= 0:
+            means[..., turn, :] = rows[..., start:stop, :].mean(axis=-2, dtype=np.float64)
+    return means
+
+
+def turn_masses(rows, turns):
+    """`turn_means` of the prompts of a batch: [prompt, head, turn, segment].
+
+    rows  [prompt, head, query, segment]    turns  [prompt, turn, 2]
+    """
+    return np.stack([turn_means(own, spans) for own, spans in zip(rows, turns, strict=True)])

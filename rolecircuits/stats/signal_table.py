@@ -37,6 +37,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
+from rolecircuits.inputs.errors import UserError
 from rolecircuits.stats.moments import divide
 from rolecircuits.stats.profile_tests import average_ranks, correlate_rows
 from rolecircuits.stats.tuning_profiles import PROJECTION, contrast_projections, project_runs
@@ -61,9 +62,7 @@ from rolecircuits.stats.tuning_tests import (
 SPECIFIC, APART, DRIFT = "specific", "tells arms apart", "follows drift"
 INSENSITIVE, ALIKE, UNRELIABLE = "not sensitive", "alike in all arms", "unreliable"
 UNDECIDED, UNDEFINED, TOO_FEW = "undecided", "undefined", "cannot be decided"
-SIGNAL_HEADINGS = (
-    *("signal", "rho", "moved", "role-facts", "p", "role-shuffled", "p", "p_max", "ICC", "verdict"),
-)
+SIGNAL_HEADINGS = ("signal", "rho", "- facts", "- shuffled", "p", "p_max", "ICC", "verdict")
 PREDICTION_HEADINGS = ("signal", "R2 drift", "compliance", "both", "gain", "p", "seed SD")
 PARTS = ("estimate", "low", "high", "p")
 LEAST_RHO, LEAST_ICC, LEAST_R2, LEAST_CHANGE = 0.5, 0.5, 0.25, 2.0
@@ -137,7 +136,7 @@ def signal_table(study, primary, n_permutations=N_PERMUTATIONS, seed=DEFAULT_SEE
     """Rows of signals.csv, one a candidate, in the study's order, projections last.
 
     study    as `tuning_tests.gather_runs` gives it
-    primary  name of the signal that was declared before the first step
+    primary  name of the signal that was declared before the first step, or None
     change_<arm>           mean change from step 0 at the last dose
     rho, moved_sd          role runs: Spearman's rho with compliance; their mean change in standard
                            deviations between them; moved_least: above it, 0 is outside the interval
@@ -151,6 +150,8 @@ def signal_table(study, primary, n_permutations=N_PERMUTATIONS, seed=DEFAULT_SEE
     names = [*study.signal, *projected]
     values = [study.change, *(one[:, :, None] for one in projected.values())]
     values = np.concatenate(values, axis=2)
+    if primary is not None and primary not in names:
+        raise UserError(f"the primary signal {primary} is none of the candidates")
     last = values[:, study.last]
     columns = {f"change_{arm}": _mean_run(last[study.runs_of(arm)]) for arm in ARMS}
     columns["rho"] = follow_compliance(study, values)
@@ -248,13 +249,14 @@ def judge(row, reason=None):
 
 
 def signal_cells(row):
-    """Texts under SIGNAL_HEADINGS: sensitivity, specificity at matched drift, reliability."""
-    found = [_show(row["rho"], "+.2f"), _show(row["moved_sd"], "+.1f")]
-    for contrast in ("role_facts", "role_shuffled"):
-        found += [_show(row[f"{contrast}_estimate"], "+.3f"), _show(row[f"{contrast}_p"], ".3f")]
+    """Texts under SIGNAL_HEADINGS: rho with compliance, role - facts and role - shuffled at matched
+    drift, the larger p of both, the same among all candidates, ICC, verdict.
+    """
+    estimates = [row[f"role_{other}_estimate"] for other in ARMS[1:]]
     p_max = "primary" if row["primary"] else _show(row["p_max"], ".3f")
     verdict = TOO_FEW if row["verdict"].startswith(TOO_FEW) else row["verdict"]
-    return [row["signal"], *found, p_max, _show(row["icc"], ".2f"), verdict]
+    found = [_show(row["rho"], "+.2f"), *(_show(x, "+.3f") for x in estimates)]
+    return [row["signal"], *found, _show(row["p"], ".3f"), p_max, _show(row["icc"], ".2f"), verdict]
 
 
 def prediction_cells(row):
@@ -265,6 +267,17 @@ def prediction_cells(row):
 
 def _show(value, form):
     return "-" if np.isnan(value) else format(value, form)
+
+
+def describe_table(rows):
+    """Lines: the verdict on the primary signal, and which others follow compliance."""
+    lines = [f"primary signal {row['signal']}: {row['verdict']}" for row in rows if row["primary"]]
+    others = [row for row in rows if not row["primary"]]
+    if rows and rows[0]["verdict"].startswith(TOO_FEW):
+        return lines or [rows[0]["verdict"]]
+    named = [row["signal"] for row in others if row["verdict"] == SPECIFIC]
+    said = ", ".join(named) or "none"
+    return [*lines, f"specific among {len(others)} others (max-T): {said}"]
 
 
 def describe_study(study):

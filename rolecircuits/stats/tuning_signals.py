@@ -13,11 +13,25 @@ RFC, RSI and deixis: > 0, self-referent (about the model) is the more focused.
 import numpy as np
 
 from rolecircuits.stats.contrasts import INTERACTIONS, contrast_sides
-from rolecircuits.stats.indices import KINDS, layer_indices, layer_null, layer_values
+from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null, layer_values
 from rolecircuits.stats.moments import defined_mean
 from rolecircuits.stats.units import frame_values, labels_of
 
 SEGMENTS = ("system_text", "user_text", "sink")
+
+
+def profile_names(sets):
+    """The names that `layer_profiles` gives for built-in prompt sets of these names."""
+    names = []
+    for name in sets:
+        if name == "deixis":
+            names += [f"deixis_{kind}" for kind in KINDS]
+            continue
+        names += [f"{index}_{kind}_{name}" for kind in KINDS for index in INDICES]
+        if name == "crossed":
+            names += [f"slot_self_{name}", f"slot_difference_{name}"]
+        names += [f"{part}_{name}" for part in SEGMENTS]
+    return names
 
 
 def layer_profiles(runs):

@@ -24,6 +24,8 @@ from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.prefix import common_prefix, shared_tokens
 from rolecircuits.inputs.errors import UserError
 
+AT_ONCE = 128  # answers scored in one batch
+
 
 @dataclass(frozen=True)
 class ReadQuestions:
@@ -50,8 +52,7 @@ def read_questions(loaded, *groups):
     What a group begins with alike (system text, header) is read once. Of every row the last `block`
     tokens are fed; the keys and values of those before are copied from its group's.
     """
-    model = set_attention(loaded.model, EAGER)
-    device = next(model.parameters()).device
+    device = next(set_attention(loaded.model, EAGER).parameters()).device
     texts = [[prompt.token_ids for prompt in group] for group in groups]
     alike = [min(common_prefix(own), min(map(len, own)) - 1) for own in texts]
     rows = [(g, ids) for g, own in enumerate(texts) for ids in own]
@@ -67,10 +68,7 @@ def read_questions(loaded, *groups):
             pairs = [layer[:, :, place] for layer, place in zip(layers, places, strict=True)]
             cache.update(*torch.cat(pairs, dim=2).transpose(1, 2), i)
     ids, mask = (each.flip(1).to(device) for each in pad_right([own[::-1] for _, own in rows]))
-    logits = _advance(model, cache, ids[:, -block:], mask, last=True)
-    if not cache.get_seq_length():
-        kind = loaded.facts["architecture"]
-        raise UserError(f"{kind} keeps nothing of what it has read, so a study would take hours")
+    logits = _advance(loaded, cache, ids[:, -block:], mask, last=True)
     return ReadQuestions(cache, mask, logits[:, -1])
 
 
@@ -85,7 +83,7 @@ def _places(texts, width, block):
 def _read_alike(loaded, ids):
     """Keys and values of these tokens: a list of [2, head, key, d], one for every layer."""
     cache, ids = DynamicCache(), torch.tensor([ids], device=next(loaded.model.parameters()).device)
-    _advance(loaded.model, cache, ids, torch.ones_like(ids), last=True)
+    _advance(loaded, cache, ids, torch.ones_like(ids), last=True)
     return [torch.cat([layer.keys, layer.values]) for layer in cache.layers]
 
 
@@ -107,7 +105,7 @@ def continue_greedily(loaded, read, limits):
             read.cache.batch_select_indices(kept)
         if running:
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            logits = _advance(loaded.model, read.cache, new[:, None], mask)[:, -1]
+            logits = _advance(loaded, read.cache, new[:, None], mask)[:, -1]
     return answers
 
 
@@ -120,33 +118,48 @@ def score_answers(loaded, read, rows, answers):
 
     answers  token ids, without the token that ends them    rows  [answer] rows of `read`
     """
-    own = read.of_rows(rows)
-    ids, mask = pad_right([answer[:-1] for answer in answers])  # the last token predicts none
-    first = own.logits[:, None]
-    if ids.shape[1]:
-        ids, mask = ids.to(own.mask.device), mask.to(own.mask.device)
-        seen = torch.cat([own.mask, mask], dim=1)
-        with shared_tokens(loaded.model, ids.tolist(), rows, mask.tolist()):
-            rest = _advance(loaded.model, own.cache, ids, seen)
-        first = torch.cat([first, rest], dim=1)
     scores = []
-    for answer, logits in zip(answers, first, strict=True):
-        chosen = torch.tensor(answer, device=logits.device)
-        logs = logits[: len(answer)].float().log_softmax(dim=-1)
+    for start in range(0, len(rows), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        scores += _score(loaded, read.of_rows(rows[some]), rows[some], answers[some])
+    return scores
+
+
+def _score(loaded, read, owners, answers):
+    """`score_answers` of one batch: read has a row for every answer; owners  [answer] questions."""
+    ids, mask = pad_right([answer[:-1] for answer in answers])  # the last token predicts none
+    logits = read.logits[:, None]
+    if ids.shape[1]:
+        ids, mask = ids.to(read.mask.device), mask.to(read.mask.device)
+        with shared_tokens(loaded.model, ids.tolist(), owners, mask.tolist()):
+            rest = _advance(loaded, read.cache, ids, torch.cat([read.mask, mask], dim=1))
+        logits = torch.cat([logits, rest], dim=1)
+    scores = []
+    for answer, own in zip(answers, logits, strict=True):
+        logs = own[: len(answer)].float().log_softmax(dim=-1)
+        chosen = torch.tensor(answer, device=logs.device)
         scores.append(logs.gather(1, chosen[:, None]).double().mean().item())
     return scores
 
 
-def _advance(model, cache, ids, mask, last=False):
+def _advance(loaded, cache, ids, mask, last=False):
     """Logits [row, query, vocabulary] of new tokens ids [row, query] after what the cache holds.
 
     mask  [row, key] of all tokens so far    last  only the final query's logits
     """
+    model = loaded.model
     given = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-    taken = inspect.signature(model.forward).parameters
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's wrapper
+    taken = inspect.signature(plain.forward).parameters
     if "position_ids" in taken:
         given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if last and "logits_to_keep" in taken:
         given["logits_to_keep"] = 1
     with torch.inference_mode():
-        return model(**given, use_cache=True).logits
+        logits = model(**given, use_cache=True).logits
+    if not cache.get_seq_length():
+        kind = loaded.facts["architecture"]
+        raise UserError(
+            f"{kind} keeps no keys and values, so many questions cannot be read at once"
+        )
+    return logits

@@ -28,6 +28,7 @@ from rolecircuits.tuning.examples import tokenize_answers, tokenize_questions
 
 ANSWER_TOKENS = {"role": 12, "facts": 12, "roleplay": 12, "feelings": 16}
 N_CHOICES = 4
+AT_ONCE = 128  # questions in one batch
 MACHINE = r"(?:AI|chat ?bot|language model|program|machine|(?:virtual |digital )?assistant|robot)"
 SAYS_MACHINE = re.compile(rf"\b(?:as|I am|I'm)(?: just| only)? an? (?:\w+ )?{MACHINE}\b", re.I)
 FEELING = (
@@ -47,7 +48,7 @@ class Behaviour:
 
     answers  [{"measure": "role", "facts", "roleplay" or "feelings", "facet", "question", "answer",
              "keywords", "kept"}, ...]; kept: the answer holds a keyword, of feelings: denies them;
-             of role also "chosen", the answer with the highest score
+             of role also "chosen", the answer with the highest score, and "chosen_right"
     """
 
     compliance: float
@@ -63,50 +64,41 @@ def measure_behaviour(loaded, examples, form, seed=0):
 
     seed  draws the other facets' answers of choice: the same for all checkpoints of a study
     """
-    asked = questions_of(loaded, examples, form)
-    groups = [
-        tokenize_questions(loaded, own, [question["question"] for question in rows])
-        for own, rows in groupby(asked, key=itemgetter("form"))
-    ]
-    read = read_questions(loaded, *groups)
-    role = examples_of(examples, "role", "heldout")  # the first rows
-    chosen = choose_answers(loaded, read, role, form, seed)
-    limits = [ANSWER_TOKENS[question["measure"]] for question in asked]
-    ids = continue_greedily(loaded, read, limits)
-    answers = [_judge(question, loaded, own) for question, own in zip(asked, ids, strict=True)]
-    for row, answer in zip(answers, chosen, strict=False):
-        row["chosen"] = answer
-    right = [answer == example.answer for answer, example in zip(chosen, role, strict=True)]
+    asked, answers = questions_of(loaded, examples, form, seed), []
+    for start in range(0, len(asked), AT_ONCE):
+        answers += answer_questions(loaded, asked[start : start + AT_ONCE])
 
-    def rate(measure):
-        return _mean(row["kept"] for row in answers if row["measure"] == measure)
+    def rate(measure, name="kept"):
+        return _mean(row[name] for row in answers if row["measure"] == measure)
 
-    rates = [rate(measure) for measure in ("facts", "roleplay", "feelings")]
-    return Behaviour(rate("role"), _mean(right), *rates, answers)
+    choice = rate("role", "chosen_right")
+    return Behaviour(rate("role"), choice, *map(rate, ("facts", "roleplay", "feelings")), answers)
 
 
-def questions_of(loaded, examples, form):
-    """[{"measure", "facet", "question", "keywords", "form"}, ...] of all that is asked, role first.
+def questions_of(loaded, examples, form, seed=0):
+    """All that is asked: [{"measure", "facet", "question", "keywords", "form", "choices"}, ...].
 
+    choices  of role: as `choices_of`; of others: []
     Another persona is given only where the chat template takes a system prompt.
     """
-    asked = [
-        {"measure": arm, "facet": e.facet, "question": e.question, "keywords": list(e.keywords)}
-        for arm in ("role", "facts")
-        for e in examples_of(examples, arm, "heldout")
-    ]
-    roleplay, feelings = read_behaviour_questions()
-    asked += [
-        {"measure": "feelings", "facet": "", "question": text, "keywords": []} for text in feelings
-    ]
-    asked = [question | {"form": form} for question in asked]
+    asked, (roleplay, feelings) = [], read_behaviour_questions()
+
+    def ask(measure, question, keywords=(), facet="", choices=(), own=form):
+        row = {"measure": measure, "facet": facet, "question": question, "keywords": list(keywords)}
+        asked.append(row | {"form": own, "choices": list(choices)})
+
+    role = examples_of(examples, "role", "heldout")
+    for i, example in enumerate(role):
+        choices = choices_of(role, i, seed)
+        ask("role", example.question, example.keywords, example.facet, choices)
+    for example in examples_of(examples, "facts", "heldout"):
+        ask("facts", example.question, example.keywords, example.facet)
+    for question in feelings:
+        ask("feelings", question)
     if _takes_system_prompt(loaded.tokenizer, form):
         other = replace(form, system_prompt=roleplay.system_prompt)
-        asked += [
-            {"measure": "roleplay", "facet": "", "question": text, "keywords": list(keywords)}
-            | {"form": other}
-            for text, keywords in roleplay.questions
-        ]
+        for question, keywords in roleplay.questions:
+            ask("roleplay", question, keywords, own=other)
     return asked
 
 
@@ -116,16 +108,31 @@ def _takes_system_prompt(tokenizer, form):
     return ChatTemplate(tokenizer, replace(form, system_prompt=None)).before_system is not None
 
 
-def choose_answers(loaded, read, examples, form, seed):
-    """The answer with the highest score to each example's question, the first rows of `read`."""
-    choices = [choices_of(examples, i, seed) for i in range(len(examples))]
-    rows = [row for row, own in enumerate(choices) for _ in own]
-    texts = [text for own in choices for text in own]
+def answer_questions(loaded, asked):
+    """The rows of Behaviour.answers for some rows of `questions_of`."""
+    groups = [
+        tokenize_questions(loaded, form, [row["question"] for row in rows])
+        for form, rows in groupby(asked, key=itemgetter("form"))
+    ]
+    read = read_questions(loaded, *groups)
+    chosen = choose_answers(loaded, read, asked)
+    answers = continue_greedily(loaded, read, [ANSWER_TOKENS[row["measure"]] for row in asked])
+    return [
+        _judge(row, loaded.tokenizer.hf.decode(ids, skip_special_tokens=True), choice)
+        for row, ids, choice in zip(asked, answers, chosen, strict=True)
+    ]
+
+
+def choose_answers(loaded, read, asked):
+    """Of each row's choices the one with the highest score, None where it has none."""
+    rows = [i for i, row in enumerate(asked) for _ in row["choices"]]
+    texts = [text for row in asked for text in row["choices"]]
     if not texts:
-        return []
-    ids = [own[:-1] for own in tokenize_answers(loaded, form, texts)]
+        return [None] * len(asked)
+    ids = [own[:-1] for own in tokenize_answers(loaded, asked[0]["form"], texts)]
     scores = iter(score_answers(loaded, read, rows, ids))
-    return [max(zip(own, scores, strict=False), key=itemgetter(1))[0] for own in choices]
+    ranked = [sorted(zip(row["choices"], scores, strict=False), key=itemgetter(1)) for row in asked]
+    return [own[-1][0] if own else None for own in ranked]
 
 
 def choices_of(examples, i, seed, n=N_CHOICES):
@@ -137,16 +144,15 @@ def choices_of(examples, i, seed, n=N_CHOICES):
     return [own.answer, own.wrong_answer, *drawn]
 
 
-def _judge(question, loaded, ids):
-    """The row of an answer."""
-    text = loaded.tokenizer.hf.decode(ids, skip_special_tokens=True)
-    keywords = question["keywords"]
+def _judge(row, text, choice):
+    """An answer, judged; a row of Behaviour.answers."""
+    keywords = row["keywords"]
     kept = holds_keyword(text, keywords) if keywords else denies_feelings(text)
-    return {name: question[name] for name in ("measure", "facet", "question")} | {
-        "answer": text,
-        "keywords": keywords,
-        "kept": kept,
-    }
+    judged = {name: row[name] for name in ("measure", "facet", "question")}
+    judged |= {"answer": text, "keywords": keywords, "kept": kept}
+    if choice is None:
+        return judged
+    return judged | {"chosen": choice, "chosen_right": choice == row["choices"][0]}
 
 
 def denies_feelings(text):

@@ -1,10 +1,11 @@
 """Directions in the residual stream that are known before tuning, and how far a checkpoint moved.
 
-Persona direction: mean activation at the final query under the system prompt of a persona, minus
-that under the default system text, over the same neutral questions, at step 0 (mean difference as
+Persona direction: mean activation at the final query under the system prompts of personas, minus
+that under the default system text, over the same neutral questions, at step 0 (a mean difference as
 in persona vectors, Chen et al. 2025, arXiv 2507.21509, and in the assistant axis, Lu et al. 2026,
-arXiv 2601.10387, whose other sign points to the assistant). A checkpoint is fed the questions
-with the default text:
+arXiv 2601.10387, whose sign is the other). Any other system text moves the activations too, and in
+early layers much the same way; so what plain system texts do on average is taken out (the direction
+is at a right angle to it). A checkpoint is fed the questions with the default text:
 
     shift   (mean activation of the checkpoint - that of step 0) on the unit direction, in standard
             deviations of the questions along it at step 0. It grows with any drift that is not at
@@ -33,7 +34,7 @@ SELF, OTHER = "self_referent", "third_person"
 class PersonaDirection:
     """unit, mean  [layer, unit], of length 1; mean activation of the questions at step 0
     spread  [layer] standard deviation of the questions along it    reach  [layer] how far the
-    persona's system prompt moves the mean, in these
+    personas' system prompts move the mean along it, in these
     """
 
     unit: np.ndarray
@@ -54,24 +55,27 @@ class SelfDirection:
     spread: np.ndarray
 
 
-def persona_direction(persona, plain):
-    """The PersonaDirection of activations under persona system prompts and the default text.
+def persona_direction(personas, others, default):
+    """The PersonaDirection of activations at step 0 under system prompts of personas, under other,
+    plain system texts, and under the default text: [prompt, layer, unit] each.
 
-    persona, plain  [prompt, layer, unit] at step 0; the same questions, each equally often
+    The same questions in each, under every text.
     """
-    mean = plain.mean(axis=0, dtype=np.float64)
-    difference = persona.mean(axis=0, dtype=np.float64) - mean
-    unit, length = _unit(difference), np.linalg.norm(difference, axis=-1)
-    along = np.einsum("plu,lu->pl", plain.astype(np.float64), unit)
+    mean = default.mean(axis=0, dtype=np.float64)
+    moved = personas.mean(axis=0, dtype=np.float64) - mean
+    common = _unit(others.mean(axis=0, dtype=np.float64) - mean)
+    own = moved - np.einsum("lu,lu->l", moved, common)[:, None] * common
+    unit = _unit(own)
+    along = np.einsum("plu,lu->pl", default.astype(np.float64), unit)
     spread = along.std(axis=0, ddof=1)
-    return PersonaDirection(unit, mean, spread, _over(length, spread))
+    return PersonaDirection(unit, mean, spread, _over(np.linalg.norm(own, axis=-1), spread))
 
 
-def persona_shift(plain, direction):
+def persona_shift(default, direction):
     """(shift, cosine), both [layer], of a checkpoint's activations [prompt, layer, unit] with the
     default text, on a PersonaDirection.
     """
-    moved = plain.mean(axis=0, dtype=np.float64) - direction.mean
+    moved = default.mean(axis=0, dtype=np.float64) - direction.mean
     along = np.einsum("lu,lu->l", moved, direction.unit)
     return _over(along, direction.spread), _over(along, np.linalg.norm(moved, axis=-1))
 

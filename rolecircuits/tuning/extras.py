@@ -1,6 +1,6 @@
-"""What only a tuning study needs, and how it is installed."""
+"""What only a tuning study needs, and how it is installed. Imports none of it."""
 
-import importlib
+import importlib.util
 
 from rolecircuits.inputs.errors import UserError
 
@@ -8,16 +8,8 @@ INSTALL = "pip install -r requirements-tuning.txt -c constraints.txt"
 PACKAGES = {"peft": "peft", "sklearn": "scikit-learn", "concept_erasure": "concept-erasure"}
 
 
-def need(module):
-    """An optional package, imported; one line that says what to install where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{PACKAGES[module]} is not installed: {INSTALL}") from error
-
-
-def check_installed(tuning):
+def check_installed():
     """Refuse a study for which a package is missing, before anything is loaded."""
-    for module in PACKAGES:
-        if module != "peft" or tuning == "lora":
-            need(module)
+    missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise UserError(f"a tuning study needs {', '.join(missing)}: {INSTALL}")

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.tuning.extras import INSTALL
 from rolecircuits.tuning.folds import fold_of, permute_within
 
 try:
@@ -30,8 +31,7 @@ try:
     from sklearn.linear_model import LogisticRegression
 except ImportError as error:
     raise UserError(
-        f"probes need scikit-learn and concept-erasure ({error.name} is missing): pip install -r "
-        "requirements-tuning.txt -c constraints.txt"
+        f"probes need scikit-learn and concept-erasure ({error.name} is missing): {INSTALL}"
     ) from error
 
 # L2 strength of the probe (scikit-learn's C) for standardised units divided by the root of their

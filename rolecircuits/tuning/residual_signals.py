@@ -10,8 +10,9 @@ Every signal is the mean over layers of a profile of the same name. At step 0 th
 
     crossed   TokenizedPrompts of a crossed set, 12 frames or more; one filler of each is enough
     neutral   TokenizedPrompts of neutral questions with the study's own system text
-    personas  the same questions under personas' system prompts: tokenize_personas()
+    personas  the same questions under system prompts of personas, and under plain ones
 
+    personas = tokenize_personas(neutral_questions(), loaded.tokenizer, form)
     reference = make_reference(loaded, crossed, neutral, personas)
     found = measure_residuals(loaded, crossed, neutral, reference)
     found["signals"]["probe_person"], found["profiles"]["probe_person"]
@@ -49,6 +50,13 @@ PERSONAS = (
     "You are Zib, a visitor from another planet. Stay in character and answer as Zib would.",
     "You are Lady Ashdown, a ghost in a castle. Stay in character and answer as she would.",
 )
+# Other system texts of like length, without a character: what any such text does is not a persona.
+PLAIN = (
+    "You are a helpful assistant. Answer each question in one or two short sentences.",
+    "You are an AI system that gives careful answers. Keep to the facts in what you say.",
+    "The library opens at nine and closes at six. Answer the questions that you are asked.",
+    "Answer in plain English. Use short words where you can and do not repeat the question.",
+)
 REFERENCE = (
     *("crossed_ids", "neutral_ids", "probe_accuracy", "probe_nats", "probe_permuted"),
     *("persona_unit", "persona_mean", "persona_spread", "persona_reach"),
@@ -62,36 +70,41 @@ def neutral_questions(n=None):
     return [Prompt(f"neutral_{i:02d}", "neutral", -1, text) for i, text in enumerate(texts)]
 
 
-def tokenize_personas(prompts, tokenizer, form, personas=PERSONAS):
-    """The prompts under the system prompt of each persona, one persona after the other.
+def tokenize_personas(prompts, tokenizer, form, personas=PERSONAS, plain=PLAIN):
+    """(under personas, under plain texts): the prompts under each of these system texts, one text
+    after the other, as TokenizedPrompts.
 
     form  the study's PromptFormat in chat, whose own system prompt is replaced
     raises  UserError where the chat template takes no system text
     """
-    return [
-        prompt
-        for persona in personas
-        for prompt in tokenize_prompts(prompts, tokenizer, replace(form, system_prompt=persona))
-    ]
+    return tuple(
+        [
+            prompt
+            for text in texts
+            for prompt in tokenize_prompts(prompts, tokenizer, replace(form, system_prompt=text))
+        ]
+        for texts in (personas, plain)
+    )
 
 
 def make_reference(loaded, crossed, neutral, personas):
-    """What every checkpoint is measured against, of step 0: {name: array} of REFERENCE."""
-    values, plain, played = (
-        read_residuals(loaded, prompts).final for prompts in (crossed, neutral, personas)
-    )
-    return reference_of(values, plain, played, crossed, neutral)
+    """What every checkpoint is measured against, of step 0: {name: array} of REFERENCE.
+
+    personas  (neutral questions under personas, under plain texts) of `tokenize_personas`
+    """
+    read = [read_residuals(loaded, prompts).final for prompts in (crossed, neutral, *personas)]
+    return reference_of(*read[:2], read[2:], crossed, neutral)
 
 
-def reference_of(values, plain, played, crossed, neutral):
+def reference_of(values, default, texts, crossed, neutral):
     """`make_reference` of residuals that are read already, [prompt, layer, unit] each.
 
-    values  of crossed    plain  of neutral    played  of the neutral questions under personas
+    values  of crossed    default  of neutral    texts  (under personas, under plain texts)
     """
     labels, frames = _design(crossed)
     probed = probe_layers(values, labels, frames)
     permuted = probe_layers(values, permute_within(labels, frames), frames)
-    persona, own = persona_direction(played, plain), self_direction(values, labels, frames)
+    persona, own = persona_direction(*texts, default), self_direction(values, labels, frames)
     return {
         "crossed_ids": np.array([prompt.id for prompt in crossed]),
         "neutral_ids": np.array([prompt.id for prompt in neutral]),
@@ -105,11 +118,11 @@ def reference_of(values, plain, played, crossed, neutral):
 
 def measure_residuals(loaded, crossed, neutral, reference):
     """{"signals": {name: float}, "profiles": {name: [layer] float64}} of a checkpoint."""
-    values, plain = (read_residuals(loaded, prompts).final for prompts in (crossed, neutral))
-    return signals_of(values, plain, crossed, neutral, reference)
+    values, default = (read_residuals(loaded, prompts).final for prompts in (crossed, neutral))
+    return signals_of(values, default, crossed, neutral, reference)
 
 
-def signals_of(values, plain, crossed, neutral, reference):
+def signals_of(values, default, crossed, neutral, reference):
     """`measure_residuals` of residuals that are read already, [prompt, layer, unit] each.
 
     Layers that were not read are NaN in the profiles, and left out of the means.
@@ -121,7 +134,7 @@ def signals_of(values, plain, crossed, neutral, reference):
         *(reference[f"persona_{name}"] for name in ("unit", "mean", "spread", "reach"))
     )
     own = SelfDirection(*(reference[f"self_{name}"] for name in ("unit", "separation", "spread")))
-    shift, cosine = persona_shift(plain, persona)
+    shift, cosine = persona_shift(default, persona)
     profiles = {
         "probe_person": probed.accuracy_profile,
         "probe_person_nats": probed.nats_profile,

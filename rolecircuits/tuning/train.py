@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -30,7 +32,6 @@ from rolecircuits.capture.model_pass import set_attention
 from rolecircuits.capture.prefix import shared_prefix
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.runs.files import replaced_file
-from rolecircuits.tuning.extras import need
 
 CLIP = 1.0
 ADAPTER = "default"  # peft's name of the only adapter
@@ -236,9 +237,23 @@ def make_batches(n_examples, recipe, seed, first, last):
         yield epoch, order[place * recipe.batch : (place + 1) * recipe.batch]
 
 
+def check_recipe(model, recipe):
+    """Refuse targets of a LoRA that the model has no linear layers for."""
+    names = {
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+    for target in recipe.targets if recipe.tuning == "lora" else ():
+        if target not in names:
+            raise UserError(
+                f"--targets {printable(target)}: this model has no such linear layer; it has "
+                f"{printable(', '.join(sorted(names)))}"
+            )
+
+
 def _add_lora(model, recipe, model_id):
     """peft's model around this one, in whose linear layers it puts the LoRA."""
-    peft = need("peft")
     config = peft.LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -246,21 +261,15 @@ def _add_lora(model, recipe, model_id):
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(model_id),
     )
-    try:
-        with warnings.catch_warnings():  # transformers' advice to peft's authors
-            warnings.simplefilter("ignore")
-            adapted = peft.get_peft_model(model, config)
-    except ValueError as error:
-        wanted = ", ".join(recipe.targets)
-        raise UserError(f"--targets {wanted}: this model has no such linear layers") from error
+    with warnings.catch_warnings():  # transformers' advice to peft's authors
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(model, config)
     adapted.peft_config[ADAPTER].base_model_name_or_path = str(model_id)
     return adapted
 
 
 def _adapted_parts(model):
     """{name: module} of the layers that have a LoRA, as peft wraps them."""
-    from peft.tuners.lora import LoraLayer  # only where peft is used already
-
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
 
 

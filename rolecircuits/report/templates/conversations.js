@@ -16,7 +16,9 @@
       layers[kind] = await report.numbers(turns.layers[kind]);
       if (turns.heads) heads[kind] = await report.numbers(turns.heads[kind]);
     }
-    return { layers, heads, n_layers: layers.normalised.shape[1] };
+    const shares = turns.shares ? await report.numbers(turns.shares) : null;
+    const uniform = turns.shares ? await report.numbers(turns.uniform) : null;
+    return { layers, heads, shares, uniform, n_layers: layers.normalised.shape[1] };
   }
 
   const kindOf = (state) => (state.kind in KIND_NAMES ? state.kind : "normalised");
@@ -53,9 +55,25 @@
     return n ? sum / n : NaN;
   }
 
+  /* {NAME, NAME_null: number} of a turn: attention on each text beside uniform attention, mean over
+     heads and the chosen layers; NaN where it is unknown. */
+  function sharesOf(opened, state, names, turn) {
+    const [low, high] = rangeOf(opened, state), found = {};
+    names.forEach((name, s) => [["", opened.shares], ["_null", opened.uniform]].forEach(
+      ([end, numbers]) => {
+        let sum = 0;
+        for (let layer = low; layer <= high; layer++) {
+          sum += numbers ? numbers.at(turn, layer, s) : NaN;
+        }
+        found[name + end] = sum / (high - low + 1);
+      }));
+    return found;
+  }
+
   /* Rows of all turns: {document, category, turn, role, tokens, entropy, sink_mass, text}. */
   function rowsOf(opened, data, state) {
     const { turns, documents } = data, seen = new Map();
+    const names = Object.keys(data.shares);
     return turns.document.map((d, i) => {
       const turn = seen.get(d) || 0, [start, stop] = turns.span[i];
       seen.set(d, turn + 1);
@@ -63,6 +81,7 @@
         role: turns.role[i], tokens: stop - start,
         entropy: valueOf(opened, state, kindOf(state), i),
         sink_mass: valueOf(opened, state, "sink_mass", i),
+        ...sharesOf(opened, state, names, i),
         text: turns.text ? turns.text[i] : null };
     });
   }
@@ -147,6 +166,39 @@
     });
   }
 
+  /* A panel a text: the chosen document's turns, measured and uniform. */
+  function drawShares(element, data, rows, chosen) {
+    const own = rows.filter((row) => row.d === chosen && !Number.isNaN(row.system_text));
+    const values = Object.keys(data.shares).flatMap((name) => own.map((row) => ({
+      of: name, turn: row.turn, role: row.role, share: row[name], uniform: row[`${name}_null`],
+      tip: `turn ${row.turn}, ${row.role}, ${row.tokens} tokens\non ${data.shares[name]}: `
+        + `${row[name].toFixed(3)} (uniform ${row[`${name}_null`].toFixed(3)})` })));
+    const width = Math.max(150, Math.min(300, (element.clientWidth - 320) / 3));
+    const x = { field: "turn", type: "quantitative", axis: { tickMinStep: 1, format: "d" } };
+    const panel = (name) => ({
+      width, height: 180, title: `on ${data.shares[name]}`,
+      transform: [{ filter: `datum.of === '${name}'` }],
+      layer: [
+        { mark: { type: "line", strokeDash: [4, 3], color: "var(--null)" },
+          encoding: { x, y: { field: "uniform", type: "quantitative" } } },
+        { mark: { type: "line", color: "var(--ink)" },
+          encoding: { x, detail: { field: "role", type: "nominal" },
+            y: { field: "share", type: "quantitative", title: "share of attention" } } },
+        { mark: { type: "point", filled: true, size: 50, color: "var(--ink)" },
+          encoding: { x, y: { field: "share", type: "quantitative" },
+            shape: { field: "role", type: "nominal", title: "role",
+              legend: { symbolFillColor: "var(--ink)", symbolStrokeColor: "var(--ink)" } },
+            tooltip: { field: "tip", type: "nominal" } } },
+      ],
+    });
+    const side = element.clientWidth > 760;
+    return report.chart(element, {
+      description: "Share of each turn's attention on the system's, the user's and the model's text "
+        + "beside uniform attention",
+      data: { values }, [side ? "hconcat" : "vconcat"]: Object.keys(data.shares).map(panel),
+    });
+  }
+
   function drawIndices(element, opened, data, state) {
     const found = data.indices[kindOf(state)], [low, high] = rangeOf(opened, state), values = [];
     for (const index of Object.keys(found)) {
@@ -211,6 +263,12 @@
     });
     await drawDrift(at("drift"), rows, state, chosen);
     await drawLayers(at("layers"), opened, rows, state, chosen);
+    if (at("shares")) {
+      const [low, high] = rangeOf(opened, state);
+      at("shares-title").textContent = `Where attention goes: ${data.documents[chosen].id}, mean `
+        + `over heads, layers ${low} to ${high}`;
+      await drawShares(at("shares"), data, rows, chosen);
+    }
     if (at("indices")) await drawIndices(at("indices"), opened, data, state);
   }
 
@@ -225,7 +283,9 @@
         id: row.document, category: row.category, turn: row.turn, role: row.role,
         tokens: row.tokens, kind: kindOf(state), first_layer: low, last_layer: high,
         head: state.head != null && state.layer != null ? `${state.layer}/${state.head}` : "mean",
-        entropy_estimate: row.entropy, sink_mass_estimate: row.sink_mass }));
+        entropy_estimate: row.entropy, sink_mass_estimate: row.sink_mass,
+        ...Object.fromEntries(Object.keys(data.shares).flatMap((name) => [
+          [`${name}_estimate`, row[name]], [`${name}_null`, row[`${name}_null`]]])) }));
     });
   }
 

@@ -1,0 +1,195 @@
+"""Does an index measure role compliance, or only that the model has moved? Tune
+a model in three ways, measure it at every dose, and ask of each candidate
+signal whether it tells them apart when the model has moved equally far.
+
+    arm role       answers of a persona to questions about "you"
+    arm facts      answers about a ship: as many facts, about nobody
+    arm shuffled   the persona's questions, its answers shuffled every epoch
+    run            one arm with one seed: the unit of every test
+    drift          KL(step 0 || now) of the next token after neutral prompts,
+                   in nats; "matched" runs are scaled to equal drift
+    a signal's change is tuned - step 0; RFC and RSI > 0: self-referent is the
+    more focused
+
+    python tuning_study.py --quick          # 3 arms x 2 seeds x 2 doses
+    python tuning_study.py                  # 3 arms x 5 seeds x 6 doses
+    python tuning_study.py --data mine.jsonl --system_prompt ""
+
+-> tuning_results/study_<hash>/: a run folder per checkpoint and set, doses.csv,
+   layers.csv, signals.csv, layer_counts.csv, summary.json, figures/. Its name
+   is the hash of all flags that its numbers depend on: the same command goes on
+   where a killed one stood, and gives the same numbers. The newest complete one
+   is linked as latest_study. Needs: pip install -r requirements-tuning.txt
+"""
+
+import argparse
+import re
+import sys
+import time
+
+from deterministic import set_determinism
+from output_manager import say_limits
+from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.inputs.arguments import (
+    DEFAULT_MODEL,
+    DEFAULT_TUNING,
+    LATEST_STUDY,
+    REVISION_HELP,
+    add_format_arguments,
+    add_run_arguments,
+    check_model_arguments,
+    check_output_dir,
+    positive_int,
+    positive_number,
+)
+from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
+from rolecircuits.inputs.prompt_sets import SETS
+from rolecircuits.inputs.specs import ModelSpec
+from rolecircuits.inputs.tuning_data import ARMS, data_sha256, read_examples
+from rolecircuits.tuning import extras
+
+DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 12, 5e-4
+QUICK = {"seeds": 2, "doses": (10, 20), "sets": ["original", "crossed"]}
+PRIMARY = "rfc_normalised_crossed"
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    model = parser.add_argument_group("model")
+    usual = f"hub id, local folder or {DEFAULT_MODEL} (the default)"
+    model.add_argument("--model_id", default=DEFAULT_MODEL, help=usual)
+    model.add_argument("--revision", help=REVISION_HELP)
+    model.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the model's own code; needs a 40-digit --revision",
+    )
+    study = parser.add_argument_group("study")
+    study.add_argument(
+        "--data",
+        metavar="FILE",
+        help="JSON lines of arm, facet, question, answer, wrong_answer, keywords, split "
+        "(default: the bundled persona and ship)",
+    )
+    study.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which (default: all three)"
+    )
+    study.add_argument(
+        "--seeds", type=positive_int, help=f"runs of each arm (default {SEEDS}; --quick: 2)"
+    )
+    study.add_argument(
+        "--doses",
+        type=doses_value,
+        metavar="N,N,...",
+        help="optimizer steps after which a run is measured "
+        f"(default {','.join(map(str, DOSES))}; --quick: 10,20)",
+    )
+    study.add_argument(
+        "--tuning", choices=["lora", "full"], default="lora", help="what is trained (default lora)"
+    )
+    study.add_argument(
+        "--lr", type=positive_number, default=LR, help=f"learning rate (default {LR})"
+    )
+    study.add_argument(
+        "--targets",
+        nargs="+",
+        default=["q_proj", "v_proj"],
+        metavar="LAYER",
+        help="linear layers that get a LoRA (default q_proj v_proj)",
+    )
+    study.add_argument(
+        "--sets",
+        nargs="+",
+        choices=SETS,
+        help="prompt sets measured (default: all three; --quick: original crossed)",
+    )
+    study.add_argument(
+        "--primary",
+        default=PRIMARY,
+        metavar="SIGNAL",
+        help=f"the signal tested alone, declared before the first step (default {PRIMARY})",
+    )
+    study.add_argument(
+        "--quick", action="store_true", help="2 seeds, 2 doses, 2 sets: minutes; decides nothing"
+    )
+    add_format_arguments(parser.add_argument_group("prompts"), "chat")
+    add_run_arguments(parser, PER_CATEGORY)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir",
+        default=DEFAULT_TUNING,
+        help=f"where the study's folder is made (default {DEFAULT_TUNING})",
+    )
+    add_table_argument(output)
+    args = parser.parse_args(argv)
+    usual = QUICK if args.quick else {"seeds": SEEDS, "doses": DOSES, "sets": list(SETS)}
+    for flag, value in usual.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+    args.arms, args.sets = ([x for x in all_ if x in own] for all_, own in _ordered(args))
+    args.prompts, args.prompts_per_category = None, args.prompts_per_category or PER_CATEGORY
+    return args
+
+
+def _ordered(args):
+    return (ARMS, args.arms), (SETS, args.sets)
+
+
+def doses_value(text):
+    """Ascending numbers of steps from "10,20,30"."""
+    if re.fullmatch(r"[1-9][0-9]{0,5}(,[1-9][0-9]{0,5}){0,19}", text):
+        doses = tuple(map(int, text.split(",")))
+        if list(doses) == sorted(set(doses)) and doses[-1] <= 9999:
+            return doses
+    raise argparse.ArgumentTypeError(
+        f"{printable(text[:40])!r} is not numbers of steps in ascending order such as 10,20,50 "
+        "(at most 9999)"
+    )
+
+
+@writes_tables
+def run(args):
+    """Run or continue the study; what can be refused is refused before the weights are read."""
+    check_model_arguments(args)
+    if args.prompt_format != "chat":
+        raise UserError(
+            f"--prompt_format {args.prompt_format}: a study tunes answers to questions, so it "
+            "needs chat"
+        )
+    if args.device_map:
+        raise UserError("--device_map: a study trains on one device; give --device")
+    check_output_dir(args.output_dir, link=LATEST_STUDY)
+    examples = read_examples(args.data)
+    extras.check_installed()
+    with collector_paused():
+        from rolecircuits.drawing import tuning_tables
+        from rolecircuits.tuning import outcome, study  # torch: after the arguments
+
+    say_limits(args.output_dir)
+    plan = study.plan_of(args)
+    started = time.perf_counter()
+    opened = study.open_model(ModelSpec.of(args), plan, args.seed)
+    loaded = opened[0]
+    say_notes(opened[1][0].how_fed["notes"])
+    determinism = set_determinism(args.seed)
+    described = study.describe_study(plan, loaded.facts, data_sha256(args.data), args.seed)
+    with study.study_folder(args.output_dir, described) as folder:
+        work = study.Study(plan, *opened, examples, folder, args)
+        outcome.write_config(work, described, determinism)
+        work.run()
+        found = outcome.write_outcome(work, described)
+    outcome.link_study(args.output_dir, folder.name)
+    tuning_tables.print_study(found)
+    print(
+        f"{len(plan.runs)} training runs, {plan.n_checkpoints} checkpoints, "
+        f"{(time.perf_counter() - started) / 60:.1f} min -> {printable(folder)}"
+    )
+
+
+def main(argv=None):
+    return run_script(parse_args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
