@@ -121,6 +121,17 @@ def test_distances_are_differences_in_units_of_the_spread_between_seeds(study):
     assert least == sorted(least, reverse=True) and least[0] > 5
 
 
+def test_signals_are_in_the_order_of_the_smaller_distance_on_one_side():
+    def row(facts, shuffled, primary=False):
+        return {"role_facts_distance": facts, "role_shuffled_distance": shuffled} | {
+            "primary": primary
+        }
+
+    rows = [row(-9, 8), row(2, 1), row(0, 0, True), row(-3, -4), row(np.nan, 2)]
+    ordered = tuning_signals.sort_signals(rows)
+    assert ordered == [rows[2], rows[3], rows[4], rows[1], rows[0]]
+
+
 def test_a_filled_point_is_one_that_the_exact_test_passes(study):
     figure, rows = tuning_figures.draw_signals(study.checkpoints, study.signals, "")
     axes, drawn = figure.axes[0], {}
@@ -238,7 +249,8 @@ def test_tables_show_the_numbers_of_the_study(study):
     of = {row["signal"]: row for row in study.signals}
     assert signals.rows[0][3] == f"{of[PRIMARY]['p']:.3f}"
     by_name = {row[0]: row for row in signals.rows}
-    assert by_name["persona direction"][3] == f"{of['persona_direction']['p_max']:.3f}"
+    assert of["sink_original"]["p"] < of["sink_original"]["p_max"] - 0.01
+    assert by_name["sink original"][3] == f"{of['sink_original']['p_max']:.3f}"
     assert by_name["persona direction"][-1] == of["persona_direction"]["verdict"]
     assert len(signals.rows) + len(profiles.rows) == len(study.signals)
 
