@@ -23,6 +23,7 @@ signal whether it tells them apart when the model has moved equally far.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -45,11 +46,12 @@ from rolecircuits.inputs.arguments import (
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import SETS
-from rolecircuits.inputs.specs import ModelSpec
+from rolecircuits.inputs.specs import run_date
 from rolecircuits.inputs.tuning_data import ARMS, data_sha256, read_examples
+from rolecircuits.runs.progress import progress
 from rolecircuits.tuning import extras
 
-DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 12, 5e-4
+DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 8, 5e-4
 QUICK = {"seeds": 2, "doses": (10, 20), "sets": ["original", "crossed"]}
 PRIMARY = "rfc_normalised_crossed"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -114,6 +116,12 @@ def parse_args(argv=None):
     study.add_argument(
         "--quick", action="store_true", help="2 seeds, 2 doses, 2 sets: minutes; decides nothing"
     )
+    study.add_argument(
+        "--jobs",
+        type=positive_int,
+        help="training runs at a time, each a process with a model and its share of the "
+        "cores (default: 2 on a processor with two cores or more, else 1)",
+    )
     add_format_arguments(parser.add_argument_group("prompts"), "chat")
     add_run_arguments(parser, PER_CATEGORY)
     output = parser.add_argument_group("output")
@@ -130,6 +138,8 @@ def parse_args(argv=None):
             setattr(args, flag, value)
     args.arms, args.sets = ([x for x in all_ if x in own] for all_, own in _ordered(args))
     args.prompts, args.prompts_per_category = None, args.prompts_per_category or PER_CATEGORY
+    on_processor = args.device in (None, "cpu", "auto") and (os.cpu_count() or 1) > 1
+    args.jobs = args.jobs or (2 if on_processor else 1)
     return args
 
 
@@ -161,30 +171,32 @@ def run(args):
     if args.device_map:
         raise UserError("--device_map: a study trains on one device; give --device")
     check_output_dir(args.output_dir, link=LATEST_STUDY)
-    examples = read_examples(args.data)
+    read_examples(args.data)
     extras.check_installed()
     with collector_paused():
+        # torch and what a study alone needs: after the arguments are checked
         from rolecircuits.drawing import tuning_tables
-        from rolecircuits.tuning import outcome, study  # torch: after the arguments
+        from rolecircuits.tuning import jobs, outcome, study
 
     say_limits(args.output_dir)
-    plan = study.plan_of(args)
     started = time.perf_counter()
-    opened = study.open_model(ModelSpec.of(args), plan, args.seed)
-    loaded = opened[0]
-    say_notes(opened[1][0].how_fed["notes"])
+    args.date = args.date or run_date()  # that of all processes
+    work = study.open_study(args)
+    say_notes(work.sets[0].how_fed["notes"])
     determinism = set_determinism(args.seed)
-    described = study.describe_study(plan, loaded.facts, data_sha256(args.data), args.seed)
-    with study.study_folder(args.output_dir, described) as folder:
-        work = study.Study(plan, *opened, examples, folder, args)
+    of_data = data_sha256(args.data), args.seed, work.sets[0].how_fed["how"].get("date")
+    described = study.describe_study(work.plan, work.loaded.facts, *of_data)
+    with study.study_folder(args.output_dir, described) as work.folder:
         outcome.write_config(work, described, determinism)
-        work.run()
+        with progress(work.plan.n_checkpoints, "tuning study", "checkpoint") as bar:
+            jobs.run_study(work, args.jobs, bar)
         found = outcome.write_outcome(work, described)
-    outcome.link_study(args.output_dir, folder.name)
+        work.remove_states()
+    outcome.link_study(args.output_dir, work.folder.name)
     tuning_tables.print_study(found)
     print(
-        f"{len(plan.runs)} training runs, {plan.n_checkpoints} checkpoints, "
-        f"{(time.perf_counter() - started) / 60:.1f} min -> {printable(folder)}"
+        f"{len(work.plan.runs)} training runs, {work.plan.n_checkpoints} checkpoints, "
+        f"{(time.perf_counter() - started) / 60:.1f} min -> {printable(work.folder)}"
     )
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("concept_erasure")
 from rolecircuits.tuning import study
 
 FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--sets", "original", "crossed"]
+FEW += ["--jobs", "1"]
 COMPARED = ("checkpoints.npz", "doses.csv", "layers.csv", "layer_counts.csv", "signals.csv")
 
 
@@ -115,6 +116,14 @@ def test_stopped_and_continued_it_is_the_same_to_the_last_bit(
     assert not list(tmp_path.rglob(".tmp_*"))
 
 
+def test_runs_side_by_side_are_those_of_one_after_the_other(model, finished, tmp_path):
+    assert tuning_study.main(flags(model, tmp_path, "--jobs", "2")) == 0
+    one, other = (load_study(path).checkpoints for path in (finished, tmp_path / "latest_study"))
+    assert one.names == other.names
+    assert other.drift == pytest.approx(one.drift, rel=1e-3, abs=1e-6)
+    assert np.nanmax(np.abs(other.value - one.value)) < 1e-2
+
+
 def test_what_is_there_is_not_measured_again(model, finished, monkeypatch, capsys):
     monkeypatch.setattr(study.Study, "_measure", lambda *args: pytest.fail("measured again"))
     assert tuning_study.main(flags(model, finished.parent)) == 0
@@ -174,7 +183,9 @@ def test_the_folder_is_named_by_what_its_numbers_depend_on(model, tmp_path):
 
     def name(*more):
         args = tuning_study.parse_args(flags(model, tmp_path, *more))
-        return study.study_name(study.describe_study(study.plan_of(args), facts, "d", args.seed))
+        return study.study_name(
+            study.describe_study(study.plan_of(args), facts, "d", args.seed, None)
+        )
 
     assert name() == name("--output_dir", str(Path("elsewhere")), "--date", "2020-01-01")
     others = [

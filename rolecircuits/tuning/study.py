@@ -24,11 +24,10 @@ from rolecircuits.capture.instrument import load_model
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
-from rolecircuits.inputs.tuning_data import examples_of, shuffled_answers
+from rolecircuits.inputs.tuning_data import examples_of, read_examples, shuffled_answers
 from rolecircuits.models.adapters import adapter_facts, find_origin
 from rolecircuits.runs.files import read_json, temporary_folder, write_json
 from rolecircuits.runs.npz import read_npz, write_npz
-from rolecircuits.runs.progress import progress
 from rolecircuits.stats.tuning_signals import layer_profiles, mean_signals, profile_names
 from rolecircuits.tuning import behaviour, residual_signals
 from rolecircuits.tuning.examples import tokenize_examples
@@ -38,6 +37,7 @@ from rolecircuits.tuning.train import Recipe, Tuner, check_recipe, make_batches
 VERSION = 1  # of what a checkpoint holds
 CHECKPOINT, STATE, BASE, MATCHED = "checkpoint.json", "state.safetensors", "base", "matched"
 REFERENCE = "reference.npz"
+PROBED_FRAMES = 12  # crossed frames on which the residual stream is probed
 MATCH_SHARE, MATCH_TRIES = 0.02, 12  # how near a matched drift is, and after how many scales
 
 
@@ -64,10 +64,12 @@ class Plan:
         return 1 + len(self.runs) * (len(self.doses) + 1)
 
 
-def describe_study(plan, facts, data_sha256, seed):
-    """Everything that the numbers of a study depend on, versions and threads apart."""
-    form = asdict(plan.form)
-    form.pop("date")  # kept beside, in the config: only templates that print it read it
+def describe_study(plan, facts, data_sha256, seed, date):
+    """Everything that the numbers of a study depend on, versions and threads apart.
+
+    date  that the chat template printed, None where it prints none
+    """
+    form = asdict(plan.form) | {"date": date}
     recipe = asdict(plan.recipe)
     return {
         "version": VERSION,
@@ -113,17 +115,12 @@ class Study:
     args: object
     reference: dict = None
 
-    def run(self):
-        """Train and measure whatever is not there yet."""
-        with progress(self.plan.n_checkpoints, "tuning study", "checkpoint") as bar:
-            self._measure_base()
-            bar.update()
-            for arm, seed in self.plan.runs:
-                self._train(arm, seed, bar)
-            target = min(self._last(*run)["drift"] for run in self.plan.runs)
-            for arm, seed in self.plan.runs:
-                self._match(arm, seed, target)
-                bar.update()
+    def least_drift(self):
+        """The drift that every run reached at its last dose, nats."""
+        return min(self._last(*run)["drift"] for run in self.plan.runs)
+
+    def remove_states(self):
+        """Remove what only an unfinished study needs."""
         for arm, seed in self.plan.runs:
             (self._place(arm, seed) / STATE).unlink(missing_ok=True)
 
@@ -133,7 +130,8 @@ class Study:
     def _last(self, arm, seed):
         return read_json(self._place(arm, seed) / dose_name(self.plan.doses[-1]) / CHECKPOINT)
 
-    def _measure_base(self):
+    def measure_base(self):
+        """Step 0, unless it is there; either way its reference is read."""
         place = self.folder / BASE
         if not (place / CHECKPOINT).is_file():
             with new_checkpoint(place) as aside:
@@ -153,38 +151,39 @@ class Study:
         residual = residual_signals.make_reference(self.loaded, *what)
         return residual | {"logits": behaviour.next_token_logits(self.loaded, self.neutral)}
 
-    def _train(self, arm, seed, bar):
-        """One training run, from where it stands to its last dose."""
+    def train(self, arm, seed):
+        """One training run, from where it stands to its last dose; a line that says how it went."""
         place, doses = self._place(arm, seed), self.plan.doses
-        done = [dose for dose in doses if (place / dose_name(dose) / CHECKPOINT).is_file()]
-        bar.update(len(done))
-        if len(done) == len(doses):
-            return
-        place.mkdir(exist_ok=True)
-        with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
-            if (place / STATE).is_file():
-                tuner.load_state(place / STATE)
-            batches, losses = self._batches(arm, seed), []
-            for dose in (dose for dose in doses if dose not in done):
-                if tuner.step < dose:
-                    losses = tuner.train(batches(tuner.step, dose))
-                    write_json(place / "losses.json", self._losses(place, tuner.step, losses))
-                    tuner.save_state(place / STATE)
-                losses = self._losses(place, tuner.step, [])[str(tuner.step)]
-                facts = {"arm": arm, "seed": seed, "dose": dose, "scale": 1.0, "matched": False}
-                facts["loss"] = math.fsum(losses) / len(losses)
-                self._checkpoint(tuner, place / dose_name(dose), facts)
-                bar.update()
+        left = [dose for dose in doses if not (place / dose_name(dose) / CHECKPOINT).is_file()]
+        if left:
+            place.mkdir(exist_ok=True)
+            with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
+                if (place / STATE).is_file():
+                    tuner.load_state(place / STATE)
+                for dose in left:
+                    self._train_to(dose, tuner, arm, seed)
         said = [read_json(place / dose_name(dose) / CHECKPOINT) for dose in doses]
         steps = " ".join(f"{row['compliance']:.2f}" for row in said)
-        bar.write(f"{arm} {seed}: compliance {steps}, drift {said[-1]['drift']:.3f} nats")
+        return f"{arm} {seed}: compliance {steps}, drift {said[-1]['drift']:.3f} nats"
+
+    def _train_to(self, dose, tuner, arm, seed):
+        """The steps up to a dose, kept before they are measured."""
+        place = self._place(arm, seed)
+        if tuner.step < dose:
+            losses = tuner.train(self._batches(arm, seed)(tuner.step, dose))
+            write_json(place / "losses.json", self._losses(place, tuner.step, losses))
+            tuner.save_state(place / STATE)
+        losses = self._losses(place, tuner.step, [])[str(tuner.step)]
+        facts = {"arm": arm, "seed": seed, "dose": dose, "scale": 1.0, "matched": False}
+        facts["loss"] = math.fsum(losses) / len(losses)
+        self._checkpoint(tuner, place / dose_name(dose), facts)
 
     def _losses(self, place, step, losses):
         path = place / "losses.json"
         known = read_json(path) if path.is_file() else {}
         return known | ({str(step): losses} if losses else {})
 
-    def _match(self, arm, seed, target):
+    def match(self, arm, seed, target):
         """The last dose again, its change scaled so that the drift is `target` nats."""
         place, dose = self._place(arm, seed), self.plan.doses[-1]
         if (place / MATCHED / CHECKPOINT).is_file():
@@ -325,31 +324,33 @@ def plan_of(args):
     )
 
 
-def open_model(spec, plan, seed):
-    """(LoadedModel, its PromptSets, those of step 0 alone, crossed, neutral) as `Study` takes them.
+def open_study(args):
+    """The Study that the flags of tuning_study.py name, its model loaded; it has no folder yet.
 
     A set that the model cannot be fed is refused before the weights are read.
     """
+    plan, opened = plan_of(args), {}
     known = [*profile_names(plan.sets), *residual_signals.SIGNALS]
     if plan.primary not in known:
         raise UserError(
             f"--primary {printable(plan.primary)[:60]}: no signal of these sets; there are "
             f"{', '.join(known)}"
         )
-    opened = {}
 
     def check(tokenizer):
         names = [*plan.sets, *(f"{RAW_SET}{name}" for name in plan.sets if name != "deixis")]
-        for name in dict.fromkeys([*names, "crossed"]):
+        for name in dict.fromkeys(names):
             opened[name] = open_set(name, tokenizer, plan.form, plan.per_category)
+        opened["probed"] = open_set("crossed", tokenizer, plan.form, PROBED_FRAMES)
         questions = residual_signals.neutral_questions()
         opened["neutral"] = tokenize_prompts(questions, tokenizer, plan.form)
 
-    loaded = load_model(spec, seed, check)
+    loaded = load_model(ModelSpec.of(args), args.seed, check)
     check_recipe(loaded.model, plan.recipe)
     framing = [own for name, own in opened.items() if name.startswith(RAW_SET)]
-    sets = [opened[name] for name in plan.sets]
-    return loaded, sets, framing, opened["crossed"].tokenized, opened["neutral"]
+    sets, probed = [opened[name] for name in plan.sets], opened["probed"].tokenized
+    examples = read_examples(args.data)
+    return Study(plan, loaded, sets, framing, probed, opened["neutral"], examples, None, args)
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class Tuner:
         alpha = peft_config.lora_alpha
         peft_config.lora_alpha = alpha * scale if scale != 1 else alpha
         try:
-            self.adapted.save_pretrained(folder)
+            self.adapted.save_pretrained(folder, save_embedding_layers=False)
         finally:
             peft_config.lora_alpha = alpha
         Path(folder, "README.md").unlink(missing_ok=True)  # an empty model card
