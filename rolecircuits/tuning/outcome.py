@@ -116,6 +116,7 @@ def layer_rows(work):
                     pairs = zip(found[index], null[index], strict=True)
                     rows += [
                         run.facts
+                        | {"model": work.loaded.facts["id"]}
                         | {"run": folder.relative_to(work.folder).as_posix()}
                         | place
                         | {"index": index, "kind": kind, "layer": layer}
