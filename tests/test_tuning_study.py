@@ -25,7 +25,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("concept_erasure")
 from rolecircuits.tuning import behaviour, study
 
-FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--prompts_per_category", "8"]
+FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--prompts_per_category", "10"]
 BASE, PROBED = ("base", -1, 0, False), ["probe_accuracy"]
 FACETS, TRAIN, HELD_OUT = 3, 4, 1  # of an arm; questions of a facet
 TABLES = {
