@@ -173,7 +173,7 @@ class Study:
         return (place / CHECKPOINT).is_file()
 
     def _continue(self, tuner, place, dose):
-        """Go on from the kept state, unless there is none or it is beyond this dose: from step 0."""
+        """Go on from the kept state; from step 0 where there is none, or it is beyond this dose."""
         if (place / STATE).is_file() and state_step(place / STATE) <= dose:
             tuner.load_state(place / STATE)
 
