@@ -213,6 +213,7 @@ def test_what_is_there_is_not_measured_again(model, finished, monkeypatch, capsy
     out = capsys.readouterr().out
     assert "6 training runs, 19 checkpoints" in out
     assert all(len(line) <= 80 for line in out.splitlines() if "checkpoints" not in line)
+    out = " ".join(out.split())  # lines are folded
     assert "No candidate is specific to the role" in out
     assert 'Layers that "differ"' in out and "between two runs of one arm" in out
     assert "Person at the final query of step 0" in out
@@ -274,7 +275,7 @@ def test_the_folder_is_named_by_what_its_numbers_depend_on(model, tmp_path):
 
     def name(*more):
         args = tuning_study.parse_args(flags(model, tmp_path, *more))
-        return study.study_name(study.describe_study(study.plan_of(args), facts, "d", args.seed))
+        return study.study_name(study.describe_study(study.plan_of(args), facts, "d", args.seed, None))
 
     assert name() == name("--output_dir", str(Path("elsewhere")), "--date", "2020-01-01")
     others = [
