@@ -11,18 +11,12 @@ import torch
 import activation_analysis
 import output_manager
 from prompts import select_prompts
-from rolecircuits.capture import attention, instrument, streaming
+from rolecircuits.capture import attention, instrument, recorder, streaming
 from rolecircuits.capture import tokens as prompt_tokens
 from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
-from rolecircuits.capture.streaming import (
-    Scoring,
-    check_rows,
-    chunked_rest,
-    flash_rest,
-    join_sink,
-    sink_scores,
-)
+from rolecircuits.capture.recorder import check_rows
+from rolecircuits.capture.streaming import Scoring, chunked_rest, flash_rest, join_sink, sink_scores
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
@@ -93,7 +87,7 @@ def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
     with torch.inference_mode():
         expected = mlp(hidden)
         seen.clear()
-        with streaming.mlps_in_blocks(plain, rows=10):
+        with recorder.mlps_in_blocks(plain, rows=10):
             found = mlp(hidden)
             mlp(hidden[:1, :19])  # fewer than two blocks: whole
     handle.remove()
@@ -307,7 +301,7 @@ def test_batches_hold_at_most_so_many_tokens_padding_counted():
 def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     loaded = models("llama")
     tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
-    real, sizes = streaming.stream_layers, []
+    real, sizes = recorder.stream_layers, []
 
     def scarce(loaded, batch, *rest):
         sizes.append(len(batch[0]))

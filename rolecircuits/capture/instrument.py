@@ -12,7 +12,8 @@ from rolecircuits.capture.attention import capture_patterns
 from rolecircuits.capture.batches import out_of_memory_fails, pad_right
 from rolecircuits.capture.check_texts import check_batches, long_and_half
 from rolecircuits.capture.model_pass import EAGER, set_attention
-from rolecircuits.capture.streaming import LayerRecorder, block_scores, keys_seen, stream_layers
+from rolecircuits.capture.recorder import LayerRecorder, keys_seen, stream_layers
+from rolecircuits.capture.streaming import block_scores
 from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import open_model, read_weights
@@ -161,19 +162,23 @@ class CheckedRecorder(LayerRecorder):
     """
 
     def __init__(self, windows, n_tokens, places, on_layer):
-        super().__init__(windows, n_tokens, places, on_layer)
-        self.largest = 0.0
+        super().__init__(windows, n_tokens, places, self.compare_layer)
+        self.hand_on, self.patterns, self.largest = on_layer, {}, 0.0
 
-    def measure(self, query, key, rest, layer, how):
-        arrays = super().measure(query, key, rest, layer, how)
-        whole = (0, query.shape[2])
-        rows = block_scores(query, key, whole, whole, how)
+    def attend(self, layer, call):
+        how = self.scoring(layer, call)
+        whole = (0, call.query.shape[2])
+        rows = block_scores(call.query, call.key, whole, whole, how)
         pattern = masks.joined(masks.with_sinks(rows, how.sinks)).cpu().numpy()
-        visible = keys_seen(query.shape[2], how)
+        self.patterns[layer] = pattern, keys_seen(whole[1], how)
+        return super().attend(layer, call)
+
+    def compare_layer(self, layer, arrays):
+        pattern, visible = self.patterns.pop(layer)
         expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
         gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
         self.largest = max(self.largest, gap)
-        return arrays
+        self.hand_on(layer, arrays)
 
 
 def compare(streamed, expected, where, summary, tolerance):
