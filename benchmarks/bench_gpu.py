@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 from prompts import select_prompts  # noqa: E402
 from rolecircuits.capture.attention import capture_streaming, empty_arrays, places_of  # noqa: E402
 from rolecircuits.capture.batches import make_batches, pad_right  # noqa: E402
-from rolecircuits.capture.masks import note_windows, windows_of  # noqa: E402
+from rolecircuits.capture.masks import ROWS, note_windows, windows_of  # noqa: E402
 from rolecircuits.capture.model_pass import set_attention  # noqa: E402
 from rolecircuits.capture.recorder import LayerRecorder, stream_layers  # noqa: E402
 from rolecircuits.capture.streaming import Scoring, triton_kernel  # noqa: E402
@@ -109,6 +109,16 @@ def plain_pass(loaded, ids, mask=None, backend="sdpa"):
     return lambda: (set_attention(loaded.model, "sdpa"), work)[1]
 
 
+def together(prepares):
+    """A function that prepares several works and returns one that does them in turn."""
+
+    def prepare():
+        works = [prepare() for prepare in prepares]
+        return lambda: [work() for work in works]
+
+    return prepare
+
+
 def named(backend):
     """A context in which SDPA uses this kernel; "sdpa" leaves the choice to it."""
     return sdpa_kernel(BACKENDS[backend]) if backend in BACKENDS else contextlib.nullcontext()
@@ -152,10 +162,13 @@ def bench_capture(args, loaded):
             plain_pass(loaded, *pad_right([tokenized[i].token_ids for i in batch]))
             for batch in make_batches(lengths, 64)
         ]
-        works = {
-            "plain": lambda batches=batches: lambda: [batch()() for batch in batches],
-            "capture": lambda tokenized=tokenized: lambda: capture_streaming(loaded, tokenized),
-        }
+        note_windows(loaded, max(lengths))
+
+        def capture(tokenized=tokenized):
+            set_attention(loaded.model, ROWS)
+            return lambda: capture_streaming(loaded, tokenized)
+
+        works = {"plain": together(batches), "capture": capture}
         found = clock(works, 3 * args.repeats)
         (plain, _), (capture, _) = found["plain"], found["capture"]
         print(
@@ -182,7 +195,15 @@ def streamed(loaded, ids):
     """A function that prepares the streamed pass of one text: its arrays are those of a run."""
     row, n_tokens = ids[0].tolist(), ids.shape[1]
     prompt = TokenizedPrompt(
-        "p", "neutral", -1, "", "", row, [], (0, n_tokens), segments=(0,) + (3,) * (n_tokens - 1)
+        "p",
+        "neutral",
+        -1,
+        "text",
+        "",
+        row,
+        [],
+        (0, n_tokens),
+        segments=(0,) + (3,) * (n_tokens - 1),
     )
     note_windows(loaded, n_tokens)
     places, counts = places_of([prompt]), [n_tokens]
@@ -241,7 +262,7 @@ def bench_sweep(args, loaded):
         plain_pass(loaded, *pad_right([tokenized[i].token_ids for i in batch]))
         for batch in make_batches(lengths, 64)
     ]
-    plain = clock({"plain": lambda: lambda: [batch()() for batch in batches]}, args.repeats)
+    plain = clock({"plain": together(batches)}, args.repeats)
     plain = plain["plain"][0]
     step, taken = loaded.n_layers / args.swept, []
     for layer in [int((i + 0.5) * step) for i in range(args.swept)]:

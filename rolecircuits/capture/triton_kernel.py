@@ -105,7 +105,8 @@ def _walk(  # noqa: PLR0913  (a kernel takes pointers, strides and numbers, no o
     return best, total, weighted, out
 
 
-@triton.jit
+# compiled once for texts of any length
+@triton.jit(do_not_specialize=["n_rows", "n_heads", "group", "window"])
 def _attention(  # noqa: PLR0913  (a kernel takes pointers, strides and numbers, no objects)
     query_ptr, key_ptr, value_ptr, out_ptr, entropy_ptr, sinkfree_ptr, sink_ptr,
     query_prompt, query_head, query_row, key_prompt, key_head, key_row,
