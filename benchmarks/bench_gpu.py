@@ -154,26 +154,27 @@ def clock(works, repeats):
 
 def bench_capture(args, loaded):
     """Short prompts, raw and chat: the rows of all layers against the plain batches."""
-    for form in ("raw", "chat"):
+    for form, size in (("raw", 64), ("raw", 128), ("chat", 64), ("chat", 128)):
         prompts = select_prompts(per_category=args.prompts_per_category)
         tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat(form))
         lengths = [len(prompt.token_ids) for prompt in tokenized]
         batches = [
             plain_pass(loaded, *pad_right([tokenized[i].token_ids for i in batch]))
-            for batch in make_batches(lengths, 64)
+            for batch in make_batches(lengths, size)
         ]
         note_windows(loaded, max(lengths))
 
-        def capture(tokenized=tokenized):
+        def capture(tokenized=tokenized, size=size):
             set_attention(loaded.model, ROWS)
-            return lambda: capture_streaming(loaded, tokenized)
+            return lambda: capture_streaming(loaded, tokenized, size)
 
         works = {"plain": together(batches), "capture": capture}
         found = clock(works, 3 * args.repeats)
         (plain, _), (capture, _) = found["plain"], found["capture"]
         print(
-            f"capture: {len(tokenized)} {form} prompts, {max(lengths)} tokens at most: plain "
-            f"{1e3 * plain:.1f} ms, capture {1e3 * capture:.1f} ms, ratio {capture / plain:.2f}",
+            f"capture: {len(tokenized)} {form} prompts, {max(lengths)} tokens at most, batches of "
+            f"{size}: plain {1e3 * plain:.1f} ms, capture {1e3 * capture:.1f} ms, "
+            f"ratio {capture / plain:.2f}",
             flush=True,
         )
 

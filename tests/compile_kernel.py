@@ -21,7 +21,7 @@ from rolecircuits.capture import triton_kernel  # noqa: E402
 def compile_kernel(dtype, width, capability):
     kernel = triton_kernel._attention
     item_size = 4 if dtype == "fp32" else 2
-    tile = triton_kernel.tile_of(width, item_size, capability == 90)
+    tile = triton_kernel.tile_of(width, item_size, capability == 90, 4096)
     constants = {"WIDTH": width, "VALUE_WIDTH": width, "PADDED": width, "VALUE_PADDED": width}
     constants |= {"ROWS": tile.rows, "KEYS": tile.keys, "CAPPED": False}
     kinds = dict.fromkeys(constants, "constexpr") | {"scale": "fp32", "softcap": "fp32"}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import deterministic
 from conftest import PROJECT
 from prompts import select_prompts
 from rolecircuits.capture import instrument
@@ -204,10 +203,6 @@ def test_the_script_chooses_the_card_and_its_run_comes_back(folders, tmp_path):
     assert config["model"]["device"] == "cuda" and config["capture"]["method"] == "streaming"
     assert config["determinism"]["gpu"] == torch.cuda.get_device_name()
     assert config["determinism"]["tf32"] is False
+    assert config["determinism"]["cublas_workspace_config"] == ":4096:8"
     done = run_script("activation_analysis.py", "--repeat", str(run))
     assert "bit-identical" in done.stdout
-
-
-def test_cuda_settings_are_recorded(folders):
-    load_checked(folders["llama"], device="cuda")
-    assert deterministic.set_determinism(0)["cublas_workspace_config"] == ":4096:8"

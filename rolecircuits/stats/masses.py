@@ -49,29 +49,46 @@ def final_query_masses(final_row, places):
                segment_mass [prompt, head, segment]   on every segment; they sum to 1
                final_row [prompt, head, key] float16  the row itself, rounded last
     """
-    n_keys = final_row.shape[-1]
+    sums = final_row @ counted_keys(places, final_row.shape[-1]).astype(final_row.dtype)
+    masses = named_masses(sums, places)
+    if places.segment is not None:
+        masses["final_row"] = final_row.astype(np.float16)
+    return masses
+
+
+def counted_keys(places, n_keys):
+    """The keys that each mass sums over: [prompt, key, sum] bool, in the order of `named_masses`:
+    first and last three, the two edges, the slot, the segments.
+    """
     key = np.arange(n_keys)
     start, stop = places.span[:, :1], places.span[:, 1:]
-    edge = np.minimum(EDGE_TOKENS, (stop - start) // 2)
+    edge = edge_tokens(places)[:, None]
     inside = (key >= start) & (key < stop)
+    three = inside & (key < start + EDGE_TOKENS), inside & (key >= stop - EDGE_TOKENS)
+    edges = inside & (key < start + edge), inside & (key >= stop - edge)
+    counted = np.stack([*three, *edges], axis=-1)
+    if places.segment is None:
+        return counted
+    slot, segments = _slot_keys(places, n_keys), _segment_keys(places, n_keys)
+    return np.concatenate([counted, slot[..., None], segments], axis=-1)
 
-    def mass(keys):
-        return np.einsum("phk,pk->ph", final_row, keys.astype(final_row.dtype))
 
-    edges = [mass(inside & (key < start + edge)), mass(inside & (key >= stop - edge))]
-    masses = {
-        "first_mass": mass(inside & (key < start + EDGE_TOKENS)),
-        "last_mass": mass(inside & (key >= stop - EDGE_TOKENS)),
-        "edge_mass": np.stack(edges, axis=-1),
-        "edge_tokens": edge[:, 0].astype(np.int64),
-    }
+def edge_tokens(places):
+    """Tokens of the two edges of each text, which never overlap: [prompt] int64."""
+    start, stop = places.span.T
+    return np.minimum(EDGE_TOKENS, (stop - start) // 2).astype(np.int64)
+
+
+def named_masses(sums, places):
+    """The masses of `final_query_masses`, without the row, from sums [prompt, head, sum] of the row
+    over `counted_keys`.
+    """
+    masses = {"first_mass": sums[..., 0], "last_mass": sums[..., 1], "edge_mass": sums[..., 2:4]}
+    masses["edge_tokens"] = edge_tokens(places)
     if places.segment is None:
         return masses
-    on_slot = mass(_slot_keys(places, n_keys))
-    masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, on_slot, np.nan)
-    segments = _segment_keys(places, n_keys)
-    masses["segment_mass"] = np.einsum("phk,pks->phs", final_row, segments.astype(final_row.dtype))
-    return masses | {"final_row": final_row.astype(np.float16)}
+    masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, sums[..., 4], np.nan)
+    return masses | {"segment_mass": sums[..., 5:]}
 
 
 def masses_beside_sink(final_row, places, learned_sink):
