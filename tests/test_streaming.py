@@ -15,6 +15,7 @@ from rolecircuits.capture import attention, instrument, recorder, streaming
 from rolecircuits.capture import tokens as prompt_tokens
 from rolecircuits.capture.attention import capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
+from rolecircuits.capture.check_texts import streaming_batches
 from rolecircuits.capture.recorder import check_rows
 from rolecircuits.capture.streaming import Scoring, chunked_rest, flash_rest, join_sink, sink_scores
 from rolecircuits.capture.tokens import tokenize_prompts
@@ -280,6 +281,17 @@ def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, t
     method, why = attention.choose_capture(capture, raw, [prompt], FACTS, 64)
     assert method == expected
     assert (why is not None) == (capture == "auto" and method == "streaming")
+
+
+def test_auto_streams_on_a_card_and_checks_every_tile_of_its_kernel(models):
+    tiny = models("llama")
+    tokenized = tokenize_prompts(select_prompts(per_category=1), tiny.tokenizer)
+    for device, method, n_batches in (("cpu", "patterns", 1), ("cuda:0", "streaming", 3)):
+        card = replace(tiny, facts=tiny.facts | {"device": device})
+        assert attention.choose_capture("auto", "none", tokenized, card.facts, 64)[0] == method
+        batches = streaming_batches(card)
+        assert len(batches) == n_batches
+    assert sorted(max(map(len, batch)) // 64 for batch in batches) == [0, 1, 2]
 
 
 def test_auto_streams_what_would_not_fit(monkeypatch):

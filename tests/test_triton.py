@@ -85,6 +85,21 @@ def test_the_kernel_equals_blocks_of_scores(shape, window, softcap, dtype, sink)
     )
 
 
+@pytest.mark.parametrize("item_size", [2, 4])
+@pytest.mark.parametrize("n_rows", [33, 300])
+@pytest.mark.parametrize("window", [None, 70])
+def test_every_tile_gives_the_same_rows(item_size, n_rows, window, monkeypatch):
+    """The tiles of short dtypes and of large cards, here with float32."""
+    tile = triton_kernel.tile_of(64, item_size, True, n_rows)
+    monkeypatch.setattr(triton_kernel, "choose_tile", lambda *_: tile)
+    query, key, value = tensors(n_rows, 2, 1, (64, 64), torch.float32, 2.0)
+    how = Scoring(0.125, window)
+    out, rows = triton_kernel.rows_and_output(query, key, value, how.scale, window)
+    assert_rows(rows.cpu(), query, key, how, ATOL)
+    whole = chunked_output(query, key, value, how)
+    torch.testing.assert_close(out, whole, atol=ATOL, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
 def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
     tiny = load_checked(save_tiny(name, tmp_path), device=DEVICE)
@@ -111,7 +126,8 @@ def test_a_model_is_captured_through_the_kernel(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "width", "capability"), [("bf16", 128, 90), ("bf16", 64, 80), ("fp32", 128, 80)]
+    ("dtype", "width", "capability"),
+    [("bf16", 128, 90), ("bf16", 256, 90), ("bf16", 64, 80), ("fp32", 128, 80)],
 )
 def test_the_kernel_compiles_to_tensor_cores_within_shared_memory(
     dtype, width, capability, tmp_path
