@@ -16,8 +16,9 @@ signal whether it tells them apart when the model has moved equally far.
     python tuning_study.py --data mine.jsonl --system_prompt ""
 
 -> tuning_results/study_<hash>/: a run folder per checkpoint and set, doses.csv,
-   layers.csv, signals.csv, layer_counts.csv, summary.json, figures/. Its name
-   is the hash of all flags that its numbers depend on: the same command goes on
+   layers.csv, signals.csv, arm_contrasts.csv, profile_agreement.csv,
+   layer_counts.csv, summary.json, figures/ (docs/COLUMNS.md). Its name is the
+   hash of all flags that its numbers depend on: the same command goes on
    where a killed one stood, and gives the same numbers. The newest complete one
    is linked as latest_study. Needs: pip install -r requirements-tuning.txt
 """
@@ -76,7 +77,11 @@ def parse_args(argv=None):
         "(default: the bundled persona and ship)",
     )
     study.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which (default: all three)"
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        metavar="ARM",
+        help=f"of {', '.join(ARMS)} (default: all three)",
     )
     study.add_argument(
         "--seeds", type=positive_int, help=f"runs of each arm (default {SEEDS}; --quick: 2)"
@@ -97,7 +102,6 @@ def parse_args(argv=None):
     study.add_argument(
         "--targets",
         nargs="+",
-        default=list(TARGETS),
         metavar="LAYER",
         help=f"linear layers that get a LoRA (default {' '.join(TARGETS)})",
     )
@@ -105,7 +109,9 @@ def parse_args(argv=None):
         "--sets",
         nargs="+",
         choices=SETS,
-        help="prompt sets measured (default: all three; --quick: original crossed)",
+        metavar="SET",
+        help=f"prompt sets measured, of {', '.join(SETS)} (default: all three; --quick: original "
+        "crossed)",
     )
     study.add_argument(
         "--primary",
@@ -132,19 +138,17 @@ def parse_args(argv=None):
     )
     add_table_argument(output)
     args = parser.parse_args(argv)
-    usual = QUICK if args.quick else {"seeds": SEEDS, "doses": DOSES, "sets": list(SETS)}
+    usual = {"arms": ARMS, "targets": TARGETS, "seeds": SEEDS, "doses": DOSES, "sets": SETS}
+    usual |= QUICK if args.quick else {}
     for flag, value in usual.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
-    args.arms, args.sets = ([x for x in all_ if x in own] for all_, own in _ordered(args))
+    args.arms = [arm for arm in ARMS if arm in args.arms]
+    args.sets = [name for name in SETS if name in args.sets]
     args.prompts, args.prompts_per_category = None, args.prompts_per_category or PER_CATEGORY
     on_processor = args.device in (None, "cpu", "auto") and (os.cpu_count() or 1) > 1
     args.jobs = args.jobs or (2 if on_processor else 1)
     return args
-
-
-def _ordered(args):
-    return (ARMS, args.arms), (SETS, args.sets)
 
 
 def doses_value(text):
@@ -174,9 +178,8 @@ def run(args):
     read_examples(args.data)
     extras.check_installed()
     with collector_paused():
-        # torch and what a study alone needs: after the arguments are checked
-        from rolecircuits.drawing import tuning_tables
-        from rolecircuits.tuning import jobs, outcome, study
+        from rolecircuits.drawing import tuning_tables  # scipy: after the arguments
+        from rolecircuits.tuning import jobs, outcome, study  # torch: after the arguments
 
     say_limits(args.output_dir)
     started = time.perf_counter()

@@ -171,8 +171,12 @@ def test_without_peft_the_line_says_what_to_install(adapter, monkeypatch):
 
 
 def test_the_version_that_is_named_is_the_one_that_is_tested():
-    for name in ("requirements-dev.txt", "constraints.txt"):
-        assert adapters.PEFT in (PROJECT / name).read_text().split("\n")
+    for name, line in (
+        ("requirements-tuning.txt", adapters.PEFT),
+        ("constraints.txt", adapters.PEFT),
+        ("requirements-dev.txt", "-r requirements-tuning.txt"),
+    ):
+        assert line in (PROJECT / name).read_text().split("\n"), name
 
 
 def test_an_adapter_of_the_hub_pins_its_base(base, adapter, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ import output_manager
 import prompts
 import report
 import run_pipeline
+import tuning_study
 import visualize_results
 from conftest import PROJECT
 from rolecircuits.inputs.arguments import OLD_RUN_TYPES, RUN_TYPES, run_type
@@ -39,6 +40,7 @@ SCRIPTS = {
         prompts,
         report,
         run_pipeline,
+        tuning_study,
         visualize_results,
     )
 }

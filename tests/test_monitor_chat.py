@@ -122,7 +122,7 @@ def test_the_report_draws_it_as_a_documents_run(talk, tmp_path):
 def test_documents_of_before_are_still_read(fed, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(fed, old)
-    with np.load(fed / "documents.npz") as archive:
+    with np.load(fed / "documents.npz", allow_pickle=False) as archive:
         kept = {name: a for name, a in archive.items() if "segment" not in name}
     np.savez(old / "documents.npz", **kept)
     arrays, _ = read_documents_run(old)

@@ -3,6 +3,7 @@ show the numbers of the study, whatever its size."""
 
 import json
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,13 @@ from rich.cells import cell_len
 
 import report
 from browser import open_page, settle, start_browser
-from rolecircuits.drawing import table_files, tuning_figures, tuning_signals, tuning_tables
+from rolecircuits.drawing import (
+    table_files,
+    tuning_figures,
+    tuning_lines,
+    tuning_signals,
+    tuning_tables,
+)
 from rolecircuits.drawing.colours import ARM_LOOKS
 from rolecircuits.drawing.tuning_names import signal_name, split_verdict
 from rolecircuits.report import tuning
@@ -20,7 +27,7 @@ from rolecircuits.report.section import Context, Folders
 from rolecircuits.runs.tuning_results import load_study
 from rolecircuits.stats.tuning_tests import gather_runs, values_at_matched_drift
 from synthetic import make_run
-from tuning_synthetic import PRIMARY, make_config, make_study, save_study
+from tuning_synthetic import ERASURE, PRIMARY, make_config, make_study, save_study
 
 SIZES = {
     "usual": {"seeds": 4, "doses": (10, 50, 100), "n_layers": 6},
@@ -264,6 +271,56 @@ def test_why_nothing_can_be_decided_is_said_once(studies, capsys):
     assert split_verdict("follows drift") == ("follows drift", "")
 
 
+def test_what_the_runs_can_show_stands_above_the_tables_and_what_was_found_below(studies, capsys):
+    tuning_tables.print_study(studies["usual"])
+    out = " ".join(capsys.readouterr().out.split())
+    places = [
+        out.index(text)
+        for text in (
+            "runs: 4 role, 4 facts, 4 shuffled",
+            "smallest p 0.0286",
+            "matched drift 0.2500 nats",
+            "means over runs;",
+            "candidate signals,",
+            "12.0 of 6 layers between two runs of one arm; 11.0 between",
+            "names 0.81 of held-out prompts (chance 0.25), after LEACE 0.27: erased.",
+            "of nothing 0.81 (not erased), of permuted labels 0.79 (not erased).",
+            "Specific to the role, of 40 candidates: persona direction, profile of RFC",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_where_no_candidate_is_specific_the_verdicts_are_counted(study):
+    rows = [row | {"verdict": "follows drift"} for row in study.signals]
+    rows[0]["verdict"] = "undecided"
+    said = tuning_lines.describe_found(replace(study, signals=rows))
+    assert said == (
+        "No candidate is specific to the role. Verdicts on 40: follows drift 39, undecided 1."
+    )
+
+
+def test_layers_that_differ_are_not_said_without_those_of_one_arm(study, studies):
+    two_arms = [row for row in study.layer_counts if row["same_arm"] is not True]
+    one_arm = [row for row in study.layer_counts if row["same_arm"] is True]
+    assert two_arms and not tuning_lines.describe_counts(replace(study, layer_counts=two_arms))
+    assert not tuning_lines.describe_counts(replace(study, layer_counts=[]))
+    said = tuning_lines.describe_counts(replace(study, layer_counts=one_arm))
+    assert said.endswith("q < 0.05): 12.0 of 6 layers between two runs of one arm.")
+
+
+def test_an_erasure_whose_known_nulls_are_not_caught_is_said_to_have_failed(study):
+    def said(**changes):
+        summary = study.summary | {"erasure": ERASURE | changes}
+        return tuning_lines.describe_erasure(replace(study, summary=summary))
+
+    assert "failed" not in said() and said().endswith("permuted labels 0.79 (not erased).")
+    assert said(null_caught=False).endswith("The check failed: they are not told apart.")
+    nothing = said(null_caught=None, verdict="nothing to erase")
+    assert nothing.endswith("nothing to erase.")
+    assert tuning_lines.describe_erasure(replace(study, summary={})) == ""
+
+
 # the report
 
 
@@ -310,7 +367,7 @@ def test_the_study_in_words(studies):
     assert "persona direction" in said[3]
     assert "(RFC normalised, q < 0.05): 12.0 of 6 layers between two runs of one arm" in said[4]
     quick = " ".join(section_of(studies["quick"]).static["said"])
-    assert "None of 40 candidates is called specific" in quick and "smallest p 0.33" in quick
+    assert "with these runs none of 40 can be decided" in quick and "smallest p 0.33" in quick
 
 
 def test_power_is_said_where_the_study_states_it(tmp_path):

@@ -155,7 +155,10 @@ def test_full_tuning_keeps_hashes_and_no_weights(model, tmp_path):
     ],
 )
 def test_wrong_requests_are_one_line(model, tmp_path, capsys, more, said):
-    code = tuning_study.main([*flags(model, tmp_path), *more])
+    try:
+        code = tuning_study.main([*flags(model, tmp_path), *more])
+    except SystemExit as left:  # argparse
+        code = left.code
     err = capsys.readouterr().err.strip().splitlines()
     assert code == 2
     assert said in err[-1]

@@ -502,11 +502,9 @@ def test_the_table_of_a_simulated_study():
         both = max(row["role_facts_p"], row["role_shuffled_p"])
         assert row["p"] == pytest.approx(both)
         assert np.isnan(row["gain_p"]) == row["signal"].startswith("projection_")
-        assert len(table.signal_cells(row)) == len(table.SIGNAL_HEADINGS)
-        assert len(table.prediction_cells(row)) == len(table.PREDICTION_HEADINGS)
     drift = by_name["drift, root_0"]
     assert drift["verdict"] == "follows drift" and drift["r2_drift"] > drift["r2_compliance"]
-    lines = table.describe_study(study)
+    lines = table.describe_power(study)
     assert lines[0] == "runs: 5 role, 5 facts, 5 shuffled"
     assert "smallest p 0.0079" in lines[1] and "matched drift 0.1" in lines[2]
 
@@ -527,15 +525,6 @@ def test_rho_is_of_means_over_role_runs_from_step_0():
     study = tests.gather_runs(arrays_of(rows))
     rho = table.follow_compliance(study, np.concatenate([study.change, -study.change], axis=2))
     assert np.allclose(rho, [0.8, -0.8])
-
-
-def test_the_lines_on_a_table():
-    rows = [GOOD | {"signal": name, "verdict": "specific"} for name in "abc"]
-    rows[0] |= {"primary": True, "verdict": "follows drift"}
-    rows[2] |= {"verdict": "undecided"}
-    said = ["primary signal a: follows drift", "specific among 2 others (max-T): b"]
-    assert table.describe_table(rows) == said
-    assert table.describe_table(rows[2:]) == ["specific among 1 others (max-T): none"]
 
 
 def test_contrasts_by_dose_and_at_both_kinds_of_equal_drift():
@@ -560,8 +549,7 @@ def test_two_seeds_decide_nothing_however_large_the_effect():
     rows = table.signal_table(study, "compliance_0", n_permutations=9)
     said = "cannot be decided with 2 against 2 runs: smallest p 0.33"
     assert {row["verdict"] for row in rows} == {said}
-    assert table.signal_cells(rows[0])[-1] == "cannot be decided"
-    assert said in table.describe_study(study)
+    assert said in table.describe_power(study)
 
 
 def test_a_study_without_an_arm_decides_nothing_and_keeps_its_columns():

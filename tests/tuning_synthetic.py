@@ -30,6 +30,13 @@ OTHERS = [
 ]
 MOST_DRIFT = {"role": 0.30, "facts": 0.42, "shuffled": 0.95}  # nats, at the last dose
 COMPLIANCE = {"role": 0.77, "facts": 0.03, "shuffled": 0.09}
+ERASURE = {
+    **{"verdict": "erased", "before": 0.81, "after": 0.27, "chance": 0.25, "null_caught": True},
+    "null": {
+        "nothing": {"verdict": "not erased", "after": 0.81},
+        "permuted labels": {"verdict": "not erased", "after": 0.79},
+    },
+}
 PRIMARY, MODEL = "rfc_normalised_crossed", "synthetic/tiny"
 
 
@@ -147,6 +154,7 @@ def save_study(checkpoints, folder, config=None, signals=None, summary=None):
     files.write_csv(folder / "signals.csv", signals, facts=named)
     counts = [make_count(*p) for p in combinations_with_replacement(checkpoints.arms, 2)]
     files.write_csv(folder / "layer_counts.csv", counts, facts=named)
-    files.write_json(folder / "summary.json", summary or {"primary": config["primary"]})
+    said = {"said": signal_table.describe_power(study), "erasure": ERASURE}
+    files.write_json(folder / "summary.json", summary or {"primary": config["primary"]} | said)
     tuning_results.finish_study(folder, config)
     return folder

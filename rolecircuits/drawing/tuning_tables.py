@@ -1,4 +1,5 @@
-"""What a tuning study prints: the arms at the last dose and at matched drift, and every signal.
+"""What a tuning study prints: what its runs can show, the arms at the last dose and at matched
+drift, every signal, and what was found.
 
 print_study(load_study("tuning_results/latest_study"))
 """
@@ -6,6 +7,7 @@ print_study(load_study("tuning_results/latest_study"))
 import numpy as np
 
 from rolecircuits.drawing.tables import FOCUSED, print_table, right, say, show
+from rolecircuits.drawing.tuning_lines import describe_counts, describe_erasure, describe_found
 from rolecircuits.drawing.tuning_names import NARROW, signal_name, split_verdict
 from rolecircuits.drawing.tuning_signals import SHOWN, signal_rows, sort_signals
 from rolecircuits.runs.tuning_results import BASE, Study
@@ -29,9 +31,16 @@ ARM_NOTE = (
 
 
 def print_study(study: Study):
-    """Both tables of a loaded Study."""
+    """Lines and tables of a loaded Study."""
+    lines = study.summary.get("said", [])
+    print()
+    for line in lines:
+        say(line)
     print_arms(study)
-    print_signals(study)
+    print_signals(study, lines)
+    print()
+    for line in (describe_counts(study), describe_erasure(study), describe_found(study)):
+        say(line)
 
 
 def print_arms(study: Study):
@@ -66,8 +75,11 @@ def mean(values):
     return float(defined_mean(np.asarray(values, dtype=np.float64)))
 
 
-def print_signals(study: Study):
-    """Every candidate signal: specificity, sensitivity, reliability, verdict; projections apart."""
+def print_signals(study: Study, said=()):
+    """Every candidate signal: specificity, sensitivity, reliability, verdict; projections apart.
+
+    said  lines that are printed already: why nothing can be decided is said once
+    """
     rows = signal_rows(study.checkpoints, study.signals)
     whys = dict.fromkeys(split_verdict(row["verdict"])[1] for row in rows)
     for projected in (False, True):
@@ -82,8 +94,9 @@ def print_signals(study: Study):
         columns = ["profile" if projected else "signal", right("less\nfacts"), right("shuf-\nfled")]
         columns += [*map(right, ("p", "rho", "ICC", "drift\nR2")), "verdict"]
         print_table(columns, cells, f"{title}; {APART}", HOW_TO_READ if not projected else "")
-    for why in filter(None, whys):
-        say(f"undecidable: {why}")
+    for why in whys:
+        if why and why not in said:
+            say(f"undecidable: {why}")
 
 
 def signal_cells(row):

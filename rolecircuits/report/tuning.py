@@ -6,15 +6,14 @@ A change is tuned - step 0. The training run, an arm with a seed, is the unit of
 
 import numpy as np
 
+from rolecircuits.drawing.tuning_lines import describe_counts, describe_found
 from rolecircuits.drawing.tuning_names import signal_name, split_verdict
 from rolecircuits.drawing.tuning_signals import signal_rows, sort_signals
-from rolecircuits.inputs.arguments import ALPHA
 from rolecircuits.inputs.errors import printable
 from rolecircuits.report.palette import arm_looks
 from rolecircuits.report.section import Context, Section, show_interval, show_number
 from rolecircuits.report.static_svg import line_chart
 from rolecircuits.runs.tuning_results import Study, dose_rows, load_study
-from rolecircuits.stats.signal_table import SPECIFIC
 from rolecircuits.stats.tuning_profiles import project_runs, summarise_counts
 from rolecircuits.stats.tuning_tests import CONTRASTS, gather_runs, values_at_matched_drift
 
@@ -31,7 +30,6 @@ BEHAVIOUR = {
     "refusal": "refusal of claims to feel",
 }
 NUMBERS = ("p", "p_max", "rho", "icc", "r2_drift", "r2_compliance", "gain", "gain_p", "seed_sd")
-LISTED = 6  # specific signals that are named
 
 
 def tuning_section(context: Context):
@@ -41,7 +39,7 @@ def tuning_section(context: Context):
     study = load_study(context.folders.tuning, context.verified)
     looks, points = arm_looks(study.checkpoints.arms), study.checkpoints
     counts = summarise_counts(study.layer_counts)
-    static = {"said": describe_study(study, counts), "of": study.label}
+    static = {"said": describe_study(study), "of": study.label}
     static |= {"charts": static_charts(study, looks), "counts": count_cells(study, counts)}
     static |= {"columns": STATIC_COLUMNS, "signals": list(map(signal_cells, study.signals))}
     data = plain_study(study) | {"arms": looks, "behaviour": BEHAVIOUR}
@@ -98,21 +96,12 @@ def plain_signal(row):
     return plain | {name: row.get(name, np.nan) for name in NUMBERS}
 
 
-def describe_study(study: Study, counts):
-    """What the study says, in lines; counts as `summarise_counts` gives them."""
+def describe_study(study: Study):
+    """What the study says, in lines."""
     points = study.checkpoints
     row = next(row for row in study.signals if row["signal"] == study.primary)
     lines = [describe_runs(study), describe_behaviour(points), describe_primary(study, row)]
-    found = [signal_name(r["signal"]) for r in study.signals if r["verdict"] == SPECIFIC]
-    if found:
-        more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-        named = ", ".join(found[:LISTED]).replace(", crossed", " crossed")
-        named = named.replace(", original", " original")
-        lines.append(f"Specific to the role, of {len(study.signals)} candidates: {named}{more}.")
-    else:
-        lines.append(f"None of {len(study.signals)} candidates is called specific to the role.")
-    if counts:
-        lines.append(describe_counts(study, counts))
+    lines += filter(None, [describe_found(study), describe_counts(study)])
     return [printable(line) for line in lines]
 
 
@@ -166,21 +155,6 @@ def describe_primary(study, row):
             said += f" At matched drift {first} less {second}: {show_interval(*parts, 4)}, exact p "
             said += f"{p:.3f}."
     return said
-
-
-def describe_counts(study, counts):
-    """Layers that differ between two runs of one arm, beside two arms."""
-    of = f"of {study.checkpoints.profile_value.shape[-1]} layers"
-    same = [row["mean_layers"] for row in counts if row["same_arm"]]
-    other = [
-        f"{row['mean_layers']:.1f} between {row['pair'].replace('-', ' and ')}"
-        for row in counts
-        if not row["same_arm"]
-    ]
-    said = f"{np.mean(same):.1f} {of} between two runs of one arm" if same else of
-    first = study.layer_counts[0]
-    named = f"{str(first.get('index', '')).upper()} {first.get('kind', '')}".strip()
-    return f'Layers that "differ" ({named}, q < {ALPHA}): {said}; {", ".join(other)}.'
 
 
 def count_cells(study, counts):

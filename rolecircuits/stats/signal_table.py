@@ -62,8 +62,6 @@ from rolecircuits.stats.tuning_tests import (
 SPECIFIC, APART, DRIFT = "specific", "tells arms apart", "follows drift"
 INSENSITIVE, ALIKE, UNRELIABLE = "not sensitive", "alike in all arms", "unreliable"
 UNDECIDED, UNDEFINED, TOO_FEW = "undecided", "undefined", "cannot be decided"
-SIGNAL_HEADINGS = ("signal", "rho", "- facts", "- shuffled", "p", "p_max", "ICC", "verdict")
-PREDICTION_HEADINGS = ("signal", "R2 drift", "compliance", "both", "gain", "p", "seed SD")
 PARTS = ("estimate", "low", "high", "p")
 LEAST_RHO, LEAST_ICC, LEAST_R2, LEAST_CHANGE = 0.5, 0.5, 0.25, 2.0
 
@@ -248,39 +246,7 @@ def judge(row, reason=None):
     return ALIKE if abs(mean) > LEAST_CHANGE * row["seed_sd"] else UNRELIABLE
 
 
-def signal_cells(row):
-    """Texts under SIGNAL_HEADINGS: rho with compliance, role - facts and role - shuffled at matched
-    drift, the larger p of both, the same among all candidates, ICC, verdict.
-    """
-    estimates = [row[f"role_{other}_estimate"] for other in ARMS[1:]]
-    p_max = "primary" if row["primary"] else _show(row["p_max"], ".3f")
-    verdict = TOO_FEW if row["verdict"].startswith(TOO_FEW) else row["verdict"]
-    found = [_show(row["rho"], "+.2f"), *(_show(x, "+.3f") for x in estimates)]
-    return [row["signal"], *found, _show(row["p"], ".3f"), p_max, _show(row["icc"], ".2f"), verdict]
-
-
-def prediction_cells(row):
-    """Texts under PREDICTION_HEADINGS: what predicts the changes of a left-out run."""
-    r2 = [_show(row[key], "+.2f") for key in ("r2_drift", "r2_compliance", "r2_both", "gain")]
-    return [row["signal"], *r2, _show(row["gain_p"], ".3f"), _show(row["seed_sd"], ".4f")]
-
-
-def _show(value, form):
-    return "-" if np.isnan(value) else format(value, form)
-
-
-def describe_table(rows):
-    """Lines: the verdict on the primary signal, and which others follow compliance."""
-    lines = [f"primary signal {row['signal']}: {row['verdict']}" for row in rows if row["primary"]]
-    others = [row for row in rows if not row["primary"]]
-    if rows and rows[0]["verdict"].startswith(TOO_FEW):
-        return lines or [rows[0]["verdict"]]
-    named = [row["signal"] for row in others if row["verdict"] == SPECIFIC]
-    said = ", ".join(named) or "none"
-    return [*lines, f"specific among {len(others)} others (max-T): {said}"]
-
-
-def describe_study(study):
+def describe_power(study):
     """Lines: what so many runs can show, and how well drift was matched."""
     n = {arm: len(study.runs_of(arm)) for arm in ARMS if len(study.runs_of(arm))}
     lines = [f"runs: {', '.join(f'{k} {arm}' for arm, k in n.items())}"]

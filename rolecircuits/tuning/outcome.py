@@ -12,10 +12,14 @@ from rolecircuits.runs.files import read_json, temporary_folder, write_csv, writ
 from rolecircuits.runs.load import load_run
 from rolecircuits.runs.publish import point_link
 from rolecircuits.runs.tuning_results import (
+    AGREEMENT,
     BASE,
     CHECKPOINTS,
     CONFIG,
+    CONTRASTS,
+    DOSES,
     LAYER_COUNTS,
+    LAYERS,
     SIGNALS,
     SUMMARY,
     Checkpoints,
@@ -27,6 +31,7 @@ from rolecircuits.runs.tuning_results import (
 )
 from rolecircuits.stats import signal_table, tuning_profiles, tuning_tests
 from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null
+from rolecircuits.tuning import residual_signals
 from rolecircuits.tuning.study import CHECKPOINT
 
 BEHAVIOUR = ("drift", "compliance", "choice", "facts", "roleplay", "refusal", "loss")
@@ -73,26 +78,30 @@ def _numbers(values):
 
 
 def write_outcome(work, description):
-    """Every table, the summary and the figures of a finished study; returns it as read again."""
+    """Every table, the summary and the figures of a finished study; returns it as read again.
+
+    work.loaded is untouched again, so that the erasure is checked at step 0.
+    """
     folder, primary = work.folder, description["primary"]
     checkpoints = collect_checkpoints(work)
     save_checkpoints(folder / CHECKPOINTS, checkpoints)
     facts = {"model": work.loaded.facts["id"], "set": " ".join(work.plan.sets)}
     facts |= {"format": work.plan.form.prompt_format}
-    write_csv(folder / "doses.csv", dose_rows(checkpoints, facts))
-    write_csv(folder / "layers.csv", layer_rows(work))
+    write_csv(folder / DOSES, dose_rows(checkpoints, facts))
+    write_csv(folder / LAYERS, layer_rows(work))
     runs = tuning_tests.gather_runs(vars(checkpoints))
     table = signal_table.signal_table(runs, primary)
     named = facts | {"run": folder.name}
     write_csv(folder / SIGNALS, table, facts=named)
-    write_csv(folder / "contrasts.csv", signal_table.contrast_rows(runs, [primary]), facts=named)
+    write_csv(folder / CONTRASTS, signal_table.contrast_rows(runs, [primary]), facts=named)
     profiles = tuning_profiles.profile_agreement(runs)
-    write_csv(folder / "profiles.csv", profiles, facts=named)
+    write_csv(folder / AGREEMENT, profiles, facts=named)
     counts = count_layers(work, runs)
     write_csv(folder / LAYER_COUNTS, counts, facts=named)
     summary = summarise(checkpoints, runs, table) | {"primary": primary}
     summary["layer_counts"] = tuning_profiles.summarise_counts(counts)
     summary["profiles"] = profiles
+    summary["erasure"] = residual_signals.person_erasure(work.loaded, work.crossed)
     write_json(folder / SUMMARY, summary)
     finish_study(folder, read_json(folder / CONFIG))
     study = load_study(folder)
@@ -144,7 +153,7 @@ def count_layers(work, runs):
 
 def summarise(checkpoints, runs, table):
     """What is said of a study: its runs, what a test of them can find, behaviour at step 0, at the
-    last dose and at matched drift, the verdicts.
+    last dose and at matched drift, the verdicts; "said": the first two in lines.
     """
     sizes = {arm: len(runs.runs_of(arm)) for arm in checkpoints.arms}
     places = {BASE: np.array([checkpoints.base])}
@@ -162,6 +171,7 @@ def summarise(checkpoints, runs, table):
         power["smallest_p"] = tuning_tests.smallest_p(n[0], n[1])
         power["smallest_difference_sd"] = tuning_tests.smallest_difference(n)
     return {
+        "said": signal_table.describe_power(runs),
         "runs": sizes,
         "doses": sorted(set(checkpoints.dose.tolist()) - {0}),
         "matched_drift": float(checkpoints.drift[checkpoints.matched].mean()),

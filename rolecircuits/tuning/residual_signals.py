@@ -36,7 +36,14 @@ from rolecircuits.tuning.directions import (
     self_separation,
 )
 from rolecircuits.tuning.folds import permute_within
-from rolecircuits.tuning.probes import probe_layers
+from rolecircuits.tuning.probes import (
+    NOT_ERASED,
+    NOTHING,
+    check_erasure,
+    fit_nothing,
+    fit_permuted,
+    probe_layers,
+)
 from rolecircuits.tuning.residuals import read_residuals
 
 SIGNALS = (
@@ -144,6 +151,24 @@ def signals_of(values, default, crossed, neutral, reference):
     }
     signals = {name: float(np.nanmean(profile)) for name, profile in profiles.items()}
     return {"signals": signals, "profiles": profiles}
+
+
+def person_erasure(loaded, crossed):
+    """`check_erasure` of the person at the final query, beside two erasures that must fail.
+
+    null         {"nothing", "permuted labels": verdict, after}: erasures that leave the person
+    null_caught  whether both are called "not erased", without which the verdict counts for nothing;
+                 None where there is nothing to erase
+    """
+    values = read_residuals(loaded, crossed).final
+    found = check_erasure(values, *_design(crossed))
+    known = {"nothing": fit_nothing, "permuted labels": fit_permuted}
+    null = {name: check_erasure(values, *_design(crossed), own) for name, own in known.items()}
+    found["null"] = {
+        name: {part: own[part] for part in ("verdict", "after")} for name, own in null.items()
+    }
+    caught = all(own["verdict"] == NOT_ERASED for own in null.values())
+    return found | {"null_caught": None if found["verdict"] == NOTHING else caught}
 
 
 def write_reference(path, reference):
