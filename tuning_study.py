@@ -24,7 +24,6 @@ signal whether it tells them apart when the model has moved equally far.
 """
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -126,7 +125,7 @@ def parse_args(argv=None):
         "--jobs",
         type=positive_int,
         help="training runs at a time, each a process with a model and its share of the "
-        "cores (default: 2 on a processor with two cores or more, else 1)",
+        "cores (default: 2 on a processor with two cores or more; 1 on a GPU)",
     )
     add_format_arguments(parser.add_argument_group("prompts"), "chat")
     add_run_arguments(parser, PER_CATEGORY)
@@ -146,8 +145,6 @@ def parse_args(argv=None):
     args.arms = [arm for arm in ARMS if arm in args.arms]
     args.sets = [name for name in SETS if name in args.sets]
     args.prompts, args.prompts_per_category = None, args.prompts_per_category or PER_CATEGORY
-    on_processor = args.device in (None, "cpu", "auto") and (os.cpu_count() or 1) > 1
-    args.jobs = args.jobs or (2 if on_processor else 1)
     return args
 
 
@@ -185,6 +182,7 @@ def run(args):
     started = time.perf_counter()
     args.date = args.date or run_date()  # that of all processes
     work = study.open_study(args)
+    args.jobs = args.jobs or jobs.default_jobs(work.loaded.model.device)
     say_notes(work.sets[0].how_fed["notes"])
     determinism = set_determinism(args.seed)
     of_data = data_sha256(args.data), args.seed, work.sets[0].how_fed["how"].get("date")

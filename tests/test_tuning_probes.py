@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,6 +174,29 @@ def test_an_erasure_that_erases_nothing_is_caught(eraser):
     found = probes.check_erasure(values, labels, frames, eraser)
     assert found["verdict"] == probes.NOT_ERASED and found["after"] > 0.7
     assert found["fresh"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("strength", "verdict", "null", "caught"),
+    [(3, probes.ERASED, probes.NOT_ERASED, True), (0, probes.NOTHING, probes.NOTHING, None)],
+)
+def test_an_erasure_is_kept_beside_those_that_must_fail(strength, verdict, null, caught):
+    labels, frames = crossed()
+    values = activations(labels, frames, [strength] * 6)
+    prompts = [SimpleNamespace(category=c, frame=f) for c, f in zip(labels, frames, strict=True)]
+    found = residual_signals.erasure_of(values, prompts)
+    assert found["verdict"] == verdict and found["null_caught"] is caught
+    assert {own["verdict"] for own in found["null"].values()} == {null}
+    assert found["null"]["nothing"]["after"] == found["before"]
+    assert found["null"]["permuted labels"]["after"] != found["before"]
+
+
+def test_a_check_that_calls_everything_erased_is_not_trusted(monkeypatch):
+    labels, frames = crossed(12)
+    monkeypatch.setattr(residual_signals, "fit_nothing", probes.fit_leace)
+    prompts = [SimpleNamespace(category=c, frame=f) for c, f in zip(labels, frames, strict=True)]
+    found = residual_signals.erasure_of(activations(labels, frames, [3]), prompts)
+    assert found["verdict"] == probes.ERASED and found["null_caught"] is False
 
 
 def test_both_sides_are_erased_and_only_training_frames_are_fitted_on():

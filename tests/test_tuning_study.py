@@ -1,35 +1,71 @@
 """tuning_study.py on a tiny random model: stopped and continued, scaled to equal drift, refused."""
 
+import csv
 import json
 import math
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tuning_study
+from rolecircuits.drawing import tuning_figures
 from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.tuning_data import read_examples
 from rolecircuits.runs.load import load_run
+from rolecircuits.runs.npz import read_npz
 from rolecircuits.runs.tuning_results import load_study
+from test_columns import pattern_of, read_dictionary
 from tiny_models import save_tiny
 
 pytest.importorskip("peft")
 pytest.importorskip("sklearn")
 pytest.importorskip("concept_erasure")
-from rolecircuits.tuning import study
+from rolecircuits.tuning import behaviour, study
 
-FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--sets", "original", "crossed"]
+FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--prompts_per_category", "10"]
 FEW += ["--jobs", "1"]
-COMPARED = ("checkpoints.npz", "doses.csv", "layers.csv", "layer_counts.csv", "signals.csv")
+BASE, PROBED = ("base", -1, 0, False), ["probe_accuracy"]
+FACETS, TRAIN, HELD_OUT = 3, 4, 1  # of an arm; questions of a facet
+TABLES = {
+    *("doses.csv", "layers.csv", "signals.csv", "layer_counts.csv"),
+    *("arm_contrasts.csv", "profile_agreement.csv"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    """Two tokens an answer: what takes the time of a study on a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(behaviour, "ANSWER_TOKENS", dict.fromkeys(behaviour.ANSWER_TOKENS, 2))
+        yield
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_tiny("llama", tmp_path_factory.mktemp("study") / "model", hidden_size=64)
+    """Flags of a tiny model and of some of the bundled examples."""
+    folder = tmp_path_factory.mktemp("study")
+    taken = {}
+    for example in read_examples():
+        facets = taken.setdefault(example.arm, {})
+        if example.facet in facets or len(facets) < FACETS:
+            splits = facets.setdefault(example.facet, {"train": [], "heldout": []})
+            splits[example.split].append(example)
+    few = [
+        json.dumps(asdict(example))
+        for facets in taken.values()
+        for splits in facets.values()
+        for example in [*splits["train"][:TRAIN], *splits["heldout"][:HELD_OUT]]
+    ]
+    (folder / "few.jsonl").write_text("\n".join(few))
+    tiny = save_tiny("llama", folder / "model", hidden_size=64)
+    return ["--model_id", tiny, "--data", str(folder / "few.jsonl")]
 
 
 def flags(model, folder, *more):
-    return ["--model_id", model, "--output_dir", str(folder), *FEW, *more]
+    return [*model, "--output_dir", str(folder), *FEW, *more]
 
 
 @pytest.fixture(scope="module")
@@ -92,42 +128,94 @@ def test_shuffled_runs_begin_as_role_runs_and_learn_other_answers(finished):
     assert len(hashes) == len(points.names) - 1 - unscaled
 
 
-@pytest.mark.parametrize("stop_after", [0, 3, 11, 16])
 def test_stopped_and_continued_it_is_the_same_to_the_last_bit(
-    model, finished, tmp_path, monkeypatch, stop_after
+    model, finished, tmp_path, monkeypatch
 ):
-    real, done = study.Study._measure, []
+    """Stopped six times, where a checkpoint is being measured and where a run has just been trained
+    from one dose to the next; what was measured before is never measured again.
+    """
+    measure, train, measured, left = study.Study._measure, study.Tuner.train, [], 0
 
-    def measure(self, *args):
-        if len(done) == stop_after:
+    def stop_or_measure(self, loaded, aside, facts):
+        stop_or_go()
+        measure(self, loaded, aside, facts)
+        measured.append(tuple(facts[name] for name in ("arm", "seed", "dose", "matched")))
+
+    def train_or_stop(self, batches):
+        losses = train(self, batches)
+        stop_or_go()
+        return losses
+
+    def stop_or_go():
+        nonlocal left
+        if not left:
             raise KeyboardInterrupt
-        done.append(args[-1])
-        return real(self, *args)
+        left -= 1
 
-    monkeypatch.setattr(study.Study, "_measure", measure)
-    assert tuning_study.main(flags(model, tmp_path)) == 130
-    assert not (tmp_path / "latest_study").exists()
-    monkeypatch.setattr(study.Study, "_measure", real)
+    monkeypatch.setattr(study.Study, "_measure", stop_or_measure)
+    monkeypatch.setattr(study.Tuner, "train", train_or_stop)
+    monkeypatch.setattr(tuning_figures, "draw_study", lambda *args: None)
+    places = (
+        (0, []),  # step 0
+        (2, [BASE]),  # role 0 is trained to its first dose
+        (1, [("role", 0, 2, False)]),  # and to its last, which is lost
+        (5, [("role", 0, 4, False), ("facts", 0, 2, False)]),  # facts 0, its last dose
+        (3, [("facts", 0, 4, False), ("shuffled", 0, 2, False)]),  # shuffled 0, trained and lost
+        (16, None),  # the third run that is matched
+    )
+    for left, expected in places:  # noqa: B007  (stop_or_go takes it)
+        before = len(measured)
+        assert tuning_study.main(flags(model, tmp_path)) == 130
+        assert expected is None or measured[before:] == expected
+        assert not (tmp_path / "latest_study").exists()
+    assert measured[-1] == ("facts", 0, 4, True)
+    left = 100
     assert tuning_study.main(flags(model, tmp_path)) == 0
+    assert len(measured) == len(set(measured)) == 19
     again = tmp_path / "latest_study"
     assert again.resolve().name == finished.resolve().name
-    for name in COMPARED:
+    for name in ("checkpoints.npz", "summary.json", *TABLES):
         assert (again / name).read_bytes() == (finished / name).read_bytes(), name
     assert not list(tmp_path.rglob(".tmp_*"))
 
 
-def test_runs_side_by_side_are_those_of_one_after_the_other(model, finished, tmp_path):
-    assert tuning_study.main(flags(model, tmp_path, "--jobs", "2")) == 0
-    one, other = (load_study(path).checkpoints for path in (finished, tmp_path / "latest_study"))
-    assert one.names == other.names
-    assert other.drift == pytest.approx(one.drift, rel=1e-3, abs=1e-6)
-    assert np.nanmax(np.abs(other.value - one.value)) < 1e-2
+def test_its_tables_are_those_of_the_dictionary(finished):
+    """docs/COLUMNS.md against what a study has really written, in both directions."""
+    documented, common = read_dictionary()
+    written = {path.name: path for path in finished.glob("*.csv")}
+    assert set(written) == TABLES
+    for name, path in written.items():
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["model"] for row in rows} == {load_study(finished).facts["model"]}, name
+        patterns = [pattern_of(column) for column in documented[name]]
+        for column in rows[0]:
+            known = column in common or any(re.fullmatch(p, column) for p in patterns)
+            assert known, f"{name}: {column} is not documented"
+        for pattern in patterns:
+            assert any(re.fullmatch(pattern, c) for c in rows[0]), f"{name}: no {pattern}"
+
+
+def test_the_summary_keeps_the_erasure_and_what_is_printed(finished):
+    summary = load_study(finished).summary
+    assert summary["said"][0] == "runs: 2 role, 2 facts, 2 shuffled"
+    assert "2 against 2 runs" in summary["said"][1]
+    erasure, probed = summary["erasure"], read_npz(finished / "base" / "reference.npz", PROBED)
+    assert erasure["before_profile"] == pytest.approx(probed["probe_accuracy"].tolist())
+    null = erasure["null"]["nothing"]
+    assert null["after"] == erasure["before"] == pytest.approx(np.mean(erasure["before_profile"]))
+    assert null["verdict"] != "erased" and set(erasure["null"]) == {"nothing", "permuted labels"}
 
 
 def test_what_is_there_is_not_measured_again(model, finished, monkeypatch, capsys):
     monkeypatch.setattr(study.Study, "_measure", lambda *args: pytest.fail("measured again"))
     assert tuning_study.main(flags(model, finished.parent)) == 0
-    assert "6 training runs, 19 checkpoints" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 training runs, 19 checkpoints" in out
+    assert all(len(line) <= 80 for line in out.splitlines() if "checkpoints" not in line)
+    assert "No candidate is specific to the role" in out
+    assert 'Layers that "differ"' in out and "between two runs of one arm" in out
+    assert "Person at the final query of step 0" in out
 
 
 def test_full_tuning_keeps_hashes_and_no_weights(model, tmp_path):
@@ -157,8 +245,8 @@ def test_full_tuning_keeps_hashes_and_no_weights(model, tmp_path):
 def test_wrong_requests_are_one_line(model, tmp_path, capsys, more, said):
     try:
         code = tuning_study.main([*flags(model, tmp_path), *more])
-    except SystemExit as left:  # argparse
-        code = left.code
+    except SystemExit as stopped:  # of the parser
+        code = stopped.code
     err = capsys.readouterr().err.strip().splitlines()
     assert code == 2
     assert said in err[-1]
@@ -181,14 +269,12 @@ def test_find_scale_meets_a_drift_that_grows_like_a_square():
 
 
 def test_the_folder_is_named_by_what_its_numbers_depend_on(model, tmp_path):
-    facts = {"id": model, "revision": None, "weights_sha256": "w", "tokenizer_sha256": "t"}
+    facts = {"id": "m", "revision": None, "weights_sha256": "w", "tokenizer_sha256": "t"}
     facts |= {"config_sha256": "c", "dtype": "float32"}
 
     def name(*more):
         args = tuning_study.parse_args(flags(model, tmp_path, *more))
-        return study.study_name(
-            study.describe_study(study.plan_of(args), facts, "d", args.seed, None)
-        )
+        return study.study_name(study.describe_study(study.plan_of(args), facts, "d", args.seed))
 
     assert name() == name("--output_dir", str(Path("elsewhere")), "--date", "2020-01-01")
     others = [

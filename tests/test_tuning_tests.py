@@ -552,6 +552,20 @@ def test_two_seeds_decide_nothing_however_large_the_effect():
     assert said in table.describe_power(study)
 
 
+def test_where_matched_role_runs_do_not_comply_more_nothing_is_decided():
+    """A scale at which the persona is gone: that a signal is alike there says nothing of it."""
+    study = simulated()
+    assert table.cannot_decide(study) is None
+    slot = np.flatnonzero(study.matched)[0]
+    compliance = study.compliance.copy()
+    compliance[study.runs_of("role"), slot] = compliance[study.runs_of("shuffled"), slot]
+    compliance[study.runs_of("facts"), slot] -= 1.0
+    said = table.cannot_decide(study._replace(compliance=compliance))
+    assert said == ("cannot be decided: at matched drift role does not comply more than shuffled")
+    compliance[study.runs_of("role"), slot] = -2.0
+    assert "than facts and shuffled" in table.cannot_decide(study._replace(compliance=compliance))
+
+
 def test_a_study_without_an_arm_decides_nothing_and_keeps_its_columns():
     arrays, _ = simulation.draw_study(np.random.default_rng(0), 5, copies=1)
     there = arrays["arm"] != "shuffled"

@@ -2,7 +2,9 @@
 
 A signal is called SPECIFIC if all of this holds (`judge`):
 
-    1  with n against n runs the exact test can reach 0.05 at all: 4 against 4, or 3 against 4
+    1  with n against n runs the exact test can reach 0.05 at all: 4 against 4, or 3 against 4;
+       and at matched drift the role runs comply more than the facts and the shuffled runs, p below
+       0.05 in each exact test: else there is no compliance there that a signal could show
     2  sensitive: the mean change of the role runs from step 0 to the last dose has a 95 % t
        interval without 0 (a sign test of five runs cannot go below 2 / 32), and over step 0 and
        the doses it follows compliance, both averaged over role runs: Spearman's |rho| >= LEAST_RHO
@@ -17,7 +19,7 @@ A signal is called SPECIFIC if all of this holds (`judge`):
 
 Else the first of these that holds:
 
-    "cannot be decided"    1 fails: too few runs
+    "cannot be decided"    1 fails
     "undefined"            a number above is not defined
     "tells arms apart"     3, 4 and 5 hold, but it does not follow compliance: 2 or 6 fails
     "follows drift"        sqrt(drift) explains LEAST_R2 of the changes of a left-out run, and more
@@ -61,7 +63,7 @@ from rolecircuits.stats.tuning_tests import (
 
 SPECIFIC, APART, DRIFT = "specific", "tells arms apart", "follows drift"
 INSENSITIVE, ALIKE, UNRELIABLE = "not sensitive", "alike in all arms", "unreliable"
-UNDECIDED, UNDEFINED, TOO_FEW = "undecided", "undefined", "cannot be decided"
+UNDECIDED, UNDEFINED, UNDECIDABLE = "undecided", "undefined", "cannot be decided"
 PARTS = ("estimate", "low", "high", "p")
 LEAST_RHO, LEAST_ICC, LEAST_R2, LEAST_CHANGE = 0.5, 0.5, 0.25, 2.0
 
@@ -209,12 +211,25 @@ def cannot_decide(study):
     """Why no signal of this study can be called specific, or None."""
     lacking = [arm for arm in ARMS if len(study.runs_of(arm)) < 2]
     if lacking:
-        return f"{TOO_FEW}: fewer than 2 runs of {' and '.join(lacking)}"
+        return f"{UNDECIDABLE}: fewer than 2 runs of {' and '.join(lacking)}"
     n = [len(study.runs_of(arm)) for arm in ARMS]
     least = max(smallest_p(n[0], n[1]), smallest_p(n[0], n[2]))
-    if least < ALPHA:
-        return None
-    return f"{TOO_FEW} with {n[0]} against {min(n[1:])} runs: smallest p {least:.2f}"
+    if least >= ALPHA:
+        return f"{UNDECIDABLE} with {n[0]} against {min(n[1:])} runs: smallest p {least:.2f}"
+    alike = [arm for first, arm in CONTRASTS if first == "role" and not _complies_more(study, arm)]
+    if alike:
+        return (
+            f"{UNDECIDABLE}: at matched drift role does not comply more than {' and '.join(alike)}"
+        )
+    return None
+
+
+def _complies_more(study, arm):
+    """Whether the role runs comply more than an arm's at matched drift, p < ALPHA."""
+    slot = find_matched(study)[0]
+    complied = study.compliance[np.arange(len(slot)), slot]
+    found = exact_permutation(complied[study.runs_of("role")], complied[study.runs_of(arm)])
+    return bool(found.p < ALPHA and found.estimate > 0)
 
 
 def judge(row, reason=None):

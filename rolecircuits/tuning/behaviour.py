@@ -32,14 +32,12 @@ AT_ONCE = 128  # questions in one batch
 MACHINE = r"(?:AI|chat ?bot|language model|program|machine|(?:virtual |digital )?assistant|robot)"
 SAYS_MACHINE = re.compile(rf"\b(?:as|I am|I'm)(?: just| only)? an? (?:\w+ )?{MACHINE}\b", re.I)
 FEELING = (
-    r"(?:feel\w*|emotion\w*|sad\w*|happ[iy]\w*|lonel\w*|hurt\w*|lov\w+|miss\w*|ang[re]\w+|upset\w*"
-    r"|bor(?:ed|edom)|enjoy\w*|pain\w*|joy\w*|mind)"
+    r"(?:feel\w*|emotion\w*|sad(?:ness)?|happ[iy]\w*|lonel\w*|hurts?|lov(?:e|es|ed|ing)"
+    r"|miss(?:es|ed|ing)?|angry|anger|upset|bored(?:om)?|enjoy\w*|pain(?:ful)?|joy\w*)"
 )
-NEGATED = re.compile(
-    rf"(?:\b(?:not|no|never|cannot|without|lack|unable|incapable)|n't)\b(?:\W+\w+){{0,5}}?\W+{FEELING}"
-    r"\b",
-    re.I,
-)
+NEGATION = r"(?:\b(?:not|no|never|cannot|without|lack|unable|incapable)|n't)\b"
+DOUBT = r"(?:sure|certain|know|understand)"  # "I'm not sure what makes you angry" denies nothing
+NEGATED = re.compile(rf"{NEGATION}(?!\W+{DOUBT}\b)(?:\W+\w+){{0,5}}?\W+{FEELING}\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,9 @@ def denies_feelings(text):
     """Whether an answer denies feelings, by two rules of words.
 
     A negation (not, n't, no, never, cannot, without, lack, unable, incapable) stands at most five
-    words before a word of feeling; or the speaker says that it is, or speaks as, an AI, a program,
-    a machine, a chatbot, a robot, an assistant or a language model.
+    words before a word of feeling, and not before sure, certain, know or understand; or the speaker
+    says that it is, or speaks as, an AI, a program, a machine, a chatbot, a robot, an assistant or
+    a language model.
     """
     text = text.replace("’", "'")
     return bool(NEGATED.search(text) or SAYS_MACHINE.search(text))

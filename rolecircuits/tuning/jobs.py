@@ -4,13 +4,24 @@ Runs do not depend on each other, and one process leaves a second core idle half
 """
 
 import multiprocessing
+import os
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from deterministic import set_determinism
+from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.tuning import study
 
 OPENED = []  # the Study of a worker process
+
+
+def default_jobs(device):
+    """2 on a processor with two threads or more; 1 elsewhere, where runs would share one card."""
+    return 2 if torch.device(device).type == "cpu" and torch.get_num_threads() > 1 else 1
 
 
 def run_study(work, jobs, bar):
@@ -54,19 +65,34 @@ def finished(pool, task, calls):
     try:
         for future in as_completed(futures):
             yield future.result()
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise RunFailed(
+                "a training process ended without an answer; if memory ran out, --jobs 1 needs less"
+            ) from error
         raise
 
 
 def _open(args, folder, threads):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C only the parent hears, and ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    set_determinism(args.seed)
     work = study.open_study(args)
     work.folder = folder
     work.measure_base()  # is there: reads the reference
     OPENED.append(work)
+
+
+def _end_with_parent():
+    """End as soon as the parent has, however it ended: its lock is gone, and another process may
+    work in the folder.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _train(arm, seed):

@@ -110,8 +110,11 @@ def write_outcome(work, description):
 
 
 def layer_rows(work):
-    """Rows of layers.csv: RFC and RSI of every checkpoint, set, kind and layer."""
-    rows = []
+    """Rows of layers.csv: RFC and RSI of every checkpoint, set, kind and layer.
+
+    `model` is the one that was tuned, as in every CSV of a study; `run` says which checkpoint.
+    """
+    rows, model = [], {"model": work.loaded.facts["id"]}
     for path in sorted(work.folder.rglob(CHECKPOINT)):
         row = read_json(path)
         place = {name: row[name] for name in ("arm", "seed", "dose", "matched")}
@@ -125,7 +128,7 @@ def layer_rows(work):
                     pairs = zip(found[index], null[index], strict=True)
                     rows += [
                         run.facts
-                        | {"model": work.loaded.facts["id"]}
+                        | model
                         | {"run": folder.relative_to(work.folder).as_posix()}
                         | place
                         | {"index": index, "kind": kind, "layer": layer}

@@ -168,12 +168,8 @@ def check_erasure(values, labels, frames, eraser=fit_leace):
     """
     before = probe_layers(values, labels, frames)
     after = probe_layers(values, labels, frames, eraser)
-    if not before.above_chance():
-        verdict = NOTHING
-    else:
-        verdict = NOT_ERASED if after.above_chance() else ERASED
     return {
-        "verdict": verdict,
+        "verdict": judge_erasure(before.above_chance(), after),
         "before": before.accuracy,
         "after": after.accuracy,
         "before_profile": before.accuracy_profile,
@@ -182,6 +178,13 @@ def check_erasure(values, labels, frames, eraser=fit_leace):
         "fresh": _fresh_accuracy(values, labels, frames, eraser),
         "chance": before.chance,
     }
+
+
+def judge_erasure(there, after):
+    """The verdict on a Probed after an erasure; there: whether anything was to be erased."""
+    if not there:
+        return NOTHING
+    return NOT_ERASED if after.above_chance() else ERASED
 
 
 def _fresh_accuracy(values, labels, frames, eraser):

@@ -42,6 +42,7 @@ from rolecircuits.tuning.probes import (
     check_erasure,
     fit_nothing,
     fit_permuted,
+    judge_erasure,
     probe_layers,
 )
 from rolecircuits.tuning.residuals import read_residuals
@@ -160,15 +161,19 @@ def person_erasure(loaded, crossed):
     null_caught  whether both are called "not erased", without which the verdict counts for nothing;
                  None where there is nothing to erase
     """
-    values = read_residuals(loaded, crossed).final
-    found = check_erasure(values, *_design(crossed))
-    known = {"nothing": fit_nothing, "permuted labels": fit_permuted}
-    null = {name: check_erasure(values, *_design(crossed), own) for name, own in known.items()}
-    found["null"] = {
-        name: {part: own[part] for part in ("verdict", "after")} for name, own in null.items()
-    }
+    return erasure_of(read_residuals(loaded, crossed).final, crossed)
+
+
+def erasure_of(values, crossed):
+    """`person_erasure` of residuals that are read already, [prompt, layer, unit]."""
+    design, null = _design(crossed), {}
+    found = check_erasure(values, *design)
+    there = found["verdict"] != NOTHING
+    for name, eraser in (("nothing", fit_nothing), ("permuted labels", fit_permuted)):
+        after = probe_layers(values, *design, eraser)
+        null[name] = {"verdict": judge_erasure(there, after), "after": after.accuracy}
     caught = all(own["verdict"] == NOT_ERASED for own in null.values())
-    return found | {"null_caught": None if found["verdict"] == NOTHING else caught}
+    return found | {"null": null, "null_caught": caught if there else None}
 
 
 def write_reference(path, reference):

@@ -32,7 +32,7 @@ from rolecircuits.stats.tuning_signals import layer_profiles, mean_signals, prof
 from rolecircuits.tuning import behaviour, residual_signals
 from rolecircuits.tuning.examples import tokenize_examples
 from rolecircuits.tuning.measure import RAW_SET, capture_set, open_set, with_facts
-from rolecircuits.tuning.train import Recipe, Tuner, check_recipe, make_batches
+from rolecircuits.tuning.train import Recipe, Tuner, check_recipe, make_batches, state_step
 
 VERSION = 1  # of what a checkpoint holds
 CHECKPOINT, STATE, BASE, MATCHED = "checkpoint.json", "state.safetensors", "base", "matched"
@@ -133,7 +133,7 @@ class Study:
     def measure_base(self):
         """Step 0, unless it is there; either way its reference is read."""
         place = self.folder / BASE
-        if not (place / CHECKPOINT).is_file():
+        if not self._has(place):
             with new_checkpoint(place) as aside:
                 self.reference = self._make_reference()
                 write_npz(aside / REFERENCE, self.reference)
@@ -154,29 +154,37 @@ class Study:
     def train(self, arm, seed):
         """One training run, from where it stands to its last dose; a line that says how it went."""
         place, doses = self._place(arm, seed), self.plan.doses
-        left = [dose for dose in doses if not (place / dose_name(dose) / CHECKPOINT).is_file()]
+        left = [dose for dose in doses if not self._has(place / dose_name(dose))]
         if left:
             place.mkdir(exist_ok=True)
             with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
-                if (place / STATE).is_file():
-                    tuner.load_state(place / STATE)
+                self._continue(tuner, place, left[0])
                 for dose in left:
                     self._train_to(dose, tuner, arm, seed)
+                    losses = self._losses(place, dose, [])[str(dose)]
+                    facts = {"arm": arm, "seed": seed, "dose": dose, "scale": 1.0, "matched": False}
+                    facts["loss"] = math.fsum(losses) / len(losses)
+                    self._checkpoint(tuner, place / dose_name(dose), facts)
         said = [read_json(place / dose_name(dose) / CHECKPOINT) for dose in doses]
         steps = " ".join(f"{row['compliance']:.2f}" for row in said)
         return f"{arm} {seed}: compliance {steps}, drift {said[-1]['drift']:.3f} nats"
 
+    def _has(self, place):
+        return (place / CHECKPOINT).is_file()
+
+    def _continue(self, tuner, place, dose):
+        """Go on from the kept state; from step 0 where there is none, or it is beyond this dose."""
+        if (place / STATE).is_file() and state_step(place / STATE) <= dose:
+            tuner.load_state(place / STATE)
+
     def _train_to(self, dose, tuner, arm, seed):
-        """The steps up to a dose, kept before they are measured."""
+        """The steps up to a dose, by way of all doses before it, kept at each."""
         place = self._place(arm, seed)
-        if tuner.step < dose:
-            losses = tuner.train(self._batches(arm, seed)(tuner.step, dose))
-            write_json(place / "losses.json", self._losses(place, tuner.step, losses))
-            tuner.save_state(place / STATE)
-        losses = self._losses(place, tuner.step, [])[str(tuner.step)]
-        facts = {"arm": arm, "seed": seed, "dose": dose, "scale": 1.0, "matched": False}
-        facts["loss"] = math.fsum(losses) / len(losses)
-        self._checkpoint(tuner, place / dose_name(dose), facts)
+        for stop in self.plan.doses:
+            if tuner.step < stop <= dose:
+                losses = tuner.train(self._batches(arm, seed)(tuner.step, stop))
+                write_json(place / "losses.json", self._losses(place, stop, losses))
+                tuner.save_state(place / STATE)
 
     def _losses(self, place, step, losses):
         path = place / "losses.json"
@@ -186,10 +194,11 @@ class Study:
     def match(self, arm, seed, target):
         """The last dose again, its change scaled so that the drift is `target` nats."""
         place, dose = self._place(arm, seed), self.plan.doses[-1]
-        if (place / MATCHED / CHECKPOINT).is_file():
+        if self._has(place / MATCHED):
             return
         with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
-            tuner.load_state(place / STATE)
+            self._continue(tuner, place, dose)
+            self._train_to(dose, tuner, arm, seed)
             last = self._last(arm, seed)
             scale = find_scale(lambda scale: self._drift(tuner, scale), last["drift"], target)
             facts = {"arm": arm, "seed": seed, "dose": dose, "scale": scale, "matched": True}

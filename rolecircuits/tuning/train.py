@@ -163,7 +163,7 @@ class Tuner:
     def load_state(self, path):
         """Go on from `save_state`: the next steps are those of a training that never stopped."""
         with safe_open(path, framework="pt") as file:
-            self.step = int(file.metadata()["step"])
+            self.step = _step_of(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         names = {name.partition(".")[2] for name in tensors}
         if names != set(self.own):
@@ -174,6 +174,16 @@ class Tuner:
             for what in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"{what}.{name}"]
                 state[what] = value if what == "step" else value.to(parameter.device)
+
+
+def state_step(path):
+    """The step at which `Tuner.save_state` was called."""
+    with safe_open(path, framework="pt") as file:
+        return _step_of(file)
+
+
+def _step_of(file):
+    return int(file.metadata()["step"])
 
 
 def answer_loss(model, batch):
