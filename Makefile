@@ -2,6 +2,7 @@
 # make test   set up and run the tests
 # make lint   set up and check the style, and which file may import which (pyproject.toml)
 # make models what works with which architecture of transformers: docs/MODELS.md (15 min)
+# make bench-gpu  what the measurements cost on a CUDA card
 # make audit  look the pinned packages up in PyPI's vulnerability database
 # Needs Python 3.11 to 3.13; choose one with  make demo PYTHON=python3.12
 
@@ -11,7 +12,7 @@ RUN := .venv/bin/python
 # Some images forbid Python to keep its bytecode; without it every start takes 10 s longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: audit demo models test lint setup
+.PHONY: audit bench-gpu demo models test lint setup
 
 setup: .venv/ready
 
@@ -28,6 +29,9 @@ lint: .venv/ready-dev
 
 models: .venv/ready-dev
 	$(RUN) benchmarks/models_table.py
+
+bench-gpu: .venv/ready
+	$(RUN) benchmarks/bench_gpu.py
 
 # --strict: a package that could not be looked up is an error, not "no known vulnerabilities"
 audit:

@@ -49,7 +49,10 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-CAPTURE_HELP = "build every pattern, or stream row entropies without; auto streams above 512 tokens"
+CAPTURE_HELP = (
+    "build every pattern, or stream row entropies without; auto streams on CUDA, and above 512 "
+    "tokens"
+)
 
 
 def build_parser():

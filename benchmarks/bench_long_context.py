@@ -44,7 +44,7 @@ from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 
 from rolecircuits.capture.instrument import load_model  # noqa: E402
 from rolecircuits.capture.masks import note_windows, windows_of  # noqa: E402
-from rolecircuits.capture.streaming import LayerRecorder, stream_layers  # noqa: E402
+from rolecircuits.capture.recorder import LayerRecorder, stream_layers  # noqa: E402
 from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E402
 from rolecircuits.inputs.errors import RunFailed  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402

@@ -20,18 +20,19 @@ from rolecircuits.capture import triton_kernel  # noqa: E402
 
 def compile_kernel(dtype, width, capability):
     kernel = triton_kernel._attention
-    tile, warps = triton_kernel._tile(width, 4 if dtype == "fp32" else 2)
+    item_size = 4 if dtype == "fp32" else 2
+    tile = triton_kernel.tile_of(width, item_size, capability == 90, 4096)
     constants = {"WIDTH": width, "VALUE_WIDTH": width, "PADDED": width, "VALUE_PADDED": width}
-    constants |= {"ROWS": tile, "KEYS": tile, "CAPPED": True}
+    constants |= {"ROWS": tile.rows, "KEYS": tile.keys, "CAPPED": False}
     kinds = dict.fromkeys(constants, "constexpr") | {"scale": "fp32", "softcap": "fp32"}
     kinds |= dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "out_ptr"), f"*{dtype}")
-    kinds |= dict.fromkeys(("log_sum_ptr", "entropy_ptr"), "*fp32")
+    kinds |= dict.fromkeys(("entropy_ptr", "sinkfree_ptr", "sink_ptr"), "*fp32")
     names = kernel.arg_names
     signature = {name: kinds.get(name, "i32") for name in names}
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name in names
-        if name.endswith(("_ptr", "_row"))
+        if name.endswith(("_ptr", "_prompt", "_head", "_row"))
     }
     source = ASTSource(
         kernel,
@@ -39,7 +40,7 @@ def compile_kernel(dtype, width, capability):
         {(names.index(name),): value for name, value in constants.items()},
         aligned,
     )
-    options = {"num_warps": warps, "num_stages": 2}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -20,13 +20,13 @@ from transformers.masking_utils import chunked_overlay, sliding_window_causal_ma
 import activation_analysis
 import output_manager
 from rolecircuits.capture import masks, patterns
-from rolecircuits.capture.attention import capture_patterns, capture_streaming
+from rolecircuits.capture.attention import TURN_MASS, capture_patterns, capture_streaming
 from rolecircuits.capture.tokens import TokenizedPrompt
 from rolecircuits.drawing.head_figures import draw_token_attention
 from rolecircuits.drawing.study import sink_note, study_run
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats import entropy as entropies
-from tiny_models import SHAPE, load_checked, save_config, save_tiny
+from tiny_models import SHAPE, load_checked, save_config, save_tiny, two_turns
 
 ORIGINAL = 24  # tokens after which the LongRoPE and dynamic models change their angles
 SPREAD = {"initializer_range": 0.2}
@@ -96,10 +96,14 @@ def load(tmp_path_factory):
 
 
 def texts(*lengths):
-    """TokenizedPrompts of so many tokens, all different."""
+    """TokenizedPrompts of so many tokens, all different, with all segments."""
     ids = np.random.default_rng(0).integers(100, 40_000, size=(len(lengths), max(lengths)))
+    segments = [0, *(1 + key % 5 for key in range(max(lengths) - 1))]
     return [
-        TokenizedPrompt(f"t{i}", "neutral", -1, "t", "", ids[i, :n].tolist(), [], (0, n))
+        TokenizedPrompt(
+            *(f"t{i}", "neutral", -1, "t", "", ids[i, :n].tolist(), [], (0, n)),
+            segments=tuple(segments[:n]),
+        )
         for i, n in enumerate(lengths)
     ]
 
@@ -144,9 +148,10 @@ def test_windows_and_chunks_are_named(load):
 
 def test_chunks_are_streamed_as_their_patterns_say(load):
     loaded, prompts = load(llama4), texts(30, 11, 9, 1)
-    expected = capture_patterns(loaded, prompts).arrays
-    found = capture_streaming(loaded, prompts).arrays
-    for name in ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass"):
+    turns = two_turns(prompts)
+    expected = capture_patterns(loaded, prompts, turns=turns).arrays
+    found = capture_streaming(loaded, prompts, turns=turns).arrays
+    for name in ("entropy", "entropy_sinkfree", "sink_mass", "first_mass", "last_mass", TURN_MASS):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 
 
@@ -172,9 +177,10 @@ def test_short_dtypes_take_the_softmax_in_float32(load, make, dtype):
 
 def test_a_learned_sink_is_a_key_of_its_own(load):
     loaded, prompts = load(gpt_oss), texts(30, 11)
+    turns = two_turns(prompts)
     for arrays in (
-        capture_patterns(loaded, prompts).arrays,
-        capture_streaming(loaded, prompts).arrays,
+        capture_patterns(loaded, prompts, turns=turns).arrays,
+        capture_streaming(loaded, prompts, turns=turns).arrays,
     ):
         for i, prompt in enumerate(prompts):
             rows, n = model_rows(load.folders[gpt_oss], prompt), len(prompt.token_ids)
@@ -188,6 +194,11 @@ def test_a_learned_sink_is_a_key_of_its_own(load):
             )
             seen = (rows > 0).any(axis=1).sum(axis=-1)
             assert (arrays["visible_keys"][:, :n] == seen + 1).all()
+            for turn, (start, stop) in enumerate(turns[i]):
+                found, own = arrays[TURN_MASS][i, :, :, turn], slice(start, stop)
+                with_sink = (sink + rows[..., 0])[..., own].mean(axis=-1)
+                np.testing.assert_allclose(found[..., 0], with_sink, atol=1e-5)
+                np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
             np.testing.assert_allclose(arrays["final_row"][i, ..., :n], rows[:, :, -1], atol=1e-3)
         assert sink.max() > 0.05 and np.isnan(arrays["entropy_sinkfree"][..., 0]).all()
 

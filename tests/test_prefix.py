@@ -33,7 +33,7 @@ def test_the_common_prefix_by_hand(rows, n):
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, name):
-    loaded = load_checked(save_tiny(name, tmp_path / name))
+    loaded = load_checked(save_tiny(name, tmp_path / name), device="cpu")
     tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
     ids = [prompt.token_ids for prompt in tokenized]
     assert common_prefix(ids) > 15, "a chat template begins alike"
@@ -49,7 +49,7 @@ def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, 
 
 
 def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(tmp_path):
-    loaded = load_checked(save_tiny("llama", tmp_path))
+    loaded = load_checked(save_tiny("llama", tmp_path), device="cpu")
     model, rows, seen = loaded.model, [[1, 2, 3, 4], [1, 2, 3, 5, 6]], []
     linear = next(part for part in model.modules() if type(part) is torch.nn.Linear)
     hidden = torch.randn(2, 5, linear.in_features)
@@ -69,7 +69,7 @@ def test_linear_layers_get_each_shared_token_once_and_are_as_before_afterwards(t
 
 def test_rows_of_one_owner_share_what_they_begin_with_alike(tmp_path):
     """Not with rows of another owner, whose edit is another, nor after the first other token."""
-    loaded = load_checked(save_tiny("llama", tmp_path))
+    loaded = load_checked(save_tiny("llama", tmp_path), device="cpu")
     model, rows, seen = loaded.model, [[1, 2, 3], [1, 2, 4], [1, 5, 3]] * 2, []
     linear = next(part for part in model.modules() if type(part) is torch.nn.Linear)
     hidden = torch.randn(6, 3, linear.in_features)
@@ -86,7 +86,7 @@ def test_rows_of_one_owner_share_what_they_begin_with_alike(tmp_path):
 
 def test_edits_are_never_shared(tmp_path, monkeypatch):
     """An edit may treat prompts differently, and is compared with a clean pass: both run whole."""
-    loaded = load_checked(save_tiny("llama", tmp_path))
+    loaded = load_checked(save_tiny("llama", tmp_path), device="cpu")
     tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
     used, n = [], len(tokenized)
     monkeypatch.setattr(

@@ -11,27 +11,22 @@ import torch
 import activation_analysis
 import output_manager
 from prompts import select_prompts
-from rolecircuits.capture import attention, instrument, streaming
+from rolecircuits.capture import attention, instrument, recorder, streaming
 from rolecircuits.capture import tokens as prompt_tokens
-from rolecircuits.capture.attention import capture_patterns, capture_streaming
+from rolecircuits.capture.attention import TURN_MASS, capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
-from rolecircuits.capture.streaming import (
-    Scoring,
-    check_rows,
-    chunked_rest,
-    flash_rest,
-    join_sink,
-    sink_scores,
-)
+from rolecircuits.capture.check_texts import streaming_batches
+from rolecircuits.capture.recorder import check_rows
+from rolecircuits.capture.streaming import Scoring, chunked_rest, flash_rest, join_sink, sink_scores
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy as entropies
-from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny
+from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny, two_turns
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
-MASSES = ("first_mass", "last_mass", "edge_mass", "segment_mass", "final_row")
+MASSES = ("first_mass", "last_mass", "edge_mass", "segment_mass", "final_row", TURN_MASS)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +69,10 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
     monkeypatch.setattr(streaming, "BLOCK", block)
     tiny = models(name)
     tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
-    patterns = capture_patterns(tiny, tokenized).arrays
-    streamed = capture_streaming(tiny, tokenized).arrays
-    assert patterns["n_tokens"].max() > 10 * WINDOW
+    turns = two_turns(tokenized)
+    patterns = capture_patterns(tiny, tokenized, turns=turns).arrays
+    streamed = capture_streaming(tiny, tokenized, turns=turns).arrays
+    assert patterns["n_tokens"].max() > 10 * WINDOW and patterns[TURN_MASS].shape[3:] == (2, 6)
     assert_same_arrays(streamed, patterns, 1e-5)
 
 
@@ -93,7 +89,7 @@ def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
     with torch.inference_mode():
         expected = mlp(hidden)
         seen.clear()
-        with streaming.mlps_in_blocks(plain, rows=10):
+        with recorder.mlps_in_blocks(plain, rows=10):
             found = mlp(hidden)
             mlp(hidden[:1, :19])  # fewer than two blocks: whole
     handle.remove()
@@ -288,6 +284,17 @@ def test_auto_streams_long_prompts_unless_patterns_are_asked_for(capture, raw, t
     assert (why is not None) == (capture == "auto" and method == "streaming")
 
 
+def test_auto_streams_on_a_card_and_checks_every_tile_of_its_kernel(models):
+    tiny = models("llama")
+    tokenized = tokenize_prompts(select_prompts(per_category=1), tiny.tokenizer)
+    for device, method, n_batches in (("cpu", "patterns", 1), ("cuda:0", "streaming", 3)):
+        card = replace(tiny, facts=tiny.facts | {"device": device})
+        assert attention.choose_capture("auto", "none", tokenized, card.facts, 64)[0] == method
+        batches = streaming_batches(card)
+        assert len(batches) == n_batches
+    assert sorted(max(map(len, batch)) // 64 for batch in batches) == [0, 1, 2]
+
+
 def test_auto_streams_what_would_not_fit(monkeypatch):
     from types import SimpleNamespace
 
@@ -307,7 +314,7 @@ def test_batches_hold_at_most_so_many_tokens_padding_counted():
 def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     loaded = models("llama")
     tokenized = tokenize_prompts(select_prompts(per_category=4), loaded.tokenizer)
-    real, sizes = streaming.stream_layers, []
+    real, sizes = recorder.stream_layers, []
 
     def scarce(loaded, batch, *rest):
         sizes.append(len(batch[0]))

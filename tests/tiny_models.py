@@ -73,3 +73,9 @@ def save_config(config, folder):
 def load_checked(model_id, **options):
     """A checked LoadedModel; options are the fields of ModelSpec."""
     return load_model(ModelSpec(str(model_id), **options))
+
+
+def two_turns(tokenized):
+    """The spans of two turns a prompt, its first and its second half."""
+    lengths = [len(prompt.token_ids) for prompt in tokenized]
+    return [((0, n // 2), (n // 2, n)) for n in lengths]

@@ -14,8 +14,8 @@ import numpy as np
 from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
 from rolecircuits.capture.masks import note_windows, visible_keys, windows_of
 from rolecircuits.capture.patterns import check_patterns, read_patterns, reduce_pattern
-from rolecircuits.capture.prefix import common_prefix
-from rolecircuits.capture.streaming import LayerRecorder, stream_layers
+from rolecircuits.capture.prefix import common_prefix, shared_prefix
+from rolecircuits.capture.recorder import LayerRecorder, stream_layers
 from rolecircuits.inputs.categories import frame_of
 from rolecircuits.models.devices import check_memory, free_bytes
 from rolecircuits.models.rotary import batch_side
@@ -63,7 +63,9 @@ def choose_capture(capture, raw, tokenized, facts, batch_size):
         what = f"a batch of patterns of up to {longest} tokens, which this model cannot stream,"
         check_memory(needed, what, "use shorter texts or a smaller --batch_size", share=0.5)
         return "patterns", None
-    if longest > AUTO_TOKENS:
+    if str(facts.get("device")).startswith("cuda"):
+        why = "patterns would be reduced on the processor, rows are on the card"
+    elif longest > AUTO_TOKENS:
         why = f"a prompt has {longest} tokens (more than {AUTO_TOKENS})"
     elif needed > free / 2:
         why = f"patterns would take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
@@ -196,7 +198,9 @@ def capture_streaming(
             places.take(batch),
             lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
         )
-        stream_layers(loaded, pad_right(ids_of(tokenized, batch)), recorder)
+        ids = ids_of(tokenized, batch)
+        with shared_prefix(loaded.model, ids):
+            stream_layers(loaded, pad_right(ids), recorder)
 
     lengths = arrays["n_tokens"].tolist()
     limits = batch_size, batch_tokens, title, side

@@ -33,8 +33,18 @@ def check_batches(loaded):
     return [[long], short if together else short[:1]]
 
 
-def long_and_half(loaded):
-    """The long text of the check and its first half, where they may share a batch."""
+def streaming_batches(loaded):
+    """[batch] of token ids: the long text with its first half, where they may share a batch.
+
+    On a card also both of them alone and the text twice, where the context holds it: the kernel
+    works in other tiles for texts of up to 64, of up to 128 and of more tokens.
+    """
     long = check_batches(loaded)[0][0]
     half, side = long[: len(long) // 2], batch_side(loaded.facts)
-    return [long, half] if side(len(long)) == side(len(half)) else [long]
+    batches = [[long, half] if side(len(long)) == side(len(half)) else [long]]
+    if str(loaded.facts.get("device")).startswith("cuda"):
+        batches.append([half])
+        limits = [n for n in (loaded.tokenizer.context, loaded.tokenizer.dense) if n is not None]
+        if 2 * len(long) <= min(limits, default=2 * len(long)):
+            batches.append([long * 2])
+    return batches

@@ -12,6 +12,9 @@ from functools import partial
 
 import torch
 
+# {on a card: share of the tokens below which copying costs less than computing them}
+WORTHWHILE = {False: 1.0, True: 0.75}
+
 
 def common_prefix(token_ids):
     """How many tokens all of these prompts (lists of ids) begin with, padding not counted."""
@@ -59,13 +62,14 @@ def _shared(model, place):
     Layers that accelerate moves between devices are left alone.
     """
     first, copies = torch.unique(place, return_inverse=True)
-    shares = len(first) < place.numel()
+    shares = len(first) < place.numel() * WORTHWHILE[next(model.parameters()).device.type == "cuda"]
     linears = [part for part in model.modules() if type(part) is torch.nn.Linear] if shares else []
+    places = Copies(first, copies)
     linears = [part for part in linears if not hasattr(part, "_hf_hook")]
     own = [vars(part).get("forward") for part in linears]
     try:
         for part in linears:
-            part.forward = partial(_compute_once, part.forward, first, copies)
+            part.forward = partial(_compute_once, part.forward, places)
         yield
     finally:
         for part, forward in zip(linears, own, strict=True):
@@ -74,13 +78,27 @@ def _shared(model, place):
                 part.forward = forward
 
 
-def _compute_once(forward, first, copies, values):
-    """forward(values [row, query, unit]): the tokens `first`, then a copy for each of the others.
+class Copies:
+    """Which tokens are computed, and which of them each token is, on the device that asks.
 
-    first  [token] places in rows x queries    copies  [row, query] which of them a token is
+    first  [token] places in rows x queries    copies  [row, query]
+    A card waits for what it has been told before a tensor is copied to it: once is enough.
     """
-    if values.shape[:-1] != copies.shape:
+
+    def __init__(self, first, copies):
+        self.shape, self.tensors = copies.shape, (first, copies.flatten())
+        self.kept = {}
+
+    def on(self, device):
+        if device not in self.kept:
+            self.kept[device] = tuple(part.to(device) for part in self.tensors)
+        return self.kept[device]
+
+
+def _compute_once(forward, places, values):
+    """forward(values [row, query, unit]): the tokens that are computed, copied for the others."""
+    if values.shape[:-1] != places.shape:
         return forward(values)
-    out = forward(values.flatten(0, 1).index_select(0, first.to(values.device)))
-    out = out.index_select(0, copies.flatten().to(out.device))
-    return out.view(*copies.shape, out.shape[-1])
+    first, copies = places.on(values.device)
+    out = forward(values.flatten(0, 1).index_select(0, first)).index_select(0, copies)
+    return out.view(*places.shape, out.shape[-1])

@@ -24,6 +24,7 @@ def boot_bridge(loaded):
     model.set_attn_implementation("eager")
     dtype = getattr(torch, loaded.facts["dtype"])
     options = {"tokenizer": copy.deepcopy(loaded.tokenizer.hf), "dtype": dtype}
+    options["device"] = str(next(model.parameters()).device)  # else it takes any GPU that there is
     name = loaded.facts["id"]
     with errors_in_one_line(name, BRIDGE_REFUSES), no_installer():
         try:

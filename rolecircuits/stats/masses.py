@@ -54,42 +54,56 @@ def final_query_masses(final_row, places):
                segment_mass [prompt, head, segment]   on every segment; they sum to 1
                final_row [prompt, head, key] float16  the row itself, rounded last
     """
-    n_keys = final_row.shape[-1]
+    return masses_beside_sink(final_row, places, learned_sink=False)
+
+
+def counted_keys(places, n_keys):
+    """The keys that each mass sums over: [prompt, key, sum] bool, in the order of `named_masses`:
+    first and last three, the two edges, the slot, the segments.
+    """
     key = np.arange(n_keys)
     start, stop = places.span[:, :1], places.span[:, 1:]
-    edge = np.minimum(EDGE_TOKENS, (stop - start) // 2)
+    edge = edge_tokens(places)[:, None]
     inside = (key >= start) & (key < stop)
+    three = inside & (key < start + EDGE_TOKENS), inside & (key >= stop - EDGE_TOKENS)
+    edges = inside & (key < start + edge), inside & (key >= stop - edge)
+    counted = np.stack([*three, *edges], axis=-1)
+    if places.segment is None:
+        return counted
+    slot, segments = _slot_keys(places, n_keys), segment_keys(places.segment, n_keys)
+    return np.concatenate([counted, slot[..., None], segments], axis=-1)
 
-    def mass(keys):
-        return np.einsum("phk,pk->ph", final_row, keys.astype(final_row.dtype))
 
-    edges = [mass(inside & (key < start + edge)), mass(inside & (key >= stop - edge))]
-    masses = {
-        "first_mass": mass(inside & (key < start + EDGE_TOKENS)),
-        "last_mass": mass(inside & (key >= stop - EDGE_TOKENS)),
-        "edge_mass": np.stack(edges, axis=-1),
-        "edge_tokens": edge[:, 0].astype(np.int64),
-    }
+def edge_tokens(places):
+    """Tokens of the two edges of each text, which never overlap: [prompt] int64."""
+    start, stop = places.span.T
+    return np.minimum(EDGE_TOKENS, (stop - start) // 2).astype(np.int64)
+
+
+def named_masses(sums, places, final_row, on_sink=None):
+    """The masses of `final_query_masses` from sums [prompt, head, sum] of the row over
+    `counted_keys`.
+
+    on_sink  [prompt, head] what a learned sink takes: it is counted in the segment "sink", beside
+             key 0, so that segments sum to 1
+    """
+    masses = {"first_mass": sums[..., 0], "last_mass": sums[..., 1], "edge_mass": sums[..., 2:4]}
+    masses["edge_tokens"] = edge_tokens(places)
     if places.segment is None:
         return masses
-    on_slot = mass(_slot_keys(places, n_keys))
-    masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, on_slot, np.nan)
-    segments = segment_keys(places.segment, n_keys)
-    masses["segment_mass"] = np.einsum("phk,pks->phs", final_row, segments.astype(final_row.dtype))
+    masses["slot_mass"] = np.where(places.slot[:, :1] >= 0, sums[..., 4], np.nan)
+    masses["segment_mass"] = sums[..., 5:]
+    if on_sink is not None:
+        masses["segment_mass"][..., 0] += on_sink
     return masses | {"final_row": final_row.astype(np.float16)}
 
 
 def masses_beside_sink(final_row, places, learned_sink):
-    """`final_query_masses` of rows whose first key is a learned sink, or that have none.
-
-    What the sink takes is counted in the segment "sink", beside key 0, so that segments sum to 1.
-    """
-    if not learned_sink:
-        return final_query_masses(final_row, places)
-    masses = final_query_masses(final_row[..., 1:], places)
-    if "segment_mass" in masses:
-        masses["segment_mass"][..., 0] += final_row[..., 0]
-    return masses
+    """`final_query_masses` of rows whose first key is a learned sink, or that have none."""
+    on_sink = final_row[..., 0] if learned_sink else None
+    final_row = final_row[..., 1:] if learned_sink else final_row
+    sums = final_row @ counted_keys(places, final_row.shape[-1]).astype(final_row.dtype)
+    return named_masses(sums, places, final_row, on_sink)
 
 
 def uniform_masses(places, n_tokens, visible):

@@ -1,0 +1,280 @@
+"""One streamed pass: every layer's rows are measured and reduced while the pass goes on.
+
+`streaming.attend_rows` gives a layer's output and what its entropies are made of; here they become
+the arrays of a run, checked. A card goes on computing while a thread reduces what it gave.
+
+Axes: prompt, head, query, key.
+"""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+
+from rolecircuits.capture.masks import ROWS, why_not_streamed
+from rolecircuits.capture.model_pass import AttentionFunction, run_interface
+from rolecircuits.capture.rows import ENTROPY_SLACK
+from rolecircuits.capture.streaming import (
+    MEASURED_ROWS,
+    Scoring,
+    attend_rows,
+    join_parts,
+    segment_output,
+    sink_scores,
+)
+from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.stats.masses import SEGMENTS, counted_keys, named_masses, turn_masses
+
+MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
+
+
+class FinalTokens:
+    """Where each prompt's final token is and which keys it sees, on the device of a layer: kept,
+    because every copy to a card waits for all that it was told to do before.
+    """
+
+    def __init__(self, n_tokens):
+        self.last, self.kept = np.asarray(n_tokens) - 1, {}
+
+    def on(self, device, n_keys, how):
+        """(prompt [prompt], last token [prompt], keys not seen [prompt, 1, key])."""
+        name = (device, n_keys, how.window, how.chunk)
+        if name not in self.kept:
+            key, last = np.arange(n_keys), self.last[:, None]
+            low = np.array([how.low(row) for row in self.last.tolist()])[:, None]
+            tensors = np.arange(len(last)), self.last, ((key > last) | (key < low))[:, None]
+            self.kept[name] = tuple(torch.as_tensor(part).to(device) for part in tensors)
+        return self.kept[name]
+
+
+def final_rows(query, key, tokens, how):
+    """Attention of each prompt's final token, softmax in float32: [prompt, head, key], 0 beyond
+    its tokens. O(tokens) memory. With learned sinks the sink is one more key, the first.
+
+    tokens  the FinalTokens of the batch
+    """
+    n_prompts, n_heads, _, width = query.shape
+    prompt, last, hidden = tokens.on(query.device, key.shape[2], how)
+    rows = query[prompt, :, last].float().view(n_prompts, key.shape[1], -1, width)
+    scores = how.cap((rows @ key.float().transpose(2, 3)).view(n_prompts, n_heads, -1) * how.scale)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if how.sinks is not None:
+        column = sink_scores(query, key, how)[prompt, :, last]
+        scores = torch.cat([column[..., None], scores], dim=-1)
+    return torch.softmax(scores, dim=-1)
+
+
+def check_rows(arrays, n_tokens, visible, layer):
+    """Stop with layer and head unless every real row has entropies from 0 to ln(visible keys)."""
+    real = (np.arange(len(visible)) < np.asarray(n_tokens)[:, None])[:, None, :]
+    bound = np.log(visible) + ENTROPY_SLACK
+    whole, sinkfree = arrays["entropy"], arrays["entropy_sinkfree"]
+    if _all_possible(arrays, bound.astype(np.float32)):  # padding too: nothing to look for
+        return
+    infinite = ~np.isfinite(whole) | ~np.isfinite(arrays["sink_mass"])
+    outside = "is outside 0 to ln(visible keys)"
+    for what, values, wrong in (
+        ("is NaN or infinite", whole, infinite),
+        (outside, whole, (whole < 0) | (whole > bound)),
+        (f"{outside} without key 0", sinkfree, (sinkfree < 0) | (sinkfree > bound)),
+    ):
+        if (wrong & real).any():
+            prompt, head, row = np.argwhere(wrong & real)[0]
+            raise RunFailed(
+                f"layer {layer} head {head}: entropy of query row {row} {what} "
+                f"({values[prompt, head, row]:.6g}); nothing was saved"
+            )
+
+
+def _all_possible(arrays, bound):
+    """True where every row is in its bounds, by few passes over the arrays: NaN is in none."""
+    whole, sinkfree, sink = (arrays[name] for name in MEASURED_ROWS)
+    wrong = (sinkfree < 0) | (sinkfree > bound)
+    return not wrong.any() and ((whole >= 0) & (whole <= bound) & np.isfinite(sink)).all()
+
+
+class LayerRecorder:
+    """Answers each layer of one pass and reduces its rows, without a pattern.
+
+    windows  [layer] (window, chunk) of masks.window_of    n_tokens [prompt]
+    places   Places of the prompts
+    on_layer(layer, arrays)  is called once a layer, in order; arrays are those of `join_sink` and
+                             of stats.masses.masses_beside_sink, NaN beyond a prompt's tokens;
+                             with turns turn_mass [prompt, head, turn, segment]
+    A card goes on computing while a thread reduces what it gave: that must be waited for by
+    `finished`.
+    """
+
+    def __init__(self, windows, n_tokens, places, on_layer):
+        self.windows, self.on_layer = windows, on_layer
+        self.n_tokens, self.places = np.asarray(n_tokens), places
+        self.final_tokens, self.visible, self.counted = FinalTokens(n_tokens), {}, {}
+        self.thread, self.waiting = None, []
+
+    @contextlib.contextmanager
+    def finished(self):
+        """At the end of the block every layer is reduced; raises what one of them raised."""
+        with ThreadPoolExecutor(1) as self.thread:  # one thread: layers stay in order
+            yield
+            for layer in self.waiting:
+                layer.result()
+        self.waiting.clear()
+
+    def attend(self, layer, call):
+        """The attention of one layer, a model_pass.Call; None for the last one's output."""
+        how, query, key = self.scoring(layer, call), call.query, call.key
+        if query.shape[2] != key.shape[2] or call.bias is not None:
+            raise RunFailed(
+                f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}"
+            )
+        want_output = layer < len(self.windows) - 1
+        out, parts = attend_rows(query, key, call.value, how, want_output)
+        final = final_rows(query, key, self.final_tokens, how)
+        if how.sinks is not None:
+            parts["final_sink"], final = final[..., 0], final[..., 1:]
+        counted = self.counted_keys(final)
+        parts["final_sums"], parts["final_row"] = final @ counted, final.half()
+        if self.places.turns is not None:
+            inside = counted[..., -len(SEGMENTS) :]
+            parts["segment_rows"] = segment_output(query, key, inside, how)
+        if query.device.type == "cuda":
+            host = {name: part.to("cpu", non_blocking=True) for name, part in parts.items()}
+            copied = torch.cuda.current_stream(query.device).record_event()
+            self.waiting.append(self.thread.submit(self.reduce, layer, host, how, copied))
+        else:
+            self.reduce(layer, {name: part.cpu() for name, part in parts.items()}, how)
+        return out
+
+    def scoring(self, layer, call):
+        """The Scoring of a layer."""
+        window, chunk = self.windows[layer]
+        return Scoring(call.scale, window, call.softcap, chunk, call.sinks)
+
+    def reduce(self, layer, parts, how, copied=None):
+        """Hand the arrays of one layer to `on_layer`; copied: the event after which they are here.
+
+        parts  those of `attend_rows`, the final rows with their sums, and with turns the rows of
+               `segment_output`, as tensors on the CPU
+        """
+        if copied is not None:
+            copied.synchronize()
+        parts = {name: part.numpy() for name, part in parts.items()}
+        visible = self.keys_seen(parts["final_row"].shape[-1], how)
+        arrays = join_parts(parts, visible)
+        check_rows(arrays, self.n_tokens, visible, layer)
+        beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
+        if beyond.any():
+            nan = np.float32(np.nan)
+            arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
+        if self.places.turns is not None:
+            rows = parts["segment_rows"]
+            if how.sinks is not None:  # it takes its share, and counts as "sink"
+                rows *= 1 - arrays["sink_mass"][..., None]
+                rows[..., 0] += arrays["sink_mass"]
+            arrays["turn_mass"] = turn_masses(rows, self.places.turns)
+        learned = parts.get("final_sink")
+        masses = named_masses(parts["final_sums"], self.places, parts["final_row"], learned)
+        self.on_layer(layer, arrays | masses)
+
+    def counted_keys(self, final):
+        """The keys that each mass of the final rows sums over, where and as wide as they are."""
+        name = final.device, final.shape[-1]
+        if name not in self.counted:
+            keys = counted_keys(self.places, final.shape[-1])
+            self.counted[name] = torch.from_numpy(keys).to(final)
+        return self.counted[name]
+
+    def keys_seen(self, n_query, how):
+        """`keys_seen` of a layer, the same in every layer of its kind."""
+        kind = n_query, how.window, how.chunk, how.sinks is not None
+        if kind not in self.visible:
+            self.visible[kind] = keys_seen(n_query, how)
+        return self.visible[kind]
+
+
+def keys_seen(n_query, how):
+    """Keys that every row sees, a learned sink counted: [query] int."""
+    low = np.array([how.low(row) for row in range(n_query)])
+    return np.arange(n_query) + 1 - low + int(how.sinks is not None)
+
+
+def _gated_mlps(model):
+    """The dense gated MLPs of a model, which treat every token alone; not those that accelerate
+    moves between devices.
+    """
+    parts = ("gate_proj", "up_proj", "down_proj")
+    for module in model.modules():
+        linear = all(isinstance(getattr(module, part, None), torch.nn.Linear) for part in parts)
+        if linear and not hasattr(module, "_hf_hook"):
+            yield module
+
+
+@contextlib.contextmanager
+def mlps_in_blocks(model, rows=MLP_ROWS):
+    """Inside the block, MLPs on the CPU take `rows` tokens at a time, which stay in its cache.
+
+    A 4,096-token MLP of the bundled model takes 0.8 of its time that way, and its wide layer is
+    never held for all tokens.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    mlps = [(mlp, mlp.forward) for mlp in _gated_mlps(model)] if on_cpu else []
+    try:
+        for mlp, forward in mlps:
+            mlp.forward = partial(_in_blocks, forward, rows)
+        yield
+    finally:
+        for mlp, _ in mlps:
+            del mlp.forward  # the class's own again
+
+
+def _in_blocks(forward, rows, hidden):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if len(flat) < 2 * rows:
+        return forward(hidden)
+    out = torch.empty_like(flat)
+    for start in range(0, len(flat), rows):
+        out[start : start + rows] = forward(flat[start : start + rows])
+    return out.view(hidden.shape)
+
+
+def stream_layers(loaded, batch, recorder):
+    """One forward pass of a right-padded batch up to the attention of the last layer.
+
+    batch     (ids, mask) [prompt, query]    recorder  the LayerRecorder of this batch
+    raises    UserError where the model's rows cannot be streamed
+    """
+    if why := why_not_streamed(loaded):
+        name = loaded.facts["architecture"]
+        raise UserError(f"{name} {why}, so its rows cannot be streamed; use --capture patterns")
+    no_masks = NoMasks()
+
+    def attend(layer, call):
+        no_masks.check(layer, call.mask)
+        return recorder.attend(layer, call)
+
+    function = AttentionFunction(loaded.n_layers, attend)
+    with mlps_in_blocks(loaded.model), recorder.finished():
+        run_interface(loaded, batch, ROWS, function, no_masks)
+
+
+class NoMasks:
+    """Makes [query, key] masks of one zero that is seen everywhere: they take no memory."""
+
+    def __init__(self):
+        self.made = {}
+
+    def __call__(self, batch_size, q_length, kv_length, **options):
+        options = {name: options.get(name) for name in ("dtype", "device")}
+        zero = torch.zeros((), **options)
+        self.made[zero.data_ptr()] = zero
+        return zero.expand(batch_size, 1, q_length, kv_length)
+
+    def check(self, layer, mask):
+        """Stop where a layer is given another mask than the one that was made for it."""
+        if isinstance(mask, torch.Tensor) and mask.data_ptr() not in self.made:
+            raise RunFailed(
+                f"layer {layer} changes the mask that it is given, so its rows cannot be streamed; "
+                "use --capture patterns"
+            )
