@@ -275,7 +275,9 @@ def test_the_folder_is_named_by_what_its_numbers_depend_on(model, tmp_path):
 
     def name(*more):
         args = tuning_study.parse_args(flags(model, tmp_path, *more))
-        return study.study_name(study.describe_study(study.plan_of(args), facts, "d", args.seed, None))
+        return study.study_name(
+            study.describe_study(study.plan_of(args), facts, "d", args.seed, None)
+        )
 
     assert name() == name("--output_dir", str(Path("elsewhere")), "--date", "2020-01-01")
     others = [
