@@ -53,6 +53,7 @@ from rolecircuits.tuning import extras
 
 DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 8, 5e-4
 QUICK = {"seeds": 2, "doses": (10, 20), "sets": ["original", "crossed"]}
+FULL_LR = 2e-5  # of all weights
 PRIMARY = "rfc_normalised_crossed"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -96,7 +97,9 @@ def parse_args(argv=None):
         "--tuning", choices=["lora", "full"], default="lora", help="what is trained (default lora)"
     )
     study.add_argument(
-        "--lr", type=positive_number, default=LR, help=f"learning rate (default {LR})"
+        "--lr",
+        type=positive_number,
+        help=f"learning rate (default {LR}; --tuning full: {FULL_LR:.5f})",
     )
     study.add_argument(
         "--targets",
@@ -144,6 +147,7 @@ def parse_args(argv=None):
             setattr(args, flag, value)
     args.arms = [arm for arm in ARMS if arm in args.arms]
     args.sets = [name for name in SETS if name in args.sets]
+    args.lr = args.lr or (FULL_LR if args.tuning == "full" else LR)
     args.prompts, args.prompts_per_category = None, args.prompts_per_category or PER_CATEGORY
     return args
 
@@ -168,6 +172,11 @@ def run(args):
         raise UserError(
             f"--prompt_format {args.prompt_format}: a study tunes answers to questions, so it "
             "needs chat"
+        )
+    if args.dtype != "float32":
+        raise UserError(
+            f"--dtype {args.dtype}: small changes of the weights would be rounded away; a study "
+            "needs float32"
         )
     if args.device_map:
         raise UserError("--device_map: a study trains on one device; give --device")

@@ -353,7 +353,7 @@ class RoleMonitor(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_):
         """Record the prompts with the model as it is now: a row a prompt in `evaluations`."""
-        training, kept = self.model.training, self._all
+        kept, training = self._all, [part for part in self.model.modules() if part.training]
         self.model.eval()
         try:
             self._all = []
@@ -367,7 +367,8 @@ class RoleMonitor(TrainerCallback):
                 self.evaluations.append(row | text.means(slice(*prompt.span)))
         finally:
             self._all = kept
-            self.model.train(training)
+            for part in training:  # a part that was frozen in eval mode stays so
+                part.training = True
 
 
 def _is_longer(ids, texts):

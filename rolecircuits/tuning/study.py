@@ -24,7 +24,7 @@ from rolecircuits.capture.instrument import load_model
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, model_identity
-from rolecircuits.inputs.tuning_data import examples_of, read_examples, shuffled_answers
+from rolecircuits.inputs.tuning_data import ARMS, examples_of, read_examples, shuffled_answers
 from rolecircuits.models.adapters import adapter_facts, find_origin
 from rolecircuits.runs.files import read_json, temporary_folder, write_json
 from rolecircuits.runs.npz import read_npz, write_npz
@@ -34,7 +34,7 @@ from rolecircuits.tuning.examples import tokenize_examples
 from rolecircuits.tuning.measure import RAW_SET, capture_set, open_set, with_facts
 from rolecircuits.tuning.train import Recipe, Tuner, check_recipe, make_batches, state_step
 
-VERSION = 1  # of what a checkpoint holds
+VERSION = 2  # of what a checkpoint holds
 CHECKPOINT, STATE, BASE, MATCHED = "checkpoint.json", "state.safetensors", "base", "matched"
 REFERENCE = "reference.npz"
 PROBED_FRAMES = 12  # crossed frames on which the residual stream is probed
@@ -157,7 +157,7 @@ class Study:
         left = [dose for dose in doses if not self._has(place / dose_name(dose))]
         if left:
             place.mkdir(exist_ok=True)
-            with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
+            with Tuner(self.loaded, self.plan.recipe, self._seed(arm, seed)) as tuner:
                 self._continue(tuner, place, left[0])
                 for dose in left:
                     self._train_to(dose, tuner, arm, seed)
@@ -196,7 +196,7 @@ class Study:
         place, dose = self._place(arm, seed), self.plan.doses[-1]
         if self._has(place / MATCHED):
             return
-        with Tuner(self.loaded, self.plan.recipe, self._seed(seed)) as tuner:
+        with Tuner(self.loaded, self.plan.recipe, self._seed(arm, seed)) as tuner:
             self._continue(tuner, place, dose)
             self._train_to(dose, tuner, arm, seed)
             last = self._last(arm, seed)
@@ -250,22 +250,27 @@ class Study:
             if epoch not in known:
                 pairs = fixed
                 if arm == "shuffled":
-                    own = shuffled_answers(examples, self._seed(seed), epoch)
+                    own = shuffled_answers(examples, self._seed(arm, seed), epoch)
                     pairs = [(e.question, answer) for e, answer in zip(examples, own, strict=True)]
                 known.clear()
                 known[epoch] = tokenize_examples(self.loaded, self.plan.form, pairs)
             return known[epoch]
 
         def batches(first, last):
-            steps = make_batches(len(examples), self.plan.recipe, self._seed(seed), first, last)
+            steps = make_batches(
+                len(examples), self.plan.recipe, self._seed(arm, seed), first, last
+            )
             for epoch, chosen in steps:
                 tokens = tokens_of(epoch)
                 yield [tokens[i] for i in chosen]
 
         return batches
 
-    def _seed(self, seed):
-        return self.args.seed + seed
+    def _seed(self, arm, seed):
+        """The seed of a training run. No two runs share first weights or the order of examples:
+        the exact tests take runs as independent.
+        """
+        return self.args.seed + len(ARMS) * seed + ARMS.index(arm)
 
 
 def dose_name(dose):
