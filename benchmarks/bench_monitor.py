@@ -85,6 +85,8 @@ def run(args):
         f"pairs, {torch.get_num_threads()} threads: without "
         f"{statistics.median(times[plain]):.3f} s, with {statistics.median(times[monitored]):.3f} s"
     )
+    fastest = min(times[monitored]) / min(times[plain])
+    print(f"ratio of the fastest runs {fastest:.3f}")
     for name, own in ratios.items():
         print(f"{name} ratio {statistics.median(own):.3f} ({min(own):.3f} to {max(own):.3f})")
     print(
