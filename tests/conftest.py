@@ -8,9 +8,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-import torch  # noqa: E402, I001
-
-import rolecircuits  # noqa: E402, F401  (the thread policy, before anything imports torch)
+import rolecircuits  # noqa: E402, F401, I001  (the thread policy, before anything imports torch)
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # read when triton is imported: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -313,7 +313,7 @@ def test_a_link_that_cannot_be_made_costs_no_run(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = publish_one(tmp_path, "before")
-    monkeypatch.setattr(publish, "_point_link", fail)
+    monkeypatch.setattr(publish, "point_link", fail)
     with pytest.raises(
         RunFailed, match="complete, but latest_run cannot be linked to it: No space"
     ):
@@ -328,7 +328,7 @@ def test_an_interrupt_before_the_link_publishes_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     before = publish_one(tmp_path, "before")
-    monkeypatch.setattr(publish, "_point_link", interrupt)
+    monkeypatch.setattr(publish, "point_link", interrupt)
     with pytest.raises(KeyboardInterrupt):
         publish_one(tmp_path, "half")
     assert list(tmp_path.glob("run_*")) == [before] and not temporary(tmp_path)

@@ -128,7 +128,7 @@ def test_a_study_comes_back(small, tmp_path):
     ]
     folder = save_study(small, tmp_path / "study", signals=rows)
     study = load_study(folder)
-    assert study.primary == PRIMARY and study.summary == {"primary": PRIMARY}
+    assert study.primary == study.summary["primary"] == PRIMARY
     assert study.label == "synthetic/tiny, chat prompts; 6 training runs of 3 arms"
     assert study.facts == {
         **{"model": "synthetic/tiny", "set": "original crossed deixis"},
