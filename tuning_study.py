@@ -32,11 +32,10 @@ from deterministic import set_determinism
 from output_manager import say_limits
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import (
-    DEFAULT_MODEL,
     DEFAULT_TUNING,
     LATEST_STUDY,
-    REVISION_HELP,
     add_format_arguments,
+    add_model_choice,
     add_run_arguments,
     check_model_arguments,
     check_output_dir,
@@ -60,15 +59,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    model = parser.add_argument_group("model")
-    usual = f"hub id, local folder or {DEFAULT_MODEL} (the default)"
-    model.add_argument("--model_id", default=DEFAULT_MODEL, help=usual)
-    model.add_argument("--revision", help=REVISION_HELP)
-    model.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run the model's own code; needs a 40-digit --revision",
-    )
+    add_model_choice(parser)
     study = parser.add_argument_group("study")
     study.add_argument(
         "--data",

@@ -37,11 +37,11 @@ from rolecircuits.inputs.specs import PromptFormat
 from rolecircuits.models.architecture import check_architecture, dense_tokens, model_shape
 from rolecircuits.models.load import ModelTokenizer
 from rolecircuits.stats import entropy, moments
+from rolecircuits.stats.indices import KINDS
 from rolecircuits.stats.masses import SEGMENTS, uniform_segment_rows
 
 ACTIVE = []  # the monitors that are entered
 PARTS = len(SEGMENTS) + 1  # the slot is the last one
-KINDS = ("normalised", "sinkfree", "raw")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from rolecircuits.inputs.tuning_data import ARMS, examples_of, read_examples, sh
 from rolecircuits.models.adapters import adapter_facts, find_origin
 from rolecircuits.runs.files import read_json, temporary_folder, write_json
 from rolecircuits.runs.npz import read_npz, write_npz
+from rolecircuits.runs.tuning_results import BASE, checkpoint_name
 from rolecircuits.stats.tuning_signals import layer_profiles, mean_signals, profile_names
 from rolecircuits.tuning import behaviour, residual_signals
 from rolecircuits.tuning.examples import tokenize_examples
@@ -35,7 +36,7 @@ from rolecircuits.tuning.measure import RAW_SET, capture_set, open_set, with_fac
 from rolecircuits.tuning.train import Recipe, Tuner, check_recipe, make_batches, state_step
 
 VERSION = 2  # of what a checkpoint holds
-CHECKPOINT, STATE, BASE, MATCHED = "checkpoint.json", "state.safetensors", "base", "matched"
+CHECKPOINT, STATE = "checkpoint.json", "state.safetensors"
 REFERENCE = "reference.npz"
 PROBED_FRAMES = 12  # crossed frames on which the residual stream is probed
 MATCH_SHARE, MATCH_TRIES = 0.02, 12  # how near a matched drift is, and after how many scales
@@ -128,7 +129,10 @@ class Study:
         return self.folder / f"{arm}_{seed}"
 
     def _last(self, arm, seed):
-        return read_json(self._place(arm, seed) / dose_name(self.plan.doses[-1]) / CHECKPOINT)
+        return read_json(self._at(arm, seed, self.plan.doses[-1]) / CHECKPOINT)
+
+    def _at(self, arm, seed, dose, matched=False):
+        return self.folder / checkpoint_name(arm, seed, dose, matched)
 
     def measure_base(self):
         """Step 0, unless it is there; either way its reference is read."""
@@ -154,7 +158,7 @@ class Study:
     def train(self, arm, seed):
         """One training run, from where it stands to its last dose; a line that says how it went."""
         place, doses = self._place(arm, seed), self.plan.doses
-        left = [dose for dose in doses if not self._has(place / dose_name(dose))]
+        left = [dose for dose in doses if not self._has(self._at(arm, seed, dose))]
         if left:
             place.mkdir(exist_ok=True)
             with Tuner(self.loaded, self.plan.recipe, self._seed(arm, seed)) as tuner:
@@ -164,8 +168,8 @@ class Study:
                     losses = self._losses(place, dose, [])[str(dose)]
                     facts = {"arm": arm, "seed": seed, "dose": dose, "scale": 1.0, "matched": False}
                     facts["loss"] = math.fsum(losses) / len(losses)
-                    self._checkpoint(tuner, place / dose_name(dose), facts)
-        said = [read_json(place / dose_name(dose) / CHECKPOINT) for dose in doses]
+                    self._checkpoint(tuner, self._at(arm, seed, dose), facts)
+        said = [read_json(self._at(arm, seed, dose) / CHECKPOINT) for dose in doses]
         steps = " ".join(f"{row['compliance']:.2f}" for row in said)
         return f"{arm} {seed}: compliance {steps}, drift {said[-1]['drift']:.3f} nats"
 
@@ -194,7 +198,8 @@ class Study:
     def match(self, arm, seed, target):
         """The last dose again, its change scaled so that the drift is `target` nats."""
         place, dose = self._place(arm, seed), self.plan.doses[-1]
-        if self._has(place / MATCHED):
+        matched = self._at(arm, seed, dose, True)
+        if self._has(matched):
             return
         with Tuner(self.loaded, self.plan.recipe, self._seed(arm, seed)) as tuner:
             self._continue(tuner, place, dose)
@@ -202,7 +207,7 @@ class Study:
             last = self._last(arm, seed)
             scale = find_scale(lambda scale: self._drift(tuner, scale), last["drift"], target)
             facts = {"arm": arm, "seed": seed, "dose": dose, "scale": scale, "matched": True}
-            self._checkpoint(tuner, place / MATCHED, facts | {"loss": last["loss"]})
+            self._checkpoint(tuner, matched, facts | {"loss": last["loss"]})
 
     def _drift(self, tuner, scale):
         with tuner.tuned(scale):
@@ -271,10 +276,6 @@ class Study:
         the exact tests take runs as independent.
         """
         return self.args.seed + len(ARMS) * seed + ARMS.index(arm)
-
-
-def dose_name(dose):
-    return f"dose_{dose:04d}"
 
 
 @contextmanager
