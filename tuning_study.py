@@ -202,7 +202,7 @@ def run(args):
 
 
 def main(argv=None):
-    return run_script(parse_args, run, argv)
+    return run_script(parse_args, run, argv, again="goes on")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 import tuning_study
 from rolecircuits.drawing import tuning_figures
-from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.inputs.tuning_data import read_examples
 from rolecircuits.runs.load import load_run
 from rolecircuits.runs.npz import read_npz
@@ -23,7 +23,7 @@ from tiny_models import save_tiny
 pytest.importorskip("peft")
 pytest.importorskip("sklearn")
 pytest.importorskip("concept_erasure")
-from rolecircuits.tuning import behaviour, study
+from rolecircuits.tuning import behaviour, outcome, study, train
 
 FEW = ["--seeds", "2", "--doses", "2,4", "--lr", "0.01", "--prompts_per_category", "10"]
 FEW += ["--jobs", "1"]
@@ -288,3 +288,33 @@ def test_the_folder_is_named_by_what_its_numbers_depend_on(model, tmp_path):
     ]
     assert len({name(), *others}) == 5
     assert np.unique([len(x) for x in others]).tolist() == [14]
+
+
+def test_a_study_says_what_is_not_as_it_was_begun(finished, model):
+    """It was run with these flags, on this machine: nothing has changed, then three things have."""
+    begun = json.loads((finished / "study_config.json").read_text())
+    args = tuning_study.parse_args([*model, *FEW])
+    args.jobs = begun["arguments"]["jobs"]
+    determinism = begun["determinism"]
+    assert outcome.describe_changes(begun, args, determinism) == []
+    args.jobs = 7
+    begun["packages"]["torch"] = "1.0"
+    said = outcome.describe_changes(begun, args, determinism | {"gpu": "a card"})
+    assert [line.split(" with ")[1].split()[0] for line in said] == ["torch", "gpu", "jobs"]
+    assert said[0].startswith("the study was begun with torch 1.0 and goes on with 2.")
+
+
+def test_what_stands_in_the_way_of_a_checkpoint_is_named(tmp_path):
+    place = tmp_path / "role_0" / "dose_0002"
+    place.mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match=r"dose_0002: is there without its checkpoint\.json"),
+        study.new_checkpoint(place),
+    ):
+        raise AssertionError("nothing is measured")
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "state.safetensors").write_bytes(b"nothing of a tensor")
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged .*remove it"):
+        train.state_step(tmp_path / "state.safetensors")

@@ -79,10 +79,11 @@ def say_failed(failed):
         print(f"failed: {printable(name)}: {printable(reason)}")
 
 
-def run_script(parse_args, run, argv=None):
+def run_script(parse_args, run, argv=None, again="starts again"):
     """Parse, run and turn the outcome into an exit code.
 
-    run  function of the arguments; returns an exit code, or anything else (0)
+    run    function of the arguments; returns an exit code, or anything else (0)
+    again  what the same command does after an interrupt
     Every message passes `printable` here, so that paths and texts in it cannot move the terminal.
     """
     _escape_what_cannot_be_shown()
@@ -107,7 +108,7 @@ def run_script(parse_args, run, argv=None):
         _abandon_output()
         return 2 if error.filename and error.errno in WRONG_PATH else 1
     except KeyboardInterrupt:
-        _say("interrupted: nothing half-done was published, the same command starts again")
+        _say(f"interrupted: nothing half-done was published, the same command {again}")
         return 130
     return code if isinstance(code, int) else 0
 

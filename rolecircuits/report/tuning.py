@@ -22,7 +22,7 @@ SEE = (
     "compliance in the arm role, and at equal drift tells this arm from one tuned on facts and "
     "from one tuned on shuffled answers."
 )
-BEHAVIOUR = {
+RATE_NAMES = {
     "compliance": "compliance",
     "choice": "choice of the right answer",
     "facts": "facts about the ship",
@@ -42,7 +42,7 @@ def tuning_section(context: Context):
     static = {"said": describe_study(study), "of": study.label}
     static |= {"charts": static_charts(study, looks), "counts": count_cells(study, counts)}
     static |= {"columns": STATIC_COLUMNS, "signals": list(map(signal_cells, study.signals))}
-    data = plain_study(study) | {"arms": looks, "behaviour": BEHAVIOUR}
+    data = plain_study(study) | {"arms": looks, "behaviour": RATE_NAMES}
     facts = {name: study.facts[name] for name in ("model", "set", "format")}
     tables = {"doses.csv": dose_rows(points, facts), "signals.csv": study.signals}
     tables |= {"layer_counts.csv": study.layer_counts} if study.layer_counts else {}
@@ -67,7 +67,7 @@ def plain_study(study: Study):
     """What tuning.js needs: {"points": columns, [checkpoint]; "changes": {signal: [checkpoint]};
     "matched": {"arm", "seed", "values": {signal: [run]}}; "signals": rows of its table}."""
     points, changes = study.checkpoints, candidate_changes(study.checkpoints)
-    columns = ("arm", "seed", "dose", "matched", "drift", *BEHAVIOUR)
+    columns = ("arm", "seed", "dose", "matched", "drift", *RATE_NAMES)
     runs = gather_runs(vars(points))
     at_drift = values_at_matched_drift(runs)[0] if runs.matched.any() else runs.change[:, runs.last]
     values = dict(zip(runs.signal, at_drift.T, strict=True))

@@ -7,6 +7,8 @@ import numpy as np
 
 from rolecircuits.drawing import tuning_figures
 from rolecircuits.inputs.arguments import LATEST_STUDY
+from rolecircuits.inputs.errors import printable
+from rolecircuits.inputs.parser import say_notes
 from rolecircuits.runs import record
 from rolecircuits.runs.files import read_json, temporary_folder, write_csv, write_json
 from rolecircuits.runs.load import load_run
@@ -14,12 +16,14 @@ from rolecircuits.runs.publish import point_link
 from rolecircuits.runs.tuning_results import (
     AGREEMENT,
     BASE,
+    BEHAVIOUR,
     CHECKPOINTS,
     CONFIG,
     CONTRASTS,
     DOSES,
     LAYER_COUNTS,
     LAYERS,
+    RATES,
     SIGNALS,
     SUMMARY,
     Checkpoints,
@@ -34,13 +38,16 @@ from rolecircuits.stats.indices import INDICES, KINDS, layer_indices, layer_null
 from rolecircuits.tuning import residual_signals
 from rolecircuits.tuning.study import CHECKPOINT
 
-BEHAVIOUR = ("drift", "compliance", "choice", "facts", "roleplay", "refusal", "loss")
+MACHINE = ("gpu", "processor", "torch_threads")
 
 
 def write_config(work, description, determinism):
-    """study_config.json before the first step; a study that goes on keeps its first one."""
+    """study_config.json before the first step; a study that goes on keeps its first one, and it is
+    said where rounding may differ from what was begun.
+    """
     path = work.folder / CONFIG
     if path.is_file():
+        say_notes(describe_changes(read_json(path), work.args, determinism))
         return
     prompt_set = work.sets[0]
     fed = record.describe_prompts(work.args, prompt_set.prompts, prompt_set.how_fed)
@@ -48,6 +55,22 @@ def write_config(work, description, determinism):
     config |= {"status": "running", "determinism": determinism, "study": description}
     config |= {"primary": description["primary"], "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(path, config)
+
+
+def describe_changes(begun, args, determinism):
+    """A line for everything that rounding depends on and that is not as the study was begun.
+
+    begun  its study_config.json
+    """
+    asked = {name: getattr(args, name) for name in ("jobs", "batch_size")}
+    now = record.package_versions() | {name: determinism[name] for name in MACHINE} | asked
+    was = begun["packages"] | begun["determinism"] | begun["arguments"]
+    return [
+        f"the study was begun with {name} {printable(was.get(name))} and goes on with "
+        f"{printable(value)}: checkpoints may differ by rounding"
+        for name, value in now.items()
+        if was.get(name) != value
+    ]
 
 
 def collect_checkpoints(work):
@@ -59,8 +82,7 @@ def collect_checkpoints(work):
         rows += [read_json(work.folder / place / CHECKPOINT) for place in places]
     signals, profiles = list(rows[0]["signals"]), list(rows[0]["profiles"])
     own = {
-        name: np.array([row[name] for row in rows])
-        for name in ("arm", "seed", "dose", "scale", "matched")
+        name: np.array([row[name] for row in rows]) for name in ("arm", "seed", "dose", "matched")
     }
     own |= {name: _numbers([row[name] for row in rows]) for name in BEHAVIOUR}
     return Checkpoints(
@@ -165,7 +187,7 @@ def summarise(checkpoints, runs, table):
         places[arm] = rows[checkpoints.dose[rows] == checkpoints.dose.max()]
         places[f"{arm}_matched"] = checkpoints.rows_of(arm, matched=True)
     behaviour = {
-        name: {what: spread(getattr(checkpoints, what)[rows]) for what in BEHAVIOUR[:-1]}
+        name: {what: spread(getattr(checkpoints, what)[rows]) for what in ("drift", *RATES)}
         for name, rows in places.items()
     }
     n = list(sizes.values())

@@ -281,6 +281,8 @@ class Study:
 @contextmanager
 def new_checkpoint(place):
     """A folder written aside that is `place` once the block has ended without an error."""
+    if place.exists():
+        raise UserError(f"{printable(place)}: is there without its {CHECKPOINT}; remove it")
     place.parent.mkdir(exist_ok=True)
     with temporary_folder(place.parent) as folder:
         aside = folder / place.name

@@ -24,13 +24,13 @@ import numpy as np
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from rolecircuits.capture.batches import pad_right
 from rolecircuits.capture.model_pass import set_attention
 from rolecircuits.capture.prefix import shared_prefix
-from rolecircuits.inputs.errors import RunFailed, UserError, printable
+from rolecircuits.inputs.errors import RunFailed, UserError, one_line, printable
 from rolecircuits.runs.files import replaced_file
 
 CLIP = 1.0
@@ -162,7 +162,7 @@ class Tuner:
 
     def load_state(self, path):
         """Go on from `save_state`: the next steps are those of a training that never stopped."""
-        with safe_open(path, framework="pt") as file:
+        with _open_state(path) as file:
             self.step = _step_of(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         names = {name.partition(".")[2] for name in tensors}
@@ -178,8 +178,20 @@ class Tuner:
 
 def state_step(path):
     """The step at which `Tuner.save_state` was called."""
-    with safe_open(path, framework="pt") as file:
+    with _open_state(path) as file:
         return _step_of(file)
+
+
+@contextlib.contextmanager
+def _open_state(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(
+            f"{printable(path)}: damaged ({one_line(error, 80)}); remove it, and this run is "
+            "trained from its beginning to its next dose"
+        ) from error
 
 
 def _step_of(file):
