@@ -51,7 +51,7 @@ from rolecircuits.runs.progress import progress
 from rolecircuits.tuning import extras
 
 DOSES, SEEDS, PER_CATEGORY, LR = (10, 20, 30, 40, 50, 100), 5, 8, 5e-4
-QUICK = {"seeds": 2, "doses": (10, 20), "sets": ["original", "crossed"]}
+QUICK = {"seeds": 2, "doses": (5, 10), "sets": ["original", "crossed"], "questions": 6}
 FULL_LR = 2e-5  # of all weights
 PRIMARY = "rfc_normalised_crossed"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -82,7 +82,7 @@ def parse_args(argv=None):
         type=doses_value,
         metavar="N,N,...",
         help="optimizer steps after which a run is measured "
-        f"(default {','.join(map(str, DOSES))}; --quick: 10,20)",
+        f"(default {','.join(map(str, DOSES))}; --quick: 5,10)",
     )
     study.add_argument(
         "--tuning", choices=["lora", "full"], default="lora", help="what is trained (default lora)"
@@ -107,13 +107,21 @@ def parse_args(argv=None):
         "crossed)",
     )
     study.add_argument(
+        "--questions",
+        type=positive_int,
+        metavar="N",
+        help="held-out questions of each kind that are asked at a stop (default all; --quick: 6)",
+    )
+    study.add_argument(
         "--primary",
         default=PRIMARY,
         metavar="SIGNAL",
         help=f"the signal tested alone, declared before the first step (default {PRIMARY})",
     )
     study.add_argument(
-        "--quick", action="store_true", help="2 seeds, 2 doses, 2 sets: minutes; decides nothing"
+        "--quick",
+        action="store_true",
+        help="2 seeds, 2 doses, 2 sets, few questions; decides nothing",
     )
     study.add_argument(
         "--jobs",
@@ -132,6 +140,7 @@ def parse_args(argv=None):
     add_table_argument(output)
     args = parser.parse_args(argv)
     usual = {"arms": ARMS, "targets": TARGETS, "seeds": SEEDS, "doses": DOSES, "sets": SETS}
+    usual["questions"] = None
     usual |= QUICK if args.quick else {}
     for flag, value in usual.items():
         if getattr(args, flag) is None:

@@ -200,3 +200,14 @@ def test_drift_is_zero_at_step_0_and_that_of_the_logits_after(loaded):
     log_q = torch.tensor(reference[0]).double().log_softmax(-1)
     kl = float((log_p.exp() * (log_p - log_q)).sum())
     assert behaviour.drift(loaded, tokenized, changed) == pytest.approx(kl / 2, rel=1e-5)
+
+
+def test_few_questions_are_spread_over_all(loaded):
+    every = behaviour.questions_of(loaded, read_examples(), CHAT)
+    few = behaviour.questions_of(loaded, read_examples(), CHAT, most=6)
+    assert all(row in every for row in few)
+    for measure in ("role", "facts", "feelings", "roleplay"):
+        rows, own = ([r for r in all_of if r["measure"] == measure] for all_of in (every, few))
+        assert len(own) == 6 < len(rows)
+        assert own[0] == rows[0] and own[-1] != rows[5]
+    assert behaviour.questions_of(loaded, read_examples(), CHAT, most=10**6) == every

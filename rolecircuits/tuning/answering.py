@@ -68,7 +68,11 @@ def read_questions(loaded, *groups):
             pairs = [layer[:, :, place] for layer, place in zip(layers, places, strict=True)]
             cache.update(*torch.cat(pairs, dim=2).transpose(1, 2), i)
     ids, mask = (each.flip(1).to(device) for each in pad_right([own[::-1] for _, own in rows]))
-    logits = _advance(loaded, cache, ids[:, -block:], mask, last=True)
+    fed, real = ids[:, -block:], mask[:, -block:]
+    # What comes before the block is the same for rows of a group that begin it at the same token.
+    owners = [g * width + max(len(own) - block, 0) for g, own in rows]
+    with shared_tokens(loaded.model, fed.tolist(), owners, real.tolist()):
+        logits = _advance(loaded, cache, fed, mask, last=True)
     return ReadQuestions(cache, mask, logits[:, -1])
 
 

@@ -57,12 +57,13 @@ class Behaviour:
     answers: list
 
 
-def measure_behaviour(loaded, examples, form, seed=0):
+def measure_behaviour(loaded, examples, form, seed=0, most=None):
     """The Behaviour of a LoadedModel: examples as read, questions in a PromptFormat.
 
     seed  draws the other facets' answers of choice: the same for all checkpoints of a study
+    most  questions asked of each kind, None for all
     """
-    asked, answers = questions_of(loaded, examples, form, seed), []
+    asked, answers = questions_of(loaded, examples, form, seed, most), []
     for start in range(0, len(asked), AT_ONCE):
         answers += answer_questions(loaded, asked[start : start + AT_ONCE])
 
@@ -73,10 +74,11 @@ def measure_behaviour(loaded, examples, form, seed=0):
     return Behaviour(rate("role"), choice, *map(rate, ("facts", "roleplay", "feelings")), answers)
 
 
-def questions_of(loaded, examples, form, seed=0):
+def questions_of(loaded, examples, form, seed=0, most=None):
     """All that is asked: [{"measure", "facet", "question", "keywords", "form", "choices"}, ...].
 
     choices  of role: as `choices_of`; of others: []
+    most     of each measure, spread over its questions; None for all
     Another persona is given only where the chat template takes a system prompt.
     """
     asked, (roleplay, feelings) = [], read_behaviour_questions()
@@ -86,18 +88,24 @@ def questions_of(loaded, examples, form, seed=0):
         asked.append(row | {"form": own, "choices": list(choices)})
 
     role = examples_of(examples, "role", "heldout")
-    for i, example in enumerate(role):
+    for i, example in _spread(list(enumerate(role)), most):
         choices = choices_of(role, i, seed)
         ask("role", example.question, example.keywords, example.facet, choices)
-    for example in examples_of(examples, "facts", "heldout"):
+    for example in _spread(examples_of(examples, "facts", "heldout"), most):
         ask("facts", example.question, example.keywords, example.facet)
-    for question in feelings:
+    for question in _spread(feelings, most):
         ask("feelings", question)
     if _takes_system_prompt(loaded.tokenizer, form):
         other = replace(form, system_prompt=roleplay.system_prompt)
-        for question, keywords in roleplay.questions:
+        for question, keywords in _spread(roleplay.questions, most):
             ask("roleplay", question, keywords, own=other)
     return asked
+
+
+def _spread(rows, most):
+    """At most so many rows, at equal distances; all if None."""
+    n = len(rows) if most is None else min(most, len(rows))
+    return [rows[i * len(rows) // n] for i in range(n)]
 
 
 def _takes_system_prompt(tokenizer, form):

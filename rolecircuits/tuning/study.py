@@ -44,7 +44,10 @@ MATCH_SHARE, MATCH_TRIES = 0.02, 12  # how near a matched drift is, and after ho
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: arms x seeds trained by a recipe, measured at doses on sets."""
+    """What is asked for: arms x seeds trained by a recipe, measured at doses on sets.
+
+    questions  held-out ones asked of each kind at a checkpoint, None for all
+    """
 
     arms: tuple
     seeds: int
@@ -52,6 +55,7 @@ class Plan:
     sets: tuple
     recipe: Recipe
     per_category: int
+    questions: int | None
     form: PromptFormat
     primary: str
 
@@ -81,6 +85,7 @@ def describe_study(plan, facts, data_sha256, seed, date):
         "doses": list(plan.doses),
         "sets": list(plan.sets),
         "prompts_per_category": plan.per_category,
+        "questions": plan.questions,
         "recipe": recipe | {"targets": list(recipe["targets"])},
         "format": form | {"template_arg": list(form["template_arg"])},
         "primary": plan.primary,
@@ -230,7 +235,8 @@ class Study:
     def _measure(self, loaded, aside, facts):
         """Behaviour, drift and signals of a model into a checkpoint's folder."""
         form, runs = self.plan.form, {}
-        found = asdict(behaviour.measure_behaviour(loaded, self.examples, form))
+        asked = {"most": self.plan.questions}
+        found = asdict(behaviour.measure_behaviour(loaded, self.examples, form, **asked))
         answers = found.pop("answers")
         drift = behaviour.drift(loaded, self.neutral, self.reference["logits"])
         for prompt_set in self.sets:
@@ -336,6 +342,7 @@ def plan_of(args):
         tuple(args.sets),
         recipe,
         args.prompts_per_category,
+        args.questions,
         PromptFormat.of(args),
         args.primary,
     )
