@@ -156,7 +156,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
         print(f"note: {frames.describe_left_out(left_out, prompts)}")
         prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
     how_fed = feeding.describe_feeding(tokenized, loaded.tokenizer, form)
-    say_notes(how_fed["notes"])
+    say_notes([*how_fed["notes"], *instrument.packing_notes(loaded)])
     if repetition is not None:
         repetition.check_fed(tokenized)
     how, raw = (args.capture, args.raw, tokenized, loaded.facts, args.batch_size), args.raw

@@ -317,8 +317,8 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     real, sizes = recorder.stream_layers, []
 
     def scarce(loaded, batch, *rest):
-        sizes.append(len(batch[0]))
-        if len(batch[0]) > 4:
+        sizes.append(batch.n_prompts)
+        if batch.n_prompts > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(loaded, batch, *rest)
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from rolecircuits.capture.packed import Packed
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.rotary import reset_rotary
 
@@ -124,13 +125,16 @@ class SoftmaxReader(TorchFunctionMode):
 def run_interface(loaded, batch, name, function, mask_function):
     """A pass with `function`, an AttentionFunction, under a name and with the masks of that name.
 
-    batch          (ids, mask) [prompt, query], right-padded
+    batch          (ids, mask) [prompt, query], right-padded, or Packed
     mask_function  what builds masks, as transformers.masking_utils.eager_mask does
     """
+    attend = function
+    if isinstance(batch, Packed):
+        attend, mask_function = batch.attend_by(function), batch.mask_of(mask_function)
     # What is registered stays for good, so it must not hold a model.
     AttentionInterface.register(name, lambda *args, **kwargs: ACTIVE[name][0](*args, **kwargs))
     AttentionMaskInterface.register(name, lambda *args, **kwargs: ACTIVE[name][1](*args, **kwargs))
-    ACTIVE[name] = function, mask_function
+    ACTIVE[name] = attend, mask_function
     try:
         _run(set_attention(loaded.model, name), batch)
     finally:
@@ -161,10 +165,15 @@ def set_attention(model, name):
 
 
 def _run(model, batch):
-    ids, mask = batch
+    if isinstance(batch, Packed):
+        fed = {"input_ids": batch.ids[None], "position_ids": batch.positions[None]}
+        fed["attention_mask"] = torch.ones_like(fed["input_ids"])
+    else:
+        fed = dict(zip(("input_ids", "attention_mask"), batch, strict=True))
     device = next(model.parameters()).device
+    fed = {name: tensor.to(device) for name, tensor in fed.items()}
     with torch.inference_mode(), contextlib.suppress(LastLayerDone):
-        model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        model.base_model(**fed, use_cache=False)
 
 
 def _check_all_fired(reader):

@@ -242,7 +242,7 @@ def _in_blocks(forward, rows, hidden):
 def stream_layers(loaded, batch, recorder):
     """One forward pass of a right-padded batch up to the attention of the last layer.
 
-    batch     (ids, mask) [prompt, query]    recorder  the LayerRecorder of this batch
+    batch     (ids, mask) [prompt, query] or Packed    recorder  the LayerRecorder of this batch
     raises    UserError where the model's rows cannot be streamed
     """
     if why := why_not_streamed(loaded):
