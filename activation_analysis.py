@@ -19,7 +19,6 @@ base; documents (long texts and conversations) go to documents_<time>/.
 came back: exit code 0 bit-identical or within rounding, 1 different.
 """
 
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,14 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_failed, say_notes
+from rolecircuits.inputs.parser import (
+    Parser,
+    collector_paused,
+    leave,
+    run_script,
+    say_failed,
+    say_notes,
+)
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
@@ -244,4 +250,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
