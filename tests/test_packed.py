@@ -11,6 +11,7 @@ from rolecircuits.capture import attention, instrument, masks, recorder
 from rolecircuits.capture.batches import pad_right
 from rolecircuits.capture.packed import Packed
 from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
+from rolecircuits.edits import packed_heads, sweep
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.inputs.specs import PromptFormat
 from tiny_models import CONFIGS, load_checked, save_tiny
@@ -153,3 +154,45 @@ def test_a_long_text_is_streamed_the_same_packed_or_padded(tmp_path):
 
 def tokenized_text(i, ids):
     return TokenizedPrompt(f"text_{i}", "neutral", -1, "text", "", ids, [], (0, len(ids)))
+
+
+@pytest.mark.parametrize("method", ["zero_out", "mean"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_sweep_is_that_of_the_bridge(tmp_path, name, method):
+    """Weights are ten times as large as usual, so that cutting a head changes what is said."""
+    loaded = load_checked(save_tiny(name, tmp_path / name, initializer_range=0.2), device="cpu")
+    tokenized = tokenize_prompts([*CROSSED, *ORIGINAL], loaded.tokenizer, PromptFormat("chat"))
+    made = sweep.Sweep(loaded, tokenized, method, rows=50)
+    assert made.batches.packed is not None
+    for layer in range(loaded.n_layers):
+        found = made.layer(layer)
+        made.batches.packed, kept = None, made.batches.packed
+        expected = made.layer(layer)
+        made.batches.packed = kept
+        assert expected["kl"].max() > 1e-3
+        for metric, values in expected.items():
+            np.testing.assert_allclose(found[metric], values, atol=1e-5, err_msg=metric)
+
+
+def test_packed_heads_that_are_not_the_bridge_s_are_not_used(tmp_path, monkeypatch):
+    loaded = load_checked(save_tiny("llama", tmp_path, initializer_range=0.2), device="cpu")
+    tokenized = tokenize_prompts(ORIGINAL, loaded.tokenizer)
+    run = packed_heads.PackedHeads.run
+
+    def another_head(self, layer, prompts, heads, *rest):
+        return run(self, layer, prompts, (np.asarray(heads) + 1) % 2, *rest)
+
+    monkeypatch.setattr(packed_heads.PackedHeads, "run", another_head)
+    assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is None
+    monkeypatch.setattr(packed_heads.PackedHeads, "run", run)
+    assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is not None
+
+
+def test_what_a_packed_pass_hands_on_is_gone_afterwards(tmp_path):
+    loaded = load_checked(save_tiny("llama", tmp_path), device="cpu")
+    tokenized = tokenize_prompts(ORIGINAL, loaded.tokenizer)
+    before = attention.capture_patterns(loaded, tokenized).arrays["entropy"]
+    made = sweep.Sweep(loaded, tokenized, "zero_out")
+    made.layer(1)
+    after = attention.capture_patterns(loaded, tokenized).arrays["entropy"]
+    np.testing.assert_array_equal(after, before)

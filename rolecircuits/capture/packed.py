@@ -14,6 +14,7 @@ key.
 
 from functools import partial
 
+import numpy as np
 import torch
 
 
@@ -21,16 +22,20 @@ class Packed:
     """The tokens of a right-padded batch that are computed, and where each of them stands.
 
     token_ids  list of lists of int
+    owners     [prompt] int: only prompts of one owner share what they begin with; None: all do
+    n_tokens [prompt]          of each prompt
     ids, positions [token]     what the model is fed
     copies [prompt x query]    which of them stands at each place of the batch; at padding any
     first [token]              a place at which each of them stands
     """
 
-    def __init__(self, token_ids):
-        self.n_prompts, self.width = len(token_ids), max(map(len, token_ids))
+    def __init__(self, token_ids, owners=None):
+        owners = [0] * len(token_ids) if owners is None else owners
+        self.n_tokens = np.array([len(ids) for ids in token_ids])
+        self.n_prompts, self.width = len(token_ids), int(self.n_tokens.max())
         tokens, known, copies = [], {}, []
-        for row, ids in enumerate(token_ids):
-            before = -1
+        for row, (ids, owner) in enumerate(zip(token_ids, owners, strict=True)):
+            before = -1 - int(owner)
             for position, token in enumerate(ids):
                 at = known.setdefault((before, token), len(tokens))
                 if at == len(tokens):
@@ -41,6 +46,15 @@ class Packed:
         self.ids, self.positions, self.first = torch.tensor(tokens).T.contiguous()
         self.copies = torch.tensor(copies)
         self.kept = {}
+
+    def inputs(self):
+        """The named tensors that the model is fed, [1, token] each."""
+        ids, positions = self.ids[None], self.positions[None]
+        return {
+            "input_ids": ids,
+            "position_ids": positions,
+            "attention_mask": torch.ones_like(ids),  # else transformers looks for packed texts
+        }
 
     def on(self, device):
         """(copies, first) on the device: copied once, since a card waits for every copy."""
