@@ -19,7 +19,6 @@ base; documents (long texts and conversations) go to documents_<time>/.
 came back: exit code 0 bit-identical or within rounding, 1 different.
 """
 
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,14 @@ from rolecircuits.inputs.arguments import (
     say_unverified,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_failed, say_notes
+from rolecircuits.inputs.parser import (
+    Parser,
+    collector_paused,
+    leave,
+    run_script,
+    say_failed,
+    say_notes,
+)
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
@@ -156,7 +162,7 @@ def analyze_model(loaded, prompts, args, timings=None, repetition=None):
         print(f"note: {frames.describe_left_out(left_out, prompts)}")
         prompts = [prompt for prompt in prompts if prompt.frame not in left_out]
     how_fed = feeding.describe_feeding(tokenized, loaded.tokenizer, form)
-    say_notes(how_fed["notes"])
+    say_notes([*how_fed["notes"], *instrument.packing_notes(loaded)])
     if repetition is not None:
         repetition.check_fed(tokenized)
     how, raw = (args.capture, args.raw, tokenized, loaded.facts, args.batch_size), args.raw
@@ -244,4 +250,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

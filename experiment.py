@@ -18,7 +18,6 @@ a model, length in tokens, share of repeated trigrams. The newest run is linked
 as latest_generation.
 """
 
-import sys
 import time
 
 from deterministic import set_determinism
@@ -35,7 +34,7 @@ from rolecircuits.inputs.arguments import (
     positive_int,
 )
 from rolecircuits.inputs.errors import printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
+from rolecircuits.inputs.parser import Parser, collector_paused, leave, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
@@ -122,4 +121,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -50,7 +50,7 @@ from rolecircuits.inputs.arguments import (
     controls_number,
 )
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
+from rolecircuits.inputs.parser import Parser, collector_paused, leave, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import check_turns
 from rolecircuits.inputs.specs import Setting
 from rolecircuits.runs import record
@@ -230,4 +230,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -37,7 +37,7 @@ from rolecircuits.inputs.arguments import (
     positive_int,
 )
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
+from rolecircuits.inputs.parser import Parser, collector_paused, leave, run_script, say_notes
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 
 QUIT = "/quit"
@@ -158,4 +158,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

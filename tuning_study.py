@@ -25,7 +25,6 @@ signal whether it tells them apart when the model has moved equally far.
 
 import argparse
 import re
-import sys
 import time
 
 from deterministic import set_determinism
@@ -43,7 +42,7 @@ from rolecircuits.inputs.arguments import (
     positive_number,
 )
 from rolecircuits.inputs.errors import UserError, printable
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script, say_notes
+from rolecircuits.inputs.parser import Parser, collector_paused, leave, run_script, say_notes
 from rolecircuits.inputs.prompt_sets import SETS
 from rolecircuits.inputs.specs import run_date
 from rolecircuits.inputs.tuning_data import ARMS, data_sha256, read_examples
@@ -215,4 +214,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

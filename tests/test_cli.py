@@ -220,3 +220,33 @@ def test_a_model_loaded_between_two_imports_is_freed():
         "del model; gc.collect(); assert gc.get_freeze_count() and seen() is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "ends_at_once"),
+    [("torch", True), ("torch ray", False), ("torch matplotlib", False), ("numpy", False)],
+)
+def test_leaving_writes_everything_first(loaded, ends_at_once):
+    """With torch the interpreter is not taken apart, unless something tidies up when it is."""
+    code = f"""
+import atexit, sys
+for name in {loaded.split()!r}:
+    sys.modules.setdefault(name, sys)
+atexit.register(lambda: print("taken apart", file=sys.stderr))
+from rolecircuits.inputs.parser import leave
+print("x" * 300_000)
+print("a warning", end="", file=sys.stderr)
+leave(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 3
+    assert done.stdout == "x" * 300_000 + "\n"
+    assert done.stderr == "a warning" + ("" if ends_at_once else "taken apart\n")
+
+
+def test_leaving_while_profiled_is_the_usual_end():
+    code = "import sys; sys.modules['torch'] = sys; sys.path.insert(0, '.'); "
+    code += "from rolecircuits.inputs.parser import leave; leave(0)"
+    profiled = f"import cProfile; cProfile.run({code!r})"
+    done = subprocess.run([sys.executable, "-c", profiled], capture_output=True, text=True)
+    assert "function calls" in done.stdout

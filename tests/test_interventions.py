@@ -459,6 +459,7 @@ def interventions_donors(loaded, tokenized, entry):
 def test_a_sweep_out_of_memory_halves_its_batches(loaded, monkeypatch):
     prompts = select_prompts(per_category=2)
     sweep = sweep_module.Sweep(loaded, tokens.tokenize_prompts(prompts, loaded.tokenizer), "mean")
+    sweep.batches.packed = None
     whole, real, sizes = sweep.layer(1), head_batches.run_layers, []
 
     def scarce(loaded, token_ids, *rest):

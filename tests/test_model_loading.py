@@ -362,6 +362,7 @@ def test_cuda_index_beyond_the_last(monkeypatch):
 
 def test_instrument_check_fails_when_padding_leaks(llama, monkeypatch):
     loaded = load_checked(str(llama), device="cpu")
+    loaded.attention["not_packed"] = "is tested"
     real = batches.pad_right
 
     def forget_the_mask(token_ids):

@@ -37,9 +37,9 @@ def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, 
     tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
     ids = [prompt.token_ids for prompt in tokenized]
     assert common_prefix(ids) > 15, "a chat template begins alike"
+    loaded.attention["not_packed"] = "is tested"
     found = attention.capture_patterns(loaded, tokenized, keep_patterns=True)
     monkeypatch.setattr(patterns, "shared_prefix", lambda *given: contextlib.nullcontext())
-    monkeypatch.setattr(attention, "common_prefix", lambda ids: 0)
     whole = attention.capture_patterns(loaded, tokenized, keep_patterns=True)
     for key, expected in whole.arrays.items():
         if expected.dtype.kind == "f":
@@ -87,6 +87,7 @@ def test_rows_of_one_owner_share_what_they_begin_with_alike(tmp_path):
 def test_edits_are_never_shared(tmp_path, monkeypatch):
     """An edit may treat prompts differently, and is compared with a clean pass: both run whole."""
     loaded = load_checked(save_tiny("llama", tmp_path), device="cpu")
+    loaded.attention["not_packed"] = "is tested"
     tokenized = tokenize_prompts(CROSSED, loaded.tokenizer, PromptFormat("chat"))
     used, n = [], len(tokenized)
     monkeypatch.setattr(

@@ -233,9 +233,11 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
     assert instrument.check_streaming(loaded)["path_gap"] < 1e-5
-    right = streaming.flash_rest
+    right = streaming.flash_means
     monkeypatch.setattr(
-        streaming, "flash_rest", lambda q, k, how: right(q, k, replace(how, scale=how.scale * 1.01))
+        streaming,
+        "flash_means",
+        lambda q, k, v, how: right(q, k, v, replace(how, scale=how.scale * 1.01)),
     )
     with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):
         instrument.check_streaming(loaded)
@@ -317,8 +319,8 @@ def test_out_of_memory_halves_every_later_batch(models, monkeypatch):
     real, sizes = recorder.stream_layers, []
 
     def scarce(loaded, batch, *rest):
-        sizes.append(len(batch[0]))
-        if len(batch[0]) > 4:
+        sizes.append(batch.n_prompts)
+        if batch.n_prompts > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(loaded, batch, *rest)
 

@@ -8,12 +8,13 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rolecircuits.capture.attention import capture_patterns, capture_streaming
+from rolecircuits.capture.model_pass import decoder_layers
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.inputs.specs import ModelSpec, PromptFormat
 from rolecircuits.models.load import LoadedModel, open_model, read_weights
-from rolecircuits.tuning.residuals import decoder_layers, read_residuals, watch_residuals
+from rolecircuits.tuning.residuals import read_residuals, watch_residuals
 from tiny_models import CONFIGS, load_checked, save_tiny
 from tiny_multimodal import KINDS, save_multimodal
 

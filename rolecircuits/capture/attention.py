@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, pad_right, run_batches
+from rolecircuits.capture.batches import ALONE, BATCH_TOKENS, run_batches
 from rolecircuits.capture.masks import note_windows, visible_keys, windows_of
-from rolecircuits.capture.patterns import check_patterns, read_patterns, reduce_pattern
-from rolecircuits.capture.prefix import common_prefix, shared_prefix
+from rolecircuits.capture.packed import Packed
+from rolecircuits.capture.patterns import batch_of, check_patterns, read_patterns, reduce_pattern
 from rolecircuits.capture.recorder import LayerRecorder, stream_layers
 from rolecircuits.inputs.categories import frame_of
 from rolecircuits.models.devices import check_memory, free_bytes
@@ -161,7 +161,7 @@ def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, titl
 
     def run_batch(batch):
         n_tokens, at, ids = arrays["n_tokens"][batch], places.take(batch), ids_of(tokenized, batch)
-        width, shared = int(n_tokens.max()), common_prefix(ids)
+        width, packed = int(n_tokens.max()), Packed(ids)
         real = (np.arange(width) < n_tokens[:, None])[:, None, :, None]
 
         def on_layer(layer, pattern):
@@ -170,7 +170,7 @@ def capture_patterns(loaded, tokenized, batch_size=64, keep_patterns=False, titl
             if layer in kept:
                 kept[layer][batch, :, :width, :width] = np.where(real, pattern[..., -width:], 0.0)
             store_layer(
-                arrays, batch, layer, reduce_pattern(pattern, n_tokens, at, visible, shared)
+                arrays, batch, layer, reduce_pattern(pattern, n_tokens, at, visible, packed)
             )
 
         read_patterns(loaded, ids, on_layer)
@@ -198,9 +198,8 @@ def capture_streaming(
             places.take(batch),
             lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
         )
-        ids = ids_of(tokenized, batch)
-        with shared_prefix(loaded.model, ids):
-            stream_layers(loaded, pad_right(ids), recorder)
+        with batch_of(loaded, ids_of(tokenized, batch)) as fed:
+            stream_layers(loaded, fed, recorder)
 
     lengths = arrays["n_tokens"].tolist()
     limits = batch_size, batch_tokens, title, side

@@ -11,7 +11,7 @@ CHECK_TEXT = (
     "grandparents went up its narrow stairs on Sundays to see the boats come in with salt, wool "
     "and letters from the coast."
 )
-SHORT_TEXTS = ("Who is it?", "How tall is the tower now?")
+SHORT_TEXTS = ("Who is it?", "How tall is the tower now?", "How tall is it?")  # two begin alike
 
 
 def check_batches(loaded):
@@ -27,9 +27,9 @@ def check_batches(loaded):
     )
     loaded.tokenizer.check_ids(long, "instrument check: a text")
     if not 2 <= len(short[0]) < len(short[1]):
-        short = [long[:2], long[1:5]]
+        short = [long[:2], long[1:5], long[1:3] + long[:1]]
     side = batch_side(loaded.facts)
-    together = side(len(short[0])) == side(len(short[1]))
+    together = len({side(len(ids)) for ids in short}) == 1
     return [[long], short if together else short[:1]]
 
 

@@ -15,8 +15,9 @@ from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.recorder import LayerRecorder, keys_seen, stream_layers
 from rolecircuits.capture.streaming import block_scores
 from rolecircuits.capture.tokens import TokenizedPrompt
-from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.inputs.errors import RunFailed, printable
 from rolecircuits.models.load import open_model, read_weights
+from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import Places
 
 # Half the summed differences of our rows from those that the model returns: the largest of all rows
@@ -56,19 +57,45 @@ def load_model(spec, seed=None, check=None):
 
 
 def check_instrument(loaded):
-    """A text of at least 80 tokens (where the context holds them), and two short ones in a padded
+    """A text of at least 80 tokens (where the context holds them), and short ones in a padded
     batch, against the attention that the model returns for each of them: the verdict.
 
+    Where packed rows are wrong, every prompt is computed whole from then on ("not_packed").
     Raises RunFailed beyond the tolerance, naming layer and head.
     """
     describe_attention(loaded)
-    gaps = [compare_rows(loaded, batch) for batch in check_batches(loaded)]
+    try:
+        gaps = compare_all(loaded)
+    except (RunFailed, RuntimeError, TypeError, ValueError, IndexError) as error:
+        if masks.why_not_packed(loaded) is not None:
+            raise
+        said = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        loaded.attention["not_packed"] = f"has other rows where prompts are packed ({said[:160]})"
+        gaps = compare_all(loaded)
+    loaded.facts["not_packed"] = masks.why_not_packed(loaded)
     returned = None not in gaps
     return {
         "rows": "those of its eager attention" if returned else "not returned by the model",
         "row_gap": max(gaps) if returned else None,
         "row_tolerance": TOLERANCE[loaded.facts["dtype"]],
     }
+
+
+def packing_notes(loaded):
+    """A line where prompts of a checked model are computed whole, each token as often as it stands
+    there.
+    """
+    why = loaded.facts["not_packed"]
+    return [] if why is None else [f"every prompt is computed whole: this model {why}"]
+
+
+def compare_all(loaded):
+    """The `compare_rows` of every text of the check, together where they can be packed."""
+    batches, side = check_batches(loaded), batch_side(loaded.facts)
+    texts = [text for batch in batches for text in batch]
+    if masks.why_not_packed(loaded) is None and len({side(len(text)) for text in texts}) == 1:
+        batches = [texts]
+    return [compare_rows(loaded, batch) for batch in batches]
 
 
 def compare_rows(loaded, texts):

@@ -11,6 +11,7 @@ Keys that a row sees must be one stretch that ends with its own: full attention,
 chunks (Llama 4) are. Axes: layer, query.
 """
 
+import inspect
 import math
 
 import numpy as np
@@ -78,6 +79,12 @@ def why_not_streamed(loaded):
     return loaded.attention["not_streamed"]
 
 
+def why_not_packed(loaded):
+    """The reason why a batch of this model cannot be packed (packed.Packed), or None."""
+    _look(loaded)
+    return loaded.attention["not_packed"]
+
+
 def _look(loaded):
     """Find out, once, how this model can be read: a whole pass over two tokens."""
     if "way" in loaded.attention:
@@ -87,7 +94,8 @@ def _look(loaded):
 
 
 def _find_way(loaded):
-    """{"way", "sinks" [layer], "not_streamed", "rules" [layer], "any_length"} of a model.
+    """{"way", "sinks" [layer], "not_streamed", "not_packed", "rules" [layer], "any_length"} of a
+    model.
 
     any_length  the rules answer for texts of any length; some hold tensors as long as their text
     """
@@ -107,7 +115,25 @@ def _find_way(loaded):
         facts["rules"] = [rule for rule, _, _ in calls]
         device = next(loaded.model.parameters()).device
         facts["any_length"] = facts["not_streamed"] is None and _fits(facts["rules"], 3, device)
+    facts["not_packed"] = _why_not_packed(loaded, facts, [sinks for _, sinks, _ in calls])
     return facts
+
+
+def _why_not_packed(loaded, facts, sinks):
+    """The reason why one row of tokens cannot stand for a batch of this model, or None."""
+    if facts["not_streamed"] is not None:
+        return facts["not_streamed"]
+    if not facts["any_length"]:
+        return "has masks made for one text"
+    if any(scores is not None and scores.ndim == 4 for scores in sinks):
+        return "has a sink score for every query"
+    model = loaded.model
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if any(isinstance(part, torch.nn.Conv1d) for part in decoder.modules()):
+        return "moves something between tokens by convolution"
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return "finds out positions itself"
+    return None
 
 
 def _fits(rules, n_query, device):

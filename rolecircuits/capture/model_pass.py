@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.capture.packed import Packed
+from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.rotary import reset_rotary
 
 INTERFACE, EAGER = "interface", "eager"
@@ -71,10 +72,11 @@ class AttentionFunction:
 
     attend    returns the output [prompt, head, query, d], or None in the last layer
     to_end    run the pass to its end, to see whether attention runs where no layer is left
+    start     the first layer whose attention runs
     """
 
-    def __init__(self, n_layers, attend, to_end=False):
-        self.n_layers, self.attend, self.to_end, self.fired = n_layers, attend, to_end, 0
+    def __init__(self, n_layers, attend, to_end=False, start=0):
+        self.n_layers, self.attend, self.to_end, self.fired = n_layers, attend, to_end, start
 
     def __call__(self, module, query, key, value, attention_mask=None, **given):
         layer, self.fired = self.fired, self.fired + 1
@@ -124,18 +126,31 @@ class SoftmaxReader(TorchFunctionMode):
 def run_interface(loaded, batch, name, function, mask_function):
     """A pass with `function`, an AttentionFunction, under a name and with the masks of that name.
 
-    batch          (ids, mask) [prompt, query], right-padded
+    batch          (ids, mask) [prompt, query], right-padded, or Packed
     mask_function  what builds masks, as transformers.masking_utils.eager_mask does
+    """
+    attend = function
+    if isinstance(batch, Packed):
+        attend, mask_function = batch.attend_by(function), batch.mask_of(mask_function)
+    with own_attention(loaded.model, name, attend, mask_function):
+        _run(loaded.model, batch)
+    _check_all_fired(function)
+
+
+@contextlib.contextmanager
+def own_attention(model, name, attend, mask_function):
+    """Inside the block the model's attention is `attend`, as AttentionInterface calls it, under a
+    name and with the masks of `mask_function`.
     """
     # What is registered stays for good, so it must not hold a model.
     AttentionInterface.register(name, lambda *args, **kwargs: ACTIVE[name][0](*args, **kwargs))
     AttentionMaskInterface.register(name, lambda *args, **kwargs: ACTIVE[name][1](*args, **kwargs))
-    ACTIVE[name] = function, mask_function
+    ACTIVE[name] = attend, mask_function
     try:
-        _run(set_attention(loaded.model, name), batch)
+        set_attention(model, name)
+        yield
     finally:
         del ACTIVE[name]
-    _check_all_fired(function)
 
 
 def run_eager(loaded, batch, read, to_end=False):
@@ -161,10 +176,35 @@ def set_attention(model, name):
 
 
 def _run(model, batch):
-    ids, mask = batch
+    if isinstance(batch, Packed):
+        fed = batch.inputs()
+    else:
+        fed = dict(zip(("input_ids", "attention_mask"), batch, strict=True))
     device = next(model.parameters()).device
+    fed = {name: tensor.to(device) for name, tensor in fed.items()}
     with torch.inference_mode(), contextlib.suppress(LastLayerDone):
-        model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        model.base_model(**fed, use_cache=False)
+
+
+def decoder_layers(loaded):
+    """The model's decoder layers in order: the largest list of as many modules as it has layers.
+
+    A multimodal model is searched on its text side.
+    """
+    model, n = loaded.model, loaded.n_layers
+    for root in (model.get_decoder(), model.base_model, model):
+        lists = [part for part in root.modules() if isinstance(part, torch.nn.ModuleList)]
+        lists = [part for part in lists if len(part) == n]
+        if lists:
+            return list(max(lists, key=_n_parameters))
+    raise UserError(
+        f"{loaded.facts['architecture']}: no list of {n} layers is found in it, so its residual "
+        "stream cannot be read"
+    )
+
+
+def _n_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _check_all_fired(reader):

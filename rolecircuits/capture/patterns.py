@@ -6,11 +6,14 @@ row is over the sink and the keys: the sink is the first key of the row, ahead o
 Axes: prompt, head, query, key.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 
 from rolecircuits.capture.batches import pad_right
-from rolecircuits.capture.masks import first_keys, hidden_keys, joined, read_scores
+from rolecircuits.capture.masks import first_keys, hidden_keys, joined, read_scores, why_not_packed
+from rolecircuits.capture.packed import Packed
 from rolecircuits.capture.prefix import shared_prefix
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy
@@ -26,8 +29,8 @@ def read_patterns(loaded, token_ids, on_layer):
     pattern    [prompt, head, query, key] float32 numpy; with learned sinks one more key, the first
     raises     RunFailed where a layer hides other keys than `masks.first_keys` says
     """
-    ids, mask = pad_right(token_ids)
-    n_tokens, first = [len(row) for row in token_ids], first_keys(loaded, ids.shape[1])
+    n_tokens = [len(row) for row in token_ids]
+    first = first_keys(loaded, max(n_tokens))
 
     def read(layer, scores):
         check_hidden(hidden_keys(scores).cpu().numpy(), n_tokens, first[layer], layer)
@@ -35,8 +38,20 @@ def read_patterns(loaded, token_ids, on_layer):
     def read_rows(layer, rows):
         on_layer(layer, joined(rows).detach().to("cpu", torch.float32).numpy())
 
+    with batch_of(loaded, token_ids) as batch:
+        read_scores(loaded, batch, read, read_rows)
+
+
+@contextlib.contextmanager
+def batch_of(loaded, token_ids):
+    """What a pass is fed: packed where the model allows it, else right-padded (ids, mask), with
+    common beginnings computed once by linear layers inside the block.
+    """
+    if why_not_packed(loaded) is None:
+        yield Packed(token_ids)
+        return
     with shared_prefix(loaded.model, token_ids):
-        read_scores(loaded, (ids, mask), read, read_rows)
+        yield pad_right(token_ids)
 
 
 def check_hidden(hidden, n_tokens, first, layer):
@@ -87,20 +102,21 @@ def check_patterns(pattern, n_tokens, layer, visible, n_heads):
             )
 
 
-def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
+def reduce_pattern(pattern, n_tokens, places, visible, packed=None):
     """The arrays of one layer of one batch; rows beyond a prompt's tokens are NaN.
 
     pattern [prompt, head, query, key], a learned sink ahead of the keys    n_tokens [prompt]
     places  Places of the prompts    visible [query] keys a row can see
-    shared  first rows that are equal in all prompts
+    packed  the Packed of the batch where rows behind the same tokens are equal: one is reduced
     returns entropy, entropy_sinkfree, sink_mass [prompt, head, query], `final_query_masses`, and
             with turns turn_mass [prompt, head, turn, segment]
     """
     n_prompts, n_heads, n_query, n_key = pattern.shape
-    real = np.arange(n_query) < n_tokens[:, None]
-    real[1:, :shared] = False  # those of the first prompt are copied
-    rows = pattern.transpose(0, 2, 1, 3)[real]  # [row, head, key]
-    few = (entropy.sinkfree_keys(visible) < 2)[np.nonzero(real)[1]]
+    beyond = np.arange(n_query) >= n_tokens[:, None]
+    first = np.flatnonzero(~beyond) if packed is None else packed.first.numpy()
+    prompt, query = np.divmod(first, n_query)
+    rows = pattern[prompt, :, query]  # [row, head, key]
+    few = entropy.sinkfree_keys(visible)[query] < 2
     sinkfree = np.full(rows.shape[:2], np.nan)
     sinkfree[~few] = entropy.sinkfree_entropy(rows[~few])
     arrays = {}
@@ -109,9 +125,12 @@ def reduce_pattern(pattern, n_tokens, places, visible, shared=0):
         ("entropy_sinkfree", sinkfree),
         ("sink_mass", rows[..., 0]),
     ):
-        full = np.full((n_prompts, n_query, n_heads), np.nan, dtype=np.float32)
-        full[real] = values
-        full[1:, :shared] = full[0, :shared]
+        full = np.full((beyond.size, n_heads), np.nan, dtype=np.float32)
+        full[first] = values
+        if packed is not None:
+            full = full[first[packed.copies.numpy()]]
+        full = full.reshape(n_prompts, n_query, n_heads)
+        full[beyond] = np.nan
         arrays[name] = full.transpose(0, 2, 1)
     if places.turns is not None:
         arrays["turn_mass"] = turn_masses(segment_rows(pattern, places.segment), places.turns)

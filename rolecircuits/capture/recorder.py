@@ -21,7 +21,6 @@ from rolecircuits.capture.streaming import (
     Scoring,
     attend_rows,
     join_parts,
-    segment_output,
     sink_scores,
 )
 from rolecircuits.inputs.errors import RunFailed, UserError
@@ -130,15 +129,13 @@ class LayerRecorder:
                 f"layer {layer}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}"
             )
         want_output = layer < len(self.windows) - 1
-        out, parts = attend_rows(query, key, call.value, how, want_output)
+        inside = self.inside(query) if self.places.turns is not None else None
+        out, parts = attend_rows(query, key, call.value, how, want_output, inside)
         final = final_rows(query, key, self.final_tokens, how)
         if how.sinks is not None:
             parts["final_sink"], final = final[..., 0], final[..., 1:]
-        counted = self.counted_keys(final)
-        parts["final_sums"], parts["final_row"] = final @ counted, final.half()
-        if self.places.turns is not None:
-            inside = counted[..., -len(SEGMENTS) :]
-            parts["segment_rows"] = segment_output(query, key, inside, how)
+        parts["final_sums"] = final @ self.counted_keys(final)
+        parts["final_row"] = final.half()
         if query.device.type == "cuda":
             host = {name: part.to("cpu", non_blocking=True) for name, part in parts.items()}
             copied = torch.cuda.current_stream(query.device).record_event()
@@ -155,8 +152,7 @@ class LayerRecorder:
     def reduce(self, layer, parts, how, copied=None):
         """Hand the arrays of one layer to `on_layer`; copied: the event after which they are here.
 
-        parts  those of `attend_rows`, the final rows with their sums, and with turns the rows of
-               `segment_output`, as tensors on the CPU
+        parts  those of `attend_rows` and the final rows with their sums, as tensors on the CPU
         """
         if copied is not None:
             copied.synchronize()
@@ -185,6 +181,11 @@ class LayerRecorder:
             keys = counted_keys(self.places, final.shape[-1])
             self.counted[name] = torch.from_numpy(keys).to(final)
         return self.counted[name]
+
+    def inside(self, query):
+        """Which segment each key is in, on the device of the queries: [prompt, key, segment]."""
+        like = query.new_empty((len(query), 1, query.shape[2]), dtype=torch.float32)
+        return self.counted_keys(like)[..., -len(SEGMENTS) :]
 
     def keys_seen(self, n_query, how):
         """`keys_seen` of a layer, the same in every layer of its kind."""
@@ -242,7 +243,7 @@ def _in_blocks(forward, rows, hidden):
 def stream_layers(loaded, batch, recorder):
     """One forward pass of a right-padded batch up to the attention of the last layer.
 
-    batch     (ids, mask) [prompt, query]    recorder  the LayerRecorder of this batch
+    batch     (ids, mask) [prompt, query] or Packed    recorder  the LayerRecorder of this batch
     raises    UserError where the model's rows cannot be streamed
     """
     if why := why_not_streamed(loaded):

@@ -1,11 +1,11 @@
 """Exact entropy of every attention row in memory that grows with the tokens, not their square.
 
-The pattern is never built. A layer runs its own attention kernel for the output, and a second one
-that gives, for the keys other than key 0 (the attention sink), the log-sum-exp L' of the scores s
-and their mean under the softmax:
+The pattern is never built. An attention kernel over the keys other than key 0 (the attention sink)
+gives the log-sum-exp L' of the scores s and, with keys beside the values, their mean under the
+softmax:
 
-    H' = L' - E'[s] = L' - scale * q . (sum_{j>0} p'_j k_j)   the sink-free entropy: one call with
-                                                              keys in the place of values
+    H' = L' - E'[s] = L' - scale * q . (sum_{j>0} p'_j k_j)   the sink-free entropy
+    o  = r o' + m v_0                                         the layer's output
     d  = L' - s_0       sink mass m = 1 / (1 + e^d)           rest r = 1 / (1 + e^-d)
     H  = r H' - r ln r - m ln m                               grouping of the entropy, exact
 
@@ -14,9 +14,10 @@ is ever subtracted from 1: the usual closed form (H + m ln m) / r + ln r divides
 by r. A row whose window has moved past key 0 has m = 0 and H = H'; a row with r = 0 in float32 has
 no sink-free entropy (NaN), as in stats.entropy.sinkfree_entropy.
 
-Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`); on CUDA a
-Triton kernel that gives the output and H as well (triton_kernel.py); elsewhere, and for soft-capped
-scores on the CPU, blocks of rows in public operations (`chunked_rest`). Scores are float32 in all,
+Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`, once a layer);
+on CUDA a Triton kernel that gives the output and H as well (triton_kernel.py); elsewhere, and for
+soft-capped scores on the CPU, the layer's own kernel and blocks of rows in public operations
+(`chunked_rest`). Scores are float32 in all,
 whatever dtype the model has. Right padding: a real row never sees padding, so no mask is needed
 beside the causal one and the layer's window or chunk, which masks.py takes from the model.
 
@@ -136,9 +137,43 @@ def plain_output(query, key, value, how):
 
 def flash_rest(query, key, how):
     """(L', H') of rows and keys from `how.first` on, by the CPU kernel with keys as values."""
+    return flash_means(query, key, None, how)[:2]
+
+
+def flash_means(query, key, value, how):
+    """(L', H', o') of rows and keys from `how.first` on, by one call of the CPU kernel.
+
+    value  [prompt, head, key, unit], None where no output is wanted
+    The kernel wants queries and keys as wide as what it averages, keys and values side by side, so
+    they are padded with zeros: more multiplications than in two calls, but one exponential a score.
+    """
     query, key = query[:, :, how.first :].float(), key[:, :, how.first :].float()
-    mean_key, log_sum = flash_cpu(query, key, key, how)
-    return log_sum, log_sum - torch.einsum("phqd,phqd->phq", query, mean_key) * how.scale
+    output, averaged, padded, width = None, key, (query, key), query.shape[-1]
+    if value is not None:
+        averaged = torch.cat([key, value[:, :, how.first :].float()], dim=-1)
+        more = value.shape[-1]
+        padded = [torch.nn.functional.pad(part, (0, more)) for part in padded]
+    mean, log_sum = flash_cpu(*padded, averaged, how)
+    if value is not None:
+        mean, output = mean[..., :width], mean[..., width:]
+    entropy = log_sum - torch.einsum("phqd,phqd->phq", query, mean) * how.scale
+    return log_sum, entropy, output
+
+
+def join_output(output, log_sum, value, sink_score, how):
+    """What all keys give from what those other than key 0 give: [prompt, head, query, unit].
+
+    output, log_sum  o' and L' of `flash_means`    sink_score  [prompt, head, query]
+    """
+    n_heads, first = sink_score.shape[1], value[:, :, :1].float()
+    first = first.repeat_interleave(n_heads // value.shape[1], dim=1)
+    joined = torch.empty((*sink_score.shape, value.shape[-1]), dtype=torch.float32)
+    joined[:, :, :1] = first
+    on_sink = torch.sigmoid(sink_score[..., 1:] - log_sum)
+    if how.window is not None:
+        on_sink[..., how.window - 1 :] = 0  # the window has moved past key 0
+    torch.lerp(output, first, on_sink[..., None], out=joined[:, :, 1:])
+    return joined
 
 
 def block_scores(query, key, rows, keys, how):
@@ -197,36 +232,64 @@ def triton_kernel():
     return triton_kernel
 
 
+def by_flash(query, how):
+    """Whether torch's CPU kernel can give the rows."""
+    return (
+        query.device.type == "cpu"
+        and query.shape[2] > how.first
+        and how.softcap is None
+        and how.chunk is None  # without key 0 the chunks begin elsewhere
+    )
+
+
 def attend(query, key, value, how, want_output=True):
     """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
 
     output  [prompt, head, query, d] in the model's dtype
     L', H'  [prompt, head, query - 1] float32, of all rows beside a learned sink
     """
-    by_flash = (
-        query.device.type == "cpu"
-        and query.shape[2] > how.first
-        and how.softcap is None
-        and how.chunk is None  # without key 0 the chunks begin elsewhere
-    )
-    output = plain_output if how.softcap is None else chunked_output
-    out = output(query, key, value, how) if want_output else None
-    rest = (flash_rest if by_flash else chunked_rest)(query, key, how)
-    if out is not None and how.sinks is not None:
-        left = torch.sigmoid(rest[0] - sink_scores(query, key, how))
-        out = out * left[..., None].to(out.dtype)
-    return out, *rest
+    value, sink_score = value if want_output else None, sink_scores(query, key, how)
+    if by_flash(query, how):
+        log_sum, entropy, out = flash_means(query, key, value, how)
+        if out is not None and how.sinks is None:
+            out = join_output(out, log_sum, value, sink_score, how)
+    else:
+        output = plain_output if how.softcap is None else chunked_output
+        out = None if value is None else output(query, key, value, how)
+        log_sum, entropy = chunked_rest(query, key, how)
+    if out is not None:
+        if how.sinks is not None:
+            out = out * torch.sigmoid(log_sum - sink_score)[..., None].to(out.dtype)
+        out = out.to(query.dtype)
+    return out, log_sum, entropy
 
 
-def attend_rows(query, key, value, how, want_output=True):
-    """(output or None, parts): the parts are tensors on the device that `join_parts` takes."""
+def attend_rows(query, key, value, how, want_output=True, inside=None):
+    """(output or None, parts): the parts are tensors on the device that `join_parts` takes.
+
+    inside  [prompt, key, segment] float32, 1 where a key is in a segment: parts have "segment_rows"
+            [prompt, head, query, segment], attention on the segments beside a learned sink
+    """
     kernel = cuda_kernel(query, value, how)
     if kernel is not None:
         out, rows = kernel.rows_and_output(query, key, value, how.scale, how.window, how.softcap)
-        return out, {"rows": rows}
-    out, log_sum, entropy = attend(query, key, value, how, want_output)
-    sink_score = sink_scores(query, key, how)
-    return out, {"sink_score": sink_score, "log_sum": log_sum, "rest_entropy": entropy}
+        parts = {"rows": rows}
+    else:
+        parts = {"sink_score": sink_scores(query, key, how)}
+        if inside is not None and by_flash(query, how) and how.sinks is None:
+            # one call for all: which segment a key is in is a value like others
+            segments = inside[:, None].expand(-1, key.shape[1], -1, -1)
+            whole = segments if not want_output else torch.cat([value.float(), segments], dim=-1)
+            joined, *rest = attend(query.float(), key.float(), whole, how)
+            width = joined.shape[-1] - inside.shape[-1]
+            out = joined[..., :width].to(query.dtype) if want_output else None
+            parts["segment_rows"] = joined[..., width:]
+        else:
+            out, *rest = attend(query, key, value, how, want_output)
+        parts |= dict(zip(("log_sum", "rest_entropy"), rest, strict=True))
+    if inside is not None and "segment_rows" not in parts:
+        parts["segment_rows"] = segment_output(query, key, inside, how)
+    return out, parts
 
 
 def join_parts(parts, visible):

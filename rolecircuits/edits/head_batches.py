@@ -3,10 +3,11 @@
     found = HeadBatches(loaded, tokenized, clean, distribution).measure(5, range(9), factor=0.0)
     found["kl"]  [head, prompt]
 
-What makes it cheap: prompts of one length are batched without padding, the rows of a batch differ
-in the head that is edited, the blocks below the layer are not executed (the clean residual is put
-in their place), logits are computed for the final token only, and linear layers compute what the
-prompts of a head begin with alike once. The sweep and the controls of a plan are measured here.
+What makes it cheap: the rows of a batch differ in the head that is edited, the layers below the
+edited one are not executed (the clean residual is put in their place), logits are computed for the
+final token only, and what the prompts of a head begin with alike is computed once: by the plain
+model where packed_heads.py can, else by the bridge, with prompts of one length in a batch. The
+sweep and the controls of a plan are measured here.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.edits.packed_heads import packed_heads
 from rolecircuits.edits.passes import CleanRun, Resume, run_layers
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.stats.entropy import attention_entropy
@@ -34,6 +36,7 @@ class HeadBatches:
         self.loaded, self.tokenized, self.clean = loaded, tokenized, clean
         self.distribution, self.rows = distribution, rows
         self.lengths = [len(prompt.token_ids) for prompt in tokenized]
+        self.packed = packed_heads(loaded, tokenized, clean, self.run_batch)
 
     def measure(self, layer, heads, factor=None, means=None):
         """Each of these heads multiplied by `factor`, or replaced by `means` if that is None.
@@ -52,15 +55,21 @@ class HeadBatches:
 
         def edit(batch):
             places, prompts = pairs[batch].T
-            change = edit_own_head(heads[places], factor, means)
-            logits, values = self.run_batch(layer, prompts, [(site, change)], places)
+            if self.packed is not None:
+                own = heads[places], factor, means
+                logits, values = self.packed.run(layer, prompts, *own)
+            else:
+                change = edit_own_head(heads[places], factor, means)
+                logits, values = self.run_batch(layer, prompts, [(site, change)], places)
             measured = self.distribution.effects(logits, prompts)
             for name in names:
                 out[name][places, prompts] = measured[name]
             out["values"][places, prompts, layer + 1 :] = values
 
-        lengths = [self.lengths[i] for _, i in pairs]
-        failed, self.rows = run_batches(lengths, edit, self.rows, side=equal_lengths)
+        lengths, side = [self.lengths[i] for _, i in pairs], equal_lengths
+        if self.packed is not None:  # the rows of a head stay together, whatever their lengths
+            lengths, side = [max(lengths)] * len(lengths), None
+        failed, self.rows = run_batches(lengths, edit, self.rows, side=side)
         check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"heads of layer {layer}")
         return out
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.batches import BATCH_TOKENS, check_all_ran, pad_right, run_batches
-from rolecircuits.capture.model_pass import EAGER, set_attention
+from rolecircuits.capture.model_pass import EAGER, decoder_layers, set_attention
 from rolecircuits.capture.prefix import shared_prefix
-from rolecircuits.inputs.errors import RunFailed, UserError
+from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import NOWHERE
 
@@ -116,27 +116,6 @@ def watch_residuals(loaded, tokenized):
         for handle in handles:
             handle.remove()
     _check_read(found)
-
-
-def decoder_layers(loaded):
-    """The model's decoder layers in order: the largest list of as many modules as it has layers.
-
-    A multimodal model is searched on its text side.
-    """
-    model, n = loaded.model, loaded.n_layers
-    for root in (model.get_decoder(), model.base_model, model):
-        lists = [part for part in root.modules() if isinstance(part, torch.nn.ModuleList)]
-        lists = [part for part in lists if len(part) == n]
-        if lists:
-            return list(max(lists, key=_n_parameters))
-    raise UserError(
-        f"{loaded.facts['architecture']}: no list of {n} layers is found in it, so its residual "
-        "stream cannot be read"
-    )
-
-
-def _n_parameters(module):
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _find_prompts(given, tokenized, places):

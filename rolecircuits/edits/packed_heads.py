@@ -1,0 +1,154 @@
+"""One head a row edited in the plain model, prompts packed into one row of tokens (packed.Packed).
+
+The same edit as at TransformerLens's hook_z, where a head's output is what its attention gives: the
+model's own layers run on each token that differs, its attention is ours, and the layers below the
+edited one hand the clean residual on. `packed_heads` proves on the model at hand that logits and
+entropies are those of the bridge; where they are not, the bridge is used.
+
+Axes: row (an edited prompt), head, query, key.
+"""
+
+import contextlib
+import inspect
+
+import numpy as np
+import torch
+from transformers.masking_utils import eager_mask
+
+from rolecircuits.capture.masks import (
+    attention_output,
+    joined,
+    masked_scores,
+    why_not_packed,
+    with_sinks,
+)
+from rolecircuits.capture.model_pass import AttentionFunction, decoder_layers, own_attention
+from rolecircuits.capture.packed import Packed
+from rolecircuits.edits.donors import HOOKS
+from rolecircuits.edits.effects import normalised_values
+from rolecircuits.edits.hooks import edit_own_head
+from rolecircuits.inputs.errors import RunFailed
+from rolecircuits.stats.entropy import attention_entropy
+
+NAME = "role_heads"
+CHECKED = 2  # prompts, and heads, on which both ways are compared
+TOLERANCE = 1e-4  # of values and, relative to the largest, of logits
+DOES_NOT_FIT = (RunFailed, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+
+
+def packed_heads(loaded, tokenized, clean, run_by_bridge):
+    """The PackedHeads of a model, or None where they are not what the bridge gives.
+
+    run_by_bridge  HeadBatches.run_batch
+    """
+    several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
+    if loaded.facts["dtype"] != "float32" or why_not_packed(loaded) is not None or several:
+        return None
+    packed, layers = PackedHeads(loaded, tokenized, clean), sorted(clean.residuals)
+    layer, lengths = layers[len(layers) // 2], [len(prompt.token_ids) for prompt in tokenized]
+    most = max(set(lengths), key=lengths.count)
+    prompts = np.flatnonzero(np.array(lengths) == most)[:CHECKED]
+    heads = np.arange(len(prompts)) % loaded.n_heads
+    edit = [(HOOKS["head"].format(layer), edit_own_head(heads, 0.0))]
+    expected = run_by_bridge(layer, prompts, edit, heads)
+    try:
+        found = packed.run(layer, prompts, heads, 0.0)
+    except DOES_NOT_FIT:
+        return None
+    for own, other in zip(found, expected, strict=True):
+        scale = max(1.0, float(np.abs(other).max(initial=0.0)))
+        if own.shape != other.shape or not (np.abs(own - other) <= TOLERANCE * scale).all():
+            return None
+    return packed
+
+
+class PackedHeads:
+    """A model whose heads are edited, its prompts, and its clean pass (passes.CleanRun)."""
+
+    def __init__(self, loaded, tokenized, clean):
+        self.loaded, self.clean = loaded, clean
+        self.token_ids = [prompt.token_ids for prompt in tokenized]
+
+    def run(self, layer, prompts, heads, factor=None, means=None):
+        """A pass over these prompts, in each of which one head of `layer` is edited.
+
+        prompts, heads [row]; factor and means as edit_own_head takes them
+        returns  (final logits [row, vocabulary] float32, values [row, later layer] as
+                 head_batches.HeadBatches.run_batch gives them)
+        """
+        packed = Packed([self.token_ids[i] for i in prompts], heads)
+        edit, entropy = edit_own_head(heads, factor, means), []
+
+        def attend(number, call):
+            rows = with_sinks(masked_scores(call), call.sinks)
+            out = attention_output(call, rows)
+            if number == layer:
+                return edit(out.transpose(1, 2), None).transpose(1, 2)
+            entropy.append(self._entropy(packed, joined(rows)))
+            return out
+
+        model = self.loaded.model
+        function = AttentionFunction(self.loaded.n_layers, attend, to_end=True, start=layer)
+        fed = {name: part.to(model.device) for name, part in packed.inputs().items()}
+        masks = packed.mask_of(eager_mask)
+        with (
+            torch.inference_mode(),
+            self._starting(layer, packed, prompts),
+            own_attention(model, NAME, packed.attend_by(function), masks),
+        ):
+            logits = self._final_logits(model, packed, fed)
+        if function.fired != self.loaded.n_layers:
+            raise RunFailed(f"attention ran up to layer {function.fired - 1} only")
+        if not entropy:
+            return logits, np.empty((len(prompts), 0))
+        return logits, self._values(layer, prompts, packed, np.stack(entropy, axis=1))
+
+    def _entropy(self, packed, pattern):
+        """[row, head, query] float32, NaN beyond a prompt's tokens; equal rows are taken once."""
+        row, query = np.divmod(packed.first.numpy(), packed.width)
+        rows = pattern[row, :, query].cpu().numpy()
+        entropy = attention_entropy(rows).astype(np.float32)[packed.copies.numpy()]
+        entropy = entropy.reshape(packed.n_prompts, packed.width, -1)
+        entropy[np.arange(packed.width) >= packed.n_tokens[:, None]] = np.nan
+        return entropy.transpose(0, 2, 1)
+
+    def _values(self, layer, prompts, packed, entropy):
+        arrays = self.clean.arrays
+        return normalised_values(
+            {
+                "entropy": entropy,
+                "visible_keys": arrays["visible_keys"][layer + 1 :, : packed.width],
+                "n_tokens": arrays["n_tokens"][prompts],
+                "span": arrays["span"][prompts],
+            }
+        )
+
+    @contextlib.contextmanager
+    def _starting(self, layer, packed, prompts):
+        """Inside the block the layers below `layer` hand the clean residual on."""
+        row, query = np.divmod(packed.first.numpy(), packed.width)
+        clean = self.clean.residuals[layer]
+        places = torch.as_tensor(np.asarray(prompts)[row]), torch.as_tensor(query)
+        hidden = clean[tuple(place.to(clean.device) for place in places)][None]
+
+        def hand_on(*args, **kwargs):
+            return (hidden,) if self.clean.as_tuple else hidden
+
+        below = decoder_layers(self.loaded)[:layer]
+        try:
+            for part in below:
+                part.forward = hand_on
+            yield
+        finally:
+            for part in below:
+                vars(part).pop("forward", None)  # the class's own again
+
+    def _final_logits(self, model, packed, fed):
+        """Logits of each row's final token, and of no other where the model can leave them out."""
+        rows = np.arange(packed.n_prompts) * packed.width + packed.n_tokens - 1
+        last, kept = packed.copies[torch.as_tensor(rows)], {}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            some, last = torch.unique(last, return_inverse=True)
+            kept["logits_to_keep"] = some.to(model.device)
+        logits = model(**fed, **kept, use_cache=False).logits[0]
+        return logits[last.to(logits.device)].float().cpu().numpy()
