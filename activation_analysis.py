@@ -55,10 +55,7 @@ from rolecircuits.inputs.specs import ModelSpec, PromptFormat, Setting
 from rolecircuits.runs import files, record
 
 SMALLER = "try a smaller model, shorter texts or --dtype bfloat16"
-CAPTURE_HELP = (
-    "build every pattern, or stream row entropies without; auto streams on CUDA, and above 512 "
-    "tokens"
-)
+CAPTURE_HELP = "patterns, or row entropies streamed; auto streams on CUDA and above 512 tokens"
 
 
 def build_parser():
@@ -200,9 +197,8 @@ def save_run(loaded, tokenized, captured, config, args, repetition):
     from rolecircuits.capture import activations  # torch
 
     started = time.perf_counter()
-    link, prefix = LATEST_RUNS[args.output_type], "run"
-    if repetition is not None:
-        link, prefix = None, "repeat"
+    again = repetition is not None
+    link, prefix = (None, "repeat") if again else (LATEST_RUNS[args.output_type], "run")
     with create_run(args.output_dir, link, prefix) as new:
         audit = activations.save_capture(new.path, loaded, tokenized, captured, config)
         config["timings"]["save_s"] = time.perf_counter() - started
