@@ -19,6 +19,7 @@ from output_manager import load_run
 from rolecircuits.drawing import tuning_figures
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs import tuning_results
+from rolecircuits.stats import head_changes
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 from tuning_synthetic import make_study, save_study
@@ -78,6 +79,8 @@ def written(tmp_path_factory):
             made = make_run(3, 4, seed=seed, model_id=f"me/{side}", prompts=prompts)
             runs.append(load_run(save_run(made, root / name / side)))
             analyze_results.analyze(runs[-1], root / name / side / "analysis", 2)
+        place = root / name / "base" / "analysis"
+        analyze_results.compare_heads(*head_changes.match_pair(*runs), place, 2)
         visualize_results.visualize(runs[0], root / name / "figures")
         asked = ["confounder-third_person"]
         compare_base_instruct.compare(*runs, root / name / "compared", asked)

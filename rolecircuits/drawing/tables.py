@@ -195,6 +195,27 @@ def print_heads(run, rows, contrast):
     print_table(columns, cells, f"{title}turned) and Hedges g; {sign}")
 
 
+def print_head_changes(rows, n, agreement):
+    """The first n heads of either ranking of head_changes.csv, and how the two agree.
+
+    agreement  (r, heads that are first in both) of head_changes.compare_rankings
+    """
+    columns = list(map(right, ("ours", "study", "layer", "head")))
+    columns += [interval("g [95 %]"), right("max-T p"), right("DiD\nnats"), right("of\nlogs")]
+    columns += [right("same\nsign")]
+    chosen = [row for row in rows if min(row["rank"], row["study_rank"]) <= n]
+    cells = []
+    for row in chosen:
+        place = [row[name] for name in ("rank", "study_rank", "layer", "head")]
+        g = with_interval(row["g"], row["g_low"], row["g_high"], "+.2f")
+        did = [show(row["did"], "+.3f"), show(row["did_log_ratio"], "+.2f")]
+        cells.append([*place, g, show(row["p_max"], ".4f"), *did, show(row["consistency"], ".2f")])
+    title = f"instruct - base, self_referent - neutral: the first {n} heads by either ranking; "
+    note = f"both rankings name {agreement[1]} of {n}; Spearman's r over all heads "
+    note += f"{show(agreement[0], '+.2f')}. DiD, of logs, same sign: what the study ranks by"
+    print_table(columns, cells, f"{title}> 0: self-referent gains focus", note)
+
+
 def print_main_numbers(name, numbers, formats, pair=""):
     """Means over layers of RFC and RSI of both runs, and what differs, a line an index and set.
 
