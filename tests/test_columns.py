@@ -13,6 +13,7 @@ import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
+import probe_transfer
 import visualize_results
 from conftest import PROJECT
 from output_manager import load_run
@@ -109,6 +110,8 @@ def written(tmp_path_factory):
         )
     )
     assert activation_analysis.main([*model, "--documents", str(texts)]) == 0
+    pair = ["--base_id", model[1], "--instruct_id", model[1], "--prompts_per_category", "6"]
+    assert probe_transfer.main([*pair, "--output_dir", str(root / "probes")]) == 0
     study = save_study(make_study(seeds=2, doses=(10, 20), n_layers=4), root / "study")
     tuning_figures.draw_study(tuning_results.load_study(study), study / "figures")
     found = {}

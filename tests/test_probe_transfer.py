@@ -94,7 +94,7 @@ def test_rows_have_null_interval_and_corrected_tests():
         if row["layer"] == 0:
             assert row["low"] > 0.25 and row["p_max"] < 0.05 and row["nats"] > 0.5
         else:
-            assert row["p_max"] > 0.05 and row["nats"] < 0.2
+            assert row["p_max"] > 0.005 and row["nats"] < 0.2 and row["estimate"] < 0.45
     for row in summary:
         assert (row["above"], row["layers"], row["best_layer"]) == (1, 2, 0)
         both = [r["estimate"] for r in rows if all(r[k] == row[k] for k in WAY)]
@@ -102,6 +102,22 @@ def test_rows_have_null_interval_and_corrected_tests():
 
 
 WAY = ("trained", "asked", "centred")
+
+
+def test_layers_without_any_spread_are_tested_by_their_signs():
+    """16 frames, every prompt named: p = 2 / 2^16. At the null everywhere: p = 1."""
+    rng = np.random.default_rng(0)
+    some = 0.25 + 0.25 * rng.integers(-1, 2, size=N_FRAMES)
+    correct = np.stack([np.ones(N_FRAMES), np.full(N_FRAMES, 0.25), some], axis=1)
+    found = transfer.infer_accuracy(correct, 0.25, 1)
+    np.testing.assert_allclose(found["p"][:2], [2.0**-15, 1])
+    np.testing.assert_allclose(found["p_max"][:2], [3 * 2.0**-15, 1])
+    assert found["low"][0] == found["high"][0] == 1
+    alone = transfer.infer_accuracy(correct[:, 2:], 0.25, 1)
+    for name in ("estimate", "low", "high", "p", "p_max"):
+        assert found[name][2] == alone[name][0], name
+    few = transfer.infer_accuracy(correct[:4], 0.25, 1)
+    assert np.isnan(few["p"]).all() and np.isnan(few["p_max"]).all()
 
 
 def test_two_models_are_probed_and_written(tmp_path, capsys):

@@ -26,12 +26,13 @@ from rolecircuits.drawing.tables import interval, print_table, right, show, with
 from rolecircuits.inputs.arguments import ALPHA, DEFAULT_SEED
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.stats.contrasts import q_values
-from rolecircuits.stats.resampling import infer_mean
+from rolecircuits.stats.resampling import MIN_UNITS, infer_mean
 from rolecircuits.tuning.probes import transfer_layers
 from rolecircuits.tuning.residuals import read_residuals
 
 SIDES = ("base", "instruct")
 ENDS = ("estimate", "low", "high")
+ROUNDING = 1e-12
 WAYS = (  # trained, asked, centred
     ("base", "base", False),
     ("instruct", "instruct", False),
@@ -115,27 +116,44 @@ def list_transfer(probed, seed=DEFAULT_SEED):
     All layers of a way are one family.
     """
     rows, summary = [], []
-    for (trained, asked, centred), one in probed.items():
-        correct = by_frame(one.correct, one.frames) - one.chance
-        bounds = (-one.chance, 1 - one.chance)
-        found = infer_mean(correct, bounds=bounds, seed=seed)
-        whole = infer_mean(np.nanmean(correct, axis=1), bounds=bounds, seed=seed)
-        q, place = q_values(found.p), {"trained": trained, "asked": asked, "centred": centred}
-        for layer in range(correct.shape[1]):
+    for way, one in probed.items():
+        place = dict(zip(("trained", "asked", "centred"), way, strict=True))
+        correct = by_frame(one.correct, one.frames)
+        layers = infer_accuracy(correct, one.chance, seed)
+        whole = infer_accuracy(np.nanmean(correct, axis=1, keepdims=True), one.chance, seed)
+        for layer, nats in enumerate(one.nats_profile):
             row = place | {"layer": layer, "null": one.chance, "frames": len(correct)}
-            ends = {name: getattr(found, name)[layer] + one.chance for name in ENDS}
-            tests = {"p": found.p[layer], "q": q[layer], "p_max": found.p_max[layer]}
-            rows.append(row | ends | tests | {"nats": one.nats_profile[layer]})
-        best = int(np.nanargmax(one.accuracy_profile))
-        ends = {name: float(getattr(whole, name)) + one.chance for name in ENDS}
-        above = int(((found.p_max < ALPHA) & (found.estimate > 0)).sum())
-        summary.append(
-            place
-            | ends
-            | {"null": one.chance, "best": one.accuracy_profile[best], "best_layer": best}
-            | {"above": above, "layers": correct.shape[1], "nats": float(np.nanmean(one.nats))}
-        )
+            row |= {name: float(values[layer]) for name, values in layers.items()}
+            rows.append(row | {"nats": float(nats)})
+        best = int(np.nanargmax(layers["estimate"]))
+        row = place | {name: float(whole[name][0]) for name in ENDS} | {"null": one.chance}
+        row |= {"best": float(layers["estimate"][best]), "best_layer": best}
+        above = (layers["p_max"] < ALPHA) & (layers["estimate"] > one.chance)
+        row |= {"above": int(above.sum()), "layers": len(above)}
+        summary.append(row | {"nats": float(np.nanmean(one.nats))})
     return rows, summary
+
+
+def infer_accuracy(correct, chance, seed):
+    """{"estimate", "low", "high", "p", "q", "p_max": [layer]} of accuracies [frame, layer].
+
+    Where all frames have the same accuracy (every prompt named, say) there is no spread to
+    studentise by. Then p is that of the signs, 2^(1 - frames), and p_max that times the layers.
+    """
+    excess, bounds = correct - chance, (-chance, 1 - chance)
+    n, n_layers = excess.shape
+    varies = np.ptp(excess, axis=0) > ROUNDING
+    mean = excess.mean(axis=0)
+    out = {name: np.array(mean + chance) for name in ENDS}  # three arrays, filled below
+    p = np.where(np.abs(mean) > ROUNDING, 2.0 ** (1 - n), 1.0) if n >= MIN_UNITS else mean * np.nan
+    out |= {"p": np.array(p), "p_max": np.minimum(1.0, p * n_layers)}
+    if varies.any():
+        found = infer_mean(excess[:, varies], bounds=bounds, seed=seed)
+        for name in ENDS:
+            out[name][varies] = getattr(found, name) + chance
+        for name in ("p", "p_max"):
+            out[name][varies] = getattr(found, name)
+    return out | {"q": q_values(out["p"])}
 
 
 def by_frame(values, names):
@@ -146,7 +164,7 @@ def by_frame(values, names):
 def print_transfer(summary, n_frames):
     """The summary of every way as a table."""
     columns = ["trained", "asked", interval("named [95 %]"), right("null"), right("nats")]
-    columns += [right("best @layer"), right("layers above\nnull (max-T)"), right("of")]
+    columns += [right("best @layer"), right("above null\n(max-T)"), right("of")]
     cells = []
     for row in summary:
         asked = f"{row['asked']}, centred" if row["centred"] else row["asked"]
