@@ -28,11 +28,18 @@ methods and their sources: METHODS.md):
                               each category
     ablation_candidates.json  heads for interventions.py, chosen on half of the
                               prompts and measured on the other half
+    head_changes.csv          with --compare: every head by how tuning changes
+                              self_referent - neutral, beside the ranking of the
+                              public study's later version (difference in
+                              differences, log ratio, consistency)
 
     python analyze_results.py --top_k 5 \\
         --input_dir results_activation_analysis/demo/latest_run
     python analyze_results.py --contrast third_person-neutral \\
         --input_dir results_activation_analysis/demo/crossed/latest_run
+    python analyze_results.py \\
+        --input_dir results_activation_analysis/demo/crossed/latest_base \\
+        --compare results_activation_analysis/demo/crossed/latest_run
 """
 
 import sys
@@ -70,6 +77,8 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=seed_value, default=DEFAULT_SEED, help=use)
     least = f"an index nearer to its null than this is no effect (default {MARGIN})"
     parser.add_argument("--margin", type=positive_number, default=MARGIN, help=least)
+    other = "an instruct run, --input_dir being its base: heads ranked by what tuning changes"
+    parser.add_argument("--compare", metavar="RUN", help=other)
     add_contrast_arguments(parser)
     add_verify_argument(parser)
     add_table_argument(parser)
@@ -82,7 +91,33 @@ def run(args):
     check_output_dir(args.output_dir or DEFAULT_OUTPUT)
     run = load_run(args.input_dir, not args.no_verify).rename(args.roles)
     place = args.output_dir or Path(DEFAULT_OUTPUT, run.name)
+    pair = match_pair(run, args) if args.compare is not None else None
     analyze(run, place, args.top_k, args.seed, args.contrast, args.margin)
+    if pair is not None:
+        compare_heads(*pair, place, args.top_k, args.seed)
+
+
+def match_pair(run, args):
+    """(the two runs on their common prompts, notes); refused before anything is computed."""
+    from rolecircuits.stats import head_changes  # numpy: --help does without it
+
+    other = load_run(args.compare, not args.no_verify).rename(args.roles)
+    return head_changes.match_pair(run, other)
+
+
+def compare_heads(runs, notes, output_dir, top_k=10, seed=DEFAULT_SEED):
+    """Rank heads by what tuning changes, write head_changes.csv, print the first; returns rows."""
+    from rolecircuits.drawing import tables  # rich, as below
+    from rolecircuits.stats import head_changes, run_pairs  # numpy, as above
+
+    rows = head_changes.list_head_changes(runs, seed)
+    facts = run_pairs.facts_of_pair(runs)
+    files.write_csv(Path(output_dir, "head_changes.csv"), rows, facts=facts)
+    tables.print_head_changes(rows, top_k, head_changes.compare_rankings(rows, top_k))
+    for text in notes:
+        tables.say(f"note: {text}")
+    print(f"written to {printable(output_dir)}: head_changes (csv)")
+    return rows
 
 
 def analyze(run, output_dir, top_k=10, seed=DEFAULT_SEED, asked=(), margin=MARGIN):

@@ -10,14 +10,21 @@ several model pairs.
           profiles leaves (rolecircuits/stats/profile_tests.py). Two profiles
           that drift with depth correlate whatever they are: only p of the
           quadratic column is near its level then, and is the one to read
-    shifts   the same by circular shifts along depth: the share of them, the
-          unshifted profile among them, that correlate as strongly. L layers
-          have L shifts: under 21 cannot reach 0.05
+    shifts, phases  the same of r as is, by circular shifts along depth and by
+          phase-randomised profiles: the share of them that correlate as
+          strongly. L layers have L shifts: under 21 cannot reach 0.05
+    effective layers  of how many independent layers r is worth; free: p if all
+          of them were independent, which they are not
+    changes  r of what changes from one layer to the next
     corrected  r without the noise of the prompts, where two models ran on the
           same prompts and both folders hold profile_rows.npz: 2,000 joint
           resamples (stats/profile_noise.py). signal: the share of the variance
           of each profile that is no such noise; below 0.5 do not trust the
           corrected r. It has no interval: none that was tried covers
+
+One layer can make a mean: it is given again without the layer that lies
+farthest from the median, and layers are counted by their own intervals.
+docs/PUBLISHED_STUDY.md reads the tables of the public study with it.
 
 --kind normalised | sinkfree reads rfc_<kind>_diff_estimate and
 rsi_<kind>_diff_estimate of the detailed_comparison.csv that
@@ -92,7 +99,7 @@ def compare_models(comparisons, output_dir, kind=None):
 
     changes, used = profiles.read_profiles(comparisons, kind)
     summary = [
-        profiles.summarise_profile(name, column, profile[column], used)
+        profiles.summarise_profile(name, column, profile, used)
         for name, profile in changes.items()
         for column in profiles.COLUMNS
     ]
@@ -113,11 +120,9 @@ def compare_models(comparisons, output_dir, kind=None):
     figure = profile_figure.plot_profiles(changes, used)
     style.save_figure(figure, folder / "cross_model_profiles.png")
 
-    columns = ["model", "index"]
-    columns += map(tables.right, ("layers", "mean", "sd", "below", "near 0", "above"))
     title = f"{tables.KIND_NAMES.get(used, used)}, instruct - base: share of layers below -0.01, "
     title += "near 0, above +0.01; > 0: self-referent gains focus"
-    tables.print_table(columns, [summary_cells(tables, row) for row in summary], title)
+    tables.print_profile_summary(summary, title)
     if correlations:
         tables.print_profile_correlations(correlations, used)
     else:
@@ -141,13 +146,6 @@ def read_rows(tables, changes, noise):
             rows[name] = npz.read_npz(path, noise.ARRAYS)
             noise.check_rows(path, rows[name], len(changes[name]["layer"]))
     return rows
-
-
-def summary_cells(tables, row):
-    """Cells of one row of cross_model_summary.csv; tables is the module drawing.tables."""
-    shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
-    moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
-    return [row["model"], tables.index_name(row), row["n_layers"], *moments, *shares]
 
 
 def main(argv=None):

@@ -13,12 +13,14 @@ import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
+import probe_transfer
 import visualize_results
 from conftest import PROJECT
 from output_manager import load_run
 from rolecircuits.drawing import tuning_figures
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.runs import tuning_results
+from rolecircuits.stats import head_changes
 from synthetic import make_run, save_run
 from tiny_models import save_tiny
 from tuning_synthetic import make_study, save_study
@@ -78,6 +80,8 @@ def written(tmp_path_factory):
             made = make_run(3, 4, seed=seed, model_id=f"me/{side}", prompts=prompts)
             runs.append(load_run(save_run(made, root / name / side)))
             analyze_results.analyze(runs[-1], root / name / side / "analysis", 2)
+        place = root / name / "base" / "analysis"
+        analyze_results.compare_heads(*head_changes.match_pair(*runs), place, 2)
         visualize_results.visualize(runs[0], root / name / "figures")
         asked = ["confounder-third_person"]
         compare_base_instruct.compare(*runs, root / name / "compared", asked)
@@ -106,6 +110,8 @@ def written(tmp_path_factory):
         )
     )
     assert activation_analysis.main([*model, "--documents", str(texts)]) == 0
+    pair = ["--base_id", model[1], "--instruct_id", model[1], "--prompts_per_category", "6"]
+    assert probe_transfer.main([*pair, "--output_dir", str(root / "probes")]) == 0
     study = save_study(make_study(seeds=2, doses=(10, 20), n_layers=4), root / "study")
     tuning_figures.draw_study(tuning_results.load_study(study), study / "figures")
     found = {}

@@ -183,14 +183,61 @@ def test_files_of_others_and_outputs(tmp_path, capsys):
     assert read_rows(tmp_path / "out" / "cross_model_summary.csv")[0]["kind"] == "original"
 
 
-def test_summary_by_hand(tmp_path):
-    row = profiles.summarise_profile(
-        "m", "rfc_diff", np.array([-0.05, -0.01, 0.0, 0.02]), "sinkfree"
-    )
+def test_summary_by_hand():
+    values = np.array([-0.05, -0.01, 0.0, 0.02])
+    row = profiles.summarise_profile("m", "rfc_diff", {"rfc_diff": values}, "sinkfree")
     assert (row["share_below"], row["share_near_zero"], row["share_above"]) == (0.25, 0.5, 0.25)
     assert row["mean"] == pytest.approx(-0.01) and row["sd"] == pytest.approx(
         np.std([-0.05, -0.01, 0, 0.02], ddof=1)
     )
+    assert np.isnan(
+        [row["interval_below"], row["interval_above"], row["interval_half_width"]]
+    ).all()
+
+
+def test_one_layer_that_makes_the_mean_is_named():
+    """Median 0.01, deviations 0, 4.05, 0.01, 0.01, 0.02: their median is 0.01."""
+    values = np.array([0.01, 4.06, 0.0, 0.02, -0.01])
+    profile = {"rfc_diff": values, "rfc_diff_ci_low": values - 0.015}
+    profile["rfc_diff_ci_high"] = values + np.array([0.015, 9, 0.015, 0.015, 0.005])
+    row = profiles.summarise_profile("m", "rfc_diff", profile, "original")
+    assert row["farthest_layer"] == 1 and row["farthest"] == 4.06
+    assert row["farthest_mads"] == pytest.approx(405)
+    assert row["mean_without"] == pytest.approx(0.005)
+    assert (row["interval_below"], row["interval_above"]) == (1, 2)
+    assert row["interval_half_width"] == pytest.approx(0.015)
+
+
+def test_nulls_of_one_correlation_agree_with_scipy():
+    a, b = np.random.default_rng(6).normal(size=(2, 24)).cumsum(axis=1)
+    found = profile_tests.compare_nulls(a, b)
+    plain = profiles.correlate_detrended(a, b, 0)
+    assert found.independent_p == pytest.approx(stats.pearsonr(a, b).pvalue)
+    assert 2 < found.effective_n == plain.dof + 2 < 24 and plain.p > found.independent_p
+    changes = stats.pearsonr(np.diff(a), np.diff(b)).statistic
+    assert found.differences_r == pytest.approx(changes)
+    without = [stats.pearsonr(np.delete(a, i), np.delete(b, i)).statistic for i in range(24)]
+    assert found.left_out_low == pytest.approx(min(without))
+    assert found.left_out_high == pytest.approx(max(without))
+    assert np.isnan(profile_tests.compare_nulls(np.ones(8), a[:8])).all()
+
+
+@pytest.mark.parametrize("n", [24, 25])
+def test_phase_randomised_profiles_by_hand(n):
+    """The share of profiles with the spectrum of b and random phases that correlate as strongly."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(2, n)).cumsum(axis=1)
+    spectrum, draws = np.fft.rfft(b), []
+    for _ in range(4000):
+        phases = np.exp(1j * rng.uniform(0, 2 * np.pi, len(spectrum)))
+        phases[0] = 1
+        if n % 2 == 0:
+            phases[-1] = rng.choice([-1, 1])
+        draws.append(np.corrcoef(a, np.fft.irfft(spectrum * phases, n))[0, 1])
+    by_hand = np.mean(np.abs(draws) >= abs(np.corrcoef(a, b)[0, 1]))
+    assert 0.05 < by_hand < 0.95
+    assert profile_tests.phase_share(a, b) == pytest.approx(by_hand, abs=0.03)
+    assert profile_tests.phase_share(a, 2 * a + 1) <= 0.001
 
 
 def test_one_model_is_summarised_without_correlations(tmp_path, capsys):

@@ -410,7 +410,7 @@ def test_comparison_csvs(box):
         assert np.isfinite([profile["rfc_diff"], profile["rsi_diff"]]).all()
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            row = profiles.summarise_profile("m", "rfc_diff", profile["rfc_diff"], "original")
+            row = profiles.summarise_profile("m", "rfc_diff", profile, "original")
             pair = profiles.align_profiles(profile["rfc_diff"], other)
             found = [profiles.correlate_detrended(*pair, degree) for degree in (0, 1, 2)]
         assert all(np.isfinite(row[name]) for name in ("mean", "sd", "median"))

@@ -17,6 +17,7 @@ import experiment
 import interventions
 import monitor_chat
 import output_manager
+import probe_transfer
 import prompts
 import report
 import run_pipeline
@@ -37,6 +38,7 @@ SCRIPTS = {
         interventions,
         monitor_chat,
         output_manager,
+        probe_transfer,
         prompts,
         report,
         run_pipeline,
@@ -45,6 +47,7 @@ SCRIPTS = {
     )
 }
 WIDTH = 80
+MODELS = {"--model_id", "--base_id"}  # what they name is not a file
 NEEDED = ("tests/data/", "results_activation_analysis/", "analysis_results/", "comparison_results/")
 
 
@@ -115,7 +118,7 @@ def test_every_example_is_a_command_that_parses(name):
         SCRIPTS[name].parse_args(words)
         for word in words:
             path = word.split("=")[-1]
-            if "/" in path and not path.startswith(NEEDED) and "--model_id" not in words:
+            if "/" in path and not path.startswith(NEEDED) and not MODELS & set(words):
                 raise AssertionError(f"{name}: {word} is not there after make demo")
             if path.startswith("tests/"):
                 assert (PROJECT / path).exists()

@@ -18,6 +18,7 @@ from rolecircuits.drawing import table_files, tables
 from rolecircuits.edits import answers, results
 from rolecircuits.edits.effects import INFERRED, METRICS
 from rolecircuits.inputs.errors import UserError
+from rolecircuits.stats.profile_tests import Nulls
 from rolecircuits.stats.run_pairs import main_numbers
 from synthetic import make_run, save_run
 
@@ -69,6 +70,7 @@ def correlation_rows():
     for trend in tables.TREND_NAMES:
         for name in ("r", "p", "shift_p", "corrected_r", "signal_a", "signal_b"):
             row[f"{trend}_{name}"] = -0.123
+    row |= dict.fromkeys(Nulls._fields, -0.123)
     return [row | {"shared_rows": 144}]
 
 

@@ -29,6 +29,10 @@ HOW_TO_READ = (
     "read the quadratic r and its p: profiles that drift with depth correlate by their trends, and "
     "p of the other columns does not hold then"
 )
+HOW_MANY_SHIFTS = (
+    "L layers have L shifts: under 21 cannot reach 0.05; layers are not free of each other, so do "
+    "not read that p"
+)
 FOCUSED = "> 0: self-referent is the more focused"
 FIRST_FOCUSED = "> 0: the first-named category is the more focused"
 SIDE_FOCUSED = "> 0: the first side is the more focused"  # a side may be a sum of categories
@@ -191,6 +195,27 @@ def print_heads(run, rows, contrast):
     print_table(columns, cells, f"{title}turned) and Hedges g; {sign}")
 
 
+def print_head_changes(rows, n, agreement):
+    """The first n heads of either ranking of head_changes.csv, and how the two agree.
+
+    agreement  (r, heads that are first in both) of head_changes.compare_rankings
+    """
+    columns = list(map(right, ("ours", "study", "layer", "head")))
+    columns += [interval("g [95 %]"), right("max-T p"), right("DiD\nnats"), right("of\nlogs")]
+    columns += [right("same\nsign")]
+    chosen = [row for row in rows if min(row["rank"], row["study_rank"]) <= n]
+    cells = []
+    for row in chosen:
+        place = [row[name] for name in ("rank", "study_rank", "layer", "head")]
+        g = with_interval(row["g"], row["g_low"], row["g_high"], "+.2f")
+        did = [show(row["did"], "+.3f"), show(row["did_log_ratio"], "+.2f")]
+        cells.append([*place, g, show(row["p_max"], ".4f"), *did, show(row["consistency"], ".2f")])
+    title = f"instruct - base, self_referent - neutral: the first {n} heads by either ranking; "
+    note = f"both rankings name {agreement[1]} of {n}; Spearman's r over all heads "
+    note += f"{show(agreement[0], '+.2f')}. DiD, of logs, same sign: what the study ranks by"
+    print_table(columns, cells, f"{title}> 0: self-referent gains focus", note)
+
+
 def print_main_numbers(name, numbers, formats, pair=""):
     """Means over layers of RFC and RSI of both runs, and what differs, a line an index and set.
 
@@ -229,12 +254,12 @@ def print_profile_correlations(correlations, kind):
     title = f"{kind}: Pearson's r of layer profiles (p), as they are and with a trend removed"
     columns = ["models", "index", right("layers")]
     columns += [right(f"{name}\nr (p)") for name in TREND_NAMES.values()]
-    rows = [_profile_cells(row, "{r:+.3f} ({p:.3f})") for row in correlations]
+    rows = [_profile_cells(row) for row in correlations]
     print_table(columns, rows, title, HOW_TO_READ)
-    columns = ["models", "index", right("layers"), *map(right, TREND_NAMES.values())]
-    rows = [_profile_cells(row, "{shift_p:.3f}") for row in correlations]
-    title = f"{kind}: p of the same r by circular shifts along depth"
-    print_table(columns, rows, title, "L layers have L shifts: under 21 cannot reach 0.05")
+    columns = ["models", "index", right("layers"), right("effective\nlayers")]
+    columns += map(right, ("p if all\nare free", "p by\nshifts", "p by\nphases", "changes\nr (p)"))
+    title = f"{kind}: the r as is under other nulls, and r of the changes from layer to layer"
+    print_table(columns, [_null_cells(row) for row in correlations], title, HOW_MANY_SHIFTS)
     corrected = [row for row in correlations if row["shared_rows"]]
     if corrected:
         columns = ["models", "index", right("rows"), "trend", right("r"), right("corrected")]
@@ -245,13 +270,46 @@ def print_profile_correlations(correlations, kind):
         print_table(columns, rows, title, f"signal: {signal}")
 
 
-def _profile_cells(row, form):
-    """Cells of one row of cross_model_correlations.csv, a number of each trend in this form."""
-    trends = [
-        form.format(**{name: row[f"{trend}_{name}"] for name in ("r", "p", "shift_p")})
-        for trend in TREND_NAMES
-    ]
+def _profile_cells(row):
+    """Cells of one row of cross_model_correlations.csv: r (p) with each trend removed."""
+    trends = [f"{row[f'{trend}_r']:+.3f} ({row[f'{trend}_p']:.3f})" for trend in TREND_NAMES]
     return [_pair_of(row), index_name(row), row["n_points"], *trends]
+
+
+def _null_cells(row):
+    """Cells of the same row: effective layers, p under other nulls, r (p) of the changes."""
+    numbers = [show(row["effective_n"], ".1f")]
+    numbers += [show(row[name], ".3f") for name in ("independent_p", "plain_shift_p", "phase_p")]
+    changes = (show(row["differences_r"], "+.3f"), show(row["differences_p"], ".3f"))
+    numbers.append("{} ({})".format(*changes))
+    return [_pair_of(row), index_name(row), row["n_points"], *numbers]
+
+
+def print_profile_summary(rows, title):
+    """Rows of cross_model_summary.csv as two tables: all layers, and what single layers make."""
+    columns = ["model", "index"]
+    columns += map(right, ("layers", "mean", "sd", "below", "near 0", "above"))
+    print_table(columns, [_summary_cells(row) for row in rows], title)
+    columns = ["model", "index", right("median"), right("farthest layer\n(MADs off)")]
+    columns += map(right, ("mean\nwithout it", "own intervals\n< 0, > 0", "half\nwidth"))
+    note = "MADs off: distance from the median in median absolute deviations; half width: median"
+    print_table(columns, [_layer_cells(row) for row in rows], "the same, layer by layer", note)
+
+
+def _summary_cells(row):
+    shares = [f"{row[f'share_{part}']:.0%}" for part in ("below", "near_zero", "above")]
+    moments = [f"{row['mean']:+.4f}", f"{row['sd']:.4f}"]
+    return [row["model"], index_name(row), row["n_layers"], *moments, *shares]
+
+
+def _layer_cells(row):
+    """Cells of one row; - where the table has no intervals."""
+    mads = show(row["farthest_mads"], ".0f")
+    farthest = f"{row['farthest']:+.3f} @{row['farthest_layer']} ({mads})"
+    counts = [show(row[f"interval_{side}"], "d") for side in ("below", "above")]
+    cells = [row["model"], index_name(row), f"{row['median']:+.4f}", farthest]
+    cells += [f"{row['mean_without']:+.4f}", ", ".join(counts)]
+    return [*cells, show(row["interval_half_width"], ".3f")]
 
 
 def _corrected_cells(row):

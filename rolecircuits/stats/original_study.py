@@ -27,6 +27,19 @@ def original_head_indices(run):
     return indices_of_means(pooled_mean)
 
 
+def pooled_length_null(lengths):
+    """{"rfc": float, "rsi": float} of this estimator under uniform causal attention.
+
+    lengths  {category: [prompt] tokens fed}. A row that sees k keys has entropy ln k, and all rows
+             of a category are pooled: what the lengths alone make of the indices
+    """
+
+    def pooled_mean(name):
+        return np.concatenate([np.log(np.arange(1, n + 1)) for n in lengths[name]]).mean()
+
+    return {name: float(value) for name, value in indices_of_means(pooled_mean).items()}
+
+
 def head_interval(values):
     """The original's columns: mean, std (ddof 1), 95 % t-interval over heads and n, each [layer].
 

@@ -20,6 +20,15 @@ Almost any two profiles that drift with depth correlate, so r is given three tim
 
 Only p of the quadratic row is near its level where both profiles carry unrelated monotone trends
 (benchmarks/profile_calibration.py); the other rows show what the trends contribute.
+
+Beside them, of the plain r, what other readings of the same two profiles give (`compare_nulls`):
+
+    independent_p  t-test as if all layers were independent: what a published p usually is
+    effective_n    of how many independent layers r is worth: dof + 2 of the plain row
+    phase_p        share of phase-randomised profiles that correlate as strongly (Theiler et al.
+                   1992): same spectrum, hence same autocorrelation, no common depth
+    differences_r  of what changes from one layer to the next, with its modified t-test
+    left_out_low, left_out_high  smallest and largest r when any one layer is left out
 """
 
 from typing import NamedTuple
@@ -27,9 +36,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from rolecircuits.inputs.arguments import DEFAULT_SEED
 from rolecircuits.stats.moments import divide
 
 TRENDS = {"plain": 0, "linear": 1, "quadratic": 2}  # degree of the polynomial that is removed
+N_PHASES = 9999  # phase-randomised profiles; p is then known to +-0.005
 ROUNDING = 1e-9  # what is left of a profile that is nothing but trend, of its size
 
 
@@ -43,6 +54,18 @@ class Agreement(NamedTuple):
 
 
 UNDEFINED = Agreement(np.nan, np.nan, np.nan, np.nan)
+
+
+class Nulls(NamedTuple):
+    """What other nulls say about the plain r of two profiles, see above."""
+
+    independent_p: float
+    effective_n: float
+    phase_p: float
+    differences_r: float
+    differences_p: float
+    left_out_low: float
+    left_out_high: float
 
 
 def align_profiles(left, right):
@@ -98,15 +121,66 @@ def correlate_detrended(left, right, degree):
             return UNDEFINED
     r = np.clip(correlate_rows(a, b), -1.0, 1.0)
     dof = effective_dof(a, b, remover)
-    with np.errstate(divide="ignore"):  # |r| = 1: p = 0
-        p = 2 * stdtr(dof, -np.abs(r) * np.sqrt(dof / (1 - r * r)))
+    p = correlation_p(r, dof)
     shifted = np.stack([np.roll(b, k) for k in range(n)]) @ remover
     return Agreement(float(r), float(dof), float(p), share_reached(a, shifted))
+
+
+def correlation_p(r, dof):
+    """Two-sided p of Pearson's r by t of so many degrees of freedom."""
+    r = np.float64(r)
+    with np.errstate(divide="ignore"):  # |r| = 1: p = 0
+        return 2 * stdtr(dof, -np.abs(r) * np.sqrt(dof / (1 - r * r)))
+
+
+def compare_nulls(left, right):
+    """The Nulls of two aligned profiles [layer]; NaN throughout where the plain r is undefined."""
+    plain = correlate_detrended(left, right, TRENDS["plain"])
+    if np.isnan(plain.r):
+        return Nulls(*[np.nan] * len(Nulls._fields))
+    changes = correlate_detrended(np.diff(left), np.diff(right), TRENDS["plain"])
+    kept = ~np.eye(len(left), dtype=bool)
+    without = [pearson_r(left[rows], right[rows]) for rows in kept]
+    return Nulls(
+        independent_p=float(correlation_p(plain.r, len(left) - 2)),
+        effective_n=plain.dof + 2,
+        phase_p=phase_share(scale_profile(left), scale_profile(right)),
+        differences_r=changes.r,
+        differences_p=changes.p,
+        left_out_low=float(np.min(without)),
+        left_out_high=float(np.max(without)),
+    )
+
+
+def phase_share(left, right, n_draws=N_PHASES, seed=DEFAULT_SEED):
+    """Share of phase-randomised profiles, the observed one among them, that correlate as strongly.
+
+    With A and B the Fourier transforms of the two, r is the sum over frequencies of |A| |B| cos of
+    their phase difference, over its largest value where all are 0: only these are drawn, uniform,
+    and 0 or pi at the highest frequency of an even number of layers.
+    """
+    n = len(left)
+    product = (np.fft.rfft(left) * np.conj(np.fft.rfft(right)))[1:]
+    strength = 2 * np.abs(product)
+    random = np.random.default_rng(seed)
+    cosines = np.cos(random.uniform(0, 2 * np.pi, (n_draws, len(product))))
+    if n % 2 == 0:
+        strength[-1] /= 2
+        cosines[:, -1] = random.choice([-1.0, 1.0], n_draws)
+    observed = abs((strength * np.cos(np.angle(product))).sum())
+    reached = np.abs(cosines @ strength) >= observed * (1 - 1e-9)
+    return float((reached.sum() + 1) / (n_draws + 1))
 
 
 def correlate_rows(a, b):
     """Cosine of vectors along the last axis: Pearson's r where their means are removed."""
     return divide((a * b).sum(axis=-1), np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))
+
+
+def pearson_r(left, right):
+    """Pearson's r of two vectors; NaN where one is constant."""
+    a, b = (scale_profile(x) for x in (left, right))
+    return float(correlate_rows(a - a.mean(), b - b.mean()))
 
 
 def share_reached(a, shifted):

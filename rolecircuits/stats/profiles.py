@@ -12,11 +12,13 @@ import numpy as np
 
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.folders import COMPARISON, check_kind
+from rolecircuits.stats.moments import divide
 from rolecircuits.stats.profile_noise import correct_correlation
 from rolecircuits.stats.profile_tests import (
     TRENDS,
     align_profiles,
     average_ranks,
+    compare_nulls,
     correlate_detrended,
 )
 
@@ -125,13 +127,36 @@ def _read_column(path, rows, column, may_be_empty=False):
     return values
 
 
-def summarise_profile(name, column, values, kind):
-    """One row of cross_model_summary.csv: mean, spread and shares of the layers; sd has ddof 1."""
+def summarise_profile(name, column, profile, kind):
+    """One row of cross_model_summary.csv: mean, spread and shares of the layers; sd has ddof 1.
+
+    One layer can make a mean, so it is given again without the layer that lies farthest from the
+    median, beside how far that is, in median absolute deviations from the median. Layers are also
+    counted by their own intervals (empty where the table has none): a share of layers beyond a
+    fixed distance is no test.
+    """
+    values = profile[column]
     below, above = (values < -NEAR_ZERO).mean(), (values > NEAR_ZERO).mean()
     row = {"model": name, "index": column, "kind": kind, "n_layers": len(values)}
     row |= {"mean": values.mean(), "sd": values.std(ddof=1)}
     row |= {"median": np.median(values), "min": values.min(), "max": values.max()}
-    return row | {"share_below": below, "share_near_zero": 1 - below - above, "share_above": above}
+    row |= {"share_below": below, "share_near_zero": 1 - below - above, "share_above": above}
+    distance = np.abs(values - row["median"])
+    farthest = int(distance.argmax())
+    row |= {"farthest_layer": farthest, "farthest": values[farthest]}
+    row["farthest_mads"] = float(divide(distance[farthest], np.median(distance)))
+    row["mean_without"] = np.delete(values, farthest).mean()
+    return row | _interval_cells(profile, column)
+
+
+def _interval_cells(profile, column):
+    """How many layers lie below and above 0 by their own intervals, and how wide these are."""
+    names = ("interval_below", "interval_above", "interval_half_width")
+    low, high = (profile.get(f"{column}_ci_{end}") for end in ("low", "high"))
+    if low is None or high is None or np.isnan([low, high]).all():
+        return dict.fromkeys(names, np.nan)
+    half = float(np.nanmedian((high - low) / 2))
+    return dict(zip(names, (int((high < 0).sum()), int((low > 0).sum()), half), strict=True))
 
 
 def correlate_spearman(left, right):
@@ -156,6 +181,7 @@ def correlate_models(profiles, kind, draw=None):
             for trend, degree in TRENDS.items():
                 found = correlate_detrended(a, b, degree)
                 row |= {f"{trend}_{part}": value for part, value in found._asdict().items()}
+            row |= compare_nulls(a, b)._asdict()
             row["spearman_r"], row["spearman_shift_p"] = correlate_spearman(a, b)
             rows.append(row | _corrected_cells(draws, column.removesuffix("_diff")))
     return rows

@@ -29,18 +29,20 @@ from rolecircuits.stats.units import frame_values, labels_of
 
 P_VALUES = ("p", "q", "p_max")
 SIDES = ("base", "instruct")
+FLAGS = ("--base_dir", "--instruct_dir")
 CATEGORIES_OF = {"rfc": REQUIRED, "rsi": INDEX_CATEGORIES}
 
 
-def match_runs(base, instruct):
+def match_runs(base, instruct, flags=FLAGS):
     """({"base": Run, "instruct": Run} cut to their common prompts in the same order, notes).
 
+    flags   those by which the two were named, for messages
     raises  UserError where layers, heads or prompts do not allow a comparison
     """
     size = [f"{run.n_layers} layers x {run.n_heads} heads" for run in (base, instruct)]
     if size[0] != size[1]:
         raise UserError(
-            f"--base_dir {base.path}: base has {size[0]}, instruct has {size[1]}; "
+            f"{flags[0]} {base.path}: base has {size[0]}, instruct has {size[1]}; "
             "compare two runs of one architecture"
         )
     places = {key: row for row, key in enumerate(_prompt_keys(instruct))}
@@ -50,10 +52,7 @@ def match_runs(base, instruct):
         "base": base.take([rows[key] for key in keys]),
         "instruct": instruct.take([places[key] for key in keys]),
     }
-    where, there = (
-        f"--base_dir {base.path}, --instruct_dir {instruct.path}",
-        set(runs["base"].counts),
-    )
+    where, there = (f"{flags[0]} {base.path}, {flags[1]} {instruct.path}", set(runs["base"].counts))
     for name in REQUIRED:
         if name not in there and all(name in run.counts for run in (base, instruct)):
             raise UserError(

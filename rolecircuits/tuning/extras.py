@@ -8,8 +8,11 @@ INSTALL = "pip install -r requirements-tuning.txt -c constraints.txt"
 PACKAGES = {"peft": "peft", "sklearn": "scikit-learn", "concept_erasure": "concept-erasure"}
 
 
-def check_installed():
-    """Refuse a study for which a package is missing, before anything is loaded."""
-    missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
+def check_installed(what="a tuning study", modules=tuple(PACKAGES)):
+    """Refuse a study for which a package is missing, before anything is loaded.
+
+    what  that needs them, for the message    modules  of PACKAGES
+    """
+    missing = [PACKAGES[module] for module in modules if not importlib.util.find_spec(module)]
     if missing:
-        raise UserError(f"a tuning study needs {', '.join(missing)}: {INSTALL}")
+        raise UserError(f"{what} needs {', '.join(missing)}: {INSTALL}")

@@ -90,23 +90,36 @@ def probe_layers(values, labels, frames, eraser=None):
     eraser  function (train [n, feature], labels [n] int, frames [n]) -> function of such features,
             fitted on training frames and used on both sides; None: nothing is erased
     """
+    return transfer_layers(values, [values], labels, frames, eraser)[0]
+
+
+def transfer_layers(values, asked, labels, frames, eraser=None):
+    """`probe_layers` of the same trained probes asked about held-out frames of several activations.
+
+    asked    list of [prompt, layer, unit], of the same prompts: of other models, say
+    returns  a Probed of each of them
+    """
     frames = np.asarray(frames)
     names, codes = np.unique(labels, return_inverse=True)
     folds = fold_of(frames)
-    correct, nats = (np.full(values.shape[:2], np.nan) for _ in range(2))
+    correct, nats = (np.full((len(asked), *values.shape[:2]), np.nan) for _ in range(2))
     for fold in range(folds.max() + 1):
         test, train = folds == fold, folds != fold
         if len(np.unique(codes[train])) < len(names):
             raise UserError("probes need every category in every frame: a crossed set")
         for layer in _read_layers(values):
-            fitted, asked = _features(values[train, layer], values[test, layer])
+            fitted, *others = _features(values[train, layer], *(x[test, layer] for x in asked))
             if eraser is not None:
                 erase = eraser(fitted, codes[train], frames[train])
-                fitted, asked = erase(fitted), erase(asked)
-            logs = _fit(fitted, codes[train]).predict_log_proba(asked)
-            correct[test, layer] = logs.argmax(axis=1) == codes[test]
-            nats[test, layer] = np.log(len(names)) + logs[np.arange(test.sum()), codes[test]]
-    return Probed(correct, nats, frames, 1 / len(names))
+                fitted, *others = (erase(x) for x in (fitted, *others))
+            probe = _fit(fitted, codes[train])
+            for i, features in enumerate(others):
+                logs = probe.predict_log_proba(features)
+                correct[i, test, layer] = logs.argmax(axis=1) == codes[test]
+                own = logs[np.arange(test.sum()), codes[test]]
+                nats[i, test, layer] = np.log(len(names)) + own
+    chance = 1 / len(names)
+    return [Probed(*found, frames, chance) for found in zip(correct, nats, strict=True)]
 
 
 def _read_layers(values):
@@ -118,21 +131,21 @@ def _fit(features, codes):
     return probe.fit(features, codes)
 
 
-def _features(train, test):
-    """Both standardised by the training prompts and written in a basis of their span.
+def _features(train, *tests):
+    """All standardised by the training prompts and written in a basis of their span: a list.
 
     A penalised linear probe, and LEACE, lie in the span of what they are fitted on, so that the
     few coordinates there give the same as all units, in any width. [n, coordinate] float64 each.
     """
     mean, spread = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     scale = np.where(spread > 0, spread, 1.0) * np.sqrt(train.shape[1])
-    train, test = (train - mean) / scale, (test - mean) / scale
+    train, *tests = ((x - mean) / scale for x in (train, *tests))
     squares, vectors = np.linalg.eigh(train @ train.T)
     kept = squares > 1e-9 * squares[-1]
     if not kept.any() or squares[-1] <= 0:
-        return np.zeros((len(train), 1)), np.zeros((len(test), 1))
+        return [np.zeros((len(x), 1)) for x in (train, *tests)]
     vectors, lengths = vectors[:, kept], np.sqrt(squares[kept])
-    return vectors * lengths, test @ train.T @ vectors / lengths
+    return [vectors * lengths, *(x @ train.T @ vectors / lengths for x in tests)]
 
 
 def fit_leace(features, codes, frames):
