@@ -65,9 +65,8 @@ def samples():
 
 
 def run_task(model, dataset, out, logs):
-    task = inspect_ai.Task(
-        dataset=dataset, solver=answer_or_not(), scorer=role_scorer(str(out)), name="tiny"
-    )
+    own = role_scorer(str(out), category_field="category")
+    task = inspect_ai.Task(dataset=dataset, solver=answer_or_not(), scorer=own, name="tiny")
     config = GenerateConfig(max_tokens=6)
     (log,) = inspect_ai.eval(
         task, model=model, display="none", log_dir=str(logs), **config.model_dump(exclude_none=True)

@@ -11,7 +11,7 @@ the system's, the user's and the model's own text beside their values under unif
 metadata holds all turns. When a task has ended, <output_dir>/inspect_<time>/ is what
 activation_analysis.py --documents writes of the same conversations, linked as latest_inspect.
 
-Only models that are here: Inspect's provider hf. A sample's metadata may name its "category".
+Only models that are here: Inspect's provider hf.
 """
 
 import math
@@ -141,10 +141,11 @@ class Measured:
 
 
 @scorer(metrics={"*": [mean(), stderr()]})
-def role_scorer(output_dir=DEFAULT_RESULTS):
+def role_scorer(output_dir=DEFAULT_RESULTS, category_field=None):
     """The scorer, as the module says.
 
-    output_dir  where a documents run is made of the task, None for none
+    output_dir      where a documents run is made of the task, None for none
+    category_field  of a sample's metadata, that holds its category; None: samples have none
     """
     if output_dir is not None:
         output_dir = check_output_dir(output_dir, link=LATEST_INSPECT).absolute()
@@ -152,18 +153,20 @@ def role_scorer(output_dir=DEFAULT_RESULTS):
     async def score(state, target):
         measured = Measured.of(get_model())
         name = str(state.sample_id) + (f".{state.epoch}" if state.epoch > 1 else "")
+        category = state.metadata.get(category_field) if category_field else None
         try:
-            own = read_conversation(name, state.messages, state.metadata.get("category"))
+            own = read_conversation(name, state.messages, category)
             document, shard = measured.record(own)
         except UserError as error:
             SCORED[state.uuid] = Scored(name, measured, output_dir, reason=str(error))
-            return Score(value=dict.fromkeys(COLUMNS, math.nan), explanation=str(error))
+            nothing = dict.fromkeys(COLUMNS, math.nan)
+            return Score(value=nothing, explanation=str(error), reason="scoring_failed")
         SCORED[state.uuid] = Scored(name, measured, output_dir, document, shard, own.turns)
         _, turns = document_rows([document], stacked_arrays([document], [shard]))
-        answers = [row for row in turns if row["role"] == "assistant"]
-        value = {column: answers[-1][column] for column in COLUMNS}
+        last = max(row["turn"] for row in turns if row["role"] == "assistant")
+        value = {column: turns[last][column] for column in COLUMNS}
         plain = [{k: _plain(v) for k, v in row.items() if k not in PLACE} for row in turns]
-        return Score(value=value, answer=own.turns[-1][1], metadata={"turns": plain})
+        return Score(value=value, answer=own.turns[last][1], metadata={"turns": plain})
 
     return score
 

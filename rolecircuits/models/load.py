@@ -211,7 +211,7 @@ def read_weights(opened):
     model.eval()
     wait_for_hash = wait_for_hash or in_background(weights_sha256, weight_files(folder))
     facts = {"id": spec.model_id, "revision": revision, "weights_sha256": wait_for_hash()}
-    facts |= model_facts(model, tokenizer, opened.config)
+    facts |= model_facts(model, tokenizer, opened.config) | {"dtype": spec.dtype}
     facts["device"] = str(device or getattr(model, "hf_device_map", placement))
     facts |= _origin_facts(opened, facts)
     return LoadedModel(model, tokenizer, facts)
