@@ -36,6 +36,14 @@ from tiny_models import load_checked, save_tiny  # noqa: E402
 SYSTEM = "You keep a lighthouse."
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_hub():
+    """Inspect asks the hub what a model is; without one that is a minute of retries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tiny("llama", tmp_path_factory.mktemp("inspect") / "tiny", initializer_range=0.6)
@@ -157,7 +165,8 @@ def test_the_report_opens_it(done, tmp_path):
 
 
 def test_a_model_that_is_not_here_is_refused_in_one_line(tmp_path):
-    log = run_task("mockllm/model", samples()[:1], tmp_path / "out", tmp_path / "logs")
+    own = samples()[2:]  # that the model is not asked
+    log = run_task("mockllm/model", own, tmp_path / "out", tmp_path / "logs")
     assert log.status == "error"
     assert "--model hf/..., not mockllm/model, whose attention nobody sees" in log.error.message
     assert not (tmp_path / "out").exists()
