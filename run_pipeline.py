@@ -5,16 +5,17 @@
     others of their layers, on the half of the prompts that did not choose them;
     a few answers of both models, and with these heads cut -> one page of it all
 
+    python run_pipeline.py --list  # the families, and what each takes
     python run_pipeline.py --family demo
     python run_pipeline.py --family demo --skip_analysis
-    python run_pipeline.py --family mistral --device cuda  # needs hub and GPU
+    python run_pipeline.py --family smollm2  # a real pair; needs the hub
+    python run_pipeline.py --family mistral --device cuda  # hub and GPU
     python run_pipeline.py --family qwen llama --engine ray  # hub and Ray
 
-The families are in model_families.json; `demo` is the bundled model twice, on
-raw and on chat prompts. Results go to NAME/ in results_activation_analysis,
-figures, analysis_results and comparison_results, those of a second prompt set
-to NAME/SET/; the page is analysis_results/NAME/report.html. With --engine ray a
-worker runs the models of a whole family.
+Families are in model_families.json; `demo` is the bundled model, on raw and on
+chat prompts. Results go to NAME/ in results_activation_analysis, figures,
+analysis_results and comparison_results, a second prompt set's to NAME/SET/; the
+page is analysis_results/NAME/report.html. On Ray a worker runs a whole family.
 """
 
 import contextlib
@@ -51,14 +52,9 @@ from rolecircuits.models.families import ANSWERS, LINKS, OUTPUTS, SIDES
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    names = {"dest": "families", "help": "names in model_families.json: demo, mistral, ..."}
-    parser.add_argument("--family", required=True, nargs="+", **names)
-    own = "a file of that form (default: model_families.json)"
-    parser.add_argument("--families_file", default=str(families.FAMILIES_FILE), help=own)
+    families.add_family_arguments(parser)
     arguments.add_run_arguments(parser)
     add_engine_arguments(parser)
-    sets = "one set or several, each a name or file (default: those of the family)"
-    parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
     arguments.add_raw_argument(parser)
     skip = "make no run again that is there with this model, format, prompts and plan"
     parser.add_argument("--skip_analysis", action="store_true", help=skip)
@@ -73,7 +69,11 @@ def parse_args(argv=None):
 
 @table_files.writes_tables
 def run(args):
-    """Study every family, on Ray side by side; 3 if prompts failed."""
+    """Study every family, on Ray side by side; 3 if prompts failed. Or list them."""
+    if args.list:
+        from rolecircuits.drawing import family_table  # rich: not for --help
+
+        return family_table.print_families(args.families_file)
     check_engine_arguments(args)
     arguments.say_unverified(args)
     studies = {name: plan_family(args, name) for name in dict.fromkeys(args.families)}

@@ -1,12 +1,15 @@
-"""How much memory a study takes, from a model's shape alone: the tables of docs/SCALE.md.
+"""How much memory a study takes, from a model's shape alone: the tables of docs/SCALE.md, and the
+memory and time of the families in model_families.json.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --tokens 4096
+    python benchmarks/scale.py --families
 
-L layers, H query heads, K key heads, h width of a head, d width, f width of the MLP, V vocabulary
-(input and output embeddings untied); N prompts of T tokens, batches of B. GB = 1e9 bytes.
+L layers, H query heads, K key heads, h width of a head, d width, f width of the MLP, V vocabulary;
+N prompts of T tokens, batches of B. GB = 1e9 bytes.
 """
 
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -16,15 +19,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rolecircuits.inputs.arguments import positive_int  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script
+from rolecircuits.models.families import FAMILIES_FILE, load_families
 from rolecircuits.stats.masses import SEGMENTS
 
 GPU_GB, USED = (80, 141), 0.9
 GB = 1e9
+# Of run_pipeline.py --family as it is without other flags: float32, batches of 64, on the CPU.
+ITEM, BATCH = 4, 64
+RAW_TOKENS, CHAT_TOKENS = 8, 40  # of a prompt
+PROMPTS = {"original": 120, "crossed": 432}  # where a family takes the whole set
+CUT = 3  # heads cut, each beside all others of its layer, on half of the prompts
+# Of the bundled model on two cores (docs/SCALE.md): bytes of the libraries, seconds that no model
+# changes (start, tests, figures, report), operations a second of short float32 passes.
+LIBRARIES, FIXED, SPEED = 1.0 * GB, 45, 80e9
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like decoder: gated MLP, RMS norms, no biases."""
+    """A Llama-like decoder: RMS norms, no biases.
+
+    tied   one embedding for input and output    gated  an MLP of three matrices, not two
+    """
 
     name: str
     L: int
@@ -34,6 +49,8 @@ class Shape:
     d: int
     f: int
     V: int
+    tied: bool = False
+    gated: bool = True
 
 
 SHAPES = (
@@ -44,13 +61,15 @@ SHAPES = (
 
 
 def parameters(s):
-    """Embeddings 2Vd, and in each layer q and o 2dHh, k and v 2dKh, the MLP 3df, two norms 2d; a
-    last norm d."""
-    return (
-        2 * s.V * s.d
-        + s.L * (2 * s.d * s.H * s.h + 2 * s.d * s.K * s.h + 3 * s.d * s.f + 2 * s.d)
-        + s.d
-    )
+    """Embeddings 2Vd (tied Vd), the layers, a last norm d."""
+    return (1 if s.tied else 2) * s.V * s.d + layers(s) + s.d
+
+
+def layers(s):
+    """Parameters of the layers: q and o 2dHh, k and v 2dKh, the MLP 3df (not gated 2df), two norms
+    2d."""
+    mlp = (3 if s.gated else 2) * s.d * s.f
+    return s.L * (2 * s.d * s.H * s.h + 2 * s.d * s.K * s.h + mlp + 2 * s.d)
 
 
 def weights(s):
@@ -63,10 +82,13 @@ def gpus(s, gb):
     return math.ceil(weights(s) / (USED * gb * GB))
 
 
-def activations(s, B, T):
+def activations(s, B, T, item=2):
     """Bytes of one layer at work: residual and two MLP products 2B T(d + 2f), scores 2BHT^2 and
-    float32 softmax 4BHT^2."""
-    return 2 * B * T * (s.d + 2 * s.f) + 6 * B * s.H * T**2
+    float32 softmax 4BHT^2.
+
+    item  bytes of a number of the pass; 2 in bfloat16
+    """
+    return item * B * T * (s.d + 2 * s.f) + (item + 4) * B * s.H * T**2
 
 
 def arrays(s, T):
@@ -91,6 +113,45 @@ def distributions(s, N):
     """Bytes of the unedited next-token distributions, float32 logits and float64 probabilities:
     12NV."""
     return 12 * N * s.V
+
+
+def family_cost(s, sets):
+    """{"weights_gb", "peak_gb", "minutes"} of a family in run_pipeline.py, as model_families.json
+    has them.
+
+    sets     {prompt set: prompts a category, None for all}, of "original" and "crossed"
+    weights  in bfloat16
+    peak     libraries, float32 weights, one layer at work, the arrays of the larger set in chat
+             format, and the distributions of the prompts on which heads are cut
+    minutes  FIXED, and 2 operations a parameter of the layers and token: each set once raw and once
+             in the chat template, and CUT heads with the others of their layers
+    """
+    n = {name: 4 * size if size else PROMPTS[name] for name, size in sets.items()}
+    held_out = n.get("crossed", max(n.values())) / 2
+    bytes_ = LIBRARIES + ITEM * parameters(s) + activations(s, BATCH, CHAT_TOKENS, ITEM)
+    bytes_ += max(n.values()) * arrays(s, CHAT_TOKENS) + distributions(s, held_out)
+    tokens = sum(n.values()) * (RAW_TOKENS + CHAT_TOKENS) + CUT * s.H * held_out * RAW_TOKENS
+    seconds = FIXED + 2 * layers(s) * tokens / SPEED
+    return {
+        "weights_gb": two_digits(weights(s) / GB),
+        "peak_gb": two_digits(bytes_ / GB),
+        "minutes": two_digits(seconds / 60),
+    }
+
+
+def two_digits(value):
+    """A number with two digits that count."""
+    rounded = float(f"{value:.2g}")
+    return int(rounded) if rounded >= 10 else rounded
+
+
+def family_rows(path=FAMILIES_FILE):
+    """{name: cost} of the families of a file whose shape is known."""
+    return {
+        name: family_cost(Shape(name, **family["shape"]), family["prompts"])
+        for name, family in load_families(path).items()
+        if "shape" in family
+    }
 
 
 def model_rows():
@@ -127,10 +188,16 @@ def parse_args(argv=None):
     )
     parser.add_argument("--prompts", type=positive_int, default=120)
     parser.add_argument("--batch_size", type=positive_int, default=64)
+    families = "print the cost of every family of model_families.json that states its shape"
+    parser.add_argument("--families", action="store_true", help=families)
     return parser.parse_args(argv)
 
 
 def run(args):
+    if args.families:
+        for name, cost in family_rows().items():
+            print(f'{name}: "cost": {json.dumps(cost)}')
+        return
     print(
         "| model | parameters, 1e9 | weights, GB | cards of 80 GB | cards of 141 GB |",
         *model_rows(),

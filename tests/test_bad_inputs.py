@@ -564,8 +564,27 @@ def test_unknown_key_of_a_family(here, capsys):
     pair = {"base": {"model_id": "m"}, "instruct": {"model_id": "m"}}
     Path("f.json").write_text(json.dumps({"x": pair | {"insturct": {}}}))
     argv = ["--family", "x", "--families_file", "f.json"]
-    said = "x.insturct: unknown; a family has base, instruct, prompts and note"
+    said = "x.insturct: unknown; a family has base, instruct, prompts, note, shape and cost"
     refused(capsys, run_pipeline.main, argv, said)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"note": 1}, "x.note must be a text"),
+        ({"cost": {"weights_gb": 1}}, "x.cost must be an object of numbers above 0"),
+        ({"cost": {"weights_gb": "1", "peak_gb": 1, "minutes": 1}}, "x.cost must be"),
+        ({"cost": {"weights_gb": 0, "peak_gb": 1, "minutes": 1}}, "x.cost must be"),
+        ({"cost": {"weights_gb": 1, "peak_gb": 1, "minutes": 1, "tied": True}}, "x.cost must be"),
+        ({"shape": []}, "x.shape must be"),
+        ({"shape": dict.fromkeys("LHKhdfV", 1) | {"tied": 1}}, "true or false for tied, gated"),
+        ({"shape": dict.fromkeys("LHKhdfV", True)}, "x.shape must be"),
+    ],
+)
+def test_what_a_family_takes_is_checked(here, capsys, wrong, said):
+    pair = {side: {"model_id": "m"} for side in ("base", "instruct")}
+    Path("f.json").write_text(json.dumps({"x": pair | wrong}))
+    refused(capsys, run_pipeline.main, ["--list", "--families_file", "f.json"], said)
 
 
 def test_results_on_another_disk_behind_a_link(here, capsys):

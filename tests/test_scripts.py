@@ -324,6 +324,45 @@ def test_pipeline_loads_a_shared_model_once(tiny, tmp_path, monkeypatch):
     assert (results / "latest_intervention").exists() and loads == [tiny] * 2
 
 
+def test_pipeline_lists_the_families_and_what_each_takes(tmp_path):
+    done = run_script("run_pipeline.py", "--list", cwd=tmp_path, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert not [line for line in lines if len(line) > 80]
+    for name, entry in json.loads((PROJECT / "model_families.json").read_text()).items():
+        at = next(i for i, line in enumerate(lines) if line.split()[:1] == [name])
+        shape, cost = entry["shape"], entry["cost"]
+        told = [f"{shape['L']}", "x", f"{shape['H']}", *(f"{cost[k]:g}" for k in list(cost)[:2])]
+        assert lines[at].split()[1:7] == [entry["base"]["model_id"], *told]
+        minutes, (number, unit) = cost["minutes"], lines[at].split()[7:]
+        assert unit == ("min" if minutes < 120 else "h")
+        assert abs(float(number) * (1 if unit == "min" else 60) - minutes) <= 0.05 * minutes + 0.5
+        assert lines[at + 1].split() == [entry["instruct"]["model_id"]]
+    assert "gated" in done.stdout and "docs/SCALE.md" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_pipeline_lists_ones_own_families_whose_cost_nobody_states(tmp_path):
+    pair = {side: {"model_id": f"./{side}"} for side in SIDES}
+    (tmp_path / "f.json").write_text(json.dumps({"own": pair | {"note": "mine"}}))
+    table = ("--table", "md", "t.md")
+    done = run_script(
+        "run_pipeline.py", "--list", "--families_file", "f.json", *table, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert ["own", "./base", *"----"] in [line.split() for line in done.stdout.splitlines()]
+    assert "own: mine" in done.stdout and "./instruct" in (tmp_path / "t.md").read_text()
+
+
+def test_the_hub_pair_without_a_hub_is_refused_in_one_line(tmp_path):
+    """As far as `--family smollm2` goes without the network; nothing is left behind."""
+    empty = {"HF_HOME": str(tmp_path / "hub")}
+    done = run_script("run_pipeline.py", "--family", "smollm2", cwd=tmp_path, **empty)
+    said = "error: --model_id HuggingFaceTB/SmolLM2-135M: the hub cannot be reached and the model"
+    assert done.returncode == 2 and done.stderr.startswith(said), done.stderr
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.rglob("run_*"))
+
+
 def test_pipeline_skips_what_it_is_told(family):
     folder, _ = family
     stages = ("analysis", "visualization", "comparison", "interventions", "answers", "report")

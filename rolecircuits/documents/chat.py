@@ -19,26 +19,20 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from deterministic import set_determinism
-from rolecircuits.capture.attention import TURN_MASS
 from rolecircuits.capture.chat_template import Template
 from rolecircuits.capture.conversations import tokenize_turns
-from rolecircuits.capture.feeding import feeding_of
 from rolecircuits.capture.generation import stop_tokens
 from rolecircuits.capture.instrument import load_model
 from rolecircuits.capture.model_pass import EAGER, set_attention
 from rolecircuits.capture.tokens import CODE, NO_SLOT, bos_to_prepend
+from rolecircuits.documents.recorded import Recording, recorded_shard, save_recorded
 from rolecircuits.documents.shapes import Document
-from rolecircuits.documents.shards import shard_arrays
-from rolecircuits.documents.tables import print_run, save_documents, stacked_arrays
+from rolecircuits.documents.tables import print_run, stacked_arrays
 from rolecircuits.documents.tokens import tokenize_conversation
-from rolecircuits.inputs.arguments import CONVERSATION, DEFAULT_SEED, check_text
-from rolecircuits.inputs.errors import RunFailed, UserError
-from rolecircuits.inputs.files import sha256_of
+from rolecircuits.inputs.arguments import DEFAULT_SEED, check_text
+from rolecircuits.inputs.errors import UserError
 from rolecircuits.monitor import RoleMonitor
-from rolecircuits.runs.files import write_prompts
-from rolecircuits.runs.record import describe_run
 from rolecircuits.stats.document_stats import turn_columns
-from rolecircuits.stats.masses import turn_means
 
 __all__ = ["Answering", "Chat", "open_chat", "print_run"]
 NAME = "chat"  # the id of the one document
@@ -100,7 +94,7 @@ class Chat:
         document = tokenize_conversation(document, self.loaded.tokenizer, self.template, self.bos)
         self._feed(document)
         self.turns, self.document = turns, document
-        self.shard = self._reduce(document)
+        self.shard = recorded_shard(self.monitor.texts[-1], document)
         self.seconds += time.perf_counter() - started
 
     def _tokenize(self, turns, header):
@@ -154,18 +148,6 @@ class Chat:
             model(input_ids=rest, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.fed = list(ids)
 
-    def _reduce(self, document):
-        """The arrays of the document's shard, from the recorded rows."""
-        text = self.monitor.texts[-1]
-        if text.token_ids != document.prompt.token_ids:
-            raise RunFailed("the rows that were recorded are not those of the conversation")
-        arrays = text.arrays()
-        rows = ("entropy", "entropy_sinkfree", "sink_mass")
-        captured = {name: arrays[name][None] for name in rows}
-        captured["visible_keys"] = arrays["visible_keys"]
-        captured[TURN_MASS] = turn_means(arrays["segment_mass"], document.spans)[None]
-        return shard_arrays(captured, 0, document)
-
     def measures(self):
         """{column of turns.csv: value} of the last answer."""
         columns = turn_columns(stacked_arrays([self.document], [self.shard]))
@@ -177,15 +159,8 @@ class Chat:
 
         args  of the script; args.documents is the name of the conversation's file
         """
-        file = folder / CONVERSATION
-        messages = [{"role": role, "content": text} for role, text in self.turns]
-        write_prompts(file, [{"id": NAME, "messages": messages}])
-        tokenizer, prompt = self.loaded.tokenizer, self.document.prompt
-        feeding = feeding_of([prompt], tokenizer, self.form, self.template)
-        known = {"sha256": sha256_of(file), "format": "chat", "n": 1, "bos": self.form.bos}
-        fed = {"documents": known | feeding["how"] | {"failed": []}, "model": feeding["model"]}
-        how = (self.loaded.facts, fed, self.determinism, {"answers_s": self.seconds})
-        config = describe_run("monitor_chat.py", args, *how)
-        config["capture"] = {"method": "monitor"}
-        facts = self.loaded.facts
-        return save_documents(folder, [self.document], [self.shard], config, facts, draw)
+        made = (self.loaded, self.form, self.template)
+        said = ([self.document], [self.shard], [self.turns])
+        timings = {"answers_s": self.seconds}
+        recording = Recording(*made, *said, determinism=self.determinism, timings=timings)
+        return save_recorded(folder, recording, "monitor_chat.py", args, draw)

@@ -31,6 +31,7 @@ LATEST_RUNS = {"base": "latest_base", "instruct": "latest_run"}  # the link of t
 LATEST_INTERVENTION, LATEST_SWEEP = "latest_intervention", "latest_sweep"
 LATEST_DOCUMENTS, LATEST_GENERATION = "latest_documents", "latest_generation"
 LATEST_CHAT = "latest_chat"  # a conversation of monitor_chat.py, the same files as of documents
+LATEST_INSPECT = "latest_inspect"  # a task of Inspect, the same files
 CONVERSATION = "conversation.jsonl"  # in a chat's folder: what was said, as --documents reads it
 LATEST_BASE_GENERATION = "latest_base_generation"  # answers of a family's base model
 LATEST_STUDY = "latest_study"

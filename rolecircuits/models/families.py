@@ -1,7 +1,11 @@
 """model_families.json: the base and instruct models of a family, and the flags they stand for.
 
 {"NAME": {"base": {"model_id": ...}, "instruct": {"model_id": ...}, "note": TEXT,
-          "prompts": {SET: prompts a category, or null for all}}}    the last two may be missing
+          "prompts": {SET: prompts a category, or null for all},
+          "shape": {"L": layers, "H": heads, ...}, "cost": {"weights_gb", "peak_gb", "minutes"}}}
+
+All but base and instruct may be missing. The shape is that of both models, and the cost what
+docs/SCALE.md makes of it: benchmarks/scale.py --families prints it.
 """
 
 import re
@@ -34,6 +38,9 @@ LINKS = {side: LATEST_RUNS[side] for side in SIDES} | {
 PREFIXES = dict.fromkeys(SIDES, "run") | {"edits": "intervention"}
 PREFIXES |= dict.fromkeys(ANSWERS.values(), "generation")
 ANSWER_TOKENS = 12  # of an answer at most: enough to see whom it is about
+SHAPE = ("L", "H", "K", "h", "d", "f", "V")  # as benchmarks/scale.py names them
+SHAPE_KINDS = ("tied", "gated")  # embeddings, MLP; true or false, may be missing
+COST = ("weights_gb", "peak_gb", "minutes")
 OUTPUTS = ("figures", "analysis_results", "comparison_results")
 
 
@@ -79,8 +86,35 @@ class Study:
         return [row | {"side": side, "set": self.label} for side, row in rows]
 
 
+def add_family_arguments(parser):
+    """--family and --list, --families_file, --prompts."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    names = {"dest": "families", "help": "names in model_families.json: demo, smollm2, ..."}
+    what.add_argument("--family", nargs="+", **names)
+    listed = "show the families that there are, and what each takes; nothing is run"
+    what.add_argument("--list", action="store_true", help=listed)
+    own = "a file of that form (default: model_families.json)"
+    parser.add_argument("--families_file", default=str(FAMILIES_FILE), help=own)
+    sets = "one set or several, each a name or file (default: those of the family)"
+    parser.add_argument("--prompts", nargs="+", metavar="NAME|FILE", help=sets)
+
+
+def load_families(path):
+    """{name: family} of a file, each checked, with its "prompts"."""
+    families = _read_families(path)
+    return {name: _check_family(path, name, families[name]) for name in families}
+
+
 def load_family(path, name):
-    """One family of a file, checked, with its "prompts"; "note" may be missing."""
+    """One family of a file, checked, with its "prompts"; note, shape and cost may be missing."""
+    families = _read_families(path)
+    if name not in families:
+        raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
+    return _check_family(path, name, families[name])
+
+
+def _read_families(path):
+    """The object of a families file, its names checked."""
     families = read_strict_json(Path(path), "--families_file")
     named = isinstance(families, dict) and all(
         re.fullmatch(r"[A-Za-z0-9][\w.-]*", key) for key in families
@@ -90,15 +124,20 @@ def load_family(path, name):
             f"--families_file {path}: must be an object whose keys are letters, digits, "
             "'_', '.' and '-'"
         )
-    if name not in families:
-        raise UserError(f"--family {printable(name)}: unknown; {path} has {', '.join(families)}")
-    family = families[name] if isinstance(families[name], dict) else {}
+    return families
+
+
+def _check_family(path, name, family):
+    """The family, with its "prompts"."""
+    family = family if isinstance(family, dict) else {}
     for key in family:
-        if key not in (*SIDES, "prompts", "note"):
+        if key not in (*SIDES, "prompts", "note", "shape", "cost"):
             raise UserError(
                 f"{path}: {name}.{printable(key)}: unknown; "
-                f"a family has {', '.join(SIDES)}, prompts and note"
+                f"a family has {', '.join(SIDES)}, prompts, note, shape and cost"
             )
+    if not isinstance(family.get("note", ""), str):
+        raise UserError(f"{path}: {name}.note must be a text")
     for side in SIDES:
         model = family.get(side)
         if not isinstance(model, dict) or not isinstance(model.get("model_id"), str):
@@ -111,7 +150,22 @@ def load_family(path, name):
                 )
         if model.get("prompt_format", "raw") not in ("raw", "chat"):
             raise UserError(f"{path}: {name}.{side}.prompt_format must be raw or chat")
+    if "shape" in family:
+        _check_numbers(f"{path}: {name}.shape", family["shape"], SHAPE, SHAPE_KINDS)
+    if "cost" in family:
+        _check_numbers(f"{path}: {name}.cost", family["cost"], COST)
     return family | {"prompts": _check_sets(f"{path}: {name}.prompts", family.get("prompts"))}
+
+
+def _check_numbers(where, given, names, kinds=()):
+    """Refuse what is not an object of numbers above 0, the names, and truths, the kinds."""
+    known = isinstance(given, dict) and set(names) <= set(given) <= {*names, *kinds}
+    if not known or not all(
+        type(value) is bool if name in kinds else type(value) in (int, float) and 0 < value < 1e9
+        for name, value in given.items()
+    ):
+        also = f", and true or false for {', '.join(kinds)}" if kinds else ""
+        raise UserError(f"{where} must be an object of numbers above 0: {', '.join(names)}{also}")
 
 
 def _check_sets(where, sets):

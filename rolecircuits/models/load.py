@@ -15,6 +15,7 @@ import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
@@ -167,10 +168,7 @@ def open_model(spec):
     origin, config = open_config(spec)
     own = origin.adapter if origin.adapter and origin.adapter.tokenizer else origin
     hf = _read_tokenizer(own.source, spec, own.revision)
-    vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
-    bos, context = prepends_bos(config, hf), context_length(config)
-    tokenizer = ModelTokenizer(hf, bos, context, vocabulary, dense)
-    return OpenedModel(spec, origin, config, tokenizer)
+    return OpenedModel(spec, origin, config, _tokenizer_of(config, hf))
 
 
 def open_config(spec):
@@ -212,26 +210,52 @@ def read_weights(opened):
         )
     model.eval()
     wait_for_hash = wait_for_hash or in_background(weights_sha256, weight_files(folder))
-    shape = model_shape(opened.config)
-    facts = {
-        "id": spec.model_id,
-        "revision": revision,
-        "weights_sha256": wait_for_hash(),
+    facts = {"id": spec.model_id, "revision": revision, "weights_sha256": wait_for_hash()}
+    facts |= model_facts(model, tokenizer, opened.config) | {"dtype": spec.dtype}
+    facts["device"] = str(device or getattr(model, "hf_device_map", placement))
+    facts |= _origin_facts(opened, facts)
+    return LoadedModel(model, tokenizer, facts)
+
+
+def model_facts(model, tokenizer, config):
+    """What a model in memory says of itself; its id, revision, weights and device come on top."""
+    shape = model_shape(config)
+    return {
         "tokenizer_sha256": _tokenizer_sha256(tokenizer.hf),
-        "config_sha256": _config_sha256(opened.config),
+        "config_sha256": _config_sha256(config),
         "architecture": type(model).__name__,
         "n_layers": shape.n_layers,
         "n_heads": shape.n_heads,
         "n_kv_heads": shape.n_kv_heads,
-        "dtype": spec.dtype,
-        "device": str(device or getattr(model, "hf_device_map", placement)),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "rotary": rotary_facts(model),
         "context": tokenizer.context,
         "prepends_bos": tokenizer.prepends_bos,
         "bos_token": tokenizer.hf.bos_token,
     }
-    facts |= _origin_facts(opened, facts)
+
+
+def wrap_model(model, hf, model_id):
+    """The LoadedModel of a Hugging Face model and tokenizer that another program has loaded.
+
+    Its weights are hashed where they lie in a folder; those of a hub are known by their commit.
+    """
+    config = model.config
+    check_architecture(model_id, config)
+    _check_fast(model_id, hf)
+    folder = Path(model_id)
+    revision = None if folder.is_dir() else getattr(config, "_commit_hash", None)
+    sha256 = weights_sha256(weight_files(folder)) if folder.is_dir() else None
+    tokenizer = _tokenizer_of(config, hf)
+    facts = {"id": model_id, "revision": revision, "weights_sha256": sha256}
+    facts |= model_facts(model, tokenizer, config) | {"device": str(model.device)}
     return LoadedModel(model, tokenizer, facts)
+
+
+def _tokenizer_of(config, hf):
+    """The ModelTokenizer of a config and a tokenizer of transformers."""
+    vocabulary, dense = text_config(config).vocab_size, dense_tokens(config)
+    return ModelTokenizer(hf, prepends_bos(config, hf), context_length(config), vocabulary, dense)
 
 
 @contextlib.contextmanager
@@ -285,12 +309,16 @@ def _read_tokenizer(source, spec, revision):
     options = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
     with errors_in_one_line(spec.model_id, "no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"--model_id {printable(spec.model_id)}: its tokenizer gives no offsets; a fast "
-            "tokenizer is needed"
-        )
+    _check_fast(spec.model_id, tokenizer)
     return tokenizer
+
+
+def _check_fast(model_id, hf):
+    if not hf.is_fast:
+        raise UserError(
+            f"--model_id {printable(model_id)}: its tokenizer gives no offsets; a fast tokenizer "
+            "is needed"
+        )
 
 
 def in_background(function, *args):

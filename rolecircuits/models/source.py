@@ -285,8 +285,12 @@ def model_folder(source, revision=None):
         try:
             file = huggingface_hub.hf_hub_download(source, "config.json", revision=revision)
         except errors.EntryNotFoundError as missing:  # an adapter has none
+            # a hub that cannot be reached is asked for half a minute: not twice
+            offline = isinstance(missing, errors.LocalEntryNotFoundError)
             try:
-                file = huggingface_hub.hf_hub_download(source, ADAPTER_CONFIG, revision=revision)
+                file = huggingface_hub.hf_hub_download(
+                    source, ADAPTER_CONFIG, revision=revision, local_files_only=offline
+                )
             except errors.EntryNotFoundError:
                 raise missing from None
     return Path(file).parent
@@ -295,6 +299,7 @@ def model_folder(source, revision=None):
 @contextlib.contextmanager
 def hub_errors_in_one_line(source, revision):
     """Say what the hub answered: unknown, gated, and offline are different things."""
+    huggingface_hub.utils.logging.set_verbosity_error()  # its retries would be a dozen lines
     try:
         yield
     except tuple(HUB_ERRORS) as error:
