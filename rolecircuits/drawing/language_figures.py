@@ -5,11 +5,11 @@ import numpy as np
 from rolecircuits.drawing.style import DIVERGING, plt, signed_root, wrap_text
 from rolecircuits.drawing.tables import interval, print_table, right
 from rolecircuits.inputs.errors import printable
-from rolecircuits.inputs.languages import DROP, LANGUAGES
+from rolecircuits.inputs.languages import DROP, LANGUAGES, PREFIX
 from rolecircuits.stats.language_profiles import EFFECTS, correlation_matrix
 
 NAMES = {"rfc": "RFC: you - it", "rsi": "RSI: you - I", "third": "you - she or he"}
-PANEL, ROW = 1.5, 0.24  # inches: what a panel needs besides its rows, and a row
+PANEL, ROW = 0.9, 0.24  # inches: what a panel needs besides its rows, and a row
 DARK = 0.6  # of the largest |r|: from here a number is written in white
 
 
@@ -29,7 +29,7 @@ def draw_languages(profiles, correlations, label):
     size = (11, 0.9 + sum(PANEL + ROW * len(shown[effect]) for effect in effects))
     figure = plt.figure(figsize=size)
     grid = figure.add_gridspec(
-        len(effects), 2, width_ratios=(3, 2), height_ratios=[4 + len(shown[e]) for e in effects]
+        len(effects), 2, width_ratios=(3, 2), height_ratios=[2 + len(shown[e]) for e in effects]
     )
     values = {e: np.array([p.inference[e].estimate for p in shown[e]]) for e in effects}
     limit = max(float(np.nanmax(np.abs(own))) for own in values.values()) or 1.0
@@ -46,7 +46,8 @@ def draw_languages(profiles, correlations, label):
             axis.set_xlabel("layer; a dot: p_max < 0.05 within the set")
         figure.colorbar(image, ax=axis, label="> 0: you more focused", pad=0.01)
         beside = figure.add_subplot(grid[i, 1])
-        draw_matrix(beside, correlation_matrix(shown[effect], correlations, effect), names)
+        short = [profile.source.removeprefix(PREFIX) for profile in shown[effect]]
+        draw_matrix(beside, correlation_matrix(shown[effect], correlations, effect), short)
         beside.set_title("r of profiles")
         for profile in shown[effect]:
             own = profile.inference[effect].estimate
@@ -65,13 +66,13 @@ def mark_survivors(axis, found):
 
 
 def draw_matrix(axis, matrix, names):
-    """Numbers of r on grey: white 0 or below, the darker the more alike."""
+    """Numbers of r on grey: white 0 or below, the darker the more alike; names of the columns."""
     axis.imshow(matrix, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     for i, j in np.argwhere(np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool)):
         colour = "white" if matrix[i, j] > DARK else "black"
         text = f"{matrix[i, j]:+.2f}"
         axis.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
-    axis.set_xticks(range(len(names)), [name.split(" (")[0] for name in names], rotation=90)
+    axis.set_xticks(range(len(names)), names)
     axis.set_yticks([])
     axis.grid(False)
 
