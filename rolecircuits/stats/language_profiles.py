@@ -8,7 +8,9 @@ does their agreement follow typology?
 
 Agreement of two languages is Pearson's r of their profiles over layers. Its interval is
 tanh(arctanh(r) -+ 1.96 s), s the standard deviation of arctanh(r*) over draws of the frames, of
-each language by itself: it says how far r would move with other frames, not with other layers.
+each language by itself: it says how far r would move with other frames, not with other layers. In
+150 simulated pairs each (24 frames, 30 layers, 1 to 52 % of the variance noise) it held the r that
+profiles of so much noise have in 94 to 97 %, and the r without noise in 88 (most noise) to 98 %.
 Noise draws r towards 0; the corrected r is that of profile_noise, whose noise covariance is 0 here
 up to chance, because no two languages share a frame.
 
