@@ -30,6 +30,7 @@ from output_manager import load_run
 from prompts import load_prompts
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import (
+    DEFAULT_MODEL,
     LATEST_RUNS,
     add_format_arguments,
     add_model_choice,
@@ -47,6 +48,10 @@ from rolecircuits.runs.identity import why_again
 DEFAULT_OUTPUT = "language_results"
 LINK = LATEST_RUNS["instruct"]
 OWN_FLAGS = ("sets", "output_dir", "table")  # of this script alone
+ENGLISH_ONLY = (
+    "the bundled model knows English only. What its other languages show is what words and "
+    "tokens do that it does not understand: a baseline for a model that does, not a finding"
+)
 MIN_FRAMES = 8  # fewer have no interval (stats/resampling.py)
 
 
@@ -165,6 +170,8 @@ def compare_languages(runs, folder, seed, skipped):
     figure, _ = language_figures.draw_languages(profiles, correlations, label)
     style.save_figure(figure, folder / "languages.png")
     language_figures.print_languages(profiles, correlations, typology, skipped)
+    if first["model"] == DEFAULT_MODEL:
+        print(f"note: {ENGLISH_ONLY}")
     print(f"written to {printable(folder)}")
 
 

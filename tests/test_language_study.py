@@ -108,11 +108,17 @@ def test_a_feature_that_all_languages_share_is_not_tested():
     assert np.isnan(found["p"]) and found["floor"] == 1
 
 
+def test_sets_that_share_words_are_near():
+    words = lp.word_distances(["crossed:es", "crossed:pt", "crossed:zh", "crossed:es"])
+    assert words[0, 3] == words[2, 2] == 0 and words[0, 2] == words[1, 2] == 1
+    assert 0 < words[0, 1] == words[1, 0] < 1  # te, me, a
+
+
 def test_typology_is_tested_on_languages_not_on_sets(profiles):
     rows = lp.typology_rows(profiles, lp.correlate_languages(profiles), read_typology())
     assert {row["languages"] for row in rows} == {4}
-    assert [row["feature"] for row in rows[:7]] == [lp.ALL, *FEATURES, lp.FAMILY]
-    assert len(rows) == 3 * 7
+    assert [row["feature"] for row in rows[:8]] == [lp.ALL, *FEATURES, lp.FAMILY, lp.WORDS]
+    assert len(rows) == 3 * 8
     tested = [row for row in rows if np.isfinite(row["p"])]
     assert all(row["floor"] <= row["p"] <= row["q"] <= 1 for row in tested)
     assert lp.typology_rows(profiles[2:], [], read_typology()) == []  # es, zh and es-drop

@@ -18,9 +18,10 @@ Typology: the distance of two languages is the share of features in which they d
 profiles 1 - r. Their correlation over all pairs is tested by permuting languages (Mantel 1967),
 exactly up to EXACT languages, else by N_PERMUTATIONS random permutations and the identity. p is the
 share of permutations that correlate as strongly, one-sided: languages of one kind should be alike.
-It takes languages as exchangeable, which relatives are not, so the same test of "one family or
-not" (family) stands beside it. The floor of p is the share of permutations that leave the distances
-of the feature as they are: no result can be below it.
+It takes languages as exchangeable, which relatives are not, and sets of relatives share words
+("te", "me", "la"), so two controls stand beside it: one family or not, and the share of the words
+of their slots that two sets do not share (slot words). The floor of p is the share of permutations
+that leave the distances of the feature as they are: no result can be below it.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ from math import factorial
 import numpy as np
 
 from rolecircuits.inputs.arguments import DEFAULT_SEED
-from rolecircuits.inputs.languages import DROP, FEATURES, PREFIX
+from rolecircuits.inputs.categories import spoken_words
+from rolecircuits.inputs.languages import DROP, FEATURES, PREFIX, read_frames
 from rolecircuits.stats.contrasts import q_values
 from rolecircuits.stats.index_inference import infer_indices, infer_mean_indices
 from rolecircuits.stats.indices import index_values, layer_values, position_matched_values
@@ -47,7 +49,7 @@ from rolecircuits.stats.units import frame_values, labels_of
 
 EFFECTS = ("rfc", "rsi", "third")
 EXACT, N_PERMUTATIONS = 7, 9_999
-FAMILY = "family"
+FAMILY, WORDS = "family", "slot words"  # controls
 ALL = "all features"
 Z_95 = 1.959963984540054
 
@@ -188,6 +190,7 @@ def typology_rows(profiles, rows, typology, seed=DEFAULT_SEED):
         return []
     differ = {name: distances(languages, (name,)) for name in (*FEATURES, FAMILY)}
     tested = {ALL: distances(languages, FEATURES)} | differ
+    tested[WORDS] = word_distances([profile.source for profile in chosen])
     out = []
     for effect in EFFECTS:
         profile_distance = 1 - correlation_matrix(chosen, rows, effect)
@@ -203,6 +206,13 @@ def distances(languages, features):
     """[language, language]: the share of these features in which two languages differ."""
     values = np.array([[facts[name] for name in features] for facts in languages])
     return (values[:, None] != values[None]).mean(axis=-1)
+
+
+def word_distances(sources):
+    """[set, set]: 1 - shared / all of the words (Jaccard 1912) that the slots of two sets hold."""
+    slots = [" ".join(" ".join(f["slots"].values()) for f in read_frames(s)) for s in sources]
+    words = [set(spoken_words(text.lower())) for text in slots]
+    return np.array([[1 - len(a & b) / len(a | b) for b in words] for a in words])
 
 
 def permute_languages(profile_distance, distance, seed=DEFAULT_SEED):
