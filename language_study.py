@@ -27,7 +27,7 @@ from pathlib import Path
 
 import activation_analysis
 from output_manager import load_run
-from prompts import load_prompts
+from prompts import load_prompts, open_tokenizer
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
 from rolecircuits.inputs.arguments import (
     DEFAULT_MODEL,
@@ -40,8 +40,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.languages import LANGUAGES, PREFIX, language_sets, read_typology
-from rolecircuits.inputs.parser import Parser, collector_paused, run_script
-from rolecircuits.inputs.specs import PromptFormat
+from rolecircuits.inputs.parser import Parser, run_script
 from rolecircuits.runs import files
 from rolecircuits.runs.identity import why_again
 
@@ -111,14 +110,10 @@ def stage_arguments(args, source, folder):
 
 def find_skipped(args, texts):
     """{set: why it is not measured} of those with too few frames that this tokenizer matches."""
-    with collector_paused():
-        from rolecircuits.capture import frames, tokens  # jinja2: after the arguments are checked
-        from rolecircuits.models import load  # torch
-
-    tokenizer, skipped = load.load_tokenizer(args.model_id, revision=args.revision), {}
+    tokenize, frames = open_tokenizer(args)
+    skipped = {}
     for source, prompts in texts.items():
-        tokenized = tokens.tokenize_all(prompts, tokenizer, PromptFormat.of(args))
-        n, left_out = len({p.frame for p in prompts}), frames.find_left_out(tokenized)
+        n, left_out = len({p.frame for p in prompts}), frames.find_left_out(tokenize(prompts))
         if n - len(left_out) < MIN_FRAMES:
             few = f"{n - len(left_out)} of {n} frames are matched under this tokenizer"
             skipped[source] = f"{few}; {MIN_FRAMES} are needed"

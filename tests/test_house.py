@@ -20,7 +20,7 @@ SCRIPTS = sorted(path.stem for path in PROJECT.glob("*.py"))
 MODULES = sorted(PROJECT.glob("rolecircuits/**/*.py"))
 CODE = sorted(PROJECT.glob("*.py")) + MODULES
 MAX_LINES = {"script": 250, "module": 450}
-MAX_IMPORTS_INSIDE_FUNCTIONS = 48
+MAX_IMPORTS_INSIDE_FUNCTIONS = 51
 
 
 def imports_inside_functions(path):
