@@ -164,9 +164,8 @@ def compare_languages(runs, folder, seed, skipped):
     label = next(iter(runs.values())).label
     figure, _ = language_figures.draw_languages(profiles, correlations, label)
     style.save_figure(figure, folder / "languages.png")
-    language_figures.print_languages(profiles, correlations, typology, skipped)
-    if first["model"] == DEFAULT_MODEL:
-        print(f"note: {ENGLISH_ONLY}")
+    note = ENGLISH_ONLY if first["model"] == DEFAULT_MODEL else ""
+    language_figures.print_languages(profiles, correlations, typology, skipped, note)
     print(f"written to {printable(folder)}")
 
 

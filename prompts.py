@@ -50,7 +50,7 @@ from rolecircuits.inputs.arguments import (
     check_prompt_arguments,
     positive_int,
 )
-from rolecircuits.inputs.categories import REQUIRED, is_crossed
+from rolecircuits.inputs.categories import REQUIRED, count_words, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.languages import language_sets
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
@@ -161,7 +161,7 @@ def measure(prompts, notes, args):
     print_notes(notes)
     if args.model_id is None:
         print("no --model_id: these are words, not tokens, and nothing is prepended")
-        lengths = [len(prompt.text.split()) for prompt in prompts]
+        lengths = [count_words(prompt.text) for prompt in prompts]
         spans = [(0, n) for n in lengths]
         unit = "words"
     else:

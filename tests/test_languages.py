@@ -14,6 +14,7 @@ from rolecircuits.inputs.categories import (
     CATEGORIES,
     Prompt,
     cells_of,
+    count_words,
     first_word,
     is_crossed,
     slot_words,
@@ -106,6 +107,7 @@ def test_words_of_scripts_without_spaces_are_characters():
     ]
     assert first_word("为什么你?") == "为" and first_word("Ｗhat's up?".lower()) == "ｗhat's"
     assert spoken_words("誰が、コーヒー?") == [*"誰がコーヒー"]
+    assert count_words("为什么你这么慢?") == 7 and count_words("don't go, she said") == 4
     assert spoken_words("Où es-tu ?") == ["Où", "es", "tu"]
     assert spoken_words("왜 너는") == ["왜", "너는"]  # Korean puts spaces
 

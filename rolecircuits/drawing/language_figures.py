@@ -3,7 +3,7 @@
 import numpy as np
 
 from rolecircuits.drawing.style import DIVERGING, plt, signed_root, wrap_text
-from rolecircuits.drawing.tables import interval, print_table, right
+from rolecircuits.drawing.tables import interval, print_table, right, say
 from rolecircuits.inputs.errors import printable
 from rolecircuits.inputs.languages import DROP, LANGUAGES, PREFIX
 from rolecircuits.stats.language_profiles import EFFECTS, correlation_matrix
@@ -77,10 +77,10 @@ def draw_matrix(axis, matrix, names):
     axis.grid(False)
 
 
-def print_languages(profiles, correlations, typology, skipped):
+def print_languages(profiles, correlations, typology, skipped, note=""):
     """The tables: means over layers by set, how alike the profiles are, and typology.
 
-    skipped  {set: why it was not measured}
+    skipped  {set: why it was not measured}    note  what is said below them
     """
     rows = []
     for profile in profiles:
@@ -90,9 +90,9 @@ def print_languages(profiles, correlations, typology, skipped):
             rows.append((*named, effect, *_cells(mean, profile.inference[effect])))
     rows += [(source, "-", "-", "-", "-") for source in skipped]
     columns = ["set", right("frames"), "index", interval("mean [95 %]"), right("layers")]
-    note = "layers: how many pass max-T. rfc: you - it, rsi: you - I, third: you - she or he"
+    below = "layers: how many pass max-T. rfc: you - it, rsi: you - I, third: you - she or he"
     title = "means over layers, normalised; > 0: attention on you is the more focused"
-    print_table(columns, rows, title, note)
+    print_table(columns, rows, title, below)
     if correlations:
         print_table(
             ["index", *map(right, ("pairs", "median r", "lowest", "highest", "interval > 0"))],
@@ -115,6 +115,8 @@ def print_languages(profiles, correlations, typology, skipped):
             "controls: relatives share constructions and words (te, me, la). Where a control is as "
             "strong as a feature, the feature explains nothing by itself",
         )
+    if note:
+        say(f"note: {note}")
 
 
 def _cells(mean, found):

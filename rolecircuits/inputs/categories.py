@@ -51,13 +51,22 @@ def frame_of(prompt):
 
 def first_word(text):
     """The first word of a text, in lower case; the first character in scripts without spaces."""
-    start = text.lstrip()[:1]
-    return start if re.match(f"[{UNSPACED}]", start) else text.split()[0].lower()
+    return text.lstrip()[0] if is_unspaced(text) else text.split()[0].lower()
+
+
+def is_unspaced(text):
+    """Whether a text begins in a script that puts no spaces between words."""
+    return bool(re.match(rf"\s*[{UNSPACED}]", text))
 
 
 def spoken_words(text):
     """The words of a text without its punctuation; characters in scripts without spaces."""
     return [word for word in WORD.findall(text) if re.match(r"\w", word)]
+
+
+def count_words(text):
+    """How many words a text has; characters in scripts without spaces."""
+    return len(spoken_words(text) if is_unspaced(text) else text.split())
 
 
 def is_crossed(prompts):
