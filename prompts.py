@@ -11,6 +11,8 @@ are.
               "How old is she?"  "How old is it?"
     deixis    the sentences of crossed, in the user's turn and in the
               assistant's; needs --prompt_format chat
+    crossed:de  crossed in another language: de, fr, es, it, pt, zh, ja, tr, fi;
+              crossed:es-drop (es, it, pt, tr) without the subject pronoun
     FILE      your own: .json, .jsonl or .csv (see
               rolecircuits/inputs/prompt_files.py); --export writes any set as
               such a file
@@ -25,27 +27,32 @@ would get from length alone.
     python prompts.py --prompts crossed --model_id bundled:smollm2-135m-instruct
     python prompts.py --prompts crossed --export mine.csv
     python prompts.py --audit results_activation_analysis/demo/latest_run
+    python prompts.py --languages --model_id bundled:smollm2-135m-instruct
 
---audit says of a run how its prompts are built: what category, first word and
-token count explain.
+--languages says how many frames of each language this tokenizer matches, and
+why it does not match the others. --audit says of a run how its prompts are
+built: what category, first word and token count explain.
 """
 
 import difflib
 import os
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 from output_manager import load_run
 from rolecircuits.drawing.table_files import add_table_argument, writes_tables
+from rolecircuits.inputs import prompt_lengths
 from rolecircuits.inputs.arguments import (
     REVISION_HELP,
     add_format_arguments,
     check_prompt_arguments,
     positive_int,
 )
-from rolecircuits.inputs.categories import REQUIRED, cells_of, is_crossed
+from rolecircuits.inputs.categories import REQUIRED, count_words, is_crossed
 from rolecircuits.inputs.errors import UserError, printable
+from rolecircuits.inputs.languages import language_sets
 from rolecircuits.inputs.parser import Parser, collector_paused, run_script
 from rolecircuits.inputs.prompt_files import read_prompt_file, write_prompt_file
 from rolecircuits.inputs.prompt_sets import (
@@ -54,6 +61,7 @@ from rolecircuits.inputs.prompt_sets import (
     built_in_texts,
     check_turns,
     cut_prompts,
+    is_built_in,
     select_prompts,
 )
 from rolecircuits.inputs.specs import PromptFormat
@@ -64,10 +72,10 @@ __all__ = ["built_in_texts", "load_prompts", "select_prompts"]
 def load_prompts(source=None, per_category=None):
     """(prompts, notes): a set, checked, and what was noticed about it.
 
-    source        a name in SETS, or the path of a prompt file; None is the set `original`
+    source        name of a set (SETS, crossed:de), or path of a prompt file; None is `original`
     per_category  the first N of each category, all if None
     """
-    if source is None or source in SETS:
+    if source is None or is_built_in(source):
         return cut_prompts(built_in_prompts(source or SETS[0]), per_category), []
     prompts, notes = read_prompt_file(_own_path(source, "--prompts"))
     return cut_prompts(prompts, per_category), notes
@@ -91,7 +99,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--prompts",
         metavar="NAME|FILE",
-        help=f"{', '.join(SETS)}, or a .json, .jsonl or .csv file (default {SETS[0]})",
+        help=f"{', '.join(SETS)}, crossed:de, or a .json, .jsonl or .csv file (default {SETS[0]})",
     )
     first = "the first N of each category (default: all)"
     parser.add_argument("--prompts_per_category", type=positive_int, help=first)
@@ -102,6 +110,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--audit", metavar="RUN", help="say how the prompts of this run are built, and end"
     )
+    table = "print how many frames of each language this tokenizer matches, and end"
+    parser.add_argument("--languages", action="store_true", help=table)
     add_table_argument(parser)
     return parser.parse_args(argv)
 
@@ -115,6 +125,8 @@ def run(args):
         raise UserError(
             "--prompt_format chat and --bos need --model_id: they depend on the model's tokenizer"
         )
+    if args.languages:
+        return list_languages(args)
     if args.export is not None and args.model_id is not None:
         raise UserError("--export with --model_id: an export counts no tokens; give one of them")
     prompts, notes = load_prompts(args.prompts, args.prompts_per_category)
@@ -128,7 +140,8 @@ def run(args):
 
 def audit(args):
     """Print how the prompts of a run are built."""
-    given = [flag for flag in ("model_id", "prompts", "export") if getattr(args, flag) is not None]
+    flags = ("model_id", "prompts", "export", "languages")
+    given = [flag for flag in flags if getattr(args, flag)]
     if given:
         raise UserError(f"--{given[0]} with --audit: the run says what its prompts are")
     from rolecircuits.drawing.tables import print_audit  # rich and numpy: not for --help
@@ -148,21 +161,48 @@ def measure(prompts, notes, args):
     print_notes(notes)
     if args.model_id is None:
         print("no --model_id: these are words, not tokens, and nothing is prepended")
-        lengths = [len(prompt.text.split()) for prompt in prompts]
+        lengths = [count_words(prompt.text) for prompt in prompts]
         spans = [(0, n) for n in lengths]
         unit = "words"
-    else:  # torch, which counting words does without
-        with collector_paused():
-            from rolecircuits.capture import frames, tokens  # jinja2
-            from rolecircuits.models import load  # torch
-
-        tokenizer = load.load_tokenizer(args.model_id, revision=args.revision)
-        tokenized = tokens.tokenize_all(prompts, tokenizer, PromptFormat.of(args))
+    else:
+        tokenize, frames = open_tokenizer(args)
+        tokenized = tokenize(prompts)
         if left_out := frames.keep_matched(tokenized)[1]:
             print_notes([frames.describe_left_out(left_out, prompts)])
         lengths, spans = zip(*((len(t.token_ids), t.span) for t in tokenized), strict=True)
         unit = "tokens"
     print_lengths(prompts, lengths, spans, unit, whole_prompt=args.prompt_format == "raw")
+
+
+def open_tokenizer(args):
+    """(prompts -> TokenizedPrompts of the model of these flags, the module capture.frames)."""
+    with collector_paused():
+        from rolecircuits.capture import frames, tokens  # jinja2: after the arguments are checked
+        from rolecircuits.models import load  # torch, which counting words does without
+
+    tokenizer = load.load_tokenizer(args.model_id, revision=args.revision)
+    return partial(tokens.tokenize_all, tokenizer=tokenizer, form=PromptFormat.of(args)), frames
+
+
+def list_languages(args):
+    """Print how many frames of each language the tokenizer matches, and why others are lost."""
+    for flag in ("prompts", "prompts_per_category", "export"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag} with --languages: it takes every language, whole")
+    if args.model_id is None:
+        raise UserError("--languages needs --model_id: which frames match depends on its tokenizer")
+    tokenize, frames = open_tokenizer(args)
+    from rolecircuits.drawing import tables  # rich: after the arguments are checked
+
+    rows = []
+    for source in language_sets():
+        tokenized = tokenize(built_in_prompts(source))
+        n, why = len({prompt.frame for prompt in tokenized}), frames.find_left_out(tokenized)
+        kept = n - len(why)
+        rows.append((source, n, kept, f"{kept / n:.0%}", *frames.count_reasons(why).values()))
+    columns = ("frames", "kept", "share", *frames.REASONS)
+    title = "crossed sets under this tokenizer: frames kept, and why the others are left out"
+    tables.print_table(["set", *map(tables.right, columns)], rows, title, frames.REASONS_NOTE)
 
 
 def print_lengths(prompts, lengths, spans, unit, whole_prompt):
@@ -188,52 +228,12 @@ def print_lengths(prompts, lengths, spans, unit, whole_prompt):
         null += f"RFC {found['rfc']:+.4f}   RSI {found['rsi']:+.4f}"
     numbers = ("n", f"mean {unit}\nfed", "min", "max", f"mean {unit}\nof the text")
     tables.print_table(["category", *map(tables.right, numbers)], rows, "lengths", null)
-    describe = describe_frames if is_crossed(prompts) else describe_pairs
+    crossed = is_crossed(prompts)
+    describe = prompt_lengths.describe_frames if crossed else prompt_lengths.describe_pairs
     title, columns, rows, summary = describe(prompts, lengths, unit)
     numbers = ("pair", "fillers", unit)
     columns = [tables.right(name) if name in numbers else name for name in columns]
     tables.print_table(columns, rows, title, summary)
-
-
-def describe_pairs(prompts, lengths, unit):
-    """(title, columns, rows, summary) of confounder[i] beside third_person[i]."""
-    partners = {p.pair_id: i for i, p in enumerate(prompts) if p.category == "third_person"}
-    pairs = [
-        (i, partners[p.pair_id])
-        for i, p in enumerate(prompts)
-        if p.category == "confounder" and p.pair_id in partners and p.pair_id >= 0
-    ]
-    columns = ("pair", "confounder", unit, "third_person", unit)
-    rows = [
-        (prompts[i].pair_id, prompts[i].text, lengths[i], prompts[j].text, lengths[j])
-        for i, j in pairs
-    ]
-    unequal = sum(lengths[i] != lengths[j] for i, j in pairs)
-    return "pairs", columns, rows, f"{len(pairs)} pairs, {unequal} of unequal length"
-
-
-def describe_frames(prompts, lengths, unit):
-    """(title, columns, rows, summary) of the frames of a crossed set.
-
-    The lengths of a frame are equal where, for every filler, all categories are equally long.
-    """
-    length = dict(zip([prompt.id for prompt in prompts], lengths, strict=True))
-    frames = {}
-    for (frame, _), cell in cells_of(prompts).items():
-        frames.setdefault(frame, []).append(cell)
-    rows = []
-    for frame, cells in frames.items():
-        first = cells[0][0]
-        equal = all(len({length[prompt.id] for prompt in cell}) == 1 for cell in cells)
-        rows.append((frame, len(cells), first.text, length[first.id], "yes" if equal else "no"))
-    columns = ("frame", "fillers", "first sentence", unit, "equal lengths")
-    n = sum(row[-1] == "yes" for row in rows)
-    return (
-        "frames",
-        columns,
-        rows,
-        f"{n} of {len(rows)} frames have equal lengths in all categories",
-    )
 
 
 def main(argv=None):

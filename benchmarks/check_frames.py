@@ -11,11 +11,13 @@ and end with in common) would keep any frame whose counts agree; here a token th
 the slot's edge breaks it. Beginning-of-sequence tokens are left out: they are the same for all. A
 tokenizer with a chat template is checked twice, raw and with the text as the user's turn.
 
-Exit code 1 if a vocabulary keeps less than 90 % of the frames.
+Exit code 1 if a vocabulary keeps less than 90 % of the frames; with --languages, if fewer than 90 %
+of the English frames, or 60 % of those of another language, are kept by two vocabularies or more.
 
     python benchmarks/check_frames.py                    the bundled SmolLM2 tokenizer
     python benchmarks/check_frames.py --list             the frames as a table, nothing checked
     python benchmarks/check_frames.py --prompts FILE     another JSON list of frames
+    python benchmarks/check_frames.py --languages        the sets of all languages, one a line
     python benchmarks/check_frames.py --vocabulary NAME=PATH ...    and more vocabularies
 
 PATH is a tokenizer folder for transformers, a sentencepiece model, or a file of tiktoken ranks.
@@ -42,14 +44,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rolecircuits.inputs import categories  # noqa: E402
+from rolecircuits.inputs import categories, languages  # noqa: E402
 from rolecircuits.inputs.errors import UserError, one_line, printable  # noqa: E402
 from rolecircuits.inputs.files import read_strict_json  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
 
 CROSSED = Path(categories.__file__).with_name("crossed.json")
 FIELDS = ("frame", "construction", "template", "slots", "fillers")
-ENOUGH = 90  # percent
+ENOUGH, ENOUGH_ELSEWHERE = 90, 60  # percent, of English and of other languages
 # How Qwen and Llama 3 cut text before tokens are merged. They differ only in how they group digits,
 # so a text with a digit is refused.
 PATTERN = (
@@ -217,6 +219,28 @@ def table_row(name, frames, broken):
     return f"| {name} | {len(kept)} | {share} | {len(first)} | {len(constructions)} |"
 
 
+def check_languages(vocabularies):
+    """(lines of a Markdown table: frames kept by set and vocabulary, whether they are enough).
+
+    The last column counts the frames that two vocabularies or more keep. Text alone: the chat
+    templates of folders are left out. Sets without the pronoun have no share to reach.
+    """
+    names = " | ".join(vocabulary.name for vocabulary in vocabularies)
+    lines, enough = [f"| set | frames | {names} | two or more |"], True
+    lines.append("|---" * (3 + len(vocabularies)) + "|")
+    for source in languages.language_sets():
+        frames = languages.read_frames(source)
+        kept = [[check_tokens(frame, v) is None for frame in frames] for v in vocabularies]
+        twice = sum(sum(own) > 1 for own in zip(*kept, strict=True))
+        counts = " | ".join(str(sum(of_vocabulary)) for of_vocabulary in kept)
+        share = f"{twice / len(frames):.0%}"
+        lines.append(f"| `{source}` | {len(frames)} | {counts} | {twice} ({share}) |")
+        least = ENOUGH if source == f"{languages.PREFIX}en" else ENOUGH_ELSEWHERE
+        if not source.endswith(languages.DROP):
+            enough &= 100 * twice >= least * len(frames)
+    return lines, enough
+
+
 def list_frames(frames):
     """The frames as a Markdown table."""
     lines = [f"| frame | construction | template | {' / '.join(frames[0]['slots'])} | fillers |"]
@@ -248,6 +272,8 @@ def parse_args(argv=None):
         metavar="NAME=PATH",
         help="one more vocabulary beside the bundled one; may be given several times",
     )
+    every = "print how many frames of each language each vocabulary keeps, and stop"
+    parser.add_argument("--languages", action="store_true", help=every)
     parser.add_argument("--list", action="store_true", help="print the frames and stop")
     return parser.parse_args(argv)
 
@@ -260,6 +286,10 @@ def run(args):
     from rolecircuits.models.source import bundled_folder  # torch, which --list does without
 
     named = [("smollm2", bundled_folder()), *args.vocabulary]
+    if args.languages:
+        lines, enough = check_languages([load_vocabularies(*own)[0] for own in named])
+        print("\n".join(lines))
+        return 0 if enough else 1
     broken, rows, enough = {}, [], True
     for vocabulary in [v for name, path in named for v in load_vocabularies(name, path)]:
         reasons = {frame["frame"]: check_tokens(frame, vocabulary) for frame in frames}

@@ -13,6 +13,7 @@ import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
+import language_study
 import probe_transfer
 import visualize_results
 from conftest import PROJECT
@@ -88,6 +89,12 @@ def written(tmp_path_factory):
     comparisons = [f"{name}={root / name / 'compared'}" for name in ("crossed", "original")]
     arguments = ["--comparison", *comparisons, "--output_dir", str(root / "profiles")]
     assert cross_model_correlation.main(arguments) == 0
+    runs = {}
+    for seed, source in enumerate(("crossed:en", "crossed:de", "crossed:es", "crossed:it")):
+        few = cut_prompts(built_in_prompts(source), 10)
+        made = make_run(3, 2, seed=seed, prompts=few)
+        runs[source] = load_run(save_run(made, root / "languages" / str(seed)))
+    language_study.compare_languages(runs, root / "languages", 42, {})
     model = ["--model_id", save_tiny("llama", root / "model"), "--output_dir", str(root / "runs")]
     heads = [{"type": "head", "layer": 1, "head": h, "method": "zero_out"} for h in (0, 1)]
     plan = root / "plan.json"

@@ -15,6 +15,7 @@ import compare_base_instruct
 import cross_model_correlation
 import experiment
 import interventions
+import language_study
 import monitor_chat
 import output_manager
 import probe_transfer
@@ -36,6 +37,7 @@ SCRIPTS = {
         cross_model_correlation,
         experiment,
         interventions,
+        language_study,
         monitor_chat,
         output_manager,
         probe_transfer,

@@ -10,6 +10,7 @@ import pytest
 
 import prompts
 from prompts import built_in_texts, load_prompts, select_prompts
+from rolecircuits.inputs import prompt_lengths
 from rolecircuits.inputs.categories import CATEGORIES, prompt_set_sha256
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.inputs.prompt_sets import check_turns
@@ -333,7 +334,7 @@ def test_frames_are_printed_in_the_place_of_pairs(tmp_path, capsys):
 def test_one_unequal_cell_makes_a_frame_unequal():
     chosen, _ = load_prompts("crossed")
     lengths = [5 + (p.id == "neutral_copula_size_2") for p in chosen]
-    _, _, rows, summary = prompts.describe_frames(chosen, lengths, "tokens")
+    _, _, rows, summary = prompt_lengths.describe_frames(chosen, lengths, "tokens")
     assert [row[0] for row in rows if row[-1] == "no"] == ["copula_size"]
     assert summary == "35 of 36 frames have equal lengths in all categories"
 

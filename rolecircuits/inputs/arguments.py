@@ -239,7 +239,10 @@ def add_output_argument(parser):
 
 
 REVISION_HELP = "branch, tag or commit of a hub model (default: its main branch)"
-PROMPTS_HELP = "original (the default), crossed, deixis, or your own .json, .jsonl or .csv file"
+PROMPTS_HELP = (
+    "original (the default), crossed, crossed:de (or another language), deixis, or your own .json, "
+    ".jsonl or .csv file"
+)
 
 
 def add_contrast_arguments(parser):

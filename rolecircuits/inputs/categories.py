@@ -17,7 +17,12 @@ PAIRED = ("confounder", "third_person")
 MAX_CATEGORIES = 16
 TURNS = ("user", "assistant")
 CATEGORY_NAME = re.compile(r"[^\W_][\w .]{0,39}")
-WORD = re.compile(r"\w+|[^\w\s]")
+# Scripts that put no space between words: Thai to Tibetan, Myanmar, Khmer, Kana, Han.
+UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,23 @@ def frame_of(prompt):
 
 
 def first_word(text):
-    """The first word of a text, in lower case."""
-    return text.split()[0].lower()
+    """The first word of a text, in lower case; the first character in scripts without spaces."""
+    return text.lstrip()[0] if is_unspaced(text) else text.split()[0].lower()
+
+
+def is_unspaced(text):
+    """Whether a text begins in a script that puts no spaces between words."""
+    return bool(re.match(rf"\s*[{UNSPACED}]", text))
+
+
+def spoken_words(text):
+    """The words of a text without its punctuation; characters in scripts without spaces."""
+    return [word for word in WORD.findall(text) if re.match(r"\w", word)]
+
+
+def count_words(text):
+    """How many words a text has; characters in scripts without spaces."""
+    return len(spoken_words(text) if is_unspaced(text) else text.split())
 
 
 def is_crossed(prompts):
@@ -70,7 +90,8 @@ def slot_words(prompts):
     """Where the prompts of one cell differ: [(start, stop)] in characters of each text.
 
     The slot is what is left between the words that all of them begin with and the words that all
-    of them end with; (n, n) of a text without words of its own. Punctuation marks are words.
+    of them end with; (n, n) of a text without words of its own. Punctuation marks are words, and so
+    is every character of a script that puts no spaces between words (Han, Kana, Thai, ...).
     """
     words = [list(WORD.finditer(prompt.text)) for prompt in prompts]
     shortest = min(map(len, words))

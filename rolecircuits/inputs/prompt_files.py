@@ -57,7 +57,7 @@ def read_prompt_file(path):
     path = Path(path)
     file, suffix = f"{FLAG} {path}", path.suffix.lower()
     if suffix not in READERS and os.path.isfile(path):
-        sets = ", ".join(SETS)
+        sets = f"{', '.join(SETS)}, crossed:de"
         raise UserError(f"{file}: must end in {SUFFIXES}, or be a built-in set: {sets}")
     text = read_text(path, FLAG)
     rows = READERS[suffix](text, path)

@@ -1,28 +1,29 @@
 """The built-in prompt sets by name, what is done with any set, and when a crossed set is whole.
 
-original  30 texts in each of four categories; no frames (original.json)
-crossed   36 frames x 3 fillers x 4 categories; only the person differs (crossed.json)
-deixis    the sentences of crossed, once in the user's turn and once in the assistant's
+original    30 texts in each of four categories; no frames (original.json)
+crossed     36 frames x 3 fillers x 4 categories; only the person differs (crossed.json)
+deixis      the sentences of crossed, once in the user's turn and once in the assistant's
+crossed:de  a crossed set in another language (inputs/languages.py)
 
 prompts = built_in_prompts("crossed")
 few = cut_prompts(prompts, 36)      # the first filler of every frame
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rolecircuits.inputs.categories import (
-    CATEGORIES,
     PAIRED,
     TURNS,
     Prompt,
     order_categories,
     slot_words,
+    spoken_words,
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
+from rolecircuits.inputs.languages import PREFIX, is_language_set, read_frames
 
 SETS = ("original", "crossed", "deixis")
 PERSONS = {
@@ -34,39 +35,40 @@ PERSONS = {
 HINT = "in a set that is not crossed, frames of different categories must have different names"
 
 
+def is_built_in(source):
+    """Whether a text names a set rather than a file; a language may still be unknown."""
+    return source in SETS or is_language_set(source)
+
+
 def built_in_texts():
     """The set `original`, 30 texts a category: {category: [text, ...]}."""
-    return _read_built_in("original.json")
-
-
-def _read_built_in(name):
-    return read_strict_json(Path(__file__).with_name(name), "built-in prompts")
+    return read_strict_json(Path(__file__).with_name("original.json"), "built-in prompts")
 
 
 def built_in_prompts(name):
-    """The prompts of the set in SETS that is called `name`."""
+    """The prompts of the set that is called `name`: one of SETS, or of a language."""
     if name == "original":
         return select_prompts()
-    if name == "crossed":
-        return join_pairs(
-            [prompt for category in CATEGORIES for prompt in _frame_prompts(category, category)]
-        )
     if name == "deixis":
+        frames = read_frames(f"{PREFIX}en")
         return [
             prompt
             for turn in TURNS
             for person, category in PERSONS.items()
-            for prompt in _frame_prompts(category, f"{person}_{turn}", turn)
+            for prompt in _frame_prompts(frames, category, f"{person}_{turn}", turn)
         ]
-    raise ValueError(f"{name!r} is none of {', '.join(SETS)}")
+    if not is_built_in(name):
+        raise ValueError(f"{name!r} is none of {', '.join(SETS)}, and no {PREFIX}LANGUAGE")
+    frames = read_frames(f"{PREFIX}en" if name == "crossed" else name)
+    names = order_categories(frames[0]["slots"])
+    return join_pairs([prompt for own in names for prompt in _frame_prompts(frames, own, own)])
 
 
-def _frame_prompts(person, category, turn="user"):
-    """The sentences of one person in crossed.json as Prompts of `category`.
+def _frame_prompts(frames, person, category, turn="user"):
+    """The sentences of one person in these frames as Prompts of `category`.
 
     The first filler of every frame comes first, then the second of every frame, then the third.
     """
-    frames = _read_built_in("crossed.json")
     prompts = []
     for k in range(len(frames[0]["fillers"])):
         for frame in frames:
@@ -219,7 +221,7 @@ def _check_slots(fillers):
                 f"{printable(example)!r} in {there!r}",
             )
     for cell in fillers.values():
-        words = [re.findall(r"\w+", row.prompt.text) for row in cell.values()]
+        words = [spoken_words(row.prompt.text) for row in cell.values()]
         ends = [{tuple(own[part]) for own in words} for part in (slice(1), slice(-1, None))]
         if all(len(end) > 1 or () in end for end in ends):
             _refuse(next(iter(cell.values())), "text: its cell shares no first and no last word")

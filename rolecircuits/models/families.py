@@ -22,7 +22,7 @@ from rolecircuits.inputs.arguments import (
 )
 from rolecircuits.inputs.errors import UserError, printable
 from rolecircuits.inputs.files import read_strict_json
-from rolecircuits.inputs.prompt_sets import SETS
+from rolecircuits.inputs.prompt_sets import is_built_in
 
 SIDES = ("base", "instruct")
 SHARED = "dtype device device_map batch_size seed".split()
@@ -193,10 +193,13 @@ def edited_study(studies):
 def list_sets(family, asked, n):
     """{label: (prompt set, prompts a category or None)} of a family, in order.
 
+    A label is the name of a folder: crossed_de of crossed:de, no colon.
     asked, n  --prompts and --prompts_per_category, each None for what the family says
     """
     sets = dict.fromkeys(asked) if asked else family["prompts"]
-    labels = [source if source in SETS else Path(source).stem for source in sets]
+    labels = [
+        source.replace(":", "_") if is_built_in(source) else Path(source).stem for source in sets
+    ]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"--prompts: two sets are called {printable(label)}; rename a file")

@@ -198,7 +198,7 @@ def draw_jointly(left, right, kind, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
     drawn = []
     for rows, model in ((own, left), (other, right)):
         base, instruct = (
-            _indices_of_draws(model[f"{side}_{kind}"][rows].astype(np.float64), category, counts)
+            indices_of_draws(model[f"{side}_{kind}"][rows].astype(np.float64), category, counts)
             for side in SIDES
         )
         drawn.append({index: instruct[index] - base[index] for index in INDICES})
@@ -211,7 +211,7 @@ def draw_jointly(left, right, kind, n_resamples=N_RESAMPLES, seed=DEFAULT_SEED):
     )
 
 
-def _indices_of_draws(values, category, counts):
+def indices_of_draws(values, category, counts):
     """RFC and RSI of every draw: values [row, layer], counts [draw, row] -> [draw, layer] each."""
 
     def means(name):
