@@ -58,12 +58,10 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__)
     add_model_choice(parser)
     sets = parser.add_argument_group("prompts")
-    usual = [f"{PREFIX}{code}" for code in LANGUAGES]
     sets.add_argument(
         "--sets",
         nargs="+",
         choices=language_sets(),
-        default=usual,
         metavar="SET",
         help=f"of {', '.join(language_sets())} (default: all languages, with their pronouns)",
     )
@@ -73,7 +71,9 @@ def parse_args(argv=None):
     where = f"for runs and results (default {DEFAULT_OUTPUT})"
     output.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=where)
     add_table_argument(output)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.sets = args.sets or [f"{PREFIX}{code}" for code in LANGUAGES]
+    return args
 
 
 @writes_tables
