@@ -5,16 +5,15 @@ A crossed set: inside a frame only the person differs. The residual stream at
 the final query is read in every layer; a probe names the person of prompts
 whose frames it has not seen, in either model.
 
-    base, instruct        trained and asked in the same model
-    base -> instruct      trained in base, asked in instruct, as it is; and back
-    centred               the same after the mean over prompts is moved onto
-                          that of the other model: a shared direction in another
-                          place
-    named                 share of held-out prompts whose person is named, with
-                          a 95 % interval over frames; knowing nothing names
-                          null = 1 / persons
-    nats                  ln persons + mean ln p(person): below 0 where a probe
-                          is wrong and sure
+    base, instruct    trained and asked in the same model
+    base -> instruct  trained in base, asked in instruct, as it is; and back
+    centred           the same after the mean over prompts is moved onto that
+                      of the other model: a shared direction in another place
+    named             share of held-out prompts whose person is named, with a
+                      95 % interval over frames; knowing nothing names
+                      null = 1 / persons
+    nats              ln persons + mean ln p(person): below 0 where a probe is
+                      wrong and sure
 
 What a probe finds is there to be read; that the model reads it is another
 question (interventions.py). Needs requirements-tuning.txt. Written to
