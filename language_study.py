@@ -63,7 +63,6 @@ def parse_args(argv=None):
         "--sets",
         nargs="+",
         choices=language_sets(),
-        default=usual,
         metavar="SET",
         help=f"of {', '.join(language_sets())} (default: all languages, with their pronouns)",
     )
@@ -73,7 +72,9 @@ def parse_args(argv=None):
     where = f"for runs and results (default {DEFAULT_OUTPUT})"
     output.add_argument("--output_dir", default=DEFAULT_OUTPUT, help=where)
     add_table_argument(output)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.sets = args.sets or usual
+    return args
 
 
 @writes_tables
