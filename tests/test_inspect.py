@@ -23,6 +23,7 @@ from inspect_ai.model import (  # noqa: E402
     get_model,
 )
 from inspect_ai.solver import solver  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 import activation_analysis  # noqa: E402
 import report  # noqa: E402
@@ -31,7 +32,7 @@ from rolecircuits.documents.inspect_scorer import COLUMNS, OwnThreadMonitor, rol
 from rolecircuits.inputs.errors import UserError  # noqa: E402
 from rolecircuits.runs.document_results import read_documents_run  # noqa: E402
 from synthetic import make_run, save_run  # noqa: E402
-from tiny_models import load_checked, save_tiny  # noqa: E402
+from tiny_models import save_tiny  # noqa: E402
 
 SYSTEM = "You keep a lighthouse."
 
@@ -174,14 +175,14 @@ def test_a_model_that_is_not_here_is_refused_in_one_line(tmp_path):
 
 def test_passes_of_another_thread_are_not_recorded(folder):
     """Inspect goes on generating for other samples while one is scored."""
-    loaded = load_checked(folder, device="cpu")
-    monitor, given = OwnThreadMonitor(loaded.model, loaded.tokenizer), torch.tensor([[1, 2, 3]])
-    with monitor, torch.no_grad():
-        other = threading.Thread(target=loaded.model, args=(given,))
+    model, hf = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    given, passed = torch.tensor([[1, 2, 3]]), []
+    with OwnThreadMonitor(model, hf) as monitor, torch.no_grad():
+        other = threading.Thread(target=lambda: passed.append(model(given).logits.shape[1]))
         other.start()
         other.join()
-        assert monitor.texts == []
-        loaded.model(given[:, :2])
+        assert passed == [3] and monitor.texts == []
+        model(given[:, :2])
     assert [text.token_ids for text in monitor.texts] == [[1, 2]]
 
 
