@@ -81,7 +81,8 @@ def parse_args(argv=None):
 
 def run(args):
     started, only = time.perf_counter(), set(args.only)
-    stages = [name for name in STAGES if {name, name.split(":")[0], name.split(",")[0]} & only]
+    groups = {name: name.split(":")[0].split("floor,")[0] or "floor" for name in STAGES}
+    stages = [name for name in STAGES if {name, groups[name]} & only]
     with tempfile.TemporaryDirectory() as folder:
         write_plan(Path(folder) / "ten.json")
         if set(stages) & set(NEEDS_RUNS):

@@ -416,9 +416,10 @@ def _leave_attention():
 def _attend_watched(function, module, query, key, value, attention_mask=None, **given):
     """The model's own attention, unchanged; then the monitors look at what it was given."""
     out = function(module, query, key, value, attention_mask, **given)
-    call = call_of(query.detach(), key.detach(), value, attention_mask, given)
-    for monitor in ACTIVE:
-        monitor._attend(module, call, given.get("sliding_window"))
+    with torch.no_grad():
+        call = call_of(query, key, value, attention_mask, given)
+        for monitor in ACTIVE:
+            monitor._attend(module, call, given.get("sliding_window"))
     return out
 
 

@@ -14,8 +14,13 @@ from rolecircuits.capture.tokens import TokenizedPrompt, tokenize_prompts
 from rolecircuits.edits import packed_heads, sweep
 from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts
 from rolecircuits.inputs.specs import PromptFormat
-from tiny_models import CONFIGS, load_checked, save_tiny
+from test_masks import codegen, dynamic, gpt_neo, gpt_oss, llama4, longrope
+from tiny_models import CONFIGS, load_checked, save_config, save_tiny
 
+OTHERS = {
+    **{"gpt_oss": gpt_oss, "llama4": llama4, "gpt_neo": gpt_neo, "codegen": codegen},
+    **{"phi3_longrope": longrope, "llama_dynamic": dynamic},
+}
 CROSSED = cut_prompts(built_in_prompts("crossed"), 6)
 ORIGINAL = cut_prompts(built_in_prompts("original"), 5)
 
@@ -52,10 +57,9 @@ def assert_same(found, expected, atol=1e-5):
 @pytest.mark.parametrize("form", ["chat", "raw"])
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, name, form):
-    """Sliding windows, chunks, learned sinks and layers without positions are among the models."""
+    """Sliding windows and soft caps are among these models."""
     loaded = load_checked(save_tiny(name, tmp_path / name), device="cpu")
-    if loaded.facts["not_packed"]:
-        pytest.skip(loaded.facts["not_packed"])
+    assert loaded.facts["not_packed"] is None
     tokenized = tokenize_prompts([*CROSSED, *ORIGINAL], loaded.tokenizer, PromptFormat(form))
     capture = partial(attention.capture_patterns, loaded, tokenized, 7, keep_patterns=True)
     found, streamed = capture(), attention.capture_streaming(loaded, tokenized, 7)
@@ -64,12 +68,18 @@ def test_arrays_and_patterns_are_those_of_the_whole_pass(tmp_path, monkeypatch, 
     assert_same(streamed, attention.capture_streaming(loaded, tokenized, 7))
 
 
-def test_every_model_of_these_tests_is_packed_but_those_that_cannot_be(tmp_path):
-    why = {
-        name: load_checked(save_tiny(name, tmp_path / name), device="cpu").facts["not_packed"]
-        for name in CONFIGS
-    }
-    assert sum(reason is None for reason in why.values()) >= len(why) - 4, why
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_windows_chunks_sinks_and_other_models_too(tmp_path, monkeypatch, name):
+    """llama4: chunks, and layers without positions. Eager-only ones are computed whole."""
+    loaded = load_checked(save_config(OTHERS[name](), tmp_path), device="cpu")
+    own = loaded.facts["not_packed"]
+    assert (own is None) == (name in ("gpt_oss", "llama4", "phi3_longrope", "llama_dynamic")), own
+    ids = [[(5 * i + i * i) % 90 + 3 for i in range(n)] for n in (21, 9, 15)]
+    ids += [ids[0][:12] + ids[1], ids[0][:12]]
+    texts = [tokenized_text(i, own) for i, own in enumerate(ids)]
+    found = attention.capture_patterns(loaded, texts, keep_patterns=True)
+    whole(loaded, monkeypatch)
+    assert_same(found, attention.capture_patterns(loaded, texts, keep_patterns=True))
 
 
 def test_the_model_is_fed_each_beginning_once(tmp_path):
@@ -121,7 +131,7 @@ def test_wrong_positions_are_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Packed, "__init__", count_on)
     instrument.check_instrument(loaded)
-    assert "has other rows" in loaded.facts["not_packed"]
+    assert "has other rows where prompts are packed (instrument" in loaded.facts["not_packed"]
 
 
 def test_the_analysis_says_that_prompts_are_computed_whole(tmp_path, monkeypatch, capsys):
@@ -186,6 +196,32 @@ def test_packed_heads_that_are_not_the_bridge_s_are_not_used(tmp_path, monkeypat
     assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is None
     monkeypatch.setattr(packed_heads.PackedHeads, "run", run)
     assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is not None
+
+
+def test_a_mean_before_a_gate_is_not_the_bridge_s(tmp_path, monkeypatch):
+    """Zero behind a gate is zero before it, so only the mean shows it."""
+    loaded = load_checked(save_tiny("llama", tmp_path, initializer_range=0.2), device="cpu")
+    tokenized = tokenize_prompts(ORIGINAL, loaded.tokenizer)
+    edit = packed_heads.edit_own_head
+
+    def gated(heads, factor=None, means=None):
+        return edit(heads, factor, None if means is None else 0.5 * means)
+
+    run = packed_heads.PackedHeads.run
+
+    def run_gated(self, *given, **how):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packed_heads, "edit_own_head", gated)
+            return run(self, *given, **how)
+
+    monkeypatch.setattr(packed_heads.PackedHeads, "run", run_gated)
+    assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is None
+
+
+def test_rotary_angles_that_depend_on_the_batch_are_left_to_the_bridge(tmp_path):
+    loaded = load_checked(save_config(OTHERS["llama_dynamic"](), tmp_path), device="cpu")
+    tokenized = tokenize_prompts(ORIGINAL, loaded.tokenizer)
+    assert sweep.Sweep(loaded, tokenized, "zero_out").batches.packed is None
 
 
 def test_what_a_packed_pass_hands_on_is_gone_afterwards(tmp_path):

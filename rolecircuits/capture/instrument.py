@@ -9,13 +9,14 @@ import torch
 from deterministic import prepare_environment, set_determinism
 from rolecircuits.capture import masks, patterns
 from rolecircuits.capture.attention import capture_patterns
-from rolecircuits.capture.batches import out_of_memory_fails, pad_right
+from rolecircuits.capture.batches import is_out_of_memory, out_of_memory_fails, pad_right
 from rolecircuits.capture.check_texts import check_batches, streaming_batches
 from rolecircuits.capture.model_pass import EAGER, set_attention
+from rolecircuits.capture.packed import DOES_NOT_FIT
 from rolecircuits.capture.recorder import LayerRecorder, keys_seen, stream_layers
 from rolecircuits.capture.streaming import block_scores
 from rolecircuits.capture.tokens import TokenizedPrompt
-from rolecircuits.inputs.errors import RunFailed, printable
+from rolecircuits.inputs.errors import RunFailed, one_line
 from rolecircuits.models.load import open_model, read_weights
 from rolecircuits.models.rotary import batch_side
 from rolecircuits.stats.masses import Places
@@ -64,14 +65,10 @@ def check_instrument(loaded):
     Raises RunFailed beyond the tolerance, naming layer and head.
     """
     describe_attention(loaded)
-    try:
-        gaps = compare_all(loaded)
-    except (RunFailed, RuntimeError, TypeError, ValueError, IndexError) as error:
-        if masks.why_not_packed(loaded) is not None:
-            raise
-        said = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        loaded.attention["not_packed"] = f"has other rows where prompts are packed ({said[:160]})"
-        gaps = compare_all(loaded)
+    batches = check_batches(loaded)
+    gaps = [compare_rows(loaded, batch, whole=True) for batch in batches[1:]]
+    packed = compare_packed(loaded, batches)
+    gaps += [compare_rows(loaded, batches[0], whole=True)] if packed is None else packed
     loaded.facts["not_packed"] = masks.why_not_packed(loaded)
     returned = None not in gaps
     return {
@@ -89,20 +86,30 @@ def packing_notes(loaded):
     return [] if why is None else [f"every prompt is computed whole: this model {why}"]
 
 
-def compare_all(loaded):
-    """The `compare_rows` of every text of the check, together where they can be packed."""
-    batches, side = check_batches(loaded), batch_side(loaded.facts)
-    texts = [text for batch in batches for text in batch]
-    if masks.why_not_packed(loaded) is None and len({side(len(text)) for text in texts}) == 1:
-        batches = [texts]
-    return [compare_rows(loaded, batch) for batch in batches]
+def compare_packed(loaded, batches):
+    """[`compare_rows`] of all texts of the check, packed; None for a model that is not packed, as
+    it turns out here or was known before.
+    """
+    if masks.why_not_packed(loaded) is not None:
+        return None
+    texts, side = [text for batch in batches for text in batch], batch_side(loaded.facts)
+    together = len({side(len(text)) for text in texts}) == 1
+    try:
+        return [compare_rows(loaded, batch) for batch in ([texts] if together else batches)]
+    except DOES_NOT_FIT as error:
+        if is_out_of_memory(error):
+            raise
+        does = "has other rows" if isinstance(error, RunFailed) else "does not run"
+        why = f"{does} where prompts are packed ({one_line(error, 160)})"
+    loaded.attention["not_packed"] = why
+    return None
 
 
-def compare_rows(loaded, texts):
-    """How far our rows of a padded batch are from the model's own, or None where it returns none;
-    refused beyond the tolerance.
+def compare_rows(loaded, texts, whole=False):
+    """How far our rows of a batch are from the model's own, or None where it returns none; refused
+    beyond the tolerance.
 
-    texts  [text] of token ids
+    texts  [text] of token ids    whole  not packed
     """
     dtype, lengths = loaded.facts["dtype"], np.array([len(ids) for ids in texts])
     tolerance, worst = TOLERANCE[dtype], 0.0
@@ -128,7 +135,7 @@ def compare_rows(loaded, texts):
                 )
             worst = max(worst, gap)
 
-    patterns.read_patterns(loaded, texts, on_layer)
+    patterns.read_patterns(loaded, texts, on_layer, whole)
     return None if None in expected else worst
 
 
@@ -265,8 +272,11 @@ def check_streamed(loaded, texts):
     places = Places(expected["span"])
     windows = masks.windows_of(loaded.facts)
     recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layer)
-    with out_of_memory_fails("instrument check of streaming"):
-        stream_layers(loaded, pad_right(texts), recorder)
+    with (
+        out_of_memory_fails("instrument check of streaming"),
+        patterns.batch_of(loaded, texts) as batch,
+    ):
+        stream_layers(loaded, batch, recorder)
     dtype = loaded.facts["dtype"]
     summary, tolerance = summary_of(dtype), PATH_TOLERANCE[dtype]
     return recorder.largest, compare(streamed, expected, "all layers", summary, tolerance)

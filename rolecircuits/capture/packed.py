@@ -17,6 +17,14 @@ from functools import partial
 import numpy as np
 import torch
 
+from rolecircuits.inputs.errors import RunFailed, UserError
+
+# What a model raises that is fed packed prompts and needs whole ones.
+DOES_NOT_FIT = (
+    *(RunFailed, UserError, RuntimeError, TypeError, ValueError),
+    *(IndexError, KeyError, AttributeError, AssertionError),
+)
+
 
 class Packed:
     """The tokens of a right-padded batch that are computed, and where each of them stands.

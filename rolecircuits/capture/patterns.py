@@ -22,10 +22,10 @@ from rolecircuits.stats.masses import masses_beside_sink, segment_rows, turn_mas
 ABOVE_DIAGONAL_TOLERANCE = 1e-6
 
 
-def read_patterns(loaded, token_ids, on_layer):
+def read_patterns(loaded, token_ids, on_layer, whole=False):
     """One pass of a right-padded batch; on_layer(layer, pattern) is called once a layer, in order.
 
-    token_ids  list of lists of int
+    token_ids  list of lists of int    whole  never packed
     pattern    [prompt, head, query, key] float32 numpy; with learned sinks one more key, the first
     raises     RunFailed where a layer hides other keys than `masks.first_keys` says
     """
@@ -38,16 +38,18 @@ def read_patterns(loaded, token_ids, on_layer):
     def read_rows(layer, rows):
         on_layer(layer, joined(rows).detach().to("cpu", torch.float32).numpy())
 
-    with batch_of(loaded, token_ids) as batch:
+    with batch_of(loaded, token_ids, whole) as batch:
         read_scores(loaded, batch, read, read_rows)
 
 
 @contextlib.contextmanager
-def batch_of(loaded, token_ids):
+def batch_of(loaded, token_ids, whole=False):
     """What a pass is fed: packed where the model allows it, else right-padded (ids, mask), with
     common beginnings computed once by linear layers inside the block.
+
+    whole  never packed
     """
-    if why_not_packed(loaded) is None:
+    if not whole and why_not_packed(loaded) is None:
         yield Packed(token_ids)
         return
     with shared_prefix(loaded.model, token_ids):

@@ -14,7 +14,7 @@ is ever subtracted from 1: the usual closed form (H + m ln m) / r + ln r divides
 by r. A row whose window has moved past key 0 has m = 0 and H = H'; a row with r = 0 in float32 has
 no sink-free entropy (NaN), as in stats.entropy.sinkfree_entropy.
 
-Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_rest`, once a layer);
+Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_means`, once a layer);
 on CUDA a Triton kernel that gives the output and H as well (triton_kernel.py); elsewhere, and for
 soft-capped scores on the CPU, the layer's own kernel and blocks of rows in public operations
 (`chunked_rest`). Scores are float32 in all,
@@ -246,7 +246,7 @@ def attend(query, key, value, how, want_output=True):
     """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
 
     output  [prompt, head, query, d] in the model's dtype
-    L', H'  [prompt, head, query - 1] float32, of all rows beside a learned sink
+    L', H'  [prompt, head, query - 1] float32: rows from 1 on, all rows where heads have sinks
     """
     value, sink_score = value if want_output else None, sink_scores(query, key, how)
     if by_flash(query, how):

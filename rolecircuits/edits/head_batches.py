@@ -10,10 +10,12 @@ model where packed_heads.py can, else by the bridge, with prompts of one length 
 sweep and the controls of a plan are measured here.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
-from rolecircuits.capture.batches import check_all_ran, equal_lengths, run_batches
+from rolecircuits.capture.batches import BATCH_TOKENS, check_all_ran, equal_lengths, run_batches
 from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
@@ -36,7 +38,11 @@ class HeadBatches:
         self.loaded, self.tokenized, self.clean = loaded, tokenized, clean
         self.distribution, self.rows = distribution, rows
         self.lengths = [len(prompt.token_ids) for prompt in tokenized]
-        self.packed = packed_heads(loaded, tokenized, clean, self.run_batch)
+
+    @cached_property
+    def packed(self):
+        """The PackedHeads of this model, None where the bridge does the work."""
+        return packed_heads(self.loaded, self.tokenized, self.clean, self.run_batch)
 
     def measure(self, layer, heads, factor=None, means=None):
         """Each of these heads multiplied by `factor`, or replaced by `means` if that is None.
@@ -66,10 +72,10 @@ class HeadBatches:
                 out[name][places, prompts] = measured[name]
             out["values"][places, prompts, layer + 1 :] = values
 
-        lengths, side = [self.lengths[i] for _, i in pairs], equal_lengths
-        if self.packed is not None:  # the rows of a head stay together, whatever their lengths
-            lengths, side = [max(lengths)] * len(lengths), None
-        failed, self.rows = run_batches(lengths, edit, self.rows, side=side)
+        lengths, limits = [self.lengths[i] for _, i in pairs], (None, None, equal_lengths)
+        if self.packed is not None:  # rows of a head stay together, if no one is twice as long
+            lengths, limits = [2 ** (n - 1).bit_length() for n in lengths], (BATCH_TOKENS,)
+        failed, self.rows = run_batches(lengths, edit, self.rows, *limits)
         check_all_ran(pairs[failed, 1] if failed else [], self.tokenized, f"heads of layer {layer}")
         return out
 

@@ -102,7 +102,7 @@ def edit_own_head(heads, factor=None, means=None):
 
     heads   [row]  which head of each row is multiplied by `factor`, or replaced where that is None
     means   [position, head, d_head]  what replaces it; beyond the last position, by its mean
-    The rows hold no padding.
+    What it does in padding is of no account.
     """
     heads = torch.as_tensor(heads)
 

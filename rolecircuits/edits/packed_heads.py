@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers.masking_utils import eager_mask
 
+from rolecircuits.capture.batches import is_out_of_memory
 from rolecircuits.capture.masks import (
     attention_output,
     joined,
@@ -23,7 +24,7 @@ from rolecircuits.capture.masks import (
     with_sinks,
 )
 from rolecircuits.capture.model_pass import AttentionFunction, decoder_layers, own_attention
-from rolecircuits.capture.packed import Packed
+from rolecircuits.capture.packed import DOES_NOT_FIT, Packed
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.effects import normalised_values
 from rolecircuits.edits.hooks import edit_own_head
@@ -31,42 +32,70 @@ from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats.entropy import attention_entropy
 
 NAME = "role_heads"
-CHECKED = 2  # prompts, and heads, on which both ways are compared
+CHECKED = 2  # prompts of each of two lengths on which both ways are compared
 TOLERANCE = 1e-4  # of values and, relative to the largest, of logits
-DOES_NOT_FIT = (RunFailed, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 def packed_heads(loaded, tokenized, clean, run_by_bridge):
-    """The PackedHeads of a model, or None where they are not what the bridge gives.
+    """The PackedHeads of a model, or None where they are not what the bridge gives: in short
+    dtypes, over several devices, where rotary angles depend on a batch's longest prompt, where
+    prompts are not packed at all, and where the comparison with the bridge says so.
 
     run_by_bridge  HeadBatches.run_batch
     """
     several = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
-    if loaded.facts["dtype"] != "float32" or why_not_packed(loaded) is not None or several:
+    turned = loaded.facts.get("rotary") is not None
+    if loaded.facts["dtype"] != "float32" or why_not_packed(loaded) or several or turned:
         return None
-    packed, layers = PackedHeads(loaded, tokenized, clean), sorted(clean.residuals)
-    layer, lengths = layers[len(layers) // 2], [len(prompt.token_ids) for prompt in tokenized]
-    most = max(set(lengths), key=lengths.count)
-    prompts = np.flatnonzero(np.array(lengths) == most)[:CHECKED]
-    heads = np.arange(len(prompts)) % loaded.n_heads
-    edit = [(HOOKS["head"].format(layer), edit_own_head(heads, 0.0))]
-    expected = run_by_bridge(layer, prompts, edit, heads)
+    packed = PackedHeads(loaded, tokenized, clean)
     try:
-        found = packed.run(layer, prompts, heads, 0.0)
-    except DOES_NOT_FIT:
+        agree = all(_agrees(packed, tokenized, run_by_bridge, edit) for edit in ("zero", "mean"))
+    except DOES_NOT_FIT as error:
+        if is_out_of_memory(error):
+            raise
         return None
-    for own, other in zip(found, expected, strict=True):
-        scale = max(1.0, float(np.abs(other).max(initial=0.0)))
-        if own.shape != other.shape or not (np.abs(own - other) <= TOLERANCE * scale).all():
-            return None
-    return packed
+    return packed if agree else None
+
+
+def _agrees(packed, tokenized, run_by_bridge, edit):
+    """Whether an edit gives the bridge's logits and values, in one batch of prompts of two lengths
+    and two heads, each with several prompts; a mean is drawn at random.
+    """
+    layers, lengths = (
+        sorted(packed.clean.residuals),
+        np.array([len(p.token_ids) for p in tokenized]),
+    )
+    layer, common = layers[len(layers) // 2], np.unique(lengths, return_counts=True)
+    kinds = common[0][np.argsort(-common[1], kind="stable")][:2]
+    groups = [np.flatnonzero(lengths == kind)[:CHECKED] for kind in kinds]
+    prompts = np.concatenate([group for group in groups for _ in range(2)])
+    last = packed.loaded.n_heads - 1
+    heads = np.concatenate([np.full(len(group), head) for group in groups for head in (0, last)])
+    how = {"factor": 0.0}
+    if edit == "mean":  # the width of heads is known since the first comparison
+        drawn = np.random.default_rng(0).normal(size=(lengths.max(), last + 1, packed.head_width))
+        how = {"means": torch.tensor(drawn, dtype=torch.float32)}
+    found, start = packed.run(layer, prompts, heads, **how), 0
+    for group in groups:
+        rows = slice(start, start + 2 * len(group))
+        start = rows.stop
+        site = [(HOOKS["head"].format(layer), edit_own_head(heads[rows], **how))]
+        expected = run_by_bridge(layer, prompts[rows], site, heads[rows])
+        for own, other in zip(found, expected, strict=True):
+            scale = max(1.0, float(np.nan_to_num(np.abs(other)).max(initial=0.0)))
+            if not np.allclose(own[rows], other, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+                return False
+    return True
 
 
 class PackedHeads:
-    """A model whose heads are edited, its prompts, and its clean pass (passes.CleanRun)."""
+    """A model whose heads are edited, its prompts, and its clean pass (passes.CleanRun).
+
+    head_width  units of a head's output, known after the first pass
+    """
 
     def __init__(self, loaded, tokenized, clean):
-        self.loaded, self.clean = loaded, clean
+        self.loaded, self.clean, self.head_width = loaded, clean, None
         self.token_ids = [prompt.token_ids for prompt in tokenized]
 
     def run(self, layer, prompts, heads, factor=None, means=None):
@@ -83,6 +112,7 @@ class PackedHeads:
             rows = with_sinks(masked_scores(call), call.sinks)
             out = attention_output(call, rows)
             if number == layer:
+                self.head_width = out.shape[-1]
                 return edit(out.transpose(1, 2), None).transpose(1, 2)
             entropy.append(self._entropy(packed, joined(rows)))
             return out
@@ -135,13 +165,16 @@ class PackedHeads:
             return (hidden,) if self.clean.as_tuple else hidden
 
         below = decoder_layers(self.loaded)[:layer]
+        own = [vars(part).get("forward") for part in below]
         try:
             for part in below:
                 part.forward = hand_on
             yield
         finally:
-            for part in below:
+            for part, forward in zip(below, own, strict=True):
                 vars(part).pop("forward", None)  # the class's own again
+                if forward is not None:
+                    part.forward = forward
 
     def _final_logits(self, model, packed, fed):
         """Logits of each row's final token, and of no other where the model can leave them out."""

@@ -122,15 +122,24 @@ def leave(code):
     given the time, and so is whoever profiles or traces this process.
     """
     tidied = any(name in sys.modules for name in TIDY_AT_EXIT)
-    watched = sys.getprofile() is not None or sys.gettrace() is not None
-    if "torch" not in sys.modules or tidied or watched:
+    if "torch" not in sys.modules or tidied or _is_watched():
         sys.exit(code)
     try:
         print(end="", flush=True)
         print(end="", flush=True, file=sys.stderr)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: it is closed
         sys.exit(code)
     os._exit(code)
+
+
+def _is_watched():
+    """Whether somebody profiles, traces or looks into this process; from Python 3.12 on profilers
+    and coverage use sys.monitoring.
+    """
+    monitoring = getattr(sys, "monitoring", None)
+    tools = [monitoring.get_tool(i) for i in range(6)] if monitoring is not None else []
+    tools += [sys.getprofile(), sys.gettrace()]
+    return bool(sys.flags.interactive) or any(tool is not None for tool in tools)
 
 
 def _say(line):

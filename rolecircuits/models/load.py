@@ -244,8 +244,9 @@ def wrap_model(model, hf, model_id):
     check_architecture(model_id, config)
     _check_fast(model_id, hf)
     folder = Path(model_id)
-    revision = None if folder.is_dir() else getattr(config, "_commit_hash", None)
-    sha256 = weights_sha256(weight_files(folder)) if folder.is_dir() else None
+    local = folder.is_dir() and model.name_or_path == model_id  # not one that is named like it
+    revision = None if local else getattr(config, "_commit_hash", None)
+    sha256 = weights_sha256(weight_files(folder)) if local else None
     tokenizer = _tokenizer_of(config, hf)
     facts = {"id": model_id, "revision": revision, "weights_sha256": sha256}
     facts |= model_facts(model, tokenizer, config) | {"device": str(model.device)}

@@ -138,13 +138,14 @@ def infer_accuracy(correct, chance, seed):
     """{"estimate", "low", "high", "p", "q", "p_max": [layer]} of accuracies [frame, layer].
 
     Where all frames have the same accuracy (every prompt named, say) there is no spread to
-    studentise by. Then p is that of the signs, 2^(1 - frames), and p_max that times the layers.
+    studentise by. Then there is no interval, p is that of the signs, 2^(1 - frames), and p_max that
+    times the layers. Where a way has layers of both kinds, every p_max is doubled: two families.
     """
     excess, bounds = correct - chance, (-chance, 1 - chance)
     n, n_layers = excess.shape
     varies = np.ptp(excess, axis=0) > ROUNDING
     mean = excess.mean(axis=0)
-    out = {name: np.array(mean + chance) for name in ENDS}  # three arrays, filled below
+    out = {name: np.full(n_layers, np.nan) for name in ENDS} | {"estimate": mean + chance}
     p = np.where(np.abs(mean) > ROUNDING, 2.0 ** (1 - n), 1.0) if n >= MIN_UNITS else mean * np.nan
     out |= {"p": np.array(p), "p_max": np.minimum(1.0, p * n_layers)}
     if varies.any():
@@ -153,6 +154,8 @@ def infer_accuracy(correct, chance, seed):
             out[name][varies] = getattr(found, name) + chance
         for name in ("p", "p_max"):
             out[name][varies] = getattr(found, name)
+        if not varies.all():
+            out["p_max"] = np.minimum(1.0, 2 * out["p_max"])
     return out | {"q": q_values(out["p"])}
 
 
