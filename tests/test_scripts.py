@@ -437,7 +437,7 @@ def test_bad_family_files(content, named, tmp_path, monkeypatch):
 
 def test_built_in_families_are_well_formed():
     names = json.loads(families_module.FAMILIES_FILE.read_text())
-    assert set(names) == {"demo", "smollm2", "mistral", "qwen", "llama"}
+    assert {"demo", "smollm2", "mistral", "qwen", "llama"} < set(names) and len(names) == 11
     for name in names:
         families_module.load_family(families_module.FAMILIES_FILE, name)
 

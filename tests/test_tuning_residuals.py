@@ -78,6 +78,7 @@ def test_prompts_without_a_slot_have_none(tmp_path):
 @pytest.mark.parametrize("capture", [capture_patterns, capture_streaming])
 def test_watching_a_capture_costs_no_pass_and_changes_nothing(tmp_path, capture):
     loaded = load_checked(save_tiny("mistral", tmp_path))
+    loaded.attention["not_packed"] = "is watched"  # a packed pass is fed no prompt as it is
     tokenized = crossed(loaded)
     own, plain = read_residuals(loaded, tokenized), capture(loaded, tokenized)
     wanted = [tokenized[7], tokenized[2], tokenized[7]]
@@ -94,6 +95,9 @@ def test_watching_a_capture_costs_no_pass_and_changes_nothing(tmp_path, capture)
 def test_what_is_not_read_fails(tmp_path):
     loaded = load_checked(save_tiny("llama", tmp_path))
     tokenized = crossed(loaded)
+    with pytest.raises(RunFailed, match="no prompt was fed"), watch_residuals(loaded, tokenized):
+        capture_patterns(loaded, tokenized)  # packed
+    loaded.attention["not_packed"] = "is watched"
     with pytest.raises(RunFailed, match="no prompt was fed"), watch_residuals(loaded, tokenized):
         pass
     with pytest.raises(RunFailed, match=tokenized[5].id), watch_residuals(loaded, tokenized):

@@ -153,9 +153,10 @@ def _interval_cells(profile, column):
     """How many layers lie below and above 0 by their own intervals, and how wide these are."""
     names = ("interval_below", "interval_above", "interval_half_width")
     low, high = (profile.get(f"{column}_ci_{end}") for end in ("low", "high"))
-    if low is None or high is None or np.isnan([low, high]).all():
+    width = np.array([]) if low is None or high is None else high - low
+    if np.isnan(width).all():  # no layer has both ends
         return dict.fromkeys(names, np.nan)
-    half = float(np.nanmedian((high - low) / 2))
+    half = float(np.nanmedian(width / 2))
     return dict(zip(names, (int((high < 0).sum()), int((low > 0).sum()), half), strict=True))
 
 

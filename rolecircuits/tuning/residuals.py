@@ -88,8 +88,8 @@ def read_residuals(loaded, tokenized, batch_size=64):
 def watch_residuals(loaded, tokenized):
     """Inside the block, every pass of the model fills a Residuals with those prompts that it feeds.
 
-    Prompts are known by their tokens, so other texts may be fed too. A capture of attention ends
-    its passes before the last layer has run: NaN there.
+    Prompts are known by their tokens, so other texts may be fed too; in packed passes they are not
+    found. A capture of attention ends its passes before the last layer has run: NaN there.
 
     raises  RunFailed at the end where a prompt was not fed, or an activation is not finite
     """
