@@ -66,13 +66,20 @@ def _shared(model, place):
     linears = [part for part in model.modules() if type(part) is torch.nn.Linear] if shares else []
     places = Copies(first, copies)
     linears = [part for part in linears if not hasattr(part, "_hf_hook")]
-    own = [vars(part).get("forward") for part in linears]
+    with other_forwards(linears, lambda forward: partial(_compute_once, forward, places)):
+        yield
+
+
+@contextlib.contextmanager
+def other_forwards(parts, make):
+    """Inside the block the forward of each of these modules is make(its own forward)."""
+    own = [vars(part).get("forward") for part in parts]
     try:
-        for part in linears:
-            part.forward = partial(_compute_once, part.forward, places)
+        for part in parts:
+            part.forward = make(part.forward)
         yield
     finally:
-        for part, forward in zip(linears, own, strict=True):
+        for part, forward in zip(parts, own, strict=True):
             vars(part).pop("forward", None)  # the class's own again
             if forward is not None:
                 part.forward = forward

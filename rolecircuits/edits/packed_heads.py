@@ -25,6 +25,7 @@ from rolecircuits.capture.masks import (
 )
 from rolecircuits.capture.model_pass import AttentionFunction, decoder_layers, own_attention
 from rolecircuits.capture.packed import DOES_NOT_FIT, Packed
+from rolecircuits.capture.prefix import other_forwards
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.effects import normalised_values
 from rolecircuits.edits.hooks import edit_own_head
@@ -165,16 +166,8 @@ class PackedHeads:
             return (hidden,) if self.clean.as_tuple else hidden
 
         below = decoder_layers(self.loaded)[:layer]
-        own = [vars(part).get("forward") for part in below]
-        try:
-            for part in below:
-                part.forward = hand_on
+        with other_forwards(below, lambda forward: hand_on):
             yield
-        finally:
-            for part, forward in zip(below, own, strict=True):
-                vars(part).pop("forward", None)  # the class's own again
-                if forward is not None:
-                    part.forward = forward
 
     def _final_logits(self, model, packed, fed):
         """Logits of each row's final token, and of no other where the model can leave them out."""
