@@ -3,11 +3,11 @@
     python benchmarks/bench_stages.py
     python benchmarks/bench_stages.py --runs 5 --only help figures floor
 
-Each command runs once uncounted (it fills the disk cache and converts the bundled model), then
---runs times, the stages in turn, so that a machine whose speed drifts cannot favour one. Wall
-seconds are what a user waits, CPU seconds (user and system, child processes included) hardly move
-when a neighbour is busy. Ratios are medians of the pairs of one turn. At the end every stage runs
-once more under `python -X importtime`, and the packages that took longest to import are named.
+Each command runs once uncounted, which fills the disk cache, converts the bundled model and, under
+`python -X importtime`, shows which packages took longest to import. Then the stages run --runs
+times in turn, so that a machine whose speed drifts cannot favour one. Wall seconds are what a user
+waits, CPU seconds (user and system, child processes included) hardly move when a neighbour is busy.
+Ratios are medians of the pairs of one turn. With all stages it takes under eight minutes.
 Nothing is written outside a temporary folder, but for Python's bytecode, which is kept even where
 PYTHONDONTWRITEBYTECODE forbids it.
 """
@@ -48,7 +48,7 @@ STAGES = {f"help: {script}": f"{script} --help" for script in SCRIPTS}
 STAGES |= {
     "analysis": "activation_analysis.py --output_type base",
     "analysis, chat": "activation_analysis.py --prompt_format chat",
-    "analysis, crossed": "activation_analysis.py --prompts crossed --prompts_per_category 90",
+    "analysis, crossed": "activation_analysis.py --prompts crossed --output_dir crossed",
     "floor, raw": "benchmarks/plain_pass.py MODEL --prompt_format raw",
     "floor, chat": "benchmarks/plain_pass.py MODEL --prompt_format chat",
     "floor, figures": "-c import matplotlib.pyplot, pandas",
@@ -88,13 +88,10 @@ def run(args):
         if set(stages) & set(NEEDS_RUNS):
             for name in ("analysis", "analysis, chat"):
                 clock(STAGES[name], folder)
+        imports = {name: packages(name, folder) for name in stages}
         timed = {name: [] for name in stages}
-        for turn in range(args.runs + 1):
-            for name in stages:
-                seconds = clock(STAGES[name], folder)
-                if turn:
-                    timed[name].append(seconds)
-        imports = {n: packages(n, folder) for n in stages if not n.startswith(("help", "floor"))}
+        for name in args.runs * stages:
+            timed[name].append(clock(STAGES[name], folder))
     print(f"medians of {args.runs} runs (min to max), {os.cpu_count()} processors")
     for name, runs in timed.items():
         wall, cpu = (sorted(column) for column in zip(*runs, strict=True))
@@ -104,6 +101,8 @@ def run(args):
         )
     print_ratios(timed)
     for name, seconds in imports.items():
+        if name.startswith(("help", "floor")):
+            continue
         said = ", ".join(f"{package} {took:.2f}" for package, took in seconds)
         print(f"imports of {name}, s: {said}")
     print(f"took {(time.perf_counter() - started) / 60:.1f} min")
