@@ -210,9 +210,9 @@ def streamed(loaded, ids):
     places, counts = places_of([prompt]), [n_tokens]
     arrays = empty_arrays([prompt], loaded)
 
-    def keep(layer, reduced):
+    def keep(layers, reduced):
         for name in ("entropy", "entropy_sinkfree", "sink_mass", "final_row"):
-            arrays[name][:, layer] = reduced[name]
+            arrays[name][:, layers] = reduced[name].swapaxes(0, 1)
 
     def work():
         recorder = LayerRecorder(windows_of(loaded.facts), counts, places, keep)

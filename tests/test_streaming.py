@@ -23,6 +23,7 @@ from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy as entropies
+from rolecircuits.stats.masses import Places
 from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny, two_turns
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
@@ -257,6 +258,33 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
     both = {name: np.concatenate([sound[name]] * 3 + [arrays[name]]) for name in ROWS}
     with pytest.raises(RunFailed, match=f"layer 9 head 1.*row 2 .*{named}"):
         check_rows(both, [3] * 4, np.arange(1, 4), [7, 9])  # two prompts of two layers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "possible"),
+    [
+        ("entropy", 0.5, True),
+        ("entropy", 5.0, False),
+        ("entropy", -0.1, False),
+        ("entropy", np.nan, False),
+        ("entropy_sinkfree", 5.0, False),
+        ("entropy_sinkfree", np.nan, True),
+        ("sink_mass", np.inf, False),
+    ],
+)
+def test_rows_that_a_kernel_has_joined_are_checked_where_they_are(name, value, possible):
+    """Two layers of two prompts, of three tokens and of two."""
+    places = Places(np.array([[0, 3], [0, 2]]))
+    keep = recorder.LayerRecorder([(None, None)] * 2, [3, 2], places, None)
+    rows = {row: torch.full((4, 2, 3), 0.5) for row in ROWS}
+    rows["entropy"][:, :, 0] = 0
+    rows[name][2, 1, 2] = value
+    found = keep.checked(rows, keep.stack(2), Scoring(1.0))
+    assert bool(found.pop("possible")) == possible
+    for row, values in found.items():
+        assert torch.isnan(values[1::2, :, 2]).all()
+        assert torch.equal(values[::2].nan_to_num(-1), rows[row][::2].nan_to_num(-1))
+        assert torch.equal(values[1::2, :, :2], rows[row][1::2, :, :2])
 
 
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):

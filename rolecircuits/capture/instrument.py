@@ -206,9 +206,9 @@ class CheckedRecorder(LayerRecorder):
     largest  the largest difference so far, over all layers of this pass
     """
 
-    def __init__(self, windows, n_tokens, places, on_layer):
-        super().__init__(windows, n_tokens, places, self.compare_layer)
-        self.hand_on, self.patterns, self.largest = on_layer, {}, 0.0
+    def __init__(self, windows, n_tokens, places, on_layers):
+        super().__init__(windows, n_tokens, places, self.compare_layers)
+        self.hand_on, self.patterns, self.largest = on_layers, {}, 0.0
 
     def attend(self, layer, call):
         how = self.scoring(layer, call)
@@ -218,12 +218,14 @@ class CheckedRecorder(LayerRecorder):
         self.patterns[layer] = pattern, keys_seen(whole[1], how)
         return super().attend(layer, call)
 
-    def compare_layer(self, layer, arrays):
-        pattern, visible = self.patterns.pop(layer)
-        expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
-        gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
-        self.largest = max(self.largest, gap)
-        self.hand_on(layer, arrays)
+    def compare_layers(self, layers, arrays):
+        for place, layer in enumerate(layers):
+            pattern, visible = self.patterns.pop(layer)
+            own = {name: arrays[name][place] for name in MEASURED}
+            expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
+            gap = compare(own, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
+            self.largest = max(self.largest, gap)
+        self.hand_on(layers, arrays)
 
 
 def compare(streamed, expected, where, summary, tolerance):
@@ -276,13 +278,13 @@ def check_streamed(loaded, texts):
     expected = capture_patterns(loaded, tokenized).arrays
     streamed = {name: np.empty_like(expected[name]) for name in MEASURED}
 
-    def on_layer(layer, arrays):
+    def on_layers(layers, arrays):
         for name in MEASURED:
-            streamed[name][:, layer] = arrays[name]
+            streamed[name][:, layers] = arrays[name].swapaxes(0, 1)
 
     places = Places(expected["span"])
     windows = masks.windows_of(loaded.facts)
-    recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layer)
+    recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layers)
     with (
         out_of_memory_fails("instrument check of streaming"),
         patterns.batch_of(loaded, texts) as batch,

@@ -24,7 +24,7 @@ from rolecircuits.stats.masses import SEGMENTS, counted_keys, named_masses, turn
 
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
 # {on a card: bytes of the keys of layers that are reduced together}
-HELD_BYTES = {False: 0, True: 2**27}
+HELD_BYTES = {False: 0, True: 2**24}
 
 
 class Held(NamedTuple):
@@ -49,7 +49,18 @@ class Stack:
     def __init__(self, n_tokens, places, n_layers):
         self.n_layers, self.n_tokens = n_layers, np.tile(n_tokens, n_layers)
         self.places = places.take(np.tile(np.arange(len(n_tokens)), n_layers))
-        self.final_tokens, self.counted = FinalTokens(self.n_tokens), {}
+        self.final_tokens, self.counted, self.kept = FinalTokens(self.n_tokens), {}, {}
+
+    def limits(self, device, visible, window):
+        """On a device, which rows are beyond a prompt's tokens [prompt, 1, query] and what no
+        entropy is above [query]; visible [query] keys that each row sees, by a window or None.
+        """
+        name = device, len(visible), window
+        if name not in self.kept:
+            beyond = (np.arange(len(visible)) >= self.n_tokens[:, None])[:, None, :]
+            bound = (np.log(visible) + ENTROPY_SLACK).astype(np.float32)
+            self.kept[name] = tuple(torch.from_numpy(part).to(device) for part in (beyond, bound))
+        return self.kept[name]
 
     def counted_keys(self, final):
         """The keys that each mass of the final rows sums over, where and as wide as they are."""
@@ -134,15 +145,16 @@ class LayerRecorder:
 
     windows  [layer] (window, chunk) of masks.window_of    n_tokens [prompt]
     places   Places of the prompts
-    on_layer(layer, arrays)  is called once a layer, in order; arrays are those of `join_sink` and
-                             of stats.masses.masses_beside_sink, NaN beyond a prompt's tokens;
-                             with turns turn_mass [prompt, head, turn, segment]
+    on_layers(layers, arrays)  is called with consecutive layers, every one once, in order; arrays
+                               [layer, prompt, ...] are those of `join_sink` and of
+                               stats.masses.masses_beside_sink, NaN beyond a prompt's tokens; with
+                               turns turn_mass [layer, prompt, head, turn, segment]
     A card goes on computing while a thread reduces what it gave: that must be waited for by
     `finished`.
     """
 
-    def __init__(self, windows, n_tokens, places, on_layer):
-        self.windows, self.on_layer = windows, on_layer
+    def __init__(self, windows, n_tokens, places, on_layers):
+        self.windows, self.on_layers = windows, on_layers
         self.n_tokens, self.places = np.asarray(n_tokens), places
         self.visible, self.stacks, self.held = {}, {}, []
         self.thread, self.waiting = None, []
@@ -199,6 +211,8 @@ class LayerRecorder:
         parts["final_sums"] = final @ stack.counted_keys(final)
         parts["final_row"] = final.half()
         layers = [one.layer for one in held]
+        if "entropy" in parts:
+            parts |= self.checked(parts, stack, how)
         if key.device.type == "cuda":
             host = {name: part.to("cpu", non_blocking=True) for name, part in parts.items()}
             copied = torch.cuda.current_stream(key.device).record_event()
@@ -206,13 +220,29 @@ class LayerRecorder:
         else:
             self.reduce(layers, {name: part.cpu() for name, part in parts.items()}, how)
 
+    def checked(self, parts, stack, how):
+        """Rows that the CUDA kernel has joined, NaN beyond the tokens of a prompt, and whether all
+        of them are possible: on the card, which is quicker than this processor.
+        """
+        whole, sinkfree, sink = (parts[name] for name in MEASURED_ROWS)
+        visible = self.keys_seen(whole.shape[-1], how)
+        beyond, bound = stack.limits(whole.device, visible, how.window)
+        wrong = (sinkfree < 0) | (sinkfree > bound) | ~torch.isfinite(sink)
+        wrong |= ~((whole >= 0) & (whole <= bound))
+        nan = float("nan")
+        rows = {name: parts[name].masked_fill(beyond, nan) for name in MEASURED_ROWS}
+        return rows | {"possible": ~wrong.any()}
+
     def scoring(self, layer, call):
-        """The Scoring of a layer."""
-        window, chunk = self.windows[layer]
+        """The Scoring of a layer; a window or chunk that holds all tokens is none."""
+        window, chunk = (
+            None if size is None or size >= call.query.shape[2] else size
+            for size in self.windows[layer]
+        )
         return Scoring(call.scale, window, call.softcap, chunk, call.sinks)
 
     def reduce(self, layers, parts, how, copied=None):
-        """Hand the arrays of each layer to `on_layer`; copied: the event after which they are here.
+        """Hand the arrays of layers to `on_layers`; copied: the event after which they are here.
 
         parts  those of `attend_rows` and the final rows with their sums, as tensors on the CPU, of
                all prompts of the first layer, then of the next
@@ -222,11 +252,12 @@ class LayerRecorder:
         stack, parts = self.stack(len(layers)), {name: part.numpy() for name, part in parts.items()}
         visible = self.keys_seen(parts["final_row"].shape[-1], how)
         arrays = join_parts(parts, visible)
-        check_rows(arrays, stack.n_tokens, visible, layers)
-        beyond = (np.arange(len(visible)) >= stack.n_tokens[:, None])[:, None, :]
-        if beyond.any():
-            nan = np.float32(np.nan)
-            arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
+        if not parts.get("possible", False):
+            check_rows(arrays, stack.n_tokens, visible, layers)
+            beyond = (np.arange(len(visible)) >= stack.n_tokens[:, None])[:, None, :]
+            if beyond.any():
+                nan = np.float32(np.nan)
+                arrays = {name: np.where(beyond, nan, values) for name, values in arrays.items()}
         if stack.places.turns is not None:
             rows = parts["segment_rows"]
             if how.sinks is not None:  # it takes its share, and counts as "sink"
@@ -235,9 +266,9 @@ class LayerRecorder:
             arrays["turn_mass"] = turn_masses(rows, stack.places.turns)
         learned = parts.get("final_sink")
         arrays |= named_masses(parts["final_sums"], stack.places, parts["final_row"], learned)
-        for place, layer in enumerate(layers):
-            own = slice(place * len(self.n_tokens), (place + 1) * len(self.n_tokens))
-            self.on_layer(layer, {name: values[own] for name, values in arrays.items()})
+        shape = len(layers), len(self.n_tokens)
+        arrays = {name: a.reshape(*shape, *a.shape[1:]) for name, a in arrays.items()}
+        self.on_layers(layers, arrays)
 
     def stack(self, n_layers):
         """The Stack of so many layers."""
