@@ -24,7 +24,7 @@ from rolecircuits.stats.masses import SEGMENTS, counted_keys, named_masses, turn
 
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
 # {on a card: bytes of the keys of layers that are reduced together}
-HELD_BYTES = {False: 0, True: 2**24}
+HELD_BYTES = {False: 0, True: 2**25}
 
 
 class Held(NamedTuple):
