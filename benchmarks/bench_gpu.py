@@ -1,6 +1,6 @@
 """What the measurements cost on a GPU, with random weights of Mistral-7B's shape in bfloat16.
 
-    capture    120 short prompts captured / the plain pass of the same padded batches     goal 1.1
+    capture    short prompts captured / the plain pass of the same padded batches         goal 1.1
     streaming  a long text streamed / the plain pass, by length; peak memory  goal 1.15 at 32,768
     kernel     one layer's attention: ours, which also gives the entropies, and torch's
     sweep      all heads of a few layers ablated / a plain pass for every head
@@ -27,7 +27,6 @@ import torch  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from transformers import AutoModelForCausalLM, MistralConfig  # noqa: E402
 
-from prompts import select_prompts  # noqa: E402
 from rolecircuits.capture.attention import capture_streaming, empty_arrays, places_of  # noqa: E402
 from rolecircuits.capture.batches import make_batches, pad_right  # noqa: E402
 from rolecircuits.capture.masks import ROWS, note_windows, windows_of  # noqa: E402
@@ -39,9 +38,12 @@ from rolecircuits.edits.sweep import Sweep  # noqa: E402
 from rolecircuits.inputs.arguments import DEFAULT_MODEL, positive_int  # noqa: E402
 from rolecircuits.inputs.errors import UserError  # noqa: E402
 from rolecircuits.inputs.parser import Parser, run_script  # noqa: E402
+from rolecircuits.inputs.prompt_sets import built_in_prompts, cut_prompts  # noqa: E402
 from rolecircuits.inputs.specs import PromptFormat  # noqa: E402
 from rolecircuits.models.load import LoadedModel, load_tokenizer  # noqa: E402
 
+CAPTURED = [("original", form, size) for form in ("raw", "chat") for size in (64, 128)]
+CAPTURED += [("crossed", form, 256) for form in ("raw", "chat")]
 PARTS = ("capture", "streaming", "kernel", "sweep")
 SHAPE = {"vocab_size": 49152, "max_position_embeddings": 2**18, "sliding_window": None}
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -56,7 +58,7 @@ def parse_args(argv=None):
     parser.add_argument("--layers", type=positive_int, default=32, help="layers of the model")
     parser.add_argument("--swept", type=positive_int, default=2, help="layers that are swept")
     parser.add_argument(
-        "--prompts_per_category", type=positive_int, default=30, help="prompts of capture and sweep"
+        "--prompts_per_category", type=positive_int, help="prompts of capture and sweep (all)"
     )
     return parser.parse_args(argv)
 
@@ -154,8 +156,8 @@ def clock(works, repeats):
 
 def bench_capture(args, loaded):
     """Short prompts, raw and chat: the rows of all layers against the plain batches."""
-    for form, size in (("raw", 64), ("raw", 128), ("chat", 64), ("chat", 128)):
-        prompts = select_prompts(per_category=args.prompts_per_category)
+    for name, form, size in CAPTURED:
+        prompts = cut_prompts(built_in_prompts(name), args.prompts_per_category)
         tokenized = tokenize_prompts(prompts, loaded.tokenizer, PromptFormat(form))
         lengths = [len(prompt.token_ids) for prompt in tokenized]
         batches = [
@@ -172,7 +174,7 @@ def bench_capture(args, loaded):
         found = clock(works, 3 * args.repeats)
         (plain, _), (capture, _) = found["plain"], found["capture"]
         print(
-            f"capture: {len(tokenized)} {form} prompts, {max(lengths)} tokens at most, batches of "
+            f"capture: {len(tokenized)} {form} prompts of {name}, {max(lengths)} tokens at most, batches of "
             f"{size}: plain {1e3 * plain:.1f} ms, capture {1e3 * capture:.1f} ms, "
             f"ratio {capture / plain:.2f}",
             flush=True,
@@ -210,9 +212,9 @@ def streamed(loaded, ids):
     places, counts = places_of([prompt]), [n_tokens]
     arrays = empty_arrays([prompt], loaded)
 
-    def keep(layer, reduced):
+    def keep(layers, reduced):
         for name in ("entropy", "entropy_sinkfree", "sink_mass", "final_row"):
-            arrays[name][:, layer] = reduced[name]
+            arrays[name][:, layers] = reduced[name].swapaxes(0, 1)
 
     def work():
         recorder = LayerRecorder(windows_of(loaded.facts), counts, places, keep)
@@ -253,7 +255,7 @@ def bench_kernel(args, loaded):
 
 def bench_sweep(args, loaded):
     """Every head of a few layers ablated, extrapolated to all, against a plain pass a head."""
-    prompts = select_prompts(per_category=args.prompts_per_category)
+    prompts = cut_prompts(built_in_prompts("original"), args.prompts_per_category)
     tokenized = tokenize_prompts(prompts, loaded.tokenizer)
     started = time.perf_counter()
     sweep = Sweep(loaded, tokenized, "zero_out", 64)

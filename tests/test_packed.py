@@ -148,13 +148,13 @@ def test_a_long_text_is_streamed_the_same_packed_or_padded(tmp_path):
     ids = [[(7 * i) % 90 + 3 for i in range(n)] for n in (700, 300)]
     found = {}
     for name, batch in (("packed", Packed(ids)), ("padded", pad_right(ids))):
-        layers = found[name] = []
+        gathered = found[name] = []
         prompts = [tokenized_text(i, own) for i, own in enumerate(ids)]
         places = attention.places_of(prompts)
         masks.note_windows(loaded, 700)
         windows = masks.windows_of(loaded.facts)
         keep = recorder.LayerRecorder(
-            windows, [700, 300], places, lambda layer, arrays, own=layers: own.append(arrays)
+            windows, [700, 300], places, lambda _, arrays, own=gathered: own.append(arrays)
         )
         recorder.stream_layers(loaded, batch, keep)
     for own, expected in zip(found["packed"], found["padded"], strict=True):

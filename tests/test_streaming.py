@@ -23,6 +23,7 @@ from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.stats import entropy as entropies
+from rolecircuits.stats.masses import Places
 from tiny_models import CONFIGS, WINDOW, load_checked, save_tiny, two_turns
 
 ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
@@ -63,10 +64,11 @@ def assert_same_arrays(streamed, patterns, tolerance):
             np.testing.assert_array_equal(streamed[name], expected)
 
 
-@pytest.mark.parametrize("block", [5, 256])
+@pytest.mark.parametrize(("block", "held"), [(5, 0), (256, 2**27)])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeypatch):
+def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, held, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", block)
+    monkeypatch.setitem(recorder.HELD_BYTES, False, held)  # as on a card
     tiny = models(name)
     tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
     turns = two_turns(tokenized)
@@ -74,6 +76,29 @@ def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, monkeyp
     streamed = capture_streaming(tiny, tokenized, turns=turns).arrays
     assert patterns["n_tokens"].max() > 10 * WINDOW and patterns[TURN_MASS].shape[3:] == (2, 6)
     assert_same_arrays(streamed, patterns, 1e-5)
+
+
+@pytest.mark.parametrize(("layers_held", "groups"), [(0, 1), (1, 1), (1.5, 2), (99, 4)])
+def test_layers_of_one_kind_are_reduced_together_until_they_are_many(
+    models, layers_held, groups, monkeypatch
+):
+    tiny, seen = models("llama"), []
+    tokenized = tokenize_prompts(long_prompts()[:2], tiny.tokenizer)
+    n_tokens = max(len(prompt.token_ids) for prompt in tokenized)
+    config = tiny.model.config
+    one = 2 * config.num_key_value_heads * n_tokens * config.head_dim * 4  # bytes of its keys
+    monkeypatch.setitem(recorder.HELD_BYTES, False, layers_held * one)
+    reduce = recorder.LayerRecorder.reduce
+
+    def note(self, layers, *given):
+        seen.append(layers)
+        reduce(self, layers, *given)
+
+    monkeypatch.setattr(recorder.LayerRecorder, "reduce", note)
+    capture_streaming(tiny, tokenized)
+    assert sum(seen, []) == list(range(tiny.n_layers))
+    assert {len(layers) for layers in seen[:-1]} <= {min(groups, tiny.n_layers)}
+    assert len(seen) == -(-tiny.n_layers // groups)
 
 
 def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
@@ -226,8 +251,43 @@ def test_impossible_entropies_stop_the_run_and_name_layer_and_head(value, named)
     arrays["entropy_sinkfree"][0, :, :2] = np.nan
     arrays["entropy"][0, 1, 2] = value
     with pytest.raises(RunFailed, match=f"layer 7 head 1.*row 2 .*{named}"):
-        check_rows(arrays, [3], np.arange(1, 4), 7)
-    check_rows(arrays, [2], np.arange(1, 4), 7)  # beyond the prompt's tokens nothing is checked
+        check_rows(arrays, [3], np.arange(1, 4), [7])
+    check_rows(arrays, [2], np.arange(1, 4), [7])  # beyond the prompt's tokens nothing is checked
+    sound = {name: np.nan_to_num(values, nan=0.5) for name, values in arrays.items()}
+    sound["entropy"] = np.zeros_like(sound["entropy"])
+    both = {name: np.concatenate([sound[name]] * 3 + [arrays[name]]) for name in ROWS}
+    with pytest.raises(RunFailed, match=f"layer 9 head 1.*row 2 .*{named}"):
+        check_rows(both, [3] * 4, np.arange(1, 4), [7, 9])  # two prompts of two layers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "possible"),
+    [
+        ("entropy", 0.5, True),
+        ("entropy", 5.0, False),
+        ("entropy", -0.1, False),
+        ("entropy", np.nan, False),
+        ("entropy_sinkfree", 5.0, False),
+        ("entropy_sinkfree", np.nan, True),
+        ("sink_mass", np.inf, False),
+    ],
+)
+def test_rows_that_a_kernel_has_joined_are_checked_where_they_are(name, value, possible):
+    """Two layers of two prompts, of three tokens and of two."""
+    places = Places(np.array([[0, 3], [0, 2]]))
+    keep = recorder.LayerRecorder([(None, None)] * 2, [3, 2], places, None)
+    rows = {row: torch.full((4, 2, 3), 0.5) for row in ROWS}
+    rows["entropy"][:, :, 0] = 0
+    rows["entropy_sinkfree"][:, :, :2] = np.nan
+    rows[name][2, 1, 2] = value
+    found = keep.checked(rows, keep.stack(2), Scoring(1.0))
+    assert bool(found.pop("possible")) == possible
+    for row, values in found.items():
+        assert torch.isnan(values[1::2, :, 2]).all()
+        assert torch.equal(values[::2].nan_to_num(-1), rows[row][::2].nan_to_num(-1))
+        assert torch.equal(
+            values[1::2, :, :2].nan_to_num(-1), rows[row][1::2, :, :2].nan_to_num(-1)
+        )
 
 
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):

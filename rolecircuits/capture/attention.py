@@ -196,7 +196,7 @@ def capture_streaming(
             windows,
             arrays["n_tokens"][batch],
             places.take(batch),
-            lambda layer, reduced: store_layer(arrays, batch, layer, reduced),
+            lambda layers, reduced: store_layers(arrays, batch, layers, reduced),
         )
         with batch_of(loaded, ids_of(tokenized, batch)) as fed:
             stream_layers(loaded, fed, recorder)
@@ -214,14 +214,19 @@ def ids_of(tokenized, batch):
 
 def store_layer(arrays, batch, layer, reduced):
     """Write what one layer of one batch gave into the arrays of the run."""
-    width = reduced["entropy"].shape[-1]
+    store_layers(arrays, batch, [layer], {name: values[None] for name, values in reduced.items()})
+
+
+def store_layers(arrays, batch, layers, reduced):
+    """The same of consecutive layers; reduced [layer, prompt, ...]."""
+    own, width = slice(layers[0], layers[-1] + 1), reduced["entropy"].shape[-1]
     for name, values in reduced.items():
         if name == "edge_tokens":
-            arrays[name][batch] = values
+            arrays[name][batch] = values[0]
         elif name in PADDED:
-            arrays[name][batch, layer, :, :width] = values
+            arrays[name][batch, own, :, :width] = values.swapaxes(0, 1)
         else:
-            arrays[name][batch, layer] = values
+            arrays[name][batch, own] = values.swapaxes(0, 1)
 
 
 def without_failed(captured, failed, batch_size):

@@ -66,9 +66,11 @@ def check_instrument(loaded):
     """
     describe_attention(loaded)
     batches = check_batches(loaded)
-    gaps = [compare_rows(loaded, batch, whole=True) for batch in batches[1:]]
-    packed = compare_packed(loaded, batches)
-    gaps += [compare_rows(loaded, batches[0], whole=True)] if packed is None else packed
+    expected = [returned_rows(loaded, batch) for batch in batches]
+    pairs = list(zip(batches, expected, strict=True))
+    gaps = [compare_rows(loaded, *pair, whole=True) for pair in pairs[1:]]
+    packed = compare_packed(loaded, pairs)
+    gaps += [compare_rows(loaded, *pairs[0], whole=True)] if packed is None else packed
     loaded.facts["not_packed"] = masks.why_not_packed(loaded)
     returned = None not in gaps
     return {
@@ -86,16 +88,20 @@ def packing_notes(loaded):
     return [] if why is None else [f"every prompt is computed whole: this model {why}"]
 
 
-def compare_packed(loaded, batches):
+def compare_packed(loaded, pairs):
     """[`compare_rows`] of all texts of the check, packed; None for a model that is not packed, as
     it turns out here or was known before.
+
+    pairs  [batch] (texts, `returned_rows` of them)
     """
     if masks.why_not_packed(loaded) is not None:
         return None
-    texts, side = [text for batch in batches for text in batch], batch_side(loaded.facts)
-    together = len({side(len(text)) for text in texts}) == 1
+    texts, expected = (sum(parts, []) for parts in zip(*pairs, strict=True))
+    side = batch_side(loaded.facts)
+    if len({side(len(text)) for text in texts}) == 1:
+        pairs = [(texts, expected)]
     try:
-        return [compare_rows(loaded, batch) for batch in ([texts] if together else batches)]
+        return [compare_rows(loaded, *pair) for pair in pairs]
     except DOES_NOT_FIT as error:
         if is_out_of_memory(error):
             raise
@@ -105,18 +111,23 @@ def compare_packed(loaded, batches):
     return None
 
 
-def compare_rows(loaded, texts, whole=False):
+def returned_rows(loaded, texts):
+    """`eager_rows` of a batch of texts, each of them alone in float32. In short dtypes a text
+    rounds otherwise in a batch than alone, so there the batch is fed.
+    """
+    batches = [[ids] for ids in texts] if loaded.facts["dtype"] == "float32" else [texts]
+    return [rows for batch in batches for rows in eager_rows(loaded, batch)]
+
+
+def compare_rows(loaded, texts, expected, whole=False):
     """How far our rows of a batch are from the model's own, or None where it returns none; refused
     beyond the tolerance.
 
-    texts  [text] of token ids    whole  not packed
+    texts  [text] of token ids    expected  their `returned_rows`    whole  not packed
     """
     dtype, lengths = loaded.facts["dtype"], np.array([len(ids) for ids in texts])
     tolerance, worst = TOLERANCE[dtype], 0.0
     summary = summary_of(dtype)
-    # In short dtypes a text rounds otherwise in a batch than alone, so there the same batch is fed.
-    batches = [texts] if dtype != "float32" else [[ids] for ids in texts]
-    expected = [rows for batch in batches for rows in eager_rows(loaded, batch)]
 
     def on_layer(layer, pattern):
         nonlocal worst
@@ -195,9 +206,9 @@ class CheckedRecorder(LayerRecorder):
     largest  the largest difference so far, over all layers of this pass
     """
 
-    def __init__(self, windows, n_tokens, places, on_layer):
-        super().__init__(windows, n_tokens, places, self.compare_layer)
-        self.hand_on, self.patterns, self.largest = on_layer, {}, 0.0
+    def __init__(self, windows, n_tokens, places, on_layers):
+        super().__init__(windows, n_tokens, places, self.compare_layers)
+        self.hand_on, self.patterns, self.largest = on_layers, {}, 0.0
 
     def attend(self, layer, call):
         how = self.scoring(layer, call)
@@ -207,12 +218,14 @@ class CheckedRecorder(LayerRecorder):
         self.patterns[layer] = pattern, keys_seen(whole[1], how)
         return super().attend(layer, call)
 
-    def compare_layer(self, layer, arrays):
-        pattern, visible = self.patterns.pop(layer)
-        expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
-        gap = compare(arrays, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
-        self.largest = max(self.largest, gap)
-        self.hand_on(layer, arrays)
+    def compare_layers(self, layers, arrays):
+        for place, layer in enumerate(layers):
+            pattern, visible = self.patterns.pop(layer)
+            own = {name: arrays[name][place] for name in MEASURED}
+            expected = patterns.reduce_pattern(pattern, self.n_tokens, self.places, visible)
+            gap = compare(own, expected, f"layer {layer}", np.max, KERNEL_TOLERANCE)
+            self.largest = max(self.largest, gap)
+        self.hand_on(layers, arrays)
 
 
 def compare(streamed, expected, where, summary, tolerance):
@@ -265,13 +278,13 @@ def check_streamed(loaded, texts):
     expected = capture_patterns(loaded, tokenized).arrays
     streamed = {name: np.empty_like(expected[name]) for name in MEASURED}
 
-    def on_layer(layer, arrays):
+    def on_layers(layers, arrays):
         for name in MEASURED:
-            streamed[name][:, layer] = arrays[name]
+            streamed[name][:, layers] = arrays[name].swapaxes(0, 1)
 
     places = Places(expected["span"])
     windows = masks.windows_of(loaded.facts)
-    recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layer)
+    recorder = CheckedRecorder(windows, expected["n_tokens"], places, on_layers)
     with (
         out_of_memory_fails("instrument check of streaming"),
         patterns.batch_of(loaded, texts) as batch,

@@ -273,7 +273,7 @@ def attend_rows(query, key, value, how, want_output=True, inside=None):
     kernel = cuda_kernel(query, value, how)
     if kernel is not None:
         out, rows = kernel.rows_and_output(query, key, value, how.scale, how.window, how.softcap)
-        parts = {"rows": rows}
+        parts = dict(zip(MEASURED_ROWS, rows, strict=True))
     else:
         parts = {"sink_score": sink_scores(query, key, how)}
         if inside is not None and by_flash(query, how) and how.sinks is None:
@@ -294,8 +294,8 @@ def attend_rows(query, key, value, how, want_output=True, inside=None):
 
 def join_parts(parts, visible):
     """The arrays of `join_sink` from the parts of `attend_rows`, as numpy arrays."""
-    if "rows" in parts:  # the CUDA kernel has joined them
-        return dict(zip(MEASURED_ROWS, parts["rows"], strict=True))
+    if "entropy" in parts:  # the CUDA kernel has joined them
+        return {name: parts[name] for name in MEASURED_ROWS}
     return join_sink(parts["sink_score"], parts["log_sum"], parts["rest_entropy"], visible)
 
 

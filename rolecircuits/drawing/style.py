@@ -58,6 +58,7 @@ LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.titley": 1.0,  # else every panel's labels are measured once more, to place its title
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

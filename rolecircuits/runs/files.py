@@ -164,6 +164,8 @@ def write_csv(path, rows, columns=None, facts=None):
 def _csv_cell(value):
     if isinstance(value, str):
         value = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+        if value.isprintable():
+            return value
         return "".join(
             c if c in "\t\r\n" or unicodedata.category(c) != "Cc" else printable(c) for c in value
         )

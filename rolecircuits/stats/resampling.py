@@ -131,7 +131,7 @@ def bootstrap_weights(category, unit, n_resamples, seed):
     return _kept_weights(tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)  # the categories of a run and their pairs
 def _kept_weights(category, unit, n_resamples, seed):
     weights = draw_weights(bootstrap_counts(category, unit, n_resamples, seed))
     weights.setflags(write=False)
