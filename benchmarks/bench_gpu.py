@@ -174,8 +174,8 @@ def bench_capture(args, loaded):
         found = clock(works, 3 * args.repeats)
         (plain, _), (capture, _) = found["plain"], found["capture"]
         print(
-            f"capture: {len(tokenized)} {form} prompts of {name}, {max(lengths)} tokens at most, batches of "
-            f"{size}: plain {1e3 * plain:.1f} ms, capture {1e3 * capture:.1f} ms, "
+            f"capture: {len(tokenized)} {form} prompts of {name}, {max(lengths)} tokens at most, "
+            f"batches of {size}: plain {1e3 * plain:.1f} ms, capture {1e3 * capture:.1f} ms, "
             f"ratio {capture / plain:.2f}",
             flush=True,
         )

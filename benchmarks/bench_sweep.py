@@ -50,7 +50,7 @@ def run(args):
     from prompts import load_prompts
     from rolecircuits.capture.instrument import load_model
     from rolecircuits.capture.tokens import tokenize_prompts
-    from rolecircuits.edits.sweep import ROWS, Sweep
+    from rolecircuits.edits.sweep import Sweep
 
     setting = Setting.of(args)
     loaded = load_model(setting.model, setting.seed)
@@ -60,7 +60,7 @@ def run(args):
     count = min(args.layers or n_layers, n_layers)
     layers = sorted({int(i) for i in (np.arange(count) + 0.5) * n_layers / count})
     plain = {"all logits": [], "final logits": []}
-    sweep, timed = Sweep(loaded, tokenized, "zero_out", args.batch_size, args.rows or ROWS), []
+    sweep, timed = Sweep(loaded, tokenized, "zero_out", args.batch_size, args.rows), []
     plain_pass(loaded, tokenized, args.batch_size, 1)
     every = max(1, len(layers) // args.repeats)
     for i, layer in enumerate(layers):

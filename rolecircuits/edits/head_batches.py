@@ -25,18 +25,21 @@ from rolecircuits.edits.passes import CleanRun, Resume, run_layers
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.stats.entropy import attention_entropy
 
-ROWS = 96
+# {on a card: edited prompts in one batch}; a card waits for its orders where they are few
+ROWS = {False: 96, True: 512}
 
 
 class HeadBatches:
     """What every layer shares: the model, its prompts and its clean pass.
 
-    rows  edited prompts in one batch; fewer from the first out-of-memory error on
+    rows  edited prompts in one batch (None: by the device); fewer from the first out-of-memory
+          error on
     """
 
-    def __init__(self, loaded: LoadedModel, tokenized, clean: CleanRun, distribution, rows=ROWS):
+    def __init__(self, loaded: LoadedModel, tokenized, clean: CleanRun, distribution, rows=None):
         self.loaded, self.tokenized, self.clean = loaded, tokenized, clean
-        self.distribution, self.rows = distribution, rows
+        self.distribution = distribution
+        self.rows = rows or ROWS[str(loaded.facts.get("device")).startswith("cuda")]
         self.lengths = [len(prompt.token_ids) for prompt in tokenized]
 
     @cached_property

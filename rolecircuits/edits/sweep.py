@@ -28,7 +28,7 @@ from rolecircuits.edits.bench import NOT_HANDED_ON, check_complete
 from rolecircuits.edits.check import check_edits
 from rolecircuits.edits.donors import HOOKS, neutral_means
 from rolecircuits.edits.effects import normalised_values
-from rolecircuits.edits.head_batches import ROWS, HeadBatches
+from rolecircuits.edits.head_batches import HeadBatches
 from rolecircuits.edits.passes import capture_clean
 from rolecircuits.edits.plan import FACTORS
 from rolecircuits.engines.work import Item, content_hash
@@ -94,10 +94,10 @@ def sweep_of(state, payload):
 class Sweep:
     """The clean pass of a model and what every layer of the sweep shares with it.
 
-    method  zero_out, half_out or mean    rows  ablations in one batch
+    method  zero_out, half_out or mean    rows  as in HeadBatches
     """
 
-    def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=ROWS):
+    def __init__(self, loaded: LoadedModel, tokenized, method, batch_size=32, rows=None):
         self.loaded, self.tokenized, self.batch_size = loaded, tokenized, batch_size
         self.factor = None if method == "mean" else FACTORS[method]
         layers = range(loaded.n_layers)
