@@ -21,6 +21,7 @@ Intervals and p are bootstrap-t over the units of the set: frames, clusters of p
 alike, or prompts; q is Benjamini-Hochberg.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,7 +61,10 @@ class BaseDistribution:
         returns  {metric of PROMPT_METRICS: [row] float64, "logit_change": [row] largest |change|}
         """
         prompts = range(len(self.answer)) if prompts is None else prompts
-        rows = [self._row(edited, i) for edited, i in zip(edited_logits, prompts, strict=True)]
+        if len(edited_logits) != len(prompts):
+            raise ValueError(f"{len(edited_logits)} rows of logits for {len(prompts)} prompts")
+        with ThreadPoolExecutor() as threads:  # numpy lets go of Python while it computes
+            rows = list(threads.map(self._row, edited_logits, prompts))
         return {
             name: np.array([row[name] for row in rows])
             for name in (*PROMPT_METRICS, "logit_change")

@@ -21,9 +21,8 @@ from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.hooks import edit_own_head
 from rolecircuits.edits.packed_heads import packed_heads
-from rolecircuits.edits.passes import CleanRun, Resume, run_layers
+from rolecircuits.edits.passes import CleanRun, Resume, run_layers, to_entropy
 from rolecircuits.models.load import LoadedModel
-from rolecircuits.stats.entropy import attention_entropy
 
 # {on a card: edited prompts in one batch}; a card waits for its orders where they are few
 ROWS = {False: 96, True: 512}
@@ -90,16 +89,16 @@ class HeadBatches:
         """
         n_tokens, entropy = self.lengths[prompts[0]], []
 
-        def on_layer(number, pattern):
+        def on_layer(number, rows):
             if number > layer:
-                entropy.append(attention_entropy(pattern))
+                entropy.append(rows)
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
         token_ids = [self.tokenized[i].token_ids for i in prompts]
         resume = Resume(layer, hidden, self.clean.as_tuple)
         with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
-            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume)
+            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume, to_entropy)
         logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))

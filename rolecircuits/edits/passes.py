@@ -30,6 +30,7 @@ from rolecircuits.capture.patterns import check_patterns, reduce_pattern
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.rotary import batch_side, reset_rotary
+from rolecircuits.stats.entropy import ROW_SUM_TOLERANCE, attention_entropy
 
 
 @dataclass
@@ -64,9 +65,25 @@ def pattern_hook_name(layer, dtype):
 
 def to_pattern(tensor, dtype):
     """What the hook received as a float32 numpy pattern [prompt, head, query, key]."""
+    return _float_pattern(tensor, dtype).to("cpu").numpy()
+
+
+def to_entropy(tensor, dtype):
+    """The entropy of every row of what the hook received: [prompt, head, query] float64 numpy.
+
+    On a card it is taken there: the pattern is many times as large.
+    """
+    if tensor.device.type == "cuda":
+        pattern = _float_pattern(tensor, dtype).double()
+        if ((pattern.sum(dim=-1) - 1).abs() <= ROW_SUM_TOLERANCE).all():
+            return torch.special.entr(pattern).sum(dim=-1).cpu().numpy()
+    return attention_entropy(to_pattern(tensor, dtype))  # or it says which row is none
+
+
+def _float_pattern(tensor, dtype):
     if dtype != "float32":
         tensor = torch.softmax(tensor.float(), dim=-1)
-    return tensor.detach().to("cpu", torch.float32).numpy()
+    return tensor.detach().float()
 
 
 @contextlib.contextmanager
@@ -95,13 +112,14 @@ def skipped_blocks(bridge, resume):
                 vars(block)["forward"] = forward
 
 
-def run_layers(loaded, token_ids, on_layer, edits=(), resume=None):
+def run_layers(loaded, token_ids, on_layer, edits=(), resume=None, read=to_pattern):
     """One forward pass of a right-padded batch; on_layer(layer, pattern) is called once per layer.
 
     token_ids  list of lists of int
     edits      (hook name, function) pairs that change activations; they are attached before
                anything that measures
     resume     a Resume: `on_layer` is called from its layer on
+    read       `to_pattern`, or `to_entropy`: what `on_layer` gets instead
     returns    logits of each prompt's final token [prompt, vocabulary] float32; the projection to
                the vocabulary is computed for no other position
     raises     RunFailed if a hook fires more or less than once
@@ -115,7 +133,7 @@ def run_layers(loaded, token_ids, on_layer, edits=(), resume=None):
 
     def measure(tensor, hook, layer):
         fired.append(layer)
-        on_layer(layer, to_pattern(tensor, dtype))
+        on_layer(layer, read(tensor, dtype))
 
     layers = list(range(resume.layer, loaded.n_layers))
     hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
