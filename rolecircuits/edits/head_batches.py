@@ -25,7 +25,7 @@ from rolecircuits.edits.passes import CleanRun, Resume, run_layers, to_entropy
 from rolecircuits.models.load import LoadedModel
 
 # {on a card: edited prompts in one batch}; a card waits for its orders where they are few
-ROWS = {False: 96, True: 512}
+ROWS = {False: 96, True: 2048}
 
 
 class HeadBatches:
