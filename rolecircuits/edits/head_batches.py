@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from rolecircuits.capture.batches import BATCH_TOKENS, check_all_ran, equal_lengths, run_batches
-from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.edits import effects
 from rolecircuits.edits.donors import HOOKS
 from rolecircuits.edits.hooks import edit_own_head
@@ -95,8 +94,7 @@ class HeadBatches:
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
         token_ids = [self.tokenized[i].token_ids for i in prompts]
         resume = Resume(layer, hidden, self.clean.as_tuple)
-        with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
-            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume)
+        logits = run_layers(self.loaded, token_ids, on_layer, edits, resume, owners)
         logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))

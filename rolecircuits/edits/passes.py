@@ -3,6 +3,9 @@
     capture_clean       the unedited pass, with logits and the residuals that edits start from
     capture_edited      the same pass with edits, from the layer that they begin at
 
+Linear layers compute once what prompts of a batch begin with alike (capture.prefix), unless an edit
+tells it apart. For such edits padding alone would be left, and sharing it saves nothing.
+
 In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by
 up to 0.045 nats, so there the pattern is the float32 softmax of hook_attn_scores. That these are
 the rows and logits of the model itself is proved by edits.check.
@@ -27,6 +30,7 @@ from rolecircuits.capture.attention import (
 )
 from rolecircuits.capture.batches import pad_right, run_batches
 from rolecircuits.capture.patterns import check_patterns, reduce_pattern
+from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.rotary import batch_side, reset_rotary
@@ -95,13 +99,14 @@ def skipped_blocks(bridge, resume):
                 vars(block)["forward"] = forward
 
 
-def run_layers(loaded, token_ids, on_layer, edits=(), resume=None):
+def run_layers(loaded, token_ids, on_layer, edits=(), resume=None, owners=None):
     """One forward pass of a right-padded batch; on_layer(layer, pattern) is called once per layer.
 
     token_ids  list of lists of int
     edits      (hook name, function) pairs that change activations; they are attached before
                anything that measures
     resume     a Resume: `on_layer` is called from its layer on
+    owners     [prompt] as `shared_tokens` takes them; None: every token is computed for itself
     returns    logits of each prompt's final token [prompt, vocabulary] float32; the projection to
                the vocabulary is computed for no other position
     raises     RunFailed if a hook fires more or less than once
@@ -120,7 +125,10 @@ def run_layers(loaded, token_ids, on_layer, edits=(), resume=None):
     layers = list(range(resume.layer, loaded.n_layers))
     hooks = [(pattern_hook_name(layer, dtype), partial(measure, layer=layer)) for layer in layers]
     reset_rotary(bridge.original_model)
-    with torch.inference_mode(), skipped_blocks(bridge, resume):
+    shared = contextlib.nullcontext()
+    if owners is not None:
+        shared = shared_tokens(bridge.original_model, ids.tolist(), owners, mask.tolist())
+    with torch.inference_mode(), skipped_blocks(bridge, resume), shared:
         logits = bridge.run_with_hooks(
             ids.to(device),
             attention_mask=mask.to(device),
@@ -158,6 +166,7 @@ def collect_patterns(loaded, token_ids, edits=()):
 def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
     """(Capture with logits, CleanRun with the residual that enters each of `layers`)."""
     residuals, tuples = {}, set()
+    arrays = empty_arrays(tokenized, loaded)
     shape = (len(tokenized), max(len(p.token_ids) for p in tokenized))
 
     def keep(hidden, hook, layer, batch):
@@ -172,29 +181,33 @@ def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
         lambda module, args, out: tuples.add(isinstance(out, tuple))
     )
     try:
-        captured = capture_edited(loaded, tokenized, keep_residuals, batch_size, title=title)
+        whole = PatternPass(loaded, tokenized, Capture(arrays), keep_residuals, alike=True)
+        captured = whole.run(batch_size, title)
     finally:
         handle.remove()
     return captured, CleanRun(captured.arrays, residuals, tuples == {True})
 
 
-def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, title=None):
+def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, alike=False):
     """The Capture, with logits, of a pass with edits.
 
     edits_for  function of the batch's prompt positions (list of int) -> [(hook name, hook)]
     start      (layer, CleanRun): nothing is edited below that layer, so the layers below it are
                not run again and their values are those of the clean run; None runs everything
+    alike      the edits treat alike what prompts begin with alike, so it is computed once, as is
+               padding; else every token is computed for itself
     """
     arrays = empty_arrays(tokenized, loaded) if start is None else start[1].arrays
     arrays = {name: array.copy() for name, array in arrays.items()}
-    return PatternPass(loaded, tokenized, Capture(arrays), edits_for, start).run(batch_size, title)
+    edited = PatternPass(loaded, tokenized, Capture(arrays), edits_for, start, alike)
+    return edited.run(batch_size)
 
 
 @dataclass
 class PatternPass:
     """A pass over all prompts through hooks, written into `captured` batch by batch.
 
-    edits_for, start  as `capture_edited` takes them
+    edits_for, start, alike  as `capture_edited` takes them
     """
 
     loaded: LoadedModel
@@ -202,11 +215,12 @@ class PatternPass:
     captured: Capture
     edits_for: Callable
     start: tuple | None = None
+    alike: bool = False
 
     def __post_init__(self):
         self.places = places_of(self.tokenized)
 
-    def run(self, batch_size, title):
+    def run(self, batch_size, title=None):
         lengths = self.captured.arrays["n_tokens"].tolist()
         side = batch_side(self.loaded.facts)
         failed, batch_size = run_batches(lengths, self.run_batch, batch_size, None, title, side)
@@ -222,7 +236,9 @@ class PatternPass:
             check_patterns(pattern, n_tokens, layer, visible, self.loaded.n_heads)
             store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, places, visible))
 
-        logits = run_layers(self.loaded, ids, on_layer, self.edits_for(batch), self._resume(batch))
+        edits, resume = self.edits_for(batch), self._resume(batch)
+        owners = [0] * len(batch) if self.alike else None
+        logits = run_layers(self.loaded, ids, on_layer, edits, resume, owners)
         if captured.logits is None:
             shape = (len(self.tokenized), logits.shape[-1])
             captured.logits = np.zeros(shape, np.float32)
