@@ -45,11 +45,15 @@ def test_a_split_model_gives_the_same_attention(folder, tmp_path):
     devices = {str(p.device) for p in split.bridge.original_model.parameters()}
     assert devices == {"cpu", "meta"}, "half of the weights are not in memory"
     assert "'model.layers.1': 'disk'" in split.facts["device"]
-    # the split model computes logits of more positions, and a wider product may round differently
+    # the split model computes logits of more positions, and each token for every prompt: a wider
+    # product may round differently
     for whole, parts in zip(captured(load_checked(folder)), captured(split), strict=True):
         np.testing.assert_allclose(whole.logits, parts.logits, atol=1e-5)
         for name in whole.arrays:
-            np.testing.assert_array_equal(whole.arrays[name], parts.arrays[name])
+            if whole.arrays[name].dtype.kind == "f":
+                np.testing.assert_allclose(whole.arrays[name], parts.arrays[name], atol=1e-6)
+            else:
+                np.testing.assert_array_equal(whole.arrays[name], parts.arrays[name])
 
 
 def test_auto_on_a_machine_without_gpu_is_the_cpu(folder):

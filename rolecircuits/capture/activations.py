@@ -11,6 +11,7 @@ from rolecircuits.capture.attention import pattern_bytes
 from rolecircuits.capture.batches import check_all_ran, pad_right, run_batches
 from rolecircuits.capture.check_texts import check_batches
 from rolecircuits.capture.model_pass import EAGER, set_attention
+from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.models.devices import check_memory
 from rolecircuits.models.rotary import batch_side, reset_rotary
@@ -45,8 +46,10 @@ def collect_activations(loaded, tokenized, names, batch_size=64):
             whole[batch, : values.shape[1]] = values
 
         hooks = [(name, partial(store, name=name)) for name in names]
-        reset_rotary(loaded.bridge.original_model)
-        with torch.inference_mode():
+        model, owners = loaded.bridge.original_model, [0] * len(batch)
+        reset_rotary(model)
+        shared = shared_tokens(model, ids.tolist(), owners, mask.tolist())
+        with torch.inference_mode(), shared:
             loaded.bridge.run_with_hooks(
                 ids.to(device), attention_mask=mask.to(device), fwd_hooks=hooks, logits_to_keep=1
             )

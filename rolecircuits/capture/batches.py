@@ -4,6 +4,7 @@ failed, batch_size = run_batches(lengths, work, batch_size)
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,20 @@ class Rows:
     def in_prompt(self, n_query, device):
         """Which rows are tokens of the prompt itself: [batch, query] bool."""
         return (self.positions(n_query)[None, :] < torch.tensor(self.n_tokens)[:, None]).to(device)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a model in a batch: edit(rows) gives [(hook name, hook)].
+
+    alike   what prompts begin with alike is treated alike, so that it is computed once
+    """
+
+    prepare: Callable
+    alike: bool = False
+
+    def __call__(self, rows):
+        return self.prepare(rows)
 
 
 def equal_lengths(length):

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from rolecircuits.capture.batches import Rows, check_all_ran, equal_lengths, run_batches
 from rolecircuits.capture.model_pass import EAGER, set_attention
+from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.inputs.errors import UserError
 from rolecircuits.models.rotary import batch_side
 
@@ -61,15 +62,16 @@ def check_room(tokenized, max_tokens, facts):
 def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None, title=None):
     """Generated token ids of every prompt, the stop token included: list of lists, in prompt order.
 
-    prepare  None, or a function Rows -> [(hook name, hook)]: the edit acts at every step
+    prepare  None, or a batches.Edit, which acts at every step
     """
     answers, lengths = {}, [len(p.token_ids) for p in tokenized]
 
     def run_batch(batch):
         ids = torch.tensor([tokenized[i].token_ids for i in batch])
         rows = Rows(batch, [ids.shape[1]] * len(batch), growing=True)
-        edits = [] if prepare is None else prepare(rows)
-        texts = _continue_batch(loaded, ids, max_tokens, rows, edits)
+        alike, edits = (True, []) if prepare is None else (prepare.alike, prepare(rows))
+        owners = [0] * len(batch) if alike else range(len(batch))
+        texts = _continue_batch(loaded, ids, max_tokens, rows, edits, owners)
         answers.update(zip(batch, texts, strict=True))
 
     failed, _ = run_batches(lengths, run_batch, batch_size, title=title, side=equal_lengths)
@@ -77,13 +79,17 @@ def generate_greedily(loaded, tokenized, max_tokens, batch_size=64, prepare=None
     return [answers[i] for i in range(len(tokenized))]
 
 
-def _continue_batch(loaded, ids, max_tokens, rows, edits):
-    """One batch [row, query] of equal length; a row that has stopped runs along until all have."""
+def _continue_batch(loaded, ids, max_tokens, rows, edits, owners):
+    """One batch [row, query] of equal length; a row that has stopped runs along until all have.
+
+    owners  [row] as `shared_tokens` takes them, for the first step: later ones read one token
+    """
     stop, edited = stop_tokens(loaded), contextlib.nullcontext()
     model = loaded.model
     if edits:
         model, edited = loaded.bridge.original_model, loaded.bridge.hooks(fwd_hooks=edits)
     set_attention(model, EAGER)
+    shared = shared_tokens(model, ids.tolist(), owners)
     ids = ids.to(next(model.parameters()).device)
     config = model.config.get_text_config(decoder=True)
     own = config.num_hidden_layers == loaded.n_layers  # not where it counts an encoder's layers
@@ -91,7 +97,10 @@ def _continue_batch(loaded, ids, max_tokens, rows, edits):
     answers, running = [[] for _ in ids], set(range(len(ids)))
     with torch.inference_mode(), edited:
         for _ in range(max_tokens):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            fed = {"input_ids": ids, "past_key_values": cache}
+            with shared:
+                output = model(**fed, use_cache=True, logits_to_keep=1)
+            shared = contextlib.nullcontext()
             new = output.logits[:, -1].float().argmax(dim=-1, keepdim=True)
             if cache.get_seq_length():
                 rows.start, ids = rows.start + ids.shape[1], new

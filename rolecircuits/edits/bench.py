@@ -147,10 +147,9 @@ class Bench:
     def capture(self, entry: Entry):
         """The Capture of an edit, of every prompt."""
         start = (entry.layer, self.clean) if self.starts_inside else None
-        edits = edits_for(prepare_edit(entry, self.donors), self.tokenized)
-        captured = capture_edited(
-            self.loaded, self.tokenized, edits, self.setting.batch_size, start
-        )
+        edit, size = prepare_edit(entry, self.donors), self.setting.batch_size
+        edits = edits_for(edit, self.tokenized)
+        captured = capture_edited(self.loaded, self.tokenized, edits, size, start, edit.alike)
         check_complete(captured, entry.name)
         return captured
 
@@ -282,7 +281,8 @@ def starts_exactly(loaded: LoadedModel, tokenized, base, clean, layer, batch_siz
     )
     few = [tokenized[i] for i in chosen]
     try:
-        again = capture_edited(loaded, few, lambda batch: [], batch_size, (layer, part))
+        start = layer, part
+        again = capture_edited(loaded, few, lambda batch: [], batch_size, start, alike=True)
     except NOT_HANDED_ON:
         return False
     return np.array_equal(again.logits, base.logits[chosen])

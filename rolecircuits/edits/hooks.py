@@ -21,7 +21,7 @@ Axes: prompt, layer, head, query, key.
 import numpy as np
 import torch
 
-from rolecircuits.capture.batches import Rows
+from rolecircuits.capture.batches import Edit, Rows
 from rolecircuits.capture.masks import windows_of
 from rolecircuits.edits.donors import (
     Donors,
@@ -31,21 +31,22 @@ from rolecircuits.edits.donors import (
     steering_direction,
 )
 from rolecircuits.edits.passes import pattern_hook_name
-from rolecircuits.edits.plan import FACTORS, FROM_OTHERS, Entry
+from rolecircuits.edits.plan import ALIKE, FACTORS, FROM_OTHERS, Entry
 from rolecircuits.inputs.errors import UserError
 
 HIDDEN_SCORE = -1e30
 
 
 def prepare_edit(entry: Entry, donors: Donors):
-    """A function Rows -> [(hook name, hook)] that performs the entry of a plan."""
+    """The Edit, a function Rows -> [(hook name, hook)], that performs the entry of a plan."""
+    alike = entry.method in ALIKE
     if entry.type == "pattern":
         name = pattern_hook_name(entry.layer, donors.facts["dtype"])
-        return lambda rows: [(name, replace_pattern(entry, donors, rows))]
+        return Edit(lambda rows: [(name, replace_pattern(entry, donors, rows))], alike)
     name = edited_hook(entry)
     heads = (entry.head_list or slice(None)) if entry.component == "head" else None
     change = prepare_change(entry, donors, heads)
-    return lambda rows: [(name, edit_rows(heads, change, rows))]
+    return Edit(lambda rows: [(name, edit_rows(heads, change, rows))], alike)
 
 
 def prepare_change(entry: Entry, donors: Donors, heads):

@@ -3,6 +3,9 @@
     capture_clean       the unedited pass, with logits and the residuals that edits start from
     capture_edited      the same pass with edits, from the layer that they begin at
 
+Linear layers compute once what prompts of a batch begin with alike (capture.prefix), unless an edit
+tells it apart. For such edits padding alone would be left, and sharing it saves nothing.
+
 In bfloat16 and float16 the model rounds the softmax before hook_pattern, which moves entropies by
 up to 0.045 nats, so there the pattern is the float32 softmax of hook_attn_scores. That these are
 the rows and logits of the model itself is proved by edits.check.
@@ -27,6 +30,7 @@ from rolecircuits.capture.attention import (
 )
 from rolecircuits.capture.batches import pad_right, run_batches
 from rolecircuits.capture.patterns import check_patterns, reduce_pattern
+from rolecircuits.capture.prefix import shared_tokens
 from rolecircuits.inputs.errors import RunFailed
 from rolecircuits.models.load import LoadedModel
 from rolecircuits.models.rotary import batch_side, reset_rotary
@@ -176,6 +180,7 @@ def collect_patterns(loaded, token_ids, edits=()):
 def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
     """(Capture with logits, CleanRun with the residual that enters each of `layers`)."""
     residuals, tuples = {}, set()
+    arrays = empty_arrays(tokenized, loaded)
     shape = (len(tokenized), max(len(p.token_ids) for p in tokenized))
 
     def keep(hidden, hook, layer, batch):
@@ -190,29 +195,33 @@ def capture_clean(loaded, tokenized, layers=(), batch_size=64, title=None):
         lambda module, args, out: tuples.add(isinstance(out, tuple))
     )
     try:
-        captured = capture_edited(loaded, tokenized, keep_residuals, batch_size, title=title)
+        whole = PatternPass(loaded, tokenized, Capture(arrays), keep_residuals, alike=True)
+        captured = whole.run(batch_size, title)
     finally:
         handle.remove()
     return captured, CleanRun(captured.arrays, residuals, tuples == {True})
 
 
-def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, title=None):
+def capture_edited(loaded, tokenized, edits_for, batch_size=64, start=None, alike=False):
     """The Capture, with logits, of a pass with edits.
 
     edits_for  function of the batch's prompt positions (list of int) -> [(hook name, hook)]
     start      (layer, CleanRun): nothing is edited below that layer, so the layers below it are
                not run again and their values are those of the clean run; None runs everything
+    alike      the edits treat alike what prompts begin with alike, so it is computed once, as is
+               padding; else every token is computed for itself
     """
     arrays = empty_arrays(tokenized, loaded) if start is None else start[1].arrays
     arrays = {name: array.copy() for name, array in arrays.items()}
-    return PatternPass(loaded, tokenized, Capture(arrays), edits_for, start).run(batch_size, title)
+    edited = PatternPass(loaded, tokenized, Capture(arrays), edits_for, start, alike)
+    return edited.run(batch_size)
 
 
 @dataclass
 class PatternPass:
     """A pass over all prompts through hooks, written into `captured` batch by batch.
 
-    edits_for, start  as `capture_edited` takes them
+    edits_for, start, alike  as `capture_edited` takes them
     """
 
     loaded: LoadedModel
@@ -220,11 +229,12 @@ class PatternPass:
     captured: Capture
     edits_for: Callable
     start: tuple | None = None
+    alike: bool = False
 
     def __post_init__(self):
         self.places = places_of(self.tokenized)
 
-    def run(self, batch_size, title):
+    def run(self, batch_size, title=None):
         lengths = self.captured.arrays["n_tokens"].tolist()
         side = batch_side(self.loaded.facts)
         failed, batch_size = run_batches(lengths, self.run_batch, batch_size, None, title, side)
@@ -240,11 +250,21 @@ class PatternPass:
             check_patterns(pattern, n_tokens, layer, visible, self.loaded.n_heads)
             store_layer(arrays, batch, layer, reduce_pattern(pattern, n_tokens, places, visible))
 
-        logits = run_layers(self.loaded, ids, on_layer, self.edits_for(batch), self._resume(batch))
+        edits, resume = self.edits_for(batch), self._resume(batch)
+        with self._shared(ids):
+            logits = run_layers(self.loaded, ids, on_layer, edits, resume)
         if captured.logits is None:
             shape = (len(self.tokenized), logits.shape[-1])
             captured.logits = np.zeros(shape, np.float32)
         captured.logits[batch] = logits.cpu().numpy()
+
+    def _shared(self, token_ids):
+        """Inside the block linear layers compute what these prompts have alike once, if it is."""
+        if not self.alike:
+            return contextlib.nullcontext()
+        ids, mask = pad_right(token_ids)
+        model, owners = self.loaded.bridge.original_model, [0] * len(token_ids)
+        return shared_tokens(model, ids.tolist(), owners, mask.tolist())
 
     def _width(self, batch):
         return int(self.captured.arrays["n_tokens"][batch].max())

@@ -30,6 +30,15 @@ ROOT_KEYS = ("schema_version", "source", "selection", "held_out", "note", "inter
 HEAD_METHODS = Literal["zero_out", "half_out", "scale", "mean", "resample"]
 FACTORS = {"zero_out": 0.0, "half_out": 0.5}  # what a head's or an MLP's output is multiplied by
 FROM_OTHERS = ("resample", "paired", "other_model")  # activations of another prompt or model
+# Methods that treat alike what prompts begin with alike, so that it is computed once. The others:
+# random draws by prompt; resample and paired take another prompt's values; other_model takes those
+# of a model in which nothing is proved to be alike.
+ALIKE = (
+    *(*FACTORS, "scale"),  # one factor for every token
+    "mean",  # one mean a position
+    "uniform",  # over the keys that a position sees
+    *("add", "project_out"),  # one direction for every token
+)
 Index = Annotated[int, Field(ge=0, le=100_000)]
 Heads = Annotated[list[Index], Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
