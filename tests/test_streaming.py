@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,19 @@ import torch
 import activation_analysis
 import output_manager
 from prompts import select_prompts
-from rolecircuits.capture import attention, instrument, recorder, streaming
+from rolecircuits.capture import attention, instrument, masks, recorder, streaming
 from rolecircuits.capture import tokens as prompt_tokens
 from rolecircuits.capture.attention import TURN_MASS, capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
 from rolecircuits.capture.check_texts import streaming_batches
 from rolecircuits.capture.recorder import check_rows
-from rolecircuits.capture.streaming import Scoring, chunked_rest, flash_rest, join_sink, sink_scores
+from rolecircuits.capture.streaming import (
+    Scoring,
+    block_means,
+    chunked_rest,
+    join_sink,
+    sink_scores,
+)
 from rolecircuits.capture.tokens import tokenize_prompts
 from rolecircuits.edits.passes import capture_clean
 from rolecircuits.inputs.categories import Prompt
@@ -68,6 +75,7 @@ def assert_same_arrays(streamed, patterns, tolerance):
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_streaming_gives_the_arrays_of_the_patterns(models, name, block, held, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", block)
+    set_tiles(monkeypatch, (block, block))
     monkeypatch.setitem(recorder.HELD_BYTES, False, held)  # as on a card
     tiny = models(name)
     tokenized = tokenize_prompts(long_prompts(), tiny.tokenizer)
@@ -158,10 +166,38 @@ def exact_rows(query, key, scale, window, softcap=None):
     }, visible
 
 
+def block_rest(query, key, how):
+    """(L', H') of the way on the CPU."""
+    return block_means(query, key, None, how)[:2]
+
+
+# (rows, keys) of a tile: one tile; many of both, ends inside; a row; whole texts together
+TILES = [(384, 1024), (14, 5), (1, 64), (37, 7), (500, 37)]
+
+
+def set_tiles(monkeypatch, tile):
+    """Set the size of tiles, so that tasks are as many as they are with long texts."""
+    for name, size in zip(("TILE_ROWS", "TILE_KEYS"), tile, strict=True):
+        monkeypatch.setattr(streaming, name, size)
+
+
+@pytest.fixture
+def three_threads():
+    """Three threads of torch, whatever this machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 300])
-@pytest.mark.parametrize("rest", [flash_rest, chunked_rest])
-def test_both_kernels_equal_float64_patterns(rest, window, monkeypatch):
+@pytest.mark.parametrize(
+    ("rest", "tile"), [(chunked_rest, TILES[0]), *((block_rest, tile) for tile in TILES)]
+)
+@pytest.mark.usefixtures("three_threads")
+def test_both_kernels_equal_float64_patterns(rest, tile, window, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK", 16)
+    set_tiles(monkeypatch, tile)
     query, key = make_scores(37, 2.0)
     how = Scoring(0.5, window)
     expected, visible = exact_rows(query, key, 0.5, window)
@@ -184,12 +220,103 @@ def test_the_output_is_that_of_the_patterns(window, monkeypatch):
         np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
 
 
+SINKS = {
+    "none": None,
+    "of heads": torch.tensor([-1.0, 0.0, 1.0, 5.0]),
+    "of rows": torch.linspace(-3, 3, 2 * 4 * 37).view(2, 4, 37, 1),
+}
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("sinks", list(SINKS))
+@pytest.mark.parametrize(
+    "scoring",
+    [{}, {"window": 1}, {"window": 6}, {"chunk": 1}, {"chunk": 8}, {"softcap": 2.0, "window": 20}],
+)
+@pytest.mark.usefixtures("three_threads")
+def test_attention_on_the_cpu_is_that_of_float64_patterns(scoring, sinks, tile, monkeypatch):
+    """Output (values wider than keys), entropies and masses of segments, two prompts at once."""
+    set_tiles(monkeypatch, tile)
+    both = [make_scores(37, 2.0, seed=seed) for seed in (0, 1)]
+    query, key = (torch.cat(parts) for parts in zip(*both, strict=True))
+    value = torch.randn(2, 2, 37, 12, generator=torch.Generator().manual_seed(1))
+    how = Scoring(0.7, sinks=SINKS[sinks], **scoring)
+    segment = torch.arange(37) % 3
+    inside = (segment[:, None] == torch.arange(3)).float().expand(2, -1, -1)
+    assert not torch.is_inference_mode_enabled()
+    out, parts = streaming.attend_rows(query, key, value, how, inside=inside)
+
+    scores = query.double() @ key.double().repeat_interleave(2, 1).transpose(2, 3) * how.scale
+    scores = how.cap(scores).masked_fill(~how.seen((0, 37), (0, 37), "cpu"), float("-inf"))
+    whole = torch.softmax(scores, dim=-1)
+    if how.sinks is not None:
+        column = masks.sink_column(how.sinks).double().expand(2, 4, 37, 1)
+        pattern = torch.softmax(torch.cat([column, scores], dim=-1), dim=-1)[..., 1:]
+        rest = whole
+    else:
+        pattern = whole
+        rest = torch.softmax(scores[:, :, 1:, 1:], dim=-1)
+    expected = pattern @ value.double().repeat_interleave(2, 1)
+    np.testing.assert_allclose(out, expected, atol=3e-6, rtol=0)
+    np.testing.assert_allclose(
+        parts["rest_entropy"], torch.special.entr(rest).sum(-1), atol=3e-6, rtol=0
+    )
+    log_sum = torch.logsumexp(scores[..., how.first :, how.first :], dim=-1)
+    np.testing.assert_allclose(parts["log_sum"], log_sum, atol=3e-6, rtol=0)
+    np.testing.assert_allclose(parts["segment_rows"], whole @ inside[0].double(), atol=3e-6)
+    without, same = streaming.attend_rows(query, key, value, how, False, inside)
+    assert without is None
+    for name, values in same.items():
+        np.testing.assert_allclose(values, parts[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sinks", ["none", "of heads"])
+def test_one_token_attends_to_itself(sinks):
+    query, key = make_scores(1, 2.0)
+    out, parts = streaming.attend_rows(query, key, key, Scoring(1.0, sinks=SINKS[sinks]))
+    n_rows = 0 if sinks == "none" else 1
+    assert parts["log_sum"].shape == parts["rest_entropy"].shape == (1, 4, n_rows)
+    np.testing.assert_allclose(parts["rest_entropy"], 0, atol=1e-6)
+    if sinks == "none":
+        np.testing.assert_allclose(out, key.repeat_interleave(2, 1), atol=1e-6)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_tasks_are_shared_by_threads_that_have_one_thread_each():
+    done, together = [], threading.Barrier(3, timeout=60)
+
+    def work(tasks):
+        together.wait()
+        for task in tasks:
+            torch.ones(2).sum()  # a thread takes its number of threads at its first operation
+            done.append((task, torch.get_num_threads()))
+            assert torch.is_inference_mode_enabled()
+
+    streaming.run_in_threads(work, range(50))
+    assert sorted(done) == [(task, 1) for task in range(50)]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_in_a_thread_is_raised_and_torch_has_its_threads_again(fails):
+    caller = threading.current_thread()
+
+    def work(tasks):
+        if (threading.current_thread() is caller) == fails:
+            raise ValueError("this thread's")
+
+    with pytest.raises(ValueError, match="this thread's"):
+        streaming.run_in_threads(work, range(50))
+    assert torch.get_num_threads() == 3
+
+
 @pytest.mark.parametrize("sink", [10.0, 20.0, 60.0, -60.0])
 def test_a_sink_that_holds_nearly_all_mass_costs_no_digits(sink):
     query, key = make_scores(50, sink)
     expected, visible = exact_rows(query, key, 1.0, None)
     how = Scoring(1.0)
-    found = [part.numpy() for part in (sink_scores(query, key, how), *flash_rest(query, key, how))]
+    found = [part.numpy() for part in (sink_scores(query, key, how), *block_rest(query, key, how))]
     got = join_sink(*found, visible)
     if sink == 20.0:
         assert (
@@ -216,11 +343,12 @@ def test_two_equal_keys_give_ln_2_and_the_window_drops_the_sink():
     np.testing.assert_allclose(got["entropy_sinkfree"], [np.nan, np.nan, np.log(2)], atol=1e-7)
 
 
-def test_softcapped_scores_equal_float64_patterns():
+@pytest.mark.parametrize("rest", [chunked_rest, block_rest])
+def test_softcapped_scores_equal_float64_patterns(rest):
     query, key = make_scores(30, 6.0)
     expected, visible = exact_rows(query, key, 1.0, 7, softcap=2.0)
     how = Scoring(1.0, 7, 2.0)
-    found = [p.numpy() for p in (sink_scores(query, key, how), *chunked_rest(query, key, how))]
+    found = [p.numpy() for p in (sink_scores(query, key, how), *rest(query, key, how))]
     np.testing.assert_allclose(
         join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
     )
@@ -236,7 +364,7 @@ def test_short_dtypes_stream_float32_entropies(models, dtype):
     query, key = query.to(getattr(torch, dtype)), key.to(getattr(torch, dtype))
     expected, visible = exact_rows(query, key, 0.3, None)
     how = Scoring(0.3)
-    found = [p.numpy() for p in (sink_scores(query, key, how), *flash_rest(query, key, how))]
+    found = [p.numpy() for p in (sink_scores(query, key, how), *block_rest(query, key, how))]
     np.testing.assert_allclose(
         join_sink(*found, visible)["entropy"], expected["entropy"], atol=3e-6
     )
@@ -293,10 +421,10 @@ def test_rows_that_a_kernel_has_joined_are_checked_where_they_are(name, value, p
 def test_the_instrument_check_catches_a_wrong_kernel(models, monkeypatch):
     loaded = models("llama")
     assert instrument.check_streaming(loaded)["path_gap"] < 1e-5
-    right = streaming.flash_means
+    right = streaming.block_means
     monkeypatch.setattr(
         streaming,
-        "flash_means",
+        "block_means",
         lambda q, k, v, how: right(q, k, v, replace(how, scale=how.scale * 1.01)),
     )
     with pytest.raises(RunFailed, match=r"instrument check: layer 0: .*--capture patterns"):

@@ -14,12 +14,12 @@ is ever subtracted from 1: the usual closed form (H + m ln m) / r + ln r divides
 by r. A row whose window has moved past key 0 has m = 0 and H = H'; a row with r = 0 in float32 has
 no sink-free entropy (NaN), as in stats.entropy.sinkfree_entropy.
 
-Ways to L' and H', the same numbers: torch's flash kernel on the CPU (`flash_means`, once a layer);
-on CUDA a Triton kernel that gives the output and H as well (triton_kernel.py); elsewhere, and for
-soft-capped scores on the CPU, the layer's own kernel and blocks of rows in public operations
-(`chunked_rest`). Scores are float32 in all,
-whatever dtype the model has. Right padding: a real row never sees padding, so no mask is needed
-beside the causal one and the layer's window or chunk, which masks.py takes from the model.
+Ways to L' and H', the same numbers: on the CPU blocks of rows and tiles of keys that stay in its
+cache, which give o' too (`block_means`); on CUDA a Triton kernel that gives the output and H as
+well (triton_kernel.py); elsewhere the layer's own kernel and blocks of scores of all heads
+(`chunked_rest`). Scores are float32 in all, whatever dtype the model has. Right padding: a real row
+never sees padding, so no mask is needed beside the causal one and the layer's window or chunk,
+which masks.py takes from the model.
 
 Where heads have learned sinks, the sink takes the place of key 0: L' and H' are over all keys,
 s_0 is the sink's score, and the layer's output over the keys is multiplied by r.
@@ -27,7 +27,9 @@ s_0 is the sink's score, and the layer's output over the keys is multiplied by r
 Axes: prompt, head, query, key; head counts in `key` may be smaller (grouped queries).
 """
 
+import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -39,6 +41,9 @@ from rolecircuits.capture.masks import sink_column
 from rolecircuits.capture.rows import join_sink, plain_scores, rest_of_scores
 
 BLOCK = 256  # query rows per block where scores are built: [prompt, head, BLOCK, key] float32
+TILE_ROWS = 384  # on the CPU: rows of a tile of scores, of all heads that share keys
+TILE_KEYS = 1024  # and its keys
+UNSEEN = -1e30  # a score that no probability is left of; 0 of it is 0, unlike 0 of infinity
 MEASURED_ROWS = ("entropy", "entropy_sinkfree", "sink_mass")
 
 
@@ -62,6 +67,11 @@ class Scoring:
         """Scaled scores with the soft cap, if there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
+    def cap_(self, scores):
+        """The same in place."""
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+
     @property
     def first(self):
         """The first key among the rest: 1, as key 0 is kept apart, or 0 beside a learned sink."""
@@ -73,9 +83,8 @@ class Scoring:
 
     def low(self, row):
         """The first key that a row sees."""
-        if self.chunk is not None:
-            return row // self.chunk * self.chunk
-        return 0 if self.window is None else max(0, row - self.window + 1)
+        low = 0 if self.chunk is None else row // self.chunk * self.chunk
+        return low if self.window is None else max(low, row - self.window + 1)
 
     def seen(self, rows, keys, device):
         """True where a key is seen: rows and keys are (start, stop). [query, key] bool"""
@@ -97,30 +106,8 @@ class Scoring:
             yield (start, stop), (max(first, self.low(start)), stop)
 
 
-def flash_cpu(query, key, value, how):
-    """(output, log-sum-exp) of causal attention by torch's CPU kernel, which reads grouped keys
-    without copying them.
-    """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    n_query = query.shape[2]
-    if how.sees_all(n_query):
-        return kernel(query, key, value, 0.0, True, scale=how.scale)
-    out = query.new_empty((*query.shape[:3], value.shape[-1]))
-    log_sum = torch.empty(query.shape[:3], dtype=torch.float32)
-    for (a, b), (low, high) in how.blocks(n_query):
-        seen = how.seen((a, b), (low, high), query.device)
-        mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
-        part = query[:, :, a:b], key[:, :, low:high], value[:, :, low:high]
-        out[:, :, a:b], log_sum[:, :, a:b] = kernel(
-            *part, 0.0, False, attn_mask=mask, scale=how.scale
-        )
-    return out, log_sum
-
-
 def plain_output(query, key, value, how):
     """The layer's attention output [prompt, head, query, d] in the model's dtype."""
-    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        return flash_cpu(query, key, value, how)[0]
     n_query, window = query.shape[2], how.window or how.chunk
     attention = partial(
         scaled_dot_product_attention, scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -135,43 +122,121 @@ def plain_output(query, key, value, how):
     return out
 
 
-def flash_rest(query, key, how):
-    """(L', H') of rows and keys from `how.first` on, by the CPU kernel with keys as values."""
-    return flash_means(query, key, None, how)[:2]
+def block_means(query, key, value, how):
+    """(L', H', o') of rows and keys from `how.first` on, on the CPU: [prompt, head, query, ...].
 
-
-def flash_means(query, key, value, how):
-    """(L', H', o') of rows and keys from `how.first` on, by one call of the CPU kernel.
-
-    value  [prompt, head, key, unit], None where no output is wanted
-    The kernel wants queries and keys as wide as what it averages, keys and values side by side, so
-    they are padded with zeros: more multiplications than in two calls, but one exponential a score.
+    value  [prompt, head, key, unit], None where no output is wanted: o' is None
     """
-    query, key = query[:, :, how.first :].float(), key[:, :, how.first :].float()
-    output, averaged, padded, width = None, key, (query, key), query.shape[-1]
-    if value is not None:
-        averaged = torch.cat([key, value[:, :, how.first :].float()], dim=-1)
-        more = value.shape[-1]
-        padded = [torch.nn.functional.pad(part, (0, more)) for part in padded]
-    mean, log_sum = flash_cpu(*padded, averaged, how)
-    if value is not None:
-        mean, output = mean[..., :width], mean[..., width:]
-    entropy = log_sum - torch.einsum("phqd,phqd->phq", query, mean) * how.scale
-    return log_sum, entropy, output
+    n_prompts, n_heads, n_query, _ = query.shape
+    first, groups = how.first, n_prompts * key.shape[1]
+    value = key[..., :0] if value is None else value
+    query = (query.float() * how.scale).reshape(groups, -1, n_query, query.shape[-1])
+    key, value = (part.float().flatten(0, 1).contiguous() for part in (key, value))
+    alike, n_rest = query.shape[1], n_query - first  # heads that share keys
+    means = [query.new_empty((groups, alike, n_rest)) for _ in range(2)]
+    means.append(query.new_empty((groups, alike, n_rest, value.shape[-1])))
+    n_rows, n_keys = min(n_query, max(1, TILE_ROWS // alike)), min(n_query, TILE_KEYS)
+    together = min(groups, max(1, TILE_ROWS * TILE_KEYS // (alike * n_rows * n_keys)))
+
+    def work(tasks):
+        kept = torch.empty((2, together * alike * n_rows * n_keys), dtype=torch.float32)
+        for some, rows, (low, high) in tasks:
+            block = query[some, :, slice(*rows)].flatten(1, 2)
+            tiles = []
+            for start in range(low, high, n_keys):
+                keys = slice(start, min(start + n_keys, high))
+                place = rows, (keys.start, keys.stop)
+                tile = key[some, keys], value[some, keys]
+                tiles.append(tile_means(block, *tile, place, how, kept))
+            for whole, part in zip(means, join_tiles(tiles), strict=True):
+                place = whole[some, :, rows[0] - first : rows[1] - first]
+                place.copy_(part.view(place.shape))
+
+    starts = range(0, groups, together)
+    blocks = sorted(how.blocks(n_query, n_rows, first), key=lambda block: block[1][0] - block[1][1])
+    run_in_threads(work, [(slice(a, a + together), *block) for block in blocks for a in starts])
+    log_sum, entropy, output = (part.view(n_prompts, n_heads, *part.shape[2:]) for part in means)
+    return log_sum, entropy, output if output.shape[-1] else None
+
+
+def run_in_threads(work, tasks):
+    """Call work(tasks) in as many threads as torch has here, each with one of its own.
+
+    Every thread takes its next task from what is left of all. Operations as small as those of a
+    tile take longer when torch's threads share each one of them and wait for one another.
+    """
+    n_threads, left = torch.get_num_threads(), iter(tasks)
+
+    def work_unrecorded():
+        with torch.inference_mode():  # a thread begins without the mode of the one that made it
+            work(left)
+
+    try:
+        torch.set_num_threads(1)  # here, and in threads that begin now
+        with ThreadPoolExecutor(n_threads) as pool:
+            others = [pool.submit(work_unrecorded) for _ in range(min(n_threads, len(tasks)) - 1)]
+            work_unrecorded()
+            for other in others:
+                other.result()
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def tile_means(query, key, value, place, how, kept):
+    """(L', H', o') of a block of rows over one tile of keys: [group, head * query, ...].
+
+    query  [group, head * query, d], scaled    key, value  [group, key, ...]
+    place  ((row start, stop), (key start, stop))    kept  [2, scores] float32, overwritten
+    L' is the largest score less the logarithm of its probability, H' = L' - E'[s] with E' from the
+    same probabilities: one softmax for all three.
+    """
+    (row, row_stop), (low, high) = place
+    shape = (*query.shape[:2], high - low)
+    scores, weights = (part[: math.prod(shape)].view(shape) for part in kept)
+    torch.bmm(query, key.transpose(1, 2), out=scores)
+    how.cap_(scores)
+    by_row = scores.view(len(query), -1, row_stop - row, high - low)
+    # keys that not all of the rows see: before the last row's first, behind the first row
+    for start, stop in ((low, min(high, how.low(row_stop - 1))), (max(low, row + 1), high)):
+        if start < stop:
+            hidden = ~how.seen((row, row_stop), (start, stop), scores.device)
+            by_row[..., start - low : stop - low].masked_fill_(hidden, UNSEEN)
+    best = scores.amax(dim=-1)
+    torch.softmax(scores.sub_(best[..., None]), dim=-1, out=weights)
+    output = weights @ value
+    log_sum = weights.amax(dim=-1).log_().neg_()
+    entropy = log_sum - scores.mul_(weights).sum(dim=-1)
+    return log_sum.add_(best), entropy, output
+
+
+def join_tiles(tiles):
+    """(L', H', o') over all keys from those of tiles: grouping of the entropy.
+
+    Of the probability r_t = exp(L_t - L) is on tile t: H = sum r_t (H_t - ln r_t).
+    """
+    if len(tiles) == 1:
+        return tiles[0]
+    log_sums, entropies, outputs = (torch.stack(parts) for parts in zip(*tiles, strict=True))
+    log_sum = torch.logsumexp(log_sums, dim=0)
+    less = log_sum - log_sums
+    share = torch.exp(-less)
+    output = outputs.mul_(share[..., None]).sum(dim=0)
+    return log_sum, entropies.add_(less).mul_(share).sum(dim=0), output
 
 
 def join_output(output, log_sum, value, sink_score, how):
     """What all keys give from what those other than key 0 give: [prompt, head, query, unit].
 
-    output, log_sum  o' and L' of `flash_means`    sink_score  [prompt, head, query]
+    output, log_sum  o' and L' of `block_means`    sink_score  [prompt, head, query]
     """
     n_heads, first = sink_score.shape[1], value[:, :, :1].float()
     first = first.repeat_interleave(n_heads // value.shape[1], dim=1)
     joined = torch.empty((*sink_score.shape, value.shape[-1]), dtype=torch.float32)
     joined[:, :, :1] = first
     on_sink = torch.sigmoid(sink_score[..., 1:] - log_sum)
-    if how.window is not None:
-        on_sink[..., how.window - 1 :] = 0  # the window has moved past key 0
+    for size in (how.window, how.chunk):
+        if size is not None:
+            on_sink[..., size - 1 :] = 0  # the window or chunk has moved past key 0
     torch.lerp(output, first, on_sink[..., None], out=joined[:, :, 1:])
     return joined
 
@@ -184,9 +249,7 @@ def block_scores(query, key, rows, keys, how):
 
 
 def chunked_rest(query, key, how):
-    """(L', H') as `flash_rest`, from blocks of scores in float32: the reference, and the way for
-    soft-capped scores.
-    """
+    """(L', H') as `block_means`, from blocks of scores of all heads."""
     sums = [query.new_empty((*query.shape[:2], 0), dtype=torch.float32)]
     entropies = list(sums)
     for rows, keys in how.blocks(query.shape[2], first=how.first):
@@ -232,16 +295,6 @@ def triton_kernel():
     return triton_kernel
 
 
-def by_flash(query, how):
-    """Whether torch's CPU kernel can give the rows."""
-    return (
-        query.device.type == "cpu"
-        and query.shape[2] > how.first
-        and how.softcap is None
-        and how.chunk is None  # without key 0 the chunks begin elsewhere
-    )
-
-
 def attend(query, key, value, how, want_output=True):
     """(output or None, L', H') by the fastest way that is right for this device, dtype and scores.
 
@@ -249,8 +302,8 @@ def attend(query, key, value, how, want_output=True):
     L', H'  [prompt, head, query - 1] float32: rows from 1 on, all rows where heads have sinks
     """
     value, sink_score = value if want_output else None, sink_scores(query, key, how)
-    if by_flash(query, how):
-        log_sum, entropy, out = flash_means(query, key, value, how)
+    if query.device.type == "cpu":
+        log_sum, entropy, out = block_means(query, key, value, how)
         if out is not None and how.sinks is None:
             out = join_output(out, log_sum, value, sink_score, how)
     else:
@@ -276,7 +329,7 @@ def attend_rows(query, key, value, how, want_output=True, inside=None):
         parts = dict(zip(MEASURED_ROWS, rows, strict=True))
     else:
         parts = {"sink_score": sink_scores(query, key, how)}
-        if inside is not None and by_flash(query, how) and how.sinks is None:
+        if inside is not None and query.device.type == "cpu" and how.sinks is None:
             # one call for all: which segment a key is in is a value like others
             segments = inside[:, None].expand(-1, key.shape[1], -1, -1)
             whole = segments if not want_output else torch.cat([value.float(), segments], dim=-1)
@@ -306,16 +359,14 @@ def segment_output(query, key, inside, how):
     The layer's attention, with which segment a key is in (1 or 0) in the place of values.
     inside  [prompt, key, segment] float32
     """
-    query, key, n_segments = query.float(), key.float(), inside.shape[-1]
+    query, key = query.float(), key.float()
     value = inside[:, None].expand(-1, key.shape[1], -1, -1)
     kernel = cuda_kernel(query, value, how)
     if kernel is not None:
         return kernel.rows_and_output(query, key, value, how.scale, how.window, how.softcap)[0]
-    if query.device.type != "cpu" or how.softcap is not None:
-        return chunked_output(query, key, value, how)
-    more = max(query.shape[-1] - n_segments, 0)  # this kernel wants values as wide as keys
-    value = torch.nn.functional.pad(value, (0, more)).contiguous()
-    return plain_output(query, key, value, how)[..., :n_segments]
+    if query.device.type == "cpu" and how.sinks is not None:
+        return block_means(query, key, value, how)[2]
+    return chunked_output(query, key, value, how)
 
 
 def sink_scores(query, key, how):
