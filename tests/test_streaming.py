@@ -3,6 +3,7 @@
 import functools
 import json
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from rolecircuits.capture import tokens as prompt_tokens
 from rolecircuits.capture.attention import TURN_MASS, capture_patterns, capture_streaming
 from rolecircuits.capture.batches import make_batches
 from rolecircuits.capture.check_texts import streaming_batches
+from rolecircuits.capture.model_pass import Call
 from rolecircuits.capture.recorder import check_rows
 from rolecircuits.capture.streaming import (
     Scoring,
@@ -92,10 +94,8 @@ def test_layers_of_one_kind_are_reduced_together_until_they_are_many(
 ):
     tiny, seen = models("llama"), []
     tokenized = tokenize_prompts(long_prompts()[:2], tiny.tokenizer)
-    n_tokens = max(len(prompt.token_ids) for prompt in tokenized)
-    config = tiny.model.config
-    one = 2 * config.num_key_value_heads * n_tokens * config.head_dim * 4  # bytes of its keys
-    monkeypatch.setitem(recorder.HELD_BYTES, False, layers_held * one)
+    monkeypatch.setattr(recorder, "_bytes", lambda held: 1)
+    monkeypatch.setitem(recorder.HELD_BYTES, False, layers_held)
     reduce = recorder.LayerRecorder.reduce
 
     def note(self, layers, *given):
@@ -107,6 +107,26 @@ def test_layers_of_one_kind_are_reduced_together_until_they_are_many(
     assert sum(seen, []) == list(range(tiny.n_layers))
     assert {len(layers) for layers in seen[:-1]} <= {min(groups, tiny.n_layers)}
     assert len(seen) == -(-tiny.n_layers // groups)
+
+
+@pytest.mark.parametrize("other", [(4, 1, 8), (4, 2, 16)])
+def test_layers_of_other_widths_are_not_reduced_together(other, monkeypatch):
+    """As in Gemma 4, whose full layers have other heads than its sliding ones."""
+    monkeypatch.setitem(recorder.HELD_BYTES, False, 2**30)
+    places, seen = Places(np.array([[0, 5], [0, 3]])), []
+
+    def note(layers, arrays):
+        seen.append((layers, arrays))
+
+    keep = recorder.LayerRecorder([(None, None)] * 4, [5, 3], places, note)
+    generator = torch.Generator().manual_seed(0)
+    for layer, (heads, groups, width) in enumerate([(4, 2, 8), (4, 2, 8), other, (4, 2, 8)]):
+        query, key, value = (
+            torch.randn(2, n, 5, width, generator=generator) for n in (heads, groups, groups)
+        )
+        keep.attend(layer, Call(query, key, value, None, 0.5))
+    assert [layers for layers, _ in seen] == [[0, 1], [2], [3]]
+    assert all(arrays["entropy"].shape[1:] == (2, 4, 5) for _, arrays in seen)
 
 
 def test_mlps_take_the_tokens_in_blocks_and_are_left_as_they_were(models):
@@ -300,15 +320,19 @@ def test_tasks_are_shared_by_threads_that_have_one_thread_each():
 @pytest.mark.parametrize("fails", [True, False])
 @pytest.mark.usefixtures("three_threads")
 def test_an_error_in_a_thread_is_raised_and_torch_has_its_threads_again(fails):
-    caller = threading.current_thread()
+    caller, done = threading.current_thread(), []
 
     def work(tasks):
-        if (threading.current_thread() is caller) == fails:
-            raise ValueError("this thread's")
+        for task in tasks:
+            if (threading.current_thread() is caller) == fails:
+                raise ValueError("this thread's")
+            time.sleep(0.005)
+            done.append(task)
 
     with pytest.raises(ValueError, match="this thread's"):
         streaming.run_in_threads(work, range(50))
     assert torch.get_num_threads() == 3
+    assert len(done) < 25  # the others do not take what is left
 
 
 @pytest.mark.parametrize("sink", [10.0, 20.0, 60.0, -60.0])

@@ -23,7 +23,7 @@ from rolecircuits.inputs.errors import RunFailed, UserError
 from rolecircuits.stats.masses import SEGMENTS, counted_keys, named_masses, turn_masses
 
 MLP_ROWS = 1024  # tokens that an MLP on the CPU takes at a time
-# {on a card: bytes of the keys of layers that are reduced together}
+# {on a card: bytes of the keys and rows of layers that are reduced together}
 HELD_BYTES = {False: 0, True: 2**25}
 
 
@@ -189,15 +189,17 @@ class LayerRecorder:
         if self.held and not self.alike(self.held[0], new):
             self.release()
         self.held.append(new)
-        held = sum(one.key.nbytes for one in self.held)
+        held = sum(_bytes(one) for one in self.held)
         if held >= HELD_BYTES[new.key.device.type == "cuda"] or new.layer == len(self.windows) - 1:
             self.release()
 
     def alike(self, one, other):
-        """Whether two Held layers can be reduced together: learned sinks are each layer's own."""
+        """Whether two Held layers can be reduced together: learned sinks are each layer's own, and
+        some models have layers of other widths.
+        """
         if one.how.sinks is not None or other.how.sinks is not None:
             return False
-        return one.how == other.how and one.key.device == other.key.device
+        return _kind(one) == _kind(other)
 
     def release(self):
         """Reduce the layers that are held."""
@@ -287,6 +289,19 @@ class LayerRecorder:
         if kind not in self.visible:
             self.visible[kind] = keys_seen(n_query, how)
         return self.visible[kind]
+
+
+def _kind(held):
+    """What layers that are reduced together have in common."""
+    shapes = {name: part.shape for name, part in held.parts.items()}
+    key = held.key
+    return held.how, key.device, key.dtype, key.shape, held.final_query.shape, shapes
+
+
+def _bytes(held):
+    """The memory that a Held layer keeps: a key may be a view of more than itself."""
+    parts = sum(part.nbytes for part in held.parts.values())
+    return held.key.untyped_storage().nbytes() + parts
 
 
 def _joined(tensors):

@@ -1,13 +1,12 @@
 """Exact entropy of every attention row in memory that grows with the tokens, not their square.
 
-The pattern is never built. An attention kernel over the keys other than key 0 (the attention sink)
-gives the log-sum-exp L' of the scores s and, with keys beside the values, their mean under the
-softmax:
+The pattern is never kept. The keys other than key 0 (the attention sink) give the log-sum-exp L' of
+their scores s, the mean E' of the scores under their softmax p', and the mean o' of their values:
 
-    H' = L' - E'[s] = L' - scale * q . (sum_{j>0} p'_j k_j)   the sink-free entropy
-    o  = r o' + m v_0                                         the layer's output
-    d  = L' - s_0       sink mass m = 1 / (1 + e^d)           rest r = 1 / (1 + e^-d)
-    H  = r H' - r ln r - m ln m                               grouping of the entropy, exact
+    H' = L' - E'[s]                                   the sink-free entropy
+    o  = r o' + m v_0                                 the layer's output
+    d  = L' - s_0       sink mass m = 1 / (1 + e^d)   rest r = 1 / (1 + e^-d)
+    H  = r H' - r ln r - m ln m                       grouping of the entropy, exact
 
 A head that puts all but r = 1e-6 on key 0 still gets an accurate sink-free entropy, because nothing
 is ever subtracted from 1: the usual closed form (H + m ln m) / r + ln r divides the rounding of H
@@ -163,13 +162,19 @@ def run_in_threads(work, tasks):
     """Call work(tasks) in as many threads as torch has here, each with one of its own.
 
     Every thread takes its next task from what is left of all. Operations as small as those of a
-    tile take longer when torch's threads share each one of them and wait for one another.
+    tile take longer when torch's threads share each one of them and wait for one another. Not to be
+    called from two threads at once: the number of torch's threads belongs to the process.
     """
     n_threads, left = torch.get_num_threads(), iter(tasks)
 
     def work_unrecorded():
-        with torch.inference_mode():  # a thread begins without the mode of the one that made it
-            work(left)
+        try:
+            with torch.inference_mode():  # a thread begins without the mode of its maker
+                work(left)
+        except BaseException:
+            for _ in left:  # the others end with the task that they are at
+                pass
+            raise
 
     try:
         torch.set_num_threads(1)  # here, and in threads that begin now

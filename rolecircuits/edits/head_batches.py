@@ -89,16 +89,16 @@ class HeadBatches:
         """
         n_tokens, entropy = self.lengths[prompts[0]], []
 
-        def on_layer(number, rows):
+        def on_layer(number, received):
             if number > layer:
-                entropy.append(rows)
+                entropy.append(to_entropy(*received))
 
         hidden = self.clean.residuals[layer]
         hidden = hidden[torch.as_tensor(prompts, device=hidden.device), :n_tokens]
         token_ids = [self.tokenized[i].token_ids for i in prompts]
         resume = Resume(layer, hidden, self.clean.as_tuple)
         with shared_tokens(self.loaded.bridge.original_model, token_ids, owners):
-            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume, to_entropy)
+            logits = run_layers(self.loaded, token_ids, on_layer, edits, resume, _as_received)
         logits = logits.cpu().numpy()
         if not entropy:
             return logits, np.empty((len(prompts), 0))
@@ -110,3 +110,7 @@ class HeadBatches:
             "span": arrays["span"][prompts],
         }
         return logits, effects.normalised_values(later)
+
+
+def _as_received(tensor, dtype):
+    return tensor, dtype

@@ -79,7 +79,8 @@ def to_entropy(tensor, dtype):
     """
     if tensor.device.type == "cuda":
         pattern = _float_pattern(tensor, dtype).double()
-        if ((pattern.sum(dim=-1) - 1).abs() <= ROW_SUM_TOLERANCE).all():
+        sums = pattern.sum(dim=-1)
+        if ((sums - 1).abs() <= ROW_SUM_TOLERANCE).all() and (pattern >= 0).all():
             return torch.special.entr(pattern).sum(dim=-1).cpu().numpy()
     return attention_entropy(to_pattern(tensor, dtype))  # or it says which row is none
 
@@ -123,7 +124,7 @@ def run_layers(loaded, token_ids, on_layer, edits=(), resume=None, read=to_patte
     edits      (hook name, function) pairs that change activations; they are attached before
                anything that measures
     resume     a Resume: `on_layer` is called from its layer on
-    read       `to_pattern`, or `to_entropy`: what `on_layer` gets instead
+    read       function (what the hook received, dtype): what `on_layer` gets
     returns    logits of each prompt's final token [prompt, vocabulary] float32; the projection to
                the vocabulary is computed for no other position
     raises     RunFailed if a hook fires more or less than once

@@ -42,6 +42,7 @@ MIN_UNITS, MIN_EFFECTIVE = 8, 5.0
 ENOUGH, FINEST = 20, 20  # draws that reach a column; else the smallest p 0.05 / (FINEST * columns)
 UNBOUNDED = (-np.inf, np.inf)
 SHARE = (0.0, 1.0)  # where a normalised entropy, a mass or a rate lies
+FEW = 2**23  # numbers of a set's bootstrap weights, 32 MiB
 
 
 class Inference(NamedTuple):
@@ -128,14 +129,19 @@ def bootstrap_weights(category, unit, n_resamples, seed):
     unit  [row], or None: every row alone. The same draws serve every kind, layer and head of a run.
     """
     unit = [ALONE] * len(category) if unit is None else np.asarray(unit).tolist()
-    return _kept_weights(tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed)
+    asked = tuple(np.asarray(category).tolist()), tuple(unit), n_resamples, seed
+    kept = _weights_of_few if len(unit) * n_resamples <= FEW else _weights_of_many
+    return kept(*asked)
 
 
-@lru_cache(maxsize=12)  # the categories of a run and their pairs
-def _kept_weights(category, unit, n_resamples, seed):
+def _make_weights(category, unit, n_resamples, seed):
     weights = draw_weights(bootstrap_counts(category, unit, n_resamples, seed))
     weights.setflags(write=False)
     return weights
+
+
+# the categories of a run and their pairs; fewer where each takes more memory
+_weights_of_few, _weights_of_many = (lru_cache(maxsize=n)(_make_weights) for n in (12, 4))
 
 
 def draw_weights(counts):
