@@ -73,7 +73,7 @@ NEEDS_RUNS = ("figures", "tests", "comparison", "report", "interventions")
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--runs", type=positive_int, default=3)
+    parser.add_argument("--runs", type=positive_int, default=2, help="counted runs (default 2)")
     names = list(dict.fromkeys(["help", "floor", *STAGES]))
     only = f"help (of every script); floor (all); {'; '.join(n for n in STAGES if ':' not in n)}"
     parser.add_argument(
